@@ -1,0 +1,81 @@
+"""The errors of this package. Each carries its facts and says what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class AirExecutorError(Exception):
+    """Base class of every error raised by this package."""
+
+
+class InvalidJobError(AirExecutorError, ValueError):
+    """A job, a task or a request is not valid; the message names the field."""
+
+
+class JobNotFoundError(AirExecutorError, LookupError):
+    """There is no job of this name below the base path."""
+
+    def __init__(self, job_name: str, base_path: Path | str) -> None:
+        super().__init__(
+            f"there is no job {job_name!r} in {base_path}; `air-executor status` lists the jobs there"
+        )
+        self.job_name = job_name
+        self.base_path = Path(base_path)
+
+
+class JobExistsError(AirExecutorError):
+    """The name of the job is taken; nothing was written."""
+
+    def __init__(self, job_name: str, base_path: Path | str, owner: str = "") -> None:
+        owned = f" (submitted by {owner})" if owner else ""
+        super().__init__(
+            f"a job {job_name!r} exists already in {base_path}{owned}; "
+            "choose another name, or delete that job once it has ended"
+        )
+        self.job_name = job_name
+        self.base_path = Path(base_path)
+
+
+class JobStateError(AirExecutorError):
+    """The job is in a state in which this cannot be done."""
+
+
+class CorruptFileError(AirExecutorError):
+    """A file of the job filesystem cannot be read, also after a few retries."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(f"{path} cannot be read: {why}")
+        self.path = Path(path)
+        self.why = why
+
+
+class JobFailedError(AirExecutorError):
+    """The job that was waited for has ended as failed."""
+
+    def __init__(self, job_name: str, details: str) -> None:
+        super().__init__(f"job {job_name!r} failed: {details}")
+        self.job_name = job_name
+        self.details = details
+
+
+class JobTimeoutError(AirExecutorError, TimeoutError):
+    """The job had not ended when the time allowed for it was over."""
+
+
+class SettingsError(AirExecutorError, ValueError):
+    """A setting of the manager has an invalid value; the message names it and where it was set."""
+
+
+class ManagerError(AirExecutorError):
+    """The manager cannot start, or does not answer."""
+
+
+class ManagerRunningError(ManagerError):
+    """Another manager holds this base path."""
+
+    def __init__(self, base_path: Path | str, pid: int | None) -> None:
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"a manager is already running on {base_path} ({holder}); there can be one only")
+        self.base_path = Path(base_path)
+        self.pid = pid

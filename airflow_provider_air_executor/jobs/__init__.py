@@ -1,0 +1,1 @@
+"""The job filesystem: records, paths, publishing and watching. Nothing here imports Airflow."""

@@ -1,0 +1,202 @@
+"""How files of the job filesystem are published and read: whole or not at all, and never through a symlink."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import secrets
+import stat
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_PROCESS_TOKEN = secrets.token_hex(4)
+_COUNTER = itertools.count()
+
+# linux/fcntl.h, linux/fs.h
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
+_RENAME_EXCHANGE = 2
+_NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+
+
+class Stamp(NamedTuple):
+    """What tells one version of a file from another without reading it."""
+
+    inode: int
+    mtime_ns: int
+    size: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        """The stamp of a file from its ``stat``."""
+        return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def stamp(path: Path | str) -> Stamp | None:
+    """The stamp of the file at ``path``, or None if there is none."""
+    try:
+        return Stamp.of(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def unique_name(prefix: str) -> str:
+    """A name that no other call, thread or process uses; it begins with ``prefix``."""
+    return f"{prefix}{os.getpid()}-{_PROCESS_TOKEN}-{next(_COUNTER)}"
+
+
+def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
+    """Put ``data`` at ``path`` by one rename, so that a reader sees the old file or the new one.
+
+    :param durable: whether it must survive a power cut: the file and its directory are flushed to disk.
+    :return: the stamp of the new file.
+    """
+    temporary, version = write_beside(path, data, durable=durable)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    if durable:
+        sync_directory(path.parent)
+    return version
+
+
+def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool = False) -> tuple[Stamp, bool]:
+    """Publish as :func:`publish` does, and keep the file that was there as ``previous``.
+
+    Someone else may be writing the file at this very moment. What they have put in its place, or will still write
+    into the old file, is then found in ``previous`` and not lost. The two names are exchanged in one step where
+    the system can do that (Linux); elsewhere the old file is linked first.
+
+    :return: the stamp of the new file, and whether there was an old one.
+    """
+    temporary, version = write_beside(path, data, durable=durable)
+    try:
+        existed = True
+        if not _renameat2(temporary, str(path), _RENAME_EXCHANGE):
+            _remove(previous)
+            try:
+                os.link(path, previous, follow_symlinks=False)
+            except FileNotFoundError:
+                existed = False
+            os.rename(temporary, path)
+        else:
+            os.rename(temporary, previous)
+    except FileNotFoundError:  # nothing to exchange with
+        existed = False
+        os.rename(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    if durable:
+        sync_directory(path.parent)
+    return version, existed
+
+
+def publish_directory(temporary: Path, path: Path) -> None:
+    """Give a finished directory its name, and make that durable.
+
+    :raises FileExistsError: if something of that name is there, were it an empty directory.
+    """
+    if not _renameat2(str(temporary), str(path), _RENAME_NOREPLACE):
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        try:
+            os.rename(temporary, path)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+            raise
+    sync_directory(path.parent)
+
+
+def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]:
+    """Write ``data`` to a new file of mode 0600 in the directory of ``path``; its name begins with a dot."""
+    temporary = str(path.parent / unique_name(f".{path.name}."))
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            if durable:
+                os.fsync(descriptor)
+            version = Stamp.of(os.fstat(descriptor))
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        _remove(temporary)
+        raise
+    return temporary, version
+
+
+def sync_directory(path: Path) -> None:
+    """Flush a directory, so that the names in it survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_regular(path: Path) -> int:
+    """Open a regular file for reading; a symlink, a pipe or a device is refused, and none can block.
+
+    :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read(path: Path) -> tuple[bytes, Stamp]:
+    """The content of a regular file, and the stamp of the version read."""
+    descriptor = open_regular(path)
+    with open(descriptor, "rb", buffering=0) as file:
+        version = Stamp.of(os.fstat(descriptor))
+        return file.readall(), version
+
+
+def is_real_directory(path: Path) -> bool:
+    """Whether ``path`` is a directory itself, not a symlink to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _remove(path: Path | str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@cache
+def _libc_renameat2() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    # Python has no renameat2(2); glibc has it since 2.28, musl since 1.2.
+    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if function is not None:
+        function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    return function
+
+
+def _renameat2(source: str, target: str, flags: int) -> bool:
+    """Rename with ``flags``; False where the system or the file system cannot do it."""
+    function = _libc_renameat2()
+    if function is None:
+        return False
+    if function(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NOT_SUPPORTED:
+        return False
+    raise OSError(code, os.strerror(code), target)

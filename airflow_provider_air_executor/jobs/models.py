@@ -1,0 +1,383 @@
+"""The records of the job filesystem: jobs, tasks, and the words that say how they stand.
+
+Records are frozen; a change makes a new one: ``task.evolve(status=TaskStatus.RUNNING)``. Field names, their
+order and the eight state words are the public file format; the fields below the line "additions" are ours, and
+a reader may drop them. Fields that are not known here are kept when a record is written back.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from graphlib import CycleError, TopologicalSorter
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from airflow_provider_air_executor.exceptions import InvalidJobError
+
+FORMAT_VERSION = 1
+MAX_NAME_LENGTH = 100
+
+_SUBMITTED_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_STORED_NAME = re.compile(r"[\w-]{1,100}")
+_ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
+_MAX_ID_BYTES = 200
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands."""
+
+    WAITING = "waiting"  # published, not looked at by the manager yet
+    WORKING = "working"  # the manager runs its tasks
+    COMPLETED = "completed"  # every task ended with exit code 0
+    FAILED = "failed"  # anything else; `reason` and `error` say what
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a job in this state stays as it is until somebody asks for more."""
+        return self in (JobState.COMPLETED, JobState.FAILED)
+
+    def may_become(self, new: JobState) -> bool:
+        """Whether the manager may move a job from this state to ``new``."""
+        return new in _JOB_TRANSITIONS[self]
+
+
+_JOB_TRANSITIONS = {
+    JobState.WAITING: {JobState.WORKING, JobState.FAILED},
+    JobState.WORKING: {JobState.WAITING, JobState.COMPLETED, JobState.FAILED},
+    JobState.FAILED: {JobState.WAITING},
+    # Only by hand, or when tasks are added: a finished job that gets new work.
+    JobState.COMPLETED: {JobState.WAITING},
+}
+
+
+class TaskStatus(enum.StrEnum):
+    """Where a task stands."""
+
+    PENDING = "pending"  # not started, or to be started again
+    RUNNING = "running"  # an attempt of it is running
+    COMPLETED = "completed"  # its command ended with exit code 0
+    FAILED = "failed"  # anything else; `reason` and `error` say what
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a task with this status has ended."""
+        return self in (TaskStatus.COMPLETED, TaskStatus.FAILED)
+
+
+class Reason(enum.StrEnum):
+    """Why a task or a job failed."""
+
+    EXIT = "exit"  # the command ended with another exit code than 0
+    SIGNAL = "signal"  # the command was ended by a signal
+    TIMEOUT = "timeout"  # it ran longer than allowed and was killed
+    CANCELLED = "cancelled"  # somebody asked for it
+    DEPENDENCY = "dependency"  # a task that it depends on failed
+    LOST = "lost"  # its runner is gone and left no result
+    SPAWN = "spawn"  # the command could not be started
+    INVALID = "invalid"  # its files are not valid
+
+
+def utc_now() -> datetime:
+    """The present time, aware, in UTC."""
+    return datetime.now(tz=timezone.utc)
+
+
+def _as_utc(value: datetime) -> datetime:
+    # A naive time is what the existing system fills in for a missing one; it means UTC.
+    return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+def _without_nul(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not contain a NUL character")
+    return value
+
+
+def _valid_task_id(value: str) -> str:
+    if not value:  # given by position when the list is read
+        return value
+    if value.startswith(".") or _ID_FORBIDDEN.search(value):
+        raise ValueError("a task id must not begin with '.' nor contain '/' or control characters")
+    if len(value.encode(errors="surrogatepass")) > _MAX_ID_BYTES:
+        raise ValueError(f"a task id must not be longer than {_MAX_ID_BYTES} bytes")
+    return value
+
+
+def _valid_env(value: dict[str, str]) -> dict[str, str]:
+    for name in value:
+        if not name or "=" in name or "\x00" in name:
+            raise ValueError(f"{name!r} cannot be the name of an environment variable")
+    return value
+
+
+def _absolute(value: str) -> str:
+    if not value.startswith("/"):
+        raise ValueError("must be an absolute path")
+    return value
+
+
+Timestamp = Annotated[datetime, AfterValidator(_as_utc)]
+Text = Annotated[str, AfterValidator(_without_nul)]
+NonEmptyText = Annotated[Text, Field(min_length=1)]
+TaskId = Annotated[str, AfterValidator(_valid_task_id)]
+Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
+Directory = Annotated[Text, AfterValidator(_absolute)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Record(BaseModel):
+    """A frozen record that keeps the fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+
+    def evolve(self, **changes: Any) -> Self:
+        """A copy with some fields changed; the changes are trusted, not validated again."""
+        return self.model_copy(update=changes)
+
+
+class Task(Record):
+    """One command of a job, and how it stands.
+
+    The same class describes a task to be submitted and a task read from ``tasks.json``. To submit one, only
+    ``command`` is needed: ``Task(command="echo", args=["hello"])``, or ``Task(bash="echo hello | wc -c")`` for a
+    line that ``bash -c`` runs.
+
+    :param id: name of the task within its job, at most 200 bytes without ``/``; default ``task-1``, ``task-2``, ...
+        by its place in the list.
+    :param command: the program to run: an absolute path, or a name that is looked up in ``PATH``. No shell reads it.
+    :param args: its arguments, handed over as they are.
+    :param dependencies: ids of the tasks of the same job that must have completed before this one starts.
+    :param env: environment variables added to the manager's own.
+    :param cwd: absolute path of the directory to run in; default: the manager's.
+    :param timeout: seconds one attempt may take before it is killed; default: the manager's ``task_timeout``.
+    :param retries: how many more attempts are made after a failed one; default 0.
+    :param retry_delay: seconds between an attempt's failure and the next attempt; default 0.
+    """
+
+    id: TaskId = ""
+    job_name: str = ""
+    command: NonEmptyText
+    args: tuple[Text, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    status: TaskStatus = TaskStatus.PENDING
+    created_at: Timestamp | None = None
+    started_at: Timestamp | None = None
+    completed_at: Timestamp | None = None
+    error: str | None = None
+    # additions
+    env: Environment | None = None
+    cwd: Directory | None = None
+    timeout: Seconds | None = None
+    retries: Annotated[int, Field(ge=0)] = 0
+    retry_delay: Delay = 0
+    attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
+    attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
+    exit_code: int | None = None
+    reason: Reason | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bash_line(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"bash": data}
+        if not isinstance(data, dict) or "bash" not in data:
+            return data
+        if data.keys() & {"command", "args"}:
+            raise ValueError("give either bash, or command and args")
+        if not isinstance(data["bash"], str) or not data["bash"].strip():
+            raise ValueError("bash must be a line of shell code")
+        rest = {key: value for key, value in data.items() if key != "bash"}
+        return {**rest, "command": "bash", "args": ["-c", data["bash"]]}
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the latest attempt ran, in seconds, once it has ended."""
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.started_at).total_seconds()
+
+
+class SubmittedBy(Record):
+    """The Airflow task that submitted a job."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+    try_number: int | None = None
+
+    def __str__(self) -> str:
+        mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
+        return f"task {self.task_id}{mapped} of DAG {self.dag_id}, run {self.run_id}"
+
+
+class Job(Record):
+    """A job: its name, how it stands, and how it is to be run.
+
+    :param max_parallel_tasks: how many of its tasks may run side by side; without it one at a time, in order.
+    :param timeout: seconds from its start after which the whole job is killed.
+    :param priority: jobs with a higher number start their tasks first; default 0.
+    :param labels: words by which jobs can be told apart.
+    :param attempt: how often the job has been started; a retry adds one.
+    """
+
+    id: str
+    name: str
+    state: JobState = JobState.WAITING
+    created_at: Timestamp | None = None
+    updated_at: Timestamp | None = None
+    # additions
+    started_at: Timestamp | None = None
+    max_parallel_tasks: Annotated[int, Field(ge=1)] | None = None
+    timeout: Seconds | None = None
+    priority: int = 0
+    labels: dict[str, str] = {}
+    submitted_by: SubmittedBy | None = None
+    attempt: Annotated[int, Field(ge=0)] = 0
+    cancel_requested_at: Timestamp | None = None
+    reason: Reason | None = None
+    error: str | None = None
+    format_version: int = FORMAT_VERSION
+
+
+TASK_LIST = TypeAdapter(tuple[Task, ...], config=ConfigDict(defer_build=True))
+
+
+def check_stored_name(name: str) -> str:
+    """Return ``name`` if a job found on disk may be called so.
+
+    :raises InvalidJobError: when it is not 1 to 100 letters, digits, ``-`` or ``_``.
+    """
+    if not _STORED_NAME.fullmatch(name):
+        raise InvalidJobError(
+            f"job name {name!r} is not valid: 1 to {MAX_NAME_LENGTH} letters, digits, '-' and '_' are allowed"
+        )
+    return name
+
+
+def check_submitted_name(name: str) -> str:
+    """Return ``name`` if a new job may be called so: as for a stored one, but ASCII letters and digits only.
+
+    :raises InvalidJobError: when it may not.
+    """
+    if not isinstance(name, str) or not _SUBMITTED_NAME.fullmatch(name):
+        raise InvalidJobError(
+            f"job name {name!r} is not valid: 1 to {MAX_NAME_LENGTH} ASCII letters, digits, '-' and '_' are allowed"
+        )
+    return name
+
+
+def valid_job_name(text: str) -> str:
+    """Map any text to a valid job name: always the same one, and different ones for different texts.
+
+    A text that is a valid name stays as it is. In others, what is not allowed becomes ``_``, and 64 bits of the
+    SHA-256 of the whole text at the end keep names apart that would otherwise meet.
+
+    :raises InvalidJobError: when the text is empty.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidJobError(f"job name {text!r} is not valid: it is empty, or not a text")
+    return text if _SUBMITTED_NAME.fullmatch(text) else name_with_digest(text, text)
+
+
+def name_with_digest(readable: str, identity: str) -> str:
+    """A valid job name that begins like ``readable`` and is unique for ``identity``."""
+    import hashlib
+
+    digest = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:16]
+    head = re.sub(r"[^A-Za-z0-9_-]+", "_", readable).strip("_")[: MAX_NAME_LENGTH - 17]
+    return f"{head or 'job'}-{digest}"
+
+
+def validate(model: type[Record] | TypeAdapter[Any], data: Any, where: str) -> Any:
+    """Validate ``data`` as a record (or a list of them).
+
+    :param where: what the data is, the beginning of the path in the error: ``tasks`` gives ``tasks[0].args[1]``.
+    :raises InvalidJobError: naming each field that is not valid.
+    """
+    try:
+        adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        raise InvalidJobError(describe_validation_error(error, where)) from None
+
+
+def describe_validation_error(error: ValidationError, where: str) -> str:
+    """One line that names every field that is not valid, and what is wrong with it.
+
+    Values are not shown, since a field may hold a secret.
+    """
+    problems = []
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
+        problems.append(f"{(where + path).lstrip('.')}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(problems)
+
+
+def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ()) -> tuple[Task, ...]:
+    """Make tasks of what a user gave: a list of :class:`Task`, dicts, or bash lines.
+
+    Ids that are missing are filled in by position, and the list as a whole is checked
+    (:func:`check_task_list`). Fields that no task has are refused: they are most often a slip of the pen.
+
+    :param present: the tasks that the job has already, if these are to be added to it.
+    :raises InvalidJobError: naming each field that is not valid.
+    """
+    if isinstance(raw, str | bytes) or not isinstance(raw, Sequence):
+        raise InvalidJobError(f"{where}: must be a list of tasks, not {type(raw).__name__}")
+    given = [item.model_dump(exclude_unset=True) if isinstance(item, Task) else item for item in raw]
+    tasks: tuple[Task, ...] = validate(TASK_LIST, given, where)
+    for index, task in enumerate(tasks):
+        _refuse_unknown_fields(task, f"{where}[{index}]")
+    tasks = tuple(
+        task if task.id else task.evolve(id=f"task-{number}")
+        for number, task in enumerate(tasks, start=len(present) + 1)
+    )
+    check_task_list(tasks, where=where, present=present)
+    return tasks
+
+
+def _refuse_unknown_fields(record: Record, where: str) -> None:
+    for name in record.model_extra or ():
+        import difflib
+
+        close = difflib.get_close_matches(name, [*type(record).model_fields, "bash"], n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise InvalidJobError(f"{where}.{name}: there is no such field{hint}")
+
+
+def check_task_list(tasks: Sequence[Task], *, where: str = "tasks", present: Sequence[Task] = ()) -> None:
+    """Check what a single task cannot tell: that ids are unique and dependencies lead to an order.
+
+    :param present: tasks of the same job that were there before and may be depended on.
+    :raises InvalidJobError: for an empty list, a duplicate id, an unknown dependency, or a cycle.
+    """
+    if not tasks:
+        raise InvalidJobError(f"{where}: the list is empty; a job needs at least one task")
+    ids = {task.id for task in present}
+    for index, task in enumerate(tasks):
+        if task.id in ids:
+            raise InvalidJobError(f"{where}[{index}].id: {task.id!r} is the id of another task of this job")
+        ids.add(task.id)
+    for index, task in enumerate(tasks):
+        for name in task.dependencies:
+            if name not in ids:
+                raise InvalidJobError(f"{where}[{index}].dependencies: there is no task {name!r} in this job")
+    try:
+        TopologicalSorter({task.id: task.dependencies for task in (*present, *tasks)}).prepare()
+    except CycleError as error:
+        cycle = " -> ".join(reversed(error.args[1]))
+        raise InvalidJobError(f"{where}: the dependencies form a cycle: {cycle}") from None

@@ -1,0 +1,96 @@
+"""Which files of some directories have changed: inotify on Linux, nothing elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Change(NamedTuple):
+    """Something was put at, or written to, ``name`` in the directory that is watched as ``key``."""
+
+    key: str
+    name: str
+
+
+class Notifier:
+    """Watches directories for files that are written or moved there.
+
+    The system may not notify: on another platform than Linux, on a network file system, or when its watches are
+    used up. So whoever uses this makes a slow pass of his own too.
+    """
+
+    def __init__(self) -> None:
+        self._inotify: Any = None
+        self._mask = 0
+        self._keys: dict[int, str] = {}
+        self._watches: dict[str, int] = {}
+        if sys.platform.startswith("linux"):
+            from inotify_simple import INotify, flags
+
+            with contextlib.suppress(OSError):  # no inotify instances left: the slow pass does it alone
+                self._inotify = INotify(nonblocking=True)
+            self._mask = flags.MOVED_TO | flags.CLOSE_WRITE | flags.CREATE | flags.ONLYDIR | flags.DONT_FOLLOW
+            self._overflow, self._ignored = int(flags.Q_OVERFLOW), int(flags.IGNORED)
+
+    @property
+    def works(self) -> bool:
+        """Whether there is anything to wait for at all."""
+        return self._inotify is not None
+
+    def fileno(self) -> int:
+        """The descriptor that becomes readable when there are changes; -1 if none ever does."""
+        return self._inotify.fileno() if self._inotify is not None else -1
+
+    def add(self, key: str, path: Path) -> bool:
+        """Watch a directory; its changes are reported under ``key``.
+
+        :return: False if it cannot be watched.
+        """
+        if self._inotify is None:
+            return False
+        try:
+            watch = self._inotify.add_watch(path, self._mask)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOSPC, errno.EACCES):
+                return False
+            raise
+        self._keys[watch] = key
+        self._watches[key] = watch
+        return True
+
+    def remove(self, key: str) -> None:
+        """Watch a directory no longer."""
+        watch = self._watches.pop(key, None)
+        if watch is not None and self._keys.pop(watch, None) is not None:
+            with contextlib.suppress(OSError):  # the directory is gone, and the watch with it
+                self._inotify.rm_watch(watch)
+
+    def read(self) -> tuple[set[Change], bool]:
+        """The changes since the last call, without waiting.
+
+        :return: the changes, and whether some were lost, so that everything must be looked at.
+        """
+        if self._inotify is None:
+            return set(), False
+        changes, lost = set(), False
+        for event in self._inotify.read(timeout=0):
+            if event.mask & self._overflow:
+                lost = True
+            elif event.mask & self._ignored:
+                key = self._keys.pop(event.wd, None)
+                if key is not None and self._watches.get(key) == event.wd:
+                    del self._watches[key]
+            elif (key := self._keys.get(event.wd)) is not None:
+                changes.add(Change(key, os.fsdecode(event.name)))
+        return changes, lost
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None

@@ -1,0 +1,549 @@
+"""JobStore: every path, every read and every write of the job filesystem.
+
+After a job is published, only the manager writes its ``state.json`` and ``tasks.json``; everybody else asks,
+through a file in ``inbox/``. Layout::
+
+    <base_path>/
+      jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/
+      inbox/                  requests to the manager
+      manager.lock  manager.pid  manager.log  config.yaml
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from airflow_provider_air_executor.exceptions import (
+    CorruptFileError,
+    InvalidJobError,
+    JobExistsError,
+    JobNotFoundError,
+    JobStateError,
+)
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import (
+    TASK_LIST,
+    Job,
+    Record,
+    SubmittedBy,
+    Task,
+    Timestamp,
+    check_stored_name,
+    check_submitted_name,
+    describe_validation_error,
+    parse_tasks,
+    utc_now,
+    validate,
+)
+
+T = TypeVar("T")
+
+# A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
+_HALF_WRITTEN_SECONDS = 0.5
+_ABANDONED_BUILD_SECONDS = 3600
+_LOG_BLOCK = 1 << 20
+
+_JOB = TypeAdapter(Job)
+
+
+class Action(enum.StrEnum):
+    """What can be asked of the manager."""
+
+    CANCEL = "cancel"  # kill what runs, start nothing more
+    RETRY = "retry"  # run again what failed
+    ADD_TASKS = "add_tasks"  # append tasks to the list
+
+
+class Request(Record):
+    """A file in the inbox: what somebody asks of the manager about one job."""
+
+    request: Action
+    job: str
+    created_at: Timestamp | None = None
+    tasks: tuple[Task, ...] = ()
+
+
+class LogChunk(NamedTuple):
+    """A piece of a task's log."""
+
+    data: bytes
+    next_offset: int  # where to go on reading, in bytes
+
+    @property
+    def text(self) -> str:
+        """The piece as text; bytes that are not UTF-8 are shown as a replacement character."""
+        return self.data.decode(errors="replace")
+
+
+class JobStore:
+    """The job filesystem below one base path.
+
+    Making one touches nothing; the directories come with the first job or manager.
+
+    :param base_path: the directory that holds ``jobs/`` and ``inbox/``; ``~`` is expanded.
+    """
+
+    def __init__(self, base_path: Path | str) -> None:
+        self.base_path = Path(os.path.abspath(os.path.expanduser(base_path)))
+        self.jobs_path = self.base_path / "jobs"
+        self.inbox_path = self.base_path / "inbox"
+        self.lock_path = self.base_path / "manager.lock"
+        self.pid_path = self.base_path / "manager.pid"
+        self.manager_log_path = self.base_path / "manager.log"
+        self.config_path = self.base_path / "config.yaml"
+
+    def __repr__(self) -> str:
+        return f"JobStore({str(self.base_path)!r})"
+
+    # -- paths ---------------------------------------------------------------------------------------------
+
+    def job_path(self, name: str) -> Path:
+        """The directory of a job.
+
+        :raises InvalidJobError: if no job can be called so.
+        """
+        return self.jobs_path / check_stored_name(name)
+
+    def state_path(self, name: str) -> Path:
+        """The ``state.json`` of a job."""
+        return self.job_path(name) / "state.json"
+
+    def tasks_path(self, name: str) -> Path:
+        """The ``tasks.json`` of a job."""
+        return self.job_path(name) / "tasks.json"
+
+    def previous_tasks_path(self, name: str) -> Path:
+        """Where the manager keeps the ``tasks.json`` it replaced last, lest somebody was writing it."""
+        return self.job_path(name) / ".tasks.json.previous"
+
+    def logs_path(self, name: str) -> Path:
+        """The directory of the logs of a job's tasks."""
+        return self.job_path(name) / "logs"
+
+    def log_path(self, name: str, task_id: str) -> Path:
+        """The log of a task: what all its attempts printed, in order."""
+        return self.logs_path(name) / f"{task_id}.log"
+
+    def runs_path(self, name: str) -> Path:
+        """The directory in which the runners of a job leave their results."""
+        return self.job_path(name) / "runs"
+
+    def run_path(self, name: str, task_id: str, attempt: int) -> Path:
+        """The file in which the runner of one attempt leaves its result."""
+        return self.runs_path(name) / f"{task_id}.{attempt}"
+
+    def create_directories(self) -> None:
+        """Make the directories that all jobs share, each of mode 0700, where they are missing."""
+        for path in (self.base_path, self.jobs_path, self.inbox_path):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    # -- submitting ----------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        name: str,
+        tasks: Iterable[Task | Mapping[str, Any] | str],
+        *,
+        max_parallel_tasks: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        labels: Mapping[str, str] | None = None,
+        submitted_by: SubmittedBy | None = None,
+    ) -> Job:
+        """Publish a job: it appears whole, durable, and exactly once, or not at all.
+
+        :param name: 1 to 100 ASCII letters, digits, ``-`` or ``_``.
+        :param tasks: the tasks, see :func:`~airflow_provider_air_executor.jobs.models.parse_tasks`.
+        :param max_parallel_tasks: how many tasks may run side by side; default: one at a time, in order.
+        :param timeout: seconds from its start after which the whole job is killed; default: no limit.
+        :param priority: jobs with a higher number start their tasks first.
+        :param labels: words by which the job can be found.
+        :param submitted_by: the Airflow task that submits it.
+        :raises InvalidJobError: naming the field; nothing was written.
+        :raises JobExistsError: if the name is taken; nothing was changed.
+        """
+        check_submitted_name(name)
+        now = utc_now()
+        job = validate(
+            _JOB,
+            {
+                "id": f"{name}-{int(now.timestamp())}",
+                "name": name,
+                "created_at": now,
+                "updated_at": now,
+                "max_parallel_tasks": max_parallel_tasks,
+                "timeout": timeout,
+                "priority": priority,
+                "labels": dict(labels or {}),
+                "submitted_by": submitted_by,
+            },
+            "",
+        )
+        listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
+        records = tuple(self._fresh(task, name, now) for task in parse_tasks(listed))
+        self._publish_job(job, records)
+        return job
+
+    @staticmethod
+    def _fresh(task: Task, job_name: str, now: datetime) -> Task:
+        """The task as it was described, without what an earlier run left in it."""
+        return Task.model_construct(
+            id=task.id,
+            job_name=job_name,
+            command=task.command,
+            args=task.args,
+            dependencies=task.dependencies,
+            created_at=now,
+            env=task.env,
+            cwd=task.cwd,
+            timeout=task.timeout,
+            retries=task.retries,
+            retry_delay=task.retry_delay,
+        )
+
+    def _publish_job(self, job: Job, tasks: tuple[Task, ...]) -> None:
+        self.create_directories()
+        path = self.job_path(job.name)
+        if os.path.lexists(path):
+            raise self._exists(job.name)
+        build = self.jobs_path / files.unique_name(".submit-")
+        try:
+            for directory in (build, build / "logs", build / "runs"):
+                directory.mkdir(mode=0o700)
+            for file, data in (("tasks.json", dump_tasks(tasks)), ("state.json", dump_job(job))):
+                temporary, _ = files.write_beside(build / file, data, durable=True)
+                os.rename(temporary, build / file)
+            files.sync_directory(build)
+            files.publish_directory(build, path)
+        except FileExistsError:
+            shutil.rmtree(build, ignore_errors=True)
+            raise self._exists(job.name) from None
+        except BaseException:
+            shutil.rmtree(build, ignore_errors=True)
+            raise
+
+    def _exists(self, name: str) -> JobExistsError:
+        owner = ""
+        with contextlib.suppress(JobNotFoundError, CorruptFileError):
+            owner = str(self.get_job(name).submitted_by or "")
+        return JobExistsError(name, self.base_path, owner)
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    def job_names(self) -> list[str]:
+        """The names of all jobs, sorted; directories that cannot be a job are left out."""
+        try:
+            with os.scandir(self.jobs_path) as entries:
+                return sorted(
+                    entry.name for entry in entries if _is_job_name(entry.name) and entry.is_dir(follow_symlinks=False)
+                )
+        except FileNotFoundError:
+            return []
+
+    def list_jobs(self) -> Iterator[Job]:
+        """All jobs that can be read, by name. A directory without a readable ``state.json`` is passed over."""
+        for name in self.job_names():
+            with contextlib.suppress(JobNotFoundError, CorruptFileError):
+                yield self.load_job(name)[0]
+
+    def get_job(self, name: str) -> Job:
+        """The job of this name. A half-written file is read again for half a second.
+
+        :raises JobNotFoundError: if there is none.
+        :raises CorruptFileError: if its ``state.json`` stays unreadable.
+        """
+        return _patiently(lambda: self.load_job(name))[0]
+
+    def get_tasks(self, name: str) -> tuple[Task, ...]:
+        """The tasks of a job, in the order of the list. A half-written file is read again for half a second.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises CorruptFileError: if its ``tasks.json`` stays unreadable.
+        """
+        return _patiently(lambda: self.load_tasks(name))[0]
+
+    def load_job(self, name: str) -> tuple[Job, files.Stamp]:
+        """Read ``state.json`` once; see :meth:`get_job`."""
+        path = self.state_path(name)
+        data, version = self._read(name, path)
+        try:
+            return _JOB.validate_json(data), version
+        except ValidationError as error:
+            raise CorruptFileError(path, describe_validation_error(error, "state.json")) from None
+
+    def load_tasks(self, name: str) -> tuple[tuple[Task, ...], files.Stamp]:
+        """Read ``tasks.json`` once; see :meth:`get_tasks`. The list is not checked as a whole."""
+        return self.load_task_list(name, self.tasks_path(name))
+
+    def load_task_list(self, name: str, path: Path) -> tuple[tuple[Task, ...], files.Stamp]:
+        """Read a task list of a job from another file than its ``tasks.json``."""
+        data, version = self._read(name, path)
+        try:
+            tasks = TASK_LIST.validate_json(data)
+        except ValidationError as error:
+            raise CorruptFileError(path, describe_validation_error(error, "tasks")) from None
+        for index, task in enumerate(tasks):
+            if not task.id:
+                raise CorruptFileError(path, f"tasks[{index}].id: Field required")
+        return tasks, version
+
+    def _read(self, name: str, path: Path) -> tuple[bytes, files.Stamp]:
+        if not files.is_real_directory(path.parent):
+            raise JobNotFoundError(name, self.base_path)
+        try:
+            return files.read(path)
+        except FileNotFoundError:
+            raise CorruptFileError(path, "it is missing") from None
+        except OSError as error:
+            raise CorruptFileError(path, error.strerror or str(error)) from None
+
+    def read_log(self, name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
+        """What a task has printed so far, from ``offset`` on.
+
+        :param offset: where to start, in bytes; negative: that many bytes before the end.
+        :param limit: at most so many bytes; default: all there is.
+        :raises JobNotFoundError: if there is no such job.
+        :raises InvalidJobError: if no task can be called so.
+        """
+        if not files.is_real_directory(self.job_path(name)):
+            raise JobNotFoundError(name, self.base_path)
+        if not task_id or task_id != os.path.basename(task_id) or "\x00" in task_id:
+            raise InvalidJobError(f"task id {task_id!r} is not valid")
+        if not files.is_real_directory(self.logs_path(name)):
+            return LogChunk(b"", max(offset, 0))
+        try:
+            descriptor = files.open_regular(self.log_path(name, task_id))
+        except FileNotFoundError:
+            return LogChunk(b"", max(offset, 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            if offset < 0:
+                offset = max(0, os.fstat(descriptor).st_size + offset)
+            file.seek(offset)
+            data = file.readall() if limit is None else file.read(limit)
+        return LogChunk(data or b"", offset + len(data or b""))
+
+    def tail(self, name: str, task_id: str, lines: int = 20) -> str:
+        """The last lines of a task's log, of at most 64 KiB, as text."""
+        chunk = self.read_log(name, task_id, offset=-65536)
+        return "\n".join(chunk.text.splitlines()[-lines:])
+
+    # -- asking the manager --------------------------------------------------------------------------------
+
+    def cancel(self, name: str) -> bool:
+        """Ask for a job to be cancelled: what runs is killed, nothing more is started.
+
+        :return: False if the job had ended already and nothing was asked.
+        :raises JobNotFoundError: if there is no such job.
+        """
+        if self.get_job(name).state.is_terminal:
+            return False
+        self._ask(Request(request=Action.CANCEL, job=name))
+        return True
+
+    def retry(self, name: str) -> None:
+        """Ask for a failed job to go on: failed tasks, and what depends on them, run again; the rest is kept.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises JobStateError: if the job has not failed.
+        """
+        job = self.get_job(name)
+        if job.state != "failed":
+            raise JobStateError(f"job {name!r} is {job.state}; only a failed job can be retried")
+        self._ask(Request(request=Action.RETRY, job=name))
+
+    def add_tasks(self, name: str, tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[str, ...]:
+        """Ask for tasks to be appended to a job that has not ended.
+
+        They may depend on tasks of the job, ended or not, and on each other. Ids that are missing are filled in.
+
+        :return: the ids of the new tasks.
+        :raises JobNotFoundError: if there is no such job.
+        :raises JobStateError: if the job has ended.
+        :raises InvalidJobError: naming the field; nothing was asked.
+        """
+        job = self.get_job(name)
+        if job.state.is_terminal:
+            raise JobStateError(f"job {name!r} is {job.state}; tasks can be added only before it ends")
+        present = self.get_tasks(name)
+        now = utc_now()
+        listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
+        added = [self._fresh(task, name, now) for task in parse_tasks(listed, present=present)]
+        self._ask(Request(request=Action.ADD_TASKS, job=name, tasks=tuple(added)))
+        return tuple(task.id for task in added)
+
+    def _ask(self, request: Request) -> None:
+        self.create_directories()
+        path = self.inbox_path / f"{time.time_ns():020d}-{files.unique_name('')}.json"
+        data = request.evolve(created_at=utc_now()).model_dump_json(exclude_none=True).encode() + b"\n"
+        files.publish(path, data, durable=True)
+
+    # -- removing ------------------------------------------------------------------------------------------
+
+    def delete(self, name: str) -> None:
+        """Remove a job that has ended, with its logs.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises JobStateError: if it has not ended; cancel it first.
+        """
+        with contextlib.suppress(CorruptFileError):
+            job = self.get_job(name)
+            if not job.state.is_terminal:
+                raise JobStateError(f"job {name!r} is {job.state}; cancel it before it is deleted")
+        doomed = self.jobs_path / files.unique_name(".deleted-")
+        try:
+            os.rename(self.job_path(name), doomed)
+        except FileNotFoundError:
+            raise JobNotFoundError(name, self.base_path) from None
+        shutil.rmtree(doomed)
+
+    def prune(self, older_than: timedelta, *, now: datetime | None = None) -> list[str]:
+        """Remove the jobs that ended longer ago than ``older_than``, and what interrupted submits left.
+
+        :return: the names of the removed jobs.
+        """
+        before = (now or utc_now()) - older_than
+        pruned = []
+        for job in self.list_jobs():
+            ended = job.updated_at or job.created_at
+            if job.state.is_terminal and ended is not None and ended < before:
+                with contextlib.suppress(JobNotFoundError):
+                    self.delete(job.name)
+                    pruned.append(job.name)
+        self.remove_abandoned()
+        return pruned
+
+    def remove_abandoned(self) -> None:
+        """Remove what interrupted submits and deletions left behind over an hour ago."""
+        oldest = time.time() - _ABANDONED_BUILD_SECONDS
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.jobs_path) as entries:
+            for entry in entries:
+                if entry.name.startswith((".submit-", ".deleted-")) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+
+    # -- the manager's side --------------------------------------------------------------------------------
+
+    def write_job(self, job: Job, *, durable: bool = False) -> files.Stamp:
+        """Publish ``state.json``. For the manager only."""
+        return files.publish(self.state_path(job.name), dump_job(job), durable=durable)
+
+    def write_tasks(self, name: str, tasks: Iterable[Task], *, durable: bool = False) -> tuple[files.Stamp, bool]:
+        """Publish ``tasks.json``, and keep the one it replaces (:func:`files.publish_and_keep`). For the manager only."""
+        return files.publish_and_keep(
+            self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name), durable=durable
+        )
+
+    def prepare_job_directory(self, name: str) -> None:
+        """Make ``logs/`` and ``runs/`` of a job where they are missing. For the manager only.
+
+        :raises InvalidJobError: if one of them is something else than a directory, a symlink for instance.
+        """
+        for path in (self.logs_path(name), self.runs_path(name)):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+            if not files.is_real_directory(path):
+                raise InvalidJobError(f"{path} is not a directory; remove it and retry the job")
+
+    def requests(self) -> list[Path]:
+        """The requests in the inbox, oldest first."""
+        try:
+            names = [name for name in os.listdir(self.inbox_path) if name.endswith(".json") and name[0] != "."]
+        except FileNotFoundError:
+            return []
+        return [self.inbox_path / name for name in sorted(names)]
+
+    def load_request(self, path: Path) -> Request:
+        """Read a request.
+
+        :raises CorruptFileError: if it is not valid.
+        """
+        try:
+            data, _ = files.read(path)
+            return Request.model_validate_json(data)
+        except ValidationError as error:
+            raise CorruptFileError(path, describe_validation_error(error, "request")) from None
+        except OSError as error:
+            raise CorruptFileError(path, error.strerror or str(error)) from None
+
+    def set_aside(self, path: Path) -> Path:
+        """Keep a file that is not valid under another name, out of the way.
+
+        :return: its new path.
+        """
+        target = path.with_name(f".{path.name}.invalid-{time.time_ns()}")
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(path, target)
+        return target
+
+    def manager_is_running(self) -> bool:
+        """Whether a manager holds this base path."""
+        try:
+            descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            # A manager that starts at this moment tries again for longer than this lock is held.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return True
+            raise
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def manager_pid(self) -> int | None:
+        """The process id of the manager that holds this base path, if one does and it can be told."""
+        if not self.manager_is_running():
+            return None
+        try:
+            return int(self.pid_path.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+
+def dump_job(job: Job) -> bytes:
+    """A job as the bytes of a ``state.json``."""
+    return job.model_dump_json(indent=2).encode() + b"\n"
+
+
+def dump_tasks(tasks: Iterable[Task]) -> bytes:
+    """Tasks as the bytes of a ``tasks.json``."""
+    return TASK_LIST.dump_json(tuple(tasks), indent=2) + b"\n"
+
+
+def _is_job_name(name: str) -> bool:
+    try:
+        check_stored_name(name)
+    except InvalidJobError:
+        return False
+    return True
+
+
+def _patiently(load: Callable[[], T]) -> T:
+    """Call ``load`` again for a while if it finds a corrupt file: it may be half written."""
+    try:
+        return load()
+    except CorruptFileError:
+        # Imported here, since in nearly every case the first attempt succeeds.
+        from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(CorruptFileError),
+            stop=stop_after_delay(_HALF_WRITTEN_SECONDS),
+            wait=wait_fixed(0.02),
+            reraise=True,
+        )
+        return retrying(load)

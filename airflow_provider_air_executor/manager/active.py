@@ -1,0 +1,268 @@
+"""One job while the manager runs it: its tasks in memory, and what of them is on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+
+from airflow_provider_air_executor.exceptions import CorruptFileError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import (
+    Job,
+    JobState,
+    Reason,
+    Task,
+    TaskStatus,
+    check_task_list,
+    utc_now,
+)
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.local import Attempt
+from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome
+
+# Between two snapshots of a job's tasks lie at least so many seconds, and so many times what the last one took.
+_SNAPSHOT_SECONDS = 0.25
+_SNAPSHOT_SHARE = 20
+
+
+class ActiveJob:
+    """A job that has not ended.
+
+    While it is active the tasks in memory are the truth. ``tasks.json`` is a snapshot of them, to which a running
+    task may append; see :meth:`merge_foreign`.
+
+    :param job: the job as it stands in ``state.json``.
+    :param tasks: its tasks, which have been checked.
+    :param tasks_stamp: the version of ``tasks.json`` they were read from.
+    """
+
+    def __init__(self, store: JobStore, job: Job, tasks: tuple[Task, ...], tasks_stamp: files.Stamp) -> None:
+        self._store = store
+        self.job = job
+        self.tasks = {task.id: task for task in tasks}
+        self.running: set[Attempt] = set()
+        self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
+        self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
+        self.state_stamp: files.Stamp | None = None
+        self.snapshot_due = False  # whether a timer is set for the next snapshot
+        self._tasks_stamp: files.Stamp | None = tasks_stamp
+        self._previous_stamp = files.stamp(store.previous_tasks_path(job.name))
+        self._snapshot_cost = 0.0
+        self.is_dirty = False  # whether the tasks have changed since the last snapshot
+        self._unfinished = 0
+        self.graph = TaskGraph(())
+        self.rebuild_graph()
+
+    @property
+    def name(self) -> str:
+        """The name of the job."""
+        return self.job.name
+
+    @property
+    def can_start(self) -> bool:
+        """Whether one of its tasks may start now, as far as the job itself is concerned."""
+        return self.graph.has_ready and len(self.running) < (self.job.max_parallel_tasks or 1)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all its tasks have ended."""
+        return not self._unfinished and not self.running
+
+    @property
+    def snapshot_interval(self) -> float:
+        """Seconds that must lie between two snapshots."""
+        return max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost)
+
+    # -- tasks ---------------------------------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt, started_at: datetime) -> None:
+        """A task has started, or is found running."""
+        self._put(
+            self.tasks[attempt.task_id].evolve(
+                status=TaskStatus.RUNNING, attempt=attempt.number, started_at=started_at, completed_at=None
+            )
+        )
+        self.running.add(attempt)
+
+    def complete(self, attempt: Attempt, ended_at: datetime) -> None:
+        """The command of a task has ended with exit code 0."""
+        self.running.discard(attempt)
+        task = self.tasks[attempt.task_id]
+        self._put(task.evolve(status=TaskStatus.COMPLETED, completed_at=ended_at, exit_code=0))
+        if self.stopping is None:
+            self.graph.complete(task.id)
+
+    def fail(self, task_id: str, reason: Reason, error: str, *, exit_code: int | None, ended_at: datetime) -> None:
+        """A task has failed for good; so do all that depend on it."""
+        self.running = {attempt for attempt in self.running if attempt.task_id != task_id}
+        self._fail(task_id, reason, error, exit_code, ended_at)
+        self._fail_dependents(task_id)
+
+    def _fail_dependents(self, task_id: str) -> None:
+        for dependent in self.graph.descendants(task_id):
+            if not self.tasks[dependent].status.is_terminal:
+                error = f"not started, because task {task_id!r} failed"
+                self._fail(dependent, Reason.DEPENDENCY, error, None, utc_now())
+
+    def _fail(
+        self, task_id: str, reason: Reason, error: str, exit_code: int | None, ended_at: datetime
+    ) -> None:
+        task = self.tasks[task_id]
+        self._put(
+            task.evolve(
+                status=TaskStatus.FAILED, reason=reason, error=error, exit_code=exit_code, completed_at=ended_at
+            )
+        )
+
+    def put_back(self, attempt: Attempt, *, was_made: bool) -> None:
+        """A task is pending again.
+
+        :param was_made: whether this attempt counts: not if its command was never started.
+        """
+        self.running.discard(attempt)
+        number = attempt.number if was_made else attempt.number - 1
+        task = self.tasks[attempt.task_id]
+        self._put(task.evolve(status=TaskStatus.PENDING, attempt=number, started_at=None, completed_at=None))
+
+    def stop(self, reason: Reason, error: str) -> None:
+        """Start nothing more; what has not started has failed."""
+        self.stopping = (reason, error)
+        self.graph.drop_ready()
+        for task in list(self.tasks.values()):
+            if task.status is TaskStatus.PENDING:
+                self._fail(task.id, reason, error, None, utc_now())
+
+    def add(self, added: tuple[Task, ...]) -> None:
+        """Append tasks.
+
+        :raises InvalidJobError: if they do not fit the others.
+        """
+        present = tuple(self.tasks.values())
+        check_task_list(added, present=present)
+        for task in added:
+            self.tasks[task.id] = task.evolve(
+                job_name=self.name,
+                status=TaskStatus.PENDING,
+                created_at=task.created_at or utc_now(),
+                started_at=None,
+                completed_at=None,
+                error=None,
+                attempt=0,
+                attempts_before=0,
+                exit_code=None,
+                reason=None,
+            )
+        self.is_dirty = True
+        self.rebuild_graph()
+        if self.stopping is not None:
+            self.stop(*self.stopping)
+
+    def _put(self, task: Task) -> None:
+        before = self.tasks[task.id].status.is_terminal
+        self._unfinished += before - task.status.is_terminal
+        self.tasks[task.id] = task
+        self.is_dirty = True
+
+    def rebuild_graph(self) -> None:
+        """Find out anew which tasks can start."""
+        tasks = tuple(self.tasks.values())
+        self.graph = TaskGraph(tasks)
+        self._unfinished = sum(not task.status.is_terminal for task in tasks)
+        for task in tasks:
+            if task.status is TaskStatus.FAILED:
+                self._fail_dependents(task.id)
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def publish_state(self, **changes: object) -> None:
+        """Change the job and publish ``state.json``."""
+        changed = self.job.evolve(updated_at=utc_now(), **changes)
+        if changed.state is not self.job.state and not self.job.state.may_become(changed.state):
+            raise AssertionError(f"job {self.name!r} cannot go from {self.job.state} to {changed.state}")
+        durable = changed.state.is_terminal
+        self.state_stamp = self._store.write_job(changed, durable=durable)
+        self.job = changed
+
+    def snapshot(self, *, durable: bool = False) -> None:
+        """Publish ``tasks.json``."""
+        began = time.perf_counter()
+        replaced = self._tasks_stamp
+        self._tasks_stamp, existed = self._store.write_tasks(self.name, self.tasks.values(), durable=durable)
+        # If somebody else has written meanwhile, what is kept now is not what we believe to have replaced.
+        self._previous_stamp = replaced if existed else None
+        self.is_dirty = False
+        self._snapshot_cost = time.perf_counter() - began
+
+    def merge_foreign(self) -> bool:
+        """Take in the tasks that somebody has added to ``tasks.json``, be it the present one or the one before.
+
+        :return: False if the file is half-written, so that it must be looked at again.
+        :raises InvalidJobError: if what was added does not fit.
+        """
+        for path, known in (
+            (self._store.previous_tasks_path(self.name), self._previous_stamp),
+            (self._store.tasks_path(self.name), self._tasks_stamp),
+        ):
+            found = files.stamp(path)
+            if found == known:
+                continue
+            if found is None:  # somebody has removed it; ours is written again
+                self._forget(path)
+                continue
+            try:
+                tasks, version = self._store.load_task_list(self.name, path)
+            except CorruptFileError:
+                self.unreadable_since = self.unreadable_since or time.monotonic()
+                return False
+            self._forget(path, version)
+            added = tuple(task for task in tasks if task.id not in self.tasks)
+            if added:
+                self.add(added)
+        self.unreadable_since = None
+        return True
+
+    def _forget(self, path: Path, version: files.Stamp | None = None) -> None:
+        """Take a version of the file as known; ours is to be written over it."""
+        if path == self._store.tasks_path(self.name):
+            self._tasks_stamp = version
+            self.is_dirty = True  # a foreign writer drops what it does not know
+        else:
+            self._previous_stamp = version
+
+    def discard_foreign(self) -> None:
+        """Set aside a ``tasks.json`` that somebody has spoiled, and publish our own."""
+        for path, known in (
+            (self._store.previous_tasks_path(self.name), self._previous_stamp),
+            (self._store.tasks_path(self.name), self._tasks_stamp),
+        ):
+            if files.stamp(path) != known:
+                self._store.set_aside(path)
+        self._tasks_stamp = self._previous_stamp = None
+        self.unreadable_since = None
+        self.is_dirty = True
+        self.snapshot()
+
+    def conclude(self) -> None:
+        """Publish how the job has ended, first its tasks, then its state, and remove what was needed to get there."""
+        state, reason, error = outcome(self.tasks.values())
+        if self.stopping is not None and state is JobState.FAILED:
+            reason, error = self.stopping
+        self.snapshot(durable=True)
+        self.publish_state(state=state, reason=reason, error=error)
+        shutil.rmtree(self._store.runs_path(self.name), ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            self._store.previous_tasks_path(self.name).unlink()
+
+
+def load(store: JobStore, job: Job) -> ActiveJob:
+    """Read the tasks of a job that is to be run.
+
+    :raises CorruptFileError: if ``tasks.json`` cannot be read; it may be half-written.
+    :raises InvalidJobError: if the tasks cannot be run.
+    """
+    tasks, version = store.load_tasks(job.name)
+    check_task_list(tasks)
+    return ActiveJob(store, job, tasks, version)

@@ -1,0 +1,404 @@
+"""``air-executor``: the command line.
+
+Exit codes: 0 done; 1 the job failed, or the work could not be done; 2 the call or the input is not valid;
+3 there is no such job; 4 it is taken: a job of that name exists, another manager runs, or the job's state forbids it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from airflow_provider_air_executor import __version__, exceptions
+from airflow_provider_air_executor.jobs.models import Job, JobState, TaskStatus
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.settings import DEFAULT_BASE_PATH, Settings, load_settings
+
+_DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
+_STOP_SECONDS = 20.0
+_FOLLOW_SECONDS = 0.2
+_LOG_BYTES = 10_000_000  # a manager.log longer than this is put aside when a detached manager starts
+
+_EXIT_CODES: tuple[tuple[type[exceptions.AirExecutorError], int], ...] = (
+    (exceptions.JobNotFoundError, 3),
+    (exceptions.JobExistsError, 4),
+    (exceptions.JobStateError, 4),
+    (exceptions.ManagerRunningError, 4),
+    (exceptions.InvalidJobError, 2),
+    (exceptions.SettingsError, 2),
+    (exceptions.AirExecutorError, 1),
+)
+
+
+class _Commands(click.Group):
+    """Commands whose errors become one sentence and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except exceptions.AirExecutorError as error:
+            click.echo(f"air-executor: {error}", err=True)
+            ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
+        except (BrokenPipeError, KeyboardInterrupt):
+            # Somebody has seen enough. What is still buffered must not raise again when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(130)
+
+
+def _base_path(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--base-path",
+        envvar="AIR_EXECUTOR_BASE_PATH",
+        type=click.Path(file_okay=False),
+        help=f"Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: {DEFAULT_BASE_PATH}).",
+    )(function)
+
+
+def _json(function: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")(function)
+
+
+def _store(base_path: str | None, *, must_exist: bool = True) -> JobStore:
+    store = JobStore(load_settings({"base_path": base_path})[0].base_path)
+    if must_exist and not store.base_path.is_dir():
+        raise exceptions.ManagerError(
+            f"there is no job filesystem at {store.base_path}; give --base-path, or set AIR_EXECUTOR_BASE_PATH"
+        )
+    return store
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="air-executor")
+def main() -> None:
+    """Run multi-step shell jobs that are plain files.
+
+    Exit codes: 0 done, 1 failed, 2 not valid, 3 no such job, 4 taken.
+    """
+
+
+# -- the manager -------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_base_path
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path.")
+@click.option("--detach", is_flag=True, help="Run in the background, with its log in manager.log.")
+@click.option("--poll-interval", metavar="SECONDS", help="Between two passes over everything (5).")
+@click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
+@click.option("--max-concurrent-runners", metavar="N", help="Tasks that run at a time (10).")
+@click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
+@click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
+@click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
+@click.option("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (INFO).")
+@click.option("--log-format", help="console or json (console).")
+def manager(config: Path | None, detach: bool, **flags: Any) -> None:
+    """Run the jobs of a base path.
+
+    SIGTERM ends the manager, not the tasks: they go on, and the next manager takes over.
+    """
+    settings, warnings = load_settings(flags, config=config)
+    store = JobStore(settings.base_path)
+    if detach:
+        click.echo(f"manager {_detach(store, config, flags)} runs the jobs of {store.base_path}")
+    else:
+        _run_manager(store, settings, warnings)
+
+
+def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
+    from airflow_provider_air_executor.manager.lock import ManagerLock
+    from airflow_provider_air_executor.manager.manager import Manager
+    from airflow_provider_air_executor.manager.runners.local import LocalRunner
+
+    _set_up_logging(settings)
+    with ManagerLock(store) as lock:
+        for warning in warnings:
+            logging.getLogger("air_executor.manager").warning(warning)
+        Manager(store, settings, LocalRunner(store)).run(lock)
+
+
+def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
+    """Start a manager that outlives this process, and wait until it holds the base path."""
+    if store.manager_is_running():
+        raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
+    store.create_directories()
+    if store.manager_log_path.exists() and store.manager_log_path.stat().st_size > _LOG_BYTES:
+        store.manager_log_path.replace(store.manager_log_path.with_suffix(".log.1"))
+    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "manager"]
+    command += ["--config", str(config)] if config else []
+    for key, value in {**flags, "base_path": str(store.base_path)}.items():
+        command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
+    log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    finally:
+        os.close(log)
+    give_up = time.monotonic() + _DETACH_SECONDS
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            if process.returncode == 4:  # another one was faster
+                raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
+            raise exceptions.ManagerError(f"the manager could not start; see {store.manager_log_path}")
+        if store.manager_pid() == process.pid:
+            return process.pid
+        time.sleep(0.02)
+    raise exceptions.ManagerError(f"the manager did not start within {_DETACH_SECONDS:g} s; see {store.manager_log_path}")
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    style = "%(asctime)s %(levelname)s %(message)s"
+    formatter = (_JsonFormatter if settings.log_format == "json" else logging.Formatter)(style, "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
+    logging.raiseExceptions = False  # a full disk must not end the manager
+
+
+@main.command()
+@_base_path
+def stop(base_path: str | None) -> None:
+    """End the manager of a base path; tasks that run go on."""
+    store = _store(base_path)
+    pid = store.manager_pid()
+    if pid is None:
+        click.echo(f"no manager is running on {store.base_path}")
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    give_up = time.monotonic() + _STOP_SECONDS
+    while store.manager_pid() == pid:
+        if time.monotonic() > give_up:
+            raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
+        time.sleep(0.02)
+    click.echo(f"manager {pid} has ended")
+
+
+# -- jobs --------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@_base_path
+@click.argument("file", metavar="JOB.JSON", type=click.File("rb"))
+@click.option("--name", help="Name of the job, if the file does not give one.")
+@click.option("--wait", is_flag=True, help="Wait until it has ended; exit with 1 if it failed.")
+@_json
+def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_json: bool) -> None:
+    """Submit a job from a file ("-": standard input).
+
+    The file holds {"name": ..., "tasks": [{"command": "echo", "args": ["hi"]}, ...]}, and what else a job may say:
+    max_parallel_tasks, timeout, priority, labels.
+    """
+    store = _store(base_path, must_exist=False)
+    job = store.submit(**_read_job(file, name))
+    if wait:
+        job = _wait(store, job.name)
+    if as_json:
+        _print_json(_job_as_json(store, job))
+    else:
+        click.echo(f"{job.name}: {job.state}" + (f": {job.error}" if job.error else ""))
+        if not store.manager_is_running() and not job.state.is_terminal:
+            click.echo(f"no manager is running; start it: air-executor manager --base-path {store.base_path}", err=True)
+    _exit_with(job)
+
+
+def _read_job(file: Any, name: str | None) -> dict[str, Any]:
+    try:
+        content = json.load(file)
+    except ValueError as error:
+        raise exceptions.InvalidJobError(f"{file.name} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise exceptions.InvalidJobError(f"{file.name}: must be an object with name and tasks")
+    if name is not None:
+        content["name"] = name
+    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels"}
+    for key in content.keys() - allowed:
+        raise exceptions.InvalidJobError(f"{key}: there is no such field; a job has {', '.join(sorted(allowed))}")
+    for key in ("name", "tasks"):
+        if key not in content:
+            raise exceptions.InvalidJobError(f"{key}: the field is missing in {file.name}")
+    return content
+
+
+def _wait(store: JobStore, name: str) -> Job:
+    while not (job := store.get_job(name)).state.is_terminal:
+        time.sleep(_FOLLOW_SECONDS)
+    return job
+
+
+def _exit_with(job: Job) -> None:
+    if job.state is JobState.FAILED:
+        click.get_current_context().exit(1)
+
+
+def _job_as_json(store: JobStore, job: Job, *, with_tasks: bool = False) -> dict[str, Any]:
+    record = job.model_dump(mode="json")
+    if with_tasks:
+        record["tasks"] = [task.model_dump(mode="json") for task in store.get_tasks(job.name)]
+    return record
+
+
+@main.command()
+@_base_path
+@click.argument("job_name", metavar="[JOB]", required=False)
+@click.option("--watch", is_flag=True, help="Go on until it has ended (one job), or until Ctrl-C.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="Jobs shown, newest first.")
+@_json
+def status(base_path: str | None, job_name: str | None, watch: bool, limit: int, as_json: bool) -> None:
+    """Show all jobs, or one job with its tasks.
+
+    With --watch and a job, the exit code is 1 if the job fails.
+    """
+    store = _store(base_path)
+    if as_json:
+        _status_as_json(store, job_name, watch)
+        return
+    from airflow_provider_air_executor.manager import display
+
+    if watch:
+        job = display.watch(store, job_name, limit)
+        if job is not None:
+            _exit_with(job)
+    else:
+        display.show(store, job_name, limit)
+
+
+def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
+    if job_name is None:
+        _print_json({"manager_pid": store.manager_pid(), "jobs": [_job_as_json(store, job) for job in store.list_jobs()]})
+        return
+    job = _wait(store, job_name) if watch else store.get_job(job_name)
+    _print_json(_job_as_json(store, job, with_tasks=True))
+    if watch:
+        _exit_with(job)
+
+
+@main.command()
+@_base_path
+@click.argument("job_name", metavar="JOB")
+@click.argument("task_id", metavar="[TASK]", required=False)
+@click.option("--follow", "-f", is_flag=True, help="Go on until the job has ended.")
+def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool) -> None:
+    """Print what the tasks of a job have printed, each line with the task's id before it.
+
+    With a task: its log as it is, byte for byte.
+    """
+    store = _store(base_path)
+    ids = [task.id for task in store.get_tasks(job_name)]
+    if task_id is not None and task_id not in ids:
+        raise exceptions.InvalidJobError(f"job {job_name!r} has no task {task_id!r}; its tasks: {', '.join(ids)}")
+    printers = {task: _LogPrinter(store, job_name, task, prefix=task_id is None) for task in ids if task_id in (None, task)}
+    while True:
+        over = not follow or store.get_job(job_name).state.is_terminal
+        if follow and task_id is None:
+            for task in store.get_tasks(job_name):
+                printers.setdefault(task.id, _LogPrinter(store, job_name, task.id, prefix=True))
+        for printer in printers.values():
+            printer.print_new(final=over)
+        sys.stdout.buffer.flush()
+        if over or (task_id is not None and _has_ended(store, job_name, task_id)):
+            break
+        time.sleep(_FOLLOW_SECONDS)
+    for printer in printers.values():
+        printer.print_new(final=True)
+
+
+def _has_ended(store: JobStore, job_name: str, task_id: str) -> bool:
+    return any(task.id == task_id and task.status.is_terminal for task in store.get_tasks(job_name))
+
+
+class _LogPrinter:
+    """Prints what has been added to a log since the last time, whole lines only if they get a prefix."""
+
+    def __init__(self, store: JobStore, job_name: str, task_id: str, *, prefix: bool) -> None:
+        self._read = lambda offset: store.read_log(job_name, task_id, offset, 1 << 20)
+        self._prefix = f"{task_id} | ".encode() if prefix else b""
+        self._offset = 0
+
+    def print_new(self, *, final: bool) -> None:
+        while data := self._read(self._offset).data:
+            if self._prefix and not data.endswith(b"\n"):
+                end = data.rfind(b"\n") + 1
+                if end == 0 and not final and len(data) < 1 << 20:
+                    return
+                data = data[:end] if end else data
+            self._offset += len(data)
+            if self._prefix:
+                data = b"".join(self._prefix + line for line in data.splitlines(keepends=True))
+                data += b"" if data.endswith(b"\n") else b"\n"
+            sys.stdout.buffer.write(data)
+
+
+@main.command()
+@_base_path
+@click.argument("job_name", metavar="JOB")
+def cancel(base_path: str | None, job_name: str) -> None:
+    """Cancel a job: what runs is killed, nothing more is started."""
+    store = _store(base_path)
+    if store.cancel(job_name):
+        click.echo(f"{job_name}: cancellation requested")
+    else:
+        click.echo(f"{job_name}: has ended already ({store.get_job(job_name).state})")
+
+
+@main.command()
+@_base_path
+@click.argument("job_name", metavar="JOB")
+def retry(base_path: str | None, job_name: str) -> None:
+    """Run again what failed of a job, and what depends on it."""
+    _store(base_path).retry(job_name)
+    click.echo(f"{job_name}: retry requested")
+
+
+class _Duration(click.ParamType):
+    name = "duration"
+    _units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a number with a unit: s, m, h, d or w (7d, 12h)", param, ctx)
+        return timedelta(seconds=float(match[1]) * self._units[match[2]])
+
+
+@main.command()
+@_base_path
+@click.option("--older-than", type=_Duration(), required=True, metavar="AGE", help="7d, 12h, 30m, 45s, 2w.")
+@_json
+def prune(base_path: str | None, older_than: timedelta, as_json: bool) -> None:
+    """Remove the jobs that ended longer ago than AGE, with their logs."""
+    pruned = _store(base_path).prune(older_than)
+    if as_json:
+        _print_json({"pruned": pruned})
+    else:
+        click.echo(f"{len(pruned)} jobs removed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""The lock that makes a manager the only one of its base path."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import time
+
+from airflow_provider_air_executor.exceptions import ManagerRunningError
+from airflow_provider_air_executor.jobs.store import JobStore
+
+# Longer than anyone holds the lock just to see whether it is taken (JobStore.manager_is_running).
+_PATIENCE_SECONDS = 0.5
+
+
+class ManagerLock:
+    """An advisory lock on ``manager.lock``; the system gives it up when the process ends, however that happens.
+
+    The descriptor is not inherited by runners, which outlive their manager.
+    """
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock.
+
+        :return: False if another manager holds it.
+        """
+        self._store.create_directories()
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._store.lock_path, flags, 0o600)
+        give_up = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > give_up:
+                    os.close(descriptor)
+                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                        return False
+                    raise
+                time.sleep(0.02)
+        self._descriptor = descriptor
+        temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")
+        temporary.write_text(str(os.getpid()))
+        os.replace(temporary, self._store.pid_path)
+        return True
+
+    def release(self) -> None:
+        """Give the lock up."""
+        if self._descriptor is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._store.pid_path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> ManagerLock:
+        """Take the lock.
+
+        :raises ManagerRunningError: if another manager holds it.
+        """
+        if not self.acquire():
+            raise ManagerRunningError(self._store.base_path, self._store.manager_pid())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

@@ -1,0 +1,696 @@
+"""The manager: runs the jobs of one base path on this machine.
+
+:meth:`Manager.tick` is the table of contents: it takes in what has ended, what has been submitted and asked, and what
+is due, starts what may start, and publishes how the jobs stand. Between two ticks the manager sleeps until a runner
+ends, a file changes, a timer is due, or the slow pass over everything is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    CorruptFileError,
+    InvalidJobError,
+    JobNotFoundError,
+)
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
+from airflow_provider_air_executor.manager import active
+from airflow_provider_air_executor.manager.active import ActiveJob
+from airflow_provider_air_executor.manager.lock import ManagerLock
+from airflow_provider_air_executor.manager.runners.local import (
+    Attempt,
+    CannotStartError,
+    Ended,
+    LocalRunner,
+    NoRoomError,
+    NotStarted,
+)
+from airflow_provider_air_executor.manager.schedule import reset_failed
+from airflow_provider_air_executor.manager.settings import Settings
+
+log = logging.getLogger("air_executor.manager")
+
+_JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
+_JOB_FILES = ("state.json", "tasks.json")
+_LEFT_BEHIND = (TaskStatus.RUNNING, TaskStatus.FAILED)
+_RETRY_SECONDS = 1.0  # after the disk was full, or the machine short of something else
+_LOG_SIZE_SECONDS = 1.0
+_CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
+_REOPENED = (None, Reason.EXIT, Reason.SIGNAL, Reason.DEPENDENCY, Reason.LOST, Reason.SPAWN)
+
+
+class Manager:
+    """Runs the jobs of one base path. There is one manager per base path, see :class:`ManagerLock`.
+
+    :param store: the job filesystem.
+    :param settings: limits and intervals.
+    :param runner: how tasks run.
+    """
+
+    def __init__(self, store: JobStore, settings: Settings, runner: LocalRunner) -> None:
+        self._store = store
+        self._settings = settings
+        self._runner = runner
+        self._notifier = Notifier()
+        self._active: dict[str, ActiveJob] = {}
+        self._ended: dict[str, files.Stamp | None] = {}  # jobs that have ended, and the state.json that says so
+        self._unsettled: dict[str, float] = {}  # jobs whose files are not whole, and until when we wait
+        self._queue: list[tuple[int, float, int, str]] = []
+        self._queued: set[str] = set()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
+        self._kill_errors: dict[Attempt, str] = {}
+        self._touched: set[str] = set()  # jobs that something has happened to in this tick
+        self._numbers = itertools.count()
+        self._paused_until = 0.0
+        self._next_pass = 0.0
+        self._rotation: list[str] = []
+        self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
+        self._idle_since = time.monotonic()
+        self._stopping = False
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def run(self, lock: ManagerLock) -> None:
+        """Run jobs until SIGTERM or SIGINT, or for lack of work. Tasks that run then go on by themselves.
+
+        :param lock: the lock on the base path, held.
+        """
+        wakeup, wake = socket.socketpair()
+        for end in (wakeup, wake):
+            end.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # it only has to end the sleep
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        with selectors.DefaultSelector() as selector:
+            selector.register(wakeup, selectors.EVENT_READ)
+            if self._notifier.works:
+                selector.register(self._notifier, selectors.EVENT_READ)
+            self.recover()
+            log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
+            while not self._stopping:
+                self.tick()
+                if self._is_idle() and self._may_retire(lock):
+                    log.info("manager %d ends: there was nothing to do", os.getpid())
+                    break
+                selector.select(self._sleep_seconds())
+                with contextlib.suppress(BlockingIOError):
+                    while wakeup.recv(4096):
+                        pass
+        self.close()
+
+    def tick(self) -> None:
+        """Do everything that can be done now."""
+        self._reap()
+        self._accept()
+        self._expire()
+        self._launch()
+        self._conclude()
+
+    def close(self) -> None:
+        """Write down how the jobs stand. What runs goes on."""
+        for job in self._active.values():
+            with contextlib.suppress(OSError):
+                job.snapshot()
+        self._notifier.close()
+        if self._running:
+            log.info("manager %d leaves %d tasks running; the next one takes over", os.getpid(), len(self._running))
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _sleep_seconds(self) -> float:
+        due = [self._next_pass, self._timers[0][0]] if self._timers else [self._next_pass]
+        if self._settings.idle_timeout is not None:
+            due.append(self._idle_since + self._settings.idle_timeout)
+        seconds = min(due) - time.monotonic()
+        if self._runner.poll_after is not None:
+            seconds = min(seconds, self._runner.poll_after)
+        return max(0.0, seconds)
+
+    def _is_idle(self) -> bool:
+        if self._settings.idle_timeout is None:
+            return False
+        if self._active or self._unsettled:
+            self._idle_since = time.monotonic()
+        return time.monotonic() - self._idle_since >= self._settings.idle_timeout
+
+    def _may_retire(self, lock: ManagerLock) -> bool:
+        """Give the lock up, and take it back if a job or a request came meanwhile.
+
+        Who publishes a job and then sees the lock held can rely on us: the last look is after the lock is given up.
+        """
+        lock.release()
+        has_work = self._store.requests() or any(
+            files.stamp(self._store.state_path(name)) != self._ended.get(name) for name in self._store.job_names()
+        )
+        # If the lock cannot be had again, another manager was faster and does the work.
+        return not (has_work and lock.acquire())
+
+    def _after(self, seconds: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), action))
+
+    def _expire(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
+
+    # -- taking in jobs ------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Take over what an earlier manager left, and begin to watch."""
+        self._store.create_directories()
+        self._store.remove_abandoned()
+        self._notifier.add(_JOBS, self._store.jobs_path)
+        self._notifier.add(_INBOX, self._store.inbox_path)
+        self._look_at_everything()
+        self._answer_requests()
+
+    def _accept(self) -> None:
+        """Look at the jobs that somebody has submitted or changed, and at the requests."""
+        changes, lost = self._notifier.read()
+        inbox = not self._notifier.works
+        for key, name in changes:
+            if key == _INBOX:
+                inbox = True
+            elif key == _JOBS:
+                self._look_at(name)
+            elif name in _JOB_FILES:
+                self._look_at(key)
+        if lost or time.monotonic() >= self._next_pass:
+            self._look_at_everything(all_ended=lost)
+            inbox = True
+        for name, until in list(self._unsettled.items()):
+            if time.monotonic() >= until:
+                self._look_at(name)
+        if inbox:
+            self._answer_requests()
+
+    def _look_at_everything(self, *, all_ended: bool = False) -> None:
+        """The slow pass, for what no notification told of: new jobs, jobs that run, and some of those that ended."""
+        self._next_pass = time.monotonic() + self._settings.poll_interval
+        listed = files.stamp(self._store.jobs_path)
+        # A directory that was changed a moment ago may change again without a new time stamp.
+        if listed != self._listed or listed is None or time.time_ns() - listed.mtime_ns < 2e9:
+            self._listed = listed
+            names = self._store.job_names()
+            for name in self._ended.keys() - set(names):
+                self._forget(name)
+            for name in names:
+                if name not in self._ended:
+                    self._look_at(name)
+        for name in list(self._active):
+            self._look_at(name)
+        if all_ended or not self._rotation:
+            self._rotation = list(self._ended)
+        number = len(self._rotation) if all_ended else _CHECKED_A_PASS
+        for _ in range(min(number, len(self._rotation))):
+            self._look_at(self._rotation.pop())
+
+    def _look_at(self, name: str) -> None:
+        """Take in a job if there is something to do for it."""
+        if name in self._active:
+            self._touched.add(name)
+            return
+        try:
+            path = self._store.state_path(name)
+        except InvalidJobError:
+            if not name.startswith("."):
+                log.warning("jobs/%s is passed over: no job can be called so", ascii(name))
+            return
+        found = files.stamp(path)
+        if name in self._ended:
+            if found == self._ended[name]:
+                return
+        elif path.parent.is_symlink():
+            log.warning("jobs/%s is passed over: it is a symbolic link", name)
+            return
+        self._notifier.add(name, path.parent)  # before it is read, so that no change is missed
+        try:
+            job, found = self._store.load_job(name)
+            if job.name != name:
+                self._reject(job.evolve(name=name), f"state.json names the job {job.name!r}, its directory {name!r}")
+            elif job.state.is_terminal:
+                self._remember(name, found)
+            else:
+                self._take_over(job)
+        except JobNotFoundError:
+            self._forget(name)
+        except CorruptFileError as error:
+            self._wait_until_whole(name, error)
+        except InvalidJobError as error:
+            self._reject(job, str(error))
+        except OSError as error:
+            self._look_later(name, error)
+
+    def _remember(self, name: str, version: files.Stamp | None) -> None:
+        self._unsettled.pop(name, None)
+        self._ended[name] = version
+
+    def _forget(self, name: str) -> None:
+        self._unsettled.pop(name, None)
+        self._ended.pop(name, None)
+        self._notifier.remove(name)
+
+    def _look_later(self, name: str, error: OSError) -> None:
+        log.error("job %s cannot be taken in now: %s; trying again", name, error)
+        self._after(_RETRY_SECONDS, lambda: self._look_at(name))
+
+    def _wait_until_whole(self, name: str, error: CorruptFileError) -> None:
+        """A file of a job is missing or half-written: give its writer some time, then call it invalid."""
+        until = self._unsettled.setdefault(name, time.monotonic() + self._settings.poll_interval)
+        if time.monotonic() < until:
+            return
+        if error.path == self._store.state_path(name):
+            if files.stamp(error.path) is None:  # nobody has called it a job yet
+                self._unsettled.pop(name, None)
+                self._ended[name] = None
+                return
+            self._store.set_aside(error.path)
+            self._reject(Job(id=f"{name}-{int(time.time())}", name=name, created_at=utc_now()), str(error))
+        else:
+            with contextlib.suppress(AirExecutorError):
+                self._reject(self._store.load_job(name)[0], str(error))
+
+    def _reject(self, job: Job, error: str) -> None:
+        """End a job that cannot be run."""
+        sentence = f"{error}; put that right and retry the job"
+        log.error("job %s is not valid: %s", job.name, error)
+        for record in self._records(job.name):
+            self._runner.sweep(record)
+        failed = job.evolve(state=JobState.FAILED, reason=Reason.INVALID, error=sentence, updated_at=utc_now())
+        try:
+            self._remember(job.name, self._store.write_job(failed, durable=True))
+        except OSError as problem:
+            self._look_later(job.name, problem)
+
+    def _take_over(self, job: Job) -> None:
+        """Begin to run a job, or go on with one that an earlier manager began."""
+        job_is_new = job.state is JobState.WAITING
+        self._store.prepare_job_directory(job.name)
+        taken = active.load(self._store, job)
+        if job_is_new and any(task.status in _LEFT_BEHIND for task in taken.tasks.values()):
+            # Set back to waiting by hand: what has not completed is meant to run again.
+            tasks = reset_failed(taken.tasks.values())
+            self._store.write_tasks(job.name, tasks)
+            taken = active.load(self._store, job)
+        records = self._records(job.name)
+        if job_is_new:
+            records = self._drop_finished(records)
+            taken.publish_state(
+                state=JobState.WORKING,
+                attempt=job.attempt + 1,
+                started_at=utc_now(),
+                cancel_requested_at=None,
+                reason=None,
+                error=None,
+            )
+        self._unsettled.pop(job.name, None)
+        self._ended.pop(job.name, None)
+        self._active[job.name] = taken
+        self._adopt(taken, records)
+        if taken.job.timeout is not None:
+            ran = (utc_now() - (taken.job.started_at or utc_now())).total_seconds()
+            self._after(taken.job.timeout - ran, lambda: self._job_timed_out(taken))
+        if taken.job.cancel_requested_at is not None:
+            self._stop_job(taken, Reason.CANCELLED, "cancelled")
+        self._enqueue(taken)
+        self._touched.add(job.name)
+        log.info("job %s: %d tasks", job.name, len(taken.tasks))
+
+    def _records(self, name: str) -> list[Attempt]:
+        """The attempts of a job that left a record, the latest of each task."""
+        latest: dict[str, int] = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for file in os.listdir(self._store.runs_path(name)):
+                task_id, _, number = file.rpartition(".")
+                if task_id and number.isdecimal():
+                    latest[task_id] = max(latest.get(task_id, 0), int(number))
+        return [Attempt(name, task_id, number) for task_id, number in latest.items()]
+
+    def _drop_finished(self, records: list[Attempt]) -> list[Attempt]:
+        """For a job that starts anew: what an earlier run left does not count, unless it still runs."""
+        live = []
+        for attempt in records:
+            found = self._runner.adopt(attempt)
+            if found is None or isinstance(found, Ended):
+                with contextlib.suppress(FileNotFoundError):
+                    self._store.run_path(*attempt).unlink()
+            else:
+                live.append(attempt)
+        return live
+
+    def _adopt(self, job: ActiveJob, records: list[Attempt]) -> None:
+        """Find out what became of the tasks that an earlier manager may have started."""
+        recorded = {attempt.task_id: attempt for attempt in records}
+        ended: list[Ended] = []
+        for task in list(job.tasks.values()):
+            if task.status.is_terminal:
+                continue
+            attempt = recorded.get(task.id)
+            found = self._runner.adopt(attempt) if attempt is not None else None
+            if attempt is None or found is None:
+                if task.status is TaskStatus.RUNNING:
+                    self._recover_unrecorded(job, task)
+                continue
+            job.begin(attempt, found.started_at or task.started_at or utc_now())
+            self._running[attempt] = None
+            if isinstance(found, Ended):
+                ended.append(found)
+            else:
+                self._set_timeout(job.tasks[task.id], attempt)
+        job.rebuild_graph()
+        for found in ended:
+            self._end(found)
+
+    def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
+        """A task is said to run, but no runner has left a record of it."""
+        if task.attempt == 0 or (task.started_at is not None and task.started_at.timestamp() < _boot_time()):
+            job.fail(
+                task.id,
+                Reason.LOST,
+                "it was running when its manager or the machine went down, and left no result; retry the job",
+                exit_code=None,
+                ended_at=utc_now(),
+            )
+        else:  # its runner never came to the point of starting the command
+            job.put_back(Attempt(job.name, task.id, task.attempt), was_made=False)
+
+    # -- starting and ending tasks -------------------------------------------------------------------------
+
+    def _enqueue(self, job: ActiveJob) -> None:
+        """Put a job in the queue if one of its tasks can start."""
+        if job.name not in self._queued and job.can_start:
+            created = job.job.created_at.timestamp() if job.job.created_at else 0.0
+            heapq.heappush(self._queue, (-job.job.priority, created, next(self._numbers), job.name))
+            self._queued.add(job.name)
+
+    def _launch(self) -> None:
+        """Start tasks while there is room, those of the job with the highest priority first, then the oldest."""
+        while self._queue and len(self._running) < self._settings.max_concurrent_runners:
+            if time.monotonic() < self._paused_until:
+                return
+            name = self._queue[0][3]
+            job = self._active.get(name)
+            if job is None or not job.can_start:
+                heapq.heappop(self._queue)
+                self._queued.discard(name)
+                continue
+            self._start(job, job.tasks[job.graph.take_ready()])
+
+    def _start(self, job: ActiveJob, task: Task) -> None:
+        attempt = Attempt(job.name, task.id, task.attempt + 1)
+        started_at = utc_now()
+        try:
+            self._runner.start(attempt, task, started_at)
+        except NoRoomError as error:
+            job.graph.add_ready(task.id)
+            self._pause(f"task {task.id} of job {job.name} cannot start now: {error}")
+            return
+        except CannotStartError as error:
+            job.begin(attempt, started_at)
+            self._fail(job, attempt, Reason.SPAWN, str(error), None, utc_now())
+            return
+        job.begin(attempt, started_at)
+        self._running[attempt] = None
+        self._set_timeout(job.tasks[task.id], attempt)
+        if self._settings.max_log_size is not None:
+            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+        self._touched.add(job.name)
+
+    def _pause(self, why: str) -> None:
+        log.warning("%s; nothing is started for %g s", why, _RETRY_SECONDS)
+        self._paused_until = time.monotonic() + _RETRY_SECONDS
+        self._after(_RETRY_SECONDS, lambda: None)
+
+    def _reap(self) -> None:
+        """Take in the attempts that have ended."""
+        for ended in self._runner.poll():
+            if isinstance(ended, NotStarted):
+                self._running.pop(ended.attempt, None)
+                job = self._active.get(ended.attempt.job_name)
+                if job is not None:
+                    job.put_back(ended.attempt, was_made=False)
+                    self._ready_again(job, ended.attempt.task_id)
+                self._pause("no runner can write its record (is the disk full?)")
+            else:
+                self._end(ended)
+
+    def _end(self, ended: Ended) -> None:
+        attempt, exit_code, ended_at, _ = ended
+        killed = self._running.pop(attempt, None)
+        kill_error = self._kill_errors.pop(attempt, "")
+        if killed is not None:
+            self._runner.sweep(attempt)
+        job = self._active.get(attempt.job_name)
+        if job is None:
+            return
+        if killed is not None:
+            self._fail(job, attempt, killed, kill_error, exit_code, ended_at)
+        elif exit_code == 0:
+            job.complete(attempt, ended_at)
+        elif exit_code is None:
+            error = "its runner was killed, or the machine restarted, and left no result"
+            self._fail(job, attempt, Reason.LOST, error, None, ended_at)
+        else:
+            reason, error = _explain(exit_code)
+            self._fail(job, attempt, reason, error, exit_code, ended_at)
+        self._enqueue(job)
+        self._touched.add(job.name)
+
+    def _fail(
+        self,
+        job: ActiveJob,
+        attempt: Attempt,
+        reason: Reason,
+        error: str,
+        exit_code: int | None,
+        ended_at: datetime,
+    ) -> None:
+        """An attempt has failed: try again if the task says so, or let the task fail."""
+        task = job.tasks[attempt.task_id]
+        made = attempt.number - task.attempts_before
+        self._touched.add(job.name)
+        if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED:
+            log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, error)
+            job.put_back(attempt, was_made=True)
+            self._after(task.retry_delay, lambda: self._ready_again(job, task.id))
+            return
+        log.info("job %s: task %s failed: %s", job.name, task.id, error)
+        job.fail(task.id, reason, error, exit_code=exit_code, ended_at=ended_at)
+
+    def _ready_again(self, job: ActiveJob, task_id: str) -> None:
+        if self._active.get(job.name) is not job or job.tasks[task_id].status is not TaskStatus.PENDING:
+            return
+        if job.stopping is not None:
+            job.stop(*job.stopping)
+            self._touched.add(job.name)
+        else:
+            job.graph.add_ready(task_id)
+            self._enqueue(job)
+
+    # -- killing -------------------------------------------------------------------------------------------
+
+    def _set_timeout(self, task: Task, attempt: Attempt) -> None:
+        limit = task.timeout or self._settings.task_timeout
+        if limit is not None:
+            ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
+            error = f"it ran longer than its timeout of {limit:g} s and was killed"
+            self._after(limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
+
+    def _kill(self, attempt: Attempt, reason: Reason, error: str) -> None:
+        """End an attempt: SIGTERM to its process group, and SIGKILL after the grace."""
+        if attempt not in self._running or self._running[attempt] is not None:
+            return
+        self._running[attempt] = reason
+        self._kill_errors[attempt] = error
+        self._runner.signal(attempt, signal.SIGTERM)
+        self._after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
+
+    def _kill_hard(self, attempt: Attempt) -> None:
+        if attempt in self._running:
+            self._runner.signal(attempt, signal.SIGKILL)
+
+    def _stop_job(self, job: ActiveJob, reason: Reason, error: str) -> None:
+        """Start nothing more of a job, and kill what runs."""
+        if job.stopping is None:
+            log.info("job %s is stopped: %s", job.name, error)
+            job.stop(reason, error)
+            for attempt in list(job.running):
+                self._kill(attempt, reason, error)
+        self._touched.add(job.name)
+
+    def _job_timed_out(self, job: ActiveJob) -> None:
+        if self._active.get(job.name) is job:
+            limit = job.job.timeout
+            self._stop_job(job, Reason.TIMEOUT, f"the job ran longer than its timeout of {limit:g} s and was killed")
+
+    def _check_log_size(self, attempt: Attempt) -> None:
+        limit = self._settings.max_log_size
+        if attempt not in self._running or limit is None:
+            return
+        found = files.stamp(self._store.log_path(attempt.job_name, attempt.task_id))
+        if found is not None and found.size > limit:
+            self._kill(attempt, Reason.SIGNAL, f"its log grew over max_log_size ({limit} bytes), and it was killed")
+        else:
+            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    def _answer_requests(self) -> None:
+        for path in self._store.requests():
+            try:
+                request = self._store.load_request(path)
+                if request.job not in self._active:
+                    self._look_at(request.job)
+                self._answer(request)
+            except OSError as error:
+                log.error("request %s cannot be carried out now: %s; trying again", path.name, error)
+                self._after(_RETRY_SECONDS, self._answer_requests)
+                return
+            except AirExecutorError as error:
+                log.warning("request %s is set aside: %s", path.name, error)
+                self._store.set_aside(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _answer(self, request: Request) -> None:
+        """Carry out a request. It may be the second time, if a manager was killed in between."""
+        job = self._active.get(request.job)
+        if request.request is Action.CANCEL:
+            if job is not None:
+                job.publish_state(cancel_requested_at=utc_now())
+                self._stop_job(job, Reason.CANCELLED, "cancelled")
+        elif request.request is Action.RETRY:
+            if job is None:
+                self._reopen(request.job, ())
+        elif job is not None:
+            self._add_tasks(job, request.tasks)
+        else:
+            self._reopen(request.job, request.tasks)
+
+    def _add_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> None:
+        added = tuple(task for task in tasks if task.id not in job.tasks or task.command != job.tasks[task.id].command)
+        if added:
+            job.add(added)
+            job.snapshot(durable=True)
+            self._enqueue(job)
+        self._touched.add(job.name)
+
+    def _reopen(self, name: str, added: tuple[Task, ...]) -> None:
+        """Let a job that has ended go on: with what failed, or with tasks that were added too late."""
+        job, _ = self._store.load_job(name)
+        tasks, _ = self._store.load_tasks(name)
+        known = {task.id for task in tasks}
+        added = tuple(task for task in added if task.id not in known)
+        if added:
+            if job.reason not in _REOPENED:
+                raise InvalidJobError(f"job {name} has ended ({job.reason}) and takes no more tasks")
+            self._store.write_tasks(name, [*tasks, *added], durable=True)
+        elif job.state is not JobState.FAILED:
+            return
+        else:
+            self._store.write_tasks(name, reset_failed(tasks), durable=True)
+        waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), reason=None, error=None)
+        self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
+        self._look_at(name)
+
+    # -- publishing ----------------------------------------------------------------------------------------
+
+    def _conclude(self) -> None:
+        """Publish how the jobs stand that something has happened to, and end those that are over."""
+        touched, self._touched = self._touched, set()
+        for name in touched:
+            job = self._active.get(name)
+            if job is None:
+                continue
+            try:
+                self._publish(job)
+            except FileNotFoundError:
+                self._abandon(job)
+            except OSError as error:
+                log.error("job %s cannot be written now: %s; trying again", name, error)
+                self._after(_RETRY_SECONDS, partial(self._touched.add, name))
+
+    def _publish(self, job: ActiveJob) -> None:
+        if not self._merge_foreign(job):
+            return
+        self._enqueue(job)
+        if job.is_over:
+            job.conclude()
+            del self._active[job.name]
+            self._remember(job.name, job.state_stamp)
+            log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
+        elif job.is_dirty and not job.snapshot_due:
+            job.snapshot_due = True
+            self._after(job.snapshot_interval, lambda: self._snapshot(job))
+
+    def _snapshot(self, job: ActiveJob) -> None:
+        job.snapshot_due = False
+        if self._active.get(job.name) is not job or job.unreadable_since is not None:
+            return
+        self._touched.add(job.name)  # to see what the snapshot has replaced
+        try:
+            job.snapshot()
+        except FileNotFoundError:
+            self._abandon(job)
+        except OSError as error:
+            log.error("tasks of job %s cannot be written now: %s; trying again", job.name, error)
+            job.snapshot_due = True
+            self._after(_RETRY_SECONDS, lambda: self._snapshot(job))
+
+    def _merge_foreign(self, job: ActiveJob) -> bool:
+        """Take in tasks that a running task has added; False while the list is half-written."""
+        try:
+            if job.merge_foreign():
+                return True
+            if time.monotonic() - (job.unreadable_since or 0) < self._settings.poll_interval:
+                self._after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
+                return False
+            error = "tasks.json was overwritten with something that is not a list of tasks"
+        except InvalidJobError as problem:
+            error = f"tasks were added to tasks.json that are not valid: {problem}"
+        job.discard_foreign()
+        self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
+        return True
+
+    def _abandon(self, job: ActiveJob) -> None:
+        """The directory of a job is gone: somebody has removed it while it ran."""
+        if files.is_real_directory(self._store.job_path(job.name)):
+            self._after(_RETRY_SECONDS, lambda: self._touched.add(job.name))
+            return
+        log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
+        for attempt in list(job.running):
+            self._kill(attempt, Reason.CANCELLED, "its job was removed")
+        del self._active[job.name]
+        self._forget(job.name)
+
+
+def _explain(exit_code: int) -> tuple[Reason, str]:
+    """Why a command failed, from the exit code that the shell gives: 128 + n for signal n."""
+    with contextlib.suppress(ValueError):
+        return Reason.SIGNAL, f"ended by {signal.Signals(exit_code - 128).name} (exit code {exit_code})"
+    return Reason.EXIT, f"exit code {exit_code}"
+
+
+def _boot_time() -> float:
+    """When this machine was started, in seconds since the epoch."""
+    clock: Any = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.time() - time.clock_gettime(clock) if clock is not None else 0.0

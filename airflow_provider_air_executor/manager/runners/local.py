@@ -1,0 +1,331 @@
+"""The local runner: a POSIX ``sh`` of a few lines that runs one command and records how it ended.
+
+The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager
+reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id with the time the
+attempt started, then the exit code. The file is created exclusively by the runner itself, before the command starts:
+of two runners of the same attempt, started by two managers in a row, one gives up.
+
+A process is known by its id together with its command line, which names the record: a number that has been given to
+another process, or that stems from before a reboot, does not match.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Task, utc_now
+from airflow_provider_air_executor.jobs.store import JobStore
+
+# $1 the record, $2 when the attempt starts, $3 the directory to run in or empty, then the command.
+# Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
+# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
+# the record, and unlike an ignored signal it is not handed on to the command.
+_SCRIPT = """\
+trap : HUP INT QUIT TERM USR1 USR2 ALRM
+set -C
+echo "$$ $2" > "$1" || exit 97
+record=$1
+if [ -n "$3" ]; then cd "$3" 2>&3 || { echo 126 >> "$record"; exit 126; }; fi
+shift 3
+"$@" >&3 2>&3 3>&-
+code=$?
+echo $code >> "$record"
+exit $code
+"""
+_SHELL = "/bin/sh"
+_DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
+_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
+_RUN_VARIABLE = "AIR_EXECUTOR_RUN"
+
+
+class Attempt(NamedTuple):
+    """One run of a task."""
+
+    job_name: str
+    task_id: str
+    number: int
+
+
+class Record(NamedTuple):
+    """What a runner has written about its attempt."""
+
+    pid: int
+    started_at: datetime | None
+    exit_code: int | None  # None while it runs
+
+
+class Ended(NamedTuple):
+    """An attempt that is over; its runner is gone."""
+
+    attempt: Attempt
+    exit_code: int | None  # None: it left no result
+    ended_at: datetime
+    started_at: datetime | None = None
+
+
+class NotStarted(NamedTuple):
+    """An attempt whose command was never started, for want of disk space."""
+
+    attempt: Attempt
+
+
+class Running(NamedTuple):
+    """An attempt of an earlier manager that is still running."""
+
+    attempt: Attempt
+    started_at: datetime | None
+
+
+class CannotStartError(Exception):
+    """The command cannot be started, now or later."""
+
+
+class NoRoomError(Exception):
+    """The machine is short of something; the command can be started later."""
+
+
+class LocalRunner:
+    """Runs attempts as processes of this machine.
+
+    :param store: the job filesystem that the attempts belong to.
+    :param environment: what the commands inherit.
+    """
+
+    def __init__(self, store: JobStore, environment: Mapping[str, str] = os.environ) -> None:
+        self._store = store
+        self._environment = {**environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
+        self._search_path = environment.get("PATH", os.defpath)
+        self._pids: dict[Attempt, int] = {}
+        self._children: dict[int, Attempt] = {}
+        self._adopted: dict[Attempt, int] = {}
+        self._next_look = 0.0
+
+    def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
+        """Start an attempt.
+
+        :raises CannotStartError: if the command is not there, or may not be run.
+        :raises NoRoomError: if the machine is short of something.
+        """
+        job_name, task_id, _ = attempt
+        record = str(self._store.run_path(*attempt))
+        environment = {
+            **self._environment,
+            "AIR_EXECUTOR_JOB": job_name,
+            "AIR_EXECUTOR_TASK": task_id,
+            "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
+            "AIR_EXECUTOR_JOB_DIR": str(self._store.job_path(job_name)),
+            _RUN_VARIABLE: record,
+            **(task.env or {}),
+        }
+        command = self._resolve(task, environment.get("PATH", self._search_path))
+        log = str(self._store.log_path(job_name, task_id))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        try:
+            pid = os.posix_spawn(
+                _SHELL,
+                ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or "", command]
+                + list(task.args),
+                environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, 1, 2),
+                    (os.POSIX_SPAWN_OPEN, 3, log, flags, 0o600),
+                ],
+                setsid=True,
+                setsigdef=_DEFAULT_SIGNALS,
+            )
+        except OSError as error:
+            if error.errno in _TRANSIENT:
+                raise NoRoomError(error.strerror) from error
+            if error.errno == errno.E2BIG:
+                raise CannotStartError("the arguments or the environment are too long for this system") from error
+            raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
+        self._pids[attempt] = pid
+        self._children[pid] = attempt
+
+    def _resolve(self, task: Task, search_path: str) -> str:
+        # Found here and not by sh, which would take `echo` or `exit` for its own commands.
+        if task.cwd is not None and not os.path.isdir(task.cwd):
+            raise CannotStartError(f"the directory {task.cwd!r} (field cwd) does not exist")
+        if "/" in task.command:
+            path = os.path.join(task.cwd or os.getcwd(), task.command)
+            if not os.path.exists(path):
+                raise CannotStartError(f"command {task.command!r} was not found")
+            if os.path.isdir(path) or not os.access(path, os.X_OK):
+                raise CannotStartError(f"command {task.command!r} is not an executable file")
+            return path
+        found = shutil.which(task.command, path=search_path)
+        if found is None:
+            raise CannotStartError(f"command {task.command!r} was not found in PATH={search_path}")
+        return os.path.abspath(found)
+
+    def poll(self) -> list[Ended | NotStarted]:
+        """What has ended since the last call."""
+        ended = []
+        while self._children:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            attempt = self._children.pop(pid, None)
+            if attempt is not None:
+                del self._pids[attempt]
+                result = self._result(attempt, pid)
+                if result is not None:
+                    ended.append(result)
+        if self._adopted and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _ADOPTED_INTERVAL
+            ended += self._look_at_adopted()
+        return ended
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
+        return max(0.0, self._next_look - time.monotonic()) if self._adopted else None
+
+    def _result(self, attempt: Attempt, pid: int) -> Ended | NotStarted | None:
+        """How the attempt of a child that has just been reaped ended; None if another runner has it."""
+        path = self._store.run_path(*attempt)
+        record = read_record(path)
+        if record is None:  # no space for the record: sh gave up before the command
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+            return NotStarted(attempt)
+        if record.exit_code is not None:
+            return Ended(attempt, record.exit_code, utc_now())
+        if record.pid != pid:  # an earlier manager's runner was first
+            self._adopted[attempt] = record.pid
+            return None
+        # The group's number cannot have been given away while a process of the group is left, and in the
+        # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        kill_marked(path)
+        return Ended(attempt, None, utc_now())
+
+    def _look_at_adopted(self) -> list[Ended | NotStarted]:
+        ended: list[Ended | NotStarted] = []
+        for attempt, pid in list(self._adopted.items()):
+            path = self._store.run_path(*attempt)
+            if is_runner(pid, path):
+                continue
+            del self._adopted[attempt]
+            record = read_record(path)  # read after it was gone: now it is final
+            if record is None or record.exit_code is None:
+                kill_marked(path)
+                ended.append(Ended(attempt, None, utc_now()))
+            else:
+                ended.append(Ended(attempt, record.exit_code, _modified_at(path)))
+        return ended
+
+    def adopt(self, attempt: Attempt) -> Ended | Running | None:
+        """Take over an attempt that an earlier manager may have started.
+
+        :return: None if it was never started.
+        """
+        path = self._store.run_path(*attempt)
+        if not os.path.lexists(path):
+            return None
+        record = read_record(path)
+        if record is not None and record.exit_code is None and is_runner(record.pid, path):
+            self._adopted[attempt] = record.pid
+            return Running(attempt, record.started_at)
+        record = read_record(path)
+        if record is None or record.exit_code is None:
+            kill_marked(path)
+            return Ended(attempt, None, utc_now())
+        return Ended(attempt, record.exit_code, _modified_at(path), record.started_at)
+
+    def signal(self, attempt: Attempt, number: signal.Signals) -> None:
+        """Send a signal to all processes of an attempt; SIGKILL also reaches those in other sessions."""
+        path = self._store.run_path(*attempt)
+        pid = self._pids.get(attempt)  # a child that has not been reaped: the number is ours
+        if pid is None:
+            pid = self._adopted.get(attempt)
+            if pid is not None and not is_runner(pid, path):
+                pid = None
+        if pid is not None:
+            # A child that has just been spawned leads no group yet only if setsid failed; then it is gone.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number)
+        if number is signal.SIGKILL:
+            kill_marked(path)
+
+    def sweep(self, attempt: Attempt) -> None:
+        """Kill what an attempt that is over has left behind in other process groups."""
+        kill_marked(self._store.run_path(*attempt))
+
+
+def read_record(path: Path) -> Record | None:
+    """What a runner has written so far; None if that is nothing, or not a record."""
+    try:
+        lines = files.read(path)[0].split(b"\n")
+        pid, _, started_at = lines[0].partition(b" ")
+        # What follows the last newline may be half a number.
+        exit_code = int(lines[1]) if len(lines) > 2 else None
+        return Record(int(pid), _parse_time(started_at.decode()), exit_code) if len(lines) > 1 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _parse_time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def _modified_at(path: Path) -> datetime:
+    from datetime import timezone
+
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, tz=timezone.utc)
+    except OSError:
+        return utc_now()
+
+
+def is_runner(pid: int, record_path: Path) -> bool:
+    """Whether this process is the runner that writes this record. What cannot be told counts as yes."""
+    if sys.platform.startswith("linux"):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        except OSError:
+            return True
+        return os.fsencode(record_path) in words
+    listed = subprocess.run(  # noqa: S603 - no shell, and the number is an int
+        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
+    )
+    return os.fsencode(record_path) in listed.stdout
+
+
+def kill_marked(record_path: Path) -> None:
+    """Kill every process that was started by an attempt, whatever session it has moved to (Linux only).
+
+    They are known by the variable that the runner's environment hands down, as Jenkins does with ``BUILD_ID``.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mark = os.fsencode(f"{_RUN_VARIABLE}={record_path}")
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if mark in file.read().split(b"\0"):
+                        os.kill(int(name), signal.SIGKILL)

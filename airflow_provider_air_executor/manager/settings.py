@@ -1,0 +1,113 @@
+"""The manager's settings: from flags, then the environment, then ``config.yaml``, then the defaults."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs.models import Seconds
+
+ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
+DEFAULT_BASE_PATH = ".air-executor"
+
+
+def _upper(value: Any) -> Any:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Settings(BaseModel):
+    """How a manager works.
+
+    :param poll_interval: seconds between two looks at everything, for file systems that do not tell of changes;
+        also how long a file may stay half-written before its job fails. Default 5.
+    :param task_timeout: seconds an attempt may take if its task does not say; default: no limit.
+    :param max_concurrent_runners: how many tasks run at a time, over all jobs; default 10.
+    :param base_path: the job filesystem; default ``.air-executor``, in the working directory.
+    :param log_level: ``DEBUG``, ``INFO``, ``WARNING``, ``ERROR`` or ``CRITICAL``.
+    :param log_format: ``console`` or ``json``, one object a line.
+    :param kill_grace: seconds between SIGTERM and SIGKILL; default 10.
+    :param max_log_size: bytes that a task's log may grow to before the task is killed; default: no limit.
+    :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    poll_interval: Annotated[float, Field(ge=0.05, le=3600)] = 5.0
+    task_timeout: Seconds | None = None
+    max_concurrent_runners: Annotated[int, Field(ge=1, le=10_000)] = 10
+    base_path: Annotated[str, Field(min_length=1)] = DEFAULT_BASE_PATH
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)
+    ] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+    kill_grace: Annotated[float, Field(ge=0, le=3600)] = 10.0
+    max_log_size: Annotated[int, Field(ge=1)] | None = None
+    idle_timeout: Seconds | None = None
+
+
+def load_settings(
+    flags: Mapping[str, Any],
+    *,
+    config: Path | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> tuple[Settings, list[str]]:
+    """Put the settings together.
+
+    :param flags: what was given on the command line; None stands for "not given".
+    :param config: the configuration file; default: ``config.yaml`` in the base path, if there is one.
+    :return: the settings, and a warning for each key of the file that is not known.
+    :raises SettingsError: naming the setting that is not valid, and where it was set.
+    """
+    given = {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items() if value is not None}
+    for key in Settings.model_fields:
+        variable = ENVIRONMENT_PREFIX + key.upper()
+        if environment.get(variable):
+            given.setdefault(key, (environment[variable], variable))
+    path = config or Path(str(given.get("base_path", (DEFAULT_BASE_PATH, ""))[0])).expanduser() / "config.yaml"
+    warnings = []
+    for key, value in _read_config(path, required=config is not None).items():
+        if key not in Settings.model_fields:
+            warnings.append(f"{path}: there is no setting {key!r}; it is ignored")
+        elif value is not None:
+            given.setdefault(key, (value, str(path)))
+    try:
+        settings = Settings.model_validate({key: value for key, (value, _) in given.items()})
+    except ValidationError as error:
+        raise SettingsError(_sentence(error, given)) from None
+    return settings, warnings
+
+
+def _read_config(path: Path, *, required: bool) -> dict[str, Any]:
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"there is no configuration file {path}") from None
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read: {error}") from None
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must be a mapping of settings to values, not a {type(content).__name__}")
+    return content
+
+
+def _sentence(error: ValidationError, given: Mapping[str, tuple[Any, str]]) -> str:
+    problems = []
+    for item in error.errors(include_url=False, include_context=False):
+        key = str(item["loc"][0])
+        value, source = given[key]
+        problems.append(f"{key} = {value!r} (from {source}) is not valid: {item['msg']}")
+    return "; ".join(problems)
