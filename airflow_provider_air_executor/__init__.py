@@ -44,4 +44,18 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         ],
+        "config": {
+            "air_executor": {
+                "description": "Settings of the embedded Air-Executor manager.",
+                "options": {
+                    "embedded_idle_timeout": {
+                        "description": "Seconds without work after which the embedded manager ends.",
+                        "version_added": "0.1.0",
+                        "type": "float",
+                        "example": None,
+                        "default": "600",
+                    },
+                },
+            }
+        },
     }

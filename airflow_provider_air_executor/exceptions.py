@@ -17,9 +17,7 @@ class JobNotFoundError(AirExecutorError, LookupError):
     """There is no job of this name below the base path."""
 
     def __init__(self, job_name: str, base_path: Path | str) -> None:
-        super().__init__(
-            f"there is no job {job_name!r} in {base_path}; `air-executor status` lists the jobs there"
-        )
+        super().__init__(f"there is no job {job_name!r} in {base_path}; `air-executor status` lists the jobs there")
         self.job_name = job_name
         self.base_path = Path(base_path)
 

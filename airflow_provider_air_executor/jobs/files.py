@@ -166,10 +166,13 @@ def read(path: Path) -> tuple[bytes, Stamp]:
 
 
 def is_real_directory(path: Path) -> bool:
-    """Whether ``path`` is a directory itself, not a symlink to one."""
+    """Whether ``path`` is a directory itself, not a symlink to one.
+
+    :raises OSError: if that cannot be told, because the file system is away for instance.
+    """
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

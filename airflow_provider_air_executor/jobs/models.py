@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Self
 
@@ -91,12 +91,12 @@ class Reason(enum.StrEnum):
 
 def utc_now() -> datetime:
     """The present time, aware, in UTC."""
-    return datetime.now(tz=timezone.utc)
+    return datetime.now(tz=UTC)
 
 
 def _as_utc(value: datetime) -> datetime:
     # A naive time is what the existing system fills in for a missing one; it means UTC.
-    return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def _without_nul(value: str) -> str:
@@ -218,6 +218,16 @@ class SubmittedBy(Record):
     task_id: str
     map_index: int = -1
     try_number: int | None = None
+    max_tries: int | None = None  # Airflow raises it when the task is cleared, not when it is tried again
+
+    def is_same_task(self, other: SubmittedBy) -> bool:
+        """Whether both are tries of the same task of the same run."""
+        return (self.dag_id, self.run_id, self.task_id, self.map_index) == (
+            other.dag_id,
+            other.run_id,
+            other.task_id,
+            other.map_index,
+        )
 
     def __str__(self) -> str:
         mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""

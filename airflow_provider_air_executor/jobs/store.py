@@ -176,7 +176,7 @@ class JobStore:
         """
         check_submitted_name(name)
         now = utc_now()
-        job = validate(
+        job: Job = validate(
             _JOB,
             {
                 "id": f"{name}-{int(now.timestamp())}",
@@ -279,9 +279,10 @@ class JobStore:
         path = self.state_path(name)
         data, version = self._read(name, path)
         try:
-            return _JOB.validate_json(data), version
+            job: Job = _JOB.validate_json(data)
         except ValidationError as error:
             raise CorruptFileError(path, describe_validation_error(error, "state.json")) from None
+        return job, version
 
     def load_tasks(self, name: str) -> tuple[tuple[Task, ...], files.Stamp]:
         """Read ``tasks.json`` once; see :meth:`get_tasks`. The list is not checked as a whole."""
@@ -300,9 +301,9 @@ class JobStore:
         return tasks, version
 
     def _read(self, name: str, path: Path) -> tuple[bytes, files.Stamp]:
-        if not files.is_real_directory(path.parent):
-            raise JobNotFoundError(name, self.base_path)
         try:
+            if not files.is_real_directory(path.parent):
+                raise JobNotFoundError(name, self.base_path)
             return files.read(path)
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None
@@ -429,7 +430,10 @@ class JobStore:
         oldest = time.time() - _ABANDONED_BUILD_SECONDS
         with contextlib.suppress(FileNotFoundError), os.scandir(self.jobs_path) as entries:
             for entry in entries:
-                if entry.name.startswith((".submit-", ".deleted-")) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                if (
+                    entry.name.startswith((".submit-", ".deleted-"))
+                    and entry.stat(follow_symlinks=False).st_mtime < oldest
+                ):
                     shutil.rmtree(entry.path, ignore_errors=True)
 
     # -- the manager's side --------------------------------------------------------------------------------
@@ -439,7 +443,7 @@ class JobStore:
         return files.publish(self.state_path(job.name), dump_job(job), durable=durable)
 
     def write_tasks(self, name: str, tasks: Iterable[Task], *, durable: bool = False) -> tuple[files.Stamp, bool]:
-        """Publish ``tasks.json``, and keep the one it replaces (:func:`files.publish_and_keep`). For the manager only."""
+        """Publish ``tasks.json``, and keep the one before (:func:`files.publish_and_keep`). For the manager only."""
         return files.publish_and_keep(
             self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name), durable=durable
         )

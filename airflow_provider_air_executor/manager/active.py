@@ -107,9 +107,7 @@ class ActiveJob:
                 error = f"not started, because task {task_id!r} failed"
                 self._fail(dependent, Reason.DEPENDENCY, error, None, utc_now())
 
-    def _fail(
-        self, task_id: str, reason: Reason, error: str, exit_code: int | None, ended_at: datetime
-    ) -> None:
+    def _fail(self, task_id: str, reason: Reason, error: str, exit_code: int | None, ended_at: datetime) -> None:
         task = self.tasks[task_id]
         self._put(
             task.evolve(

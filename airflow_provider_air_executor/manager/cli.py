@@ -15,15 +15,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from airflow_provider_air_executor import __version__, exceptions
-from airflow_provider_air_executor.jobs.models import Job, JobState, TaskStatus
+from airflow_provider_air_executor.jobs.models import Job, JobState
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.settings import DEFAULT_BASE_PATH, Settings, load_settings
 
@@ -98,7 +99,9 @@ def main() -> None:
 
 @main.command()
 @_base_path
-@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path.")
+@click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path."
+)
 @click.option("--detach", is_flag=True, help="Run in the background, with its log in manager.log.")
 @click.option("--poll-interval", metavar="SECONDS", help="Between two passes over everything (5).")
 @click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
@@ -146,9 +149,7 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
         command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
     log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     finally:
         os.close(log)
     give_up = time.monotonic() + _DETACH_SECONDS
@@ -160,7 +161,9 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
         if store.manager_pid() == process.pid:
             return process.pid
         time.sleep(0.02)
-    raise exceptions.ManagerError(f"the manager did not start within {_DETACH_SECONDS:g} s; see {store.manager_log_path}")
+    raise exceptions.ManagerError(
+        f"the manager did not start within {_DETACH_SECONDS:g} s; see {store.manager_log_path}"
+    )
 
 
 class _JsonFormatter(logging.Formatter):
@@ -291,7 +294,9 @@ def status(base_path: str | None, job_name: str | None, watch: bool, limit: int,
 
 def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
     if job_name is None:
-        _print_json({"manager_pid": store.manager_pid(), "jobs": [_job_as_json(store, job) for job in store.list_jobs()]})
+        _print_json(
+            {"manager_pid": store.manager_pid(), "jobs": [_job_as_json(store, job) for job in store.list_jobs()]}
+        )
         return
     job = _wait(store, job_name) if watch else store.get_job(job_name)
     _print_json(_job_as_json(store, job, with_tasks=True))
@@ -313,7 +318,9 @@ def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool
     ids = [task.id for task in store.get_tasks(job_name)]
     if task_id is not None and task_id not in ids:
         raise exceptions.InvalidJobError(f"job {job_name!r} has no task {task_id!r}; its tasks: {', '.join(ids)}")
-    printers = {task: _LogPrinter(store, job_name, task, prefix=task_id is None) for task in ids if task_id in (None, task)}
+    printers = {
+        task: _LogPrinter(store, job_name, task, prefix=task_id is None) for task in ids if task_id in (None, task)
+    }
     while True:
         over = not follow or store.get_job(job_name).state.is_terminal
         if follow and task_id is None:
@@ -337,12 +344,12 @@ class _LogPrinter:
     """Prints what has been added to a log since the last time, whole lines only if they get a prefix."""
 
     def __init__(self, store: JobStore, job_name: str, task_id: str, *, prefix: bool) -> None:
-        self._read = lambda offset: store.read_log(job_name, task_id, offset, 1 << 20)
+        self._read = partial(store.read_log, job_name, task_id, limit=1 << 20)
         self._prefix = f"{task_id} | ".encode() if prefix else b""
         self._offset = 0
 
     def print_new(self, *, final: bool) -> None:
-        while data := self._read(self._offset).data:
+        while data := self._read(offset=self._offset).data:
             if self._prefix and not data.endswith(b"\n"):
                 end = data.rfind(b"\n") + 1
                 if end == 0 and not final and len(data) < 1 << 20:
@@ -376,7 +383,7 @@ def retry(base_path: str | None, job_name: str) -> None:
     click.echo(f"{job_name}: retry requested")
 
 
-class _Duration(click.ParamType):
+class _Duration(click.ParamType[timedelta]):
     name = "duration"
     _units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 

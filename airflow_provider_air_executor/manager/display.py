@@ -82,9 +82,7 @@ def _details(store: JobStore, job: Job) -> RenderableType:
     tasks = store.get_tasks(job.name)
     done = sum(task.status.is_terminal for task in tasks)
     heading = Table.grid(padding=(0, 1))
-    heading.add_row(
-        Text(job.name, style="bold"), _coloured(job.state), ProgressBar(len(tasks), done, width=20), progress(tasks)
-    )
+    heading.add_row(_coloured(job.state), ProgressBar(len(tasks), done, width=20), Text(progress(tasks)))
     table = Table(box=None, pad_edge=False)
     for name in ("TASK", "STATUS", "TRY", "TOOK", "EXIT", "ERROR"):
         table.add_column(name, overflow="fold" if name in ("TASK", "ERROR") else "ellipsis")
@@ -97,7 +95,7 @@ def _details(store: JobStore, job: Job) -> RenderableType:
             "" if task.exit_code is None else str(task.exit_code),
             Text(task.error or ""),
         )
-    parts: list[RenderableType] = [heading, table]
+    parts: list[RenderableType] = [Text(job.name, style="bold"), heading, table]
     if job.error:
         parts.append(Text(job.error, style="red"))
     return Group(*parts)

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import time
+from typing import Self
 
 from airflow_provider_air_executor.exceptions import ManagerRunningError
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -59,7 +60,7 @@ class ManagerLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def __enter__(self) -> ManagerLock:
+    def __enter__(self) -> Self:
         """Take the lock.
 
         :raises ManagerRunningError: if another manager holds it.

@@ -93,7 +93,9 @@ def outcome(tasks: Iterable[Task]) -> Outcome:
     culprits = [task for task in failed if task.reason is not Reason.DEPENDENCY] or failed
     first = culprits[0]
     others = f"; {len(failed) - 1} more of {len(tasks)} tasks did not complete" if len(failed) > 1 else ""
-    return Outcome(JobState.FAILED, first.reason or Reason.INVALID, f"task {first.id}: {first.error or 'failed'}{others}")
+    return Outcome(
+        JobState.FAILED, first.reason or Reason.INVALID, f"task {first.id}: {first.error or 'failed'}{others}"
+    )
 
 
 def reset_failed(tasks: Iterable[Task]) -> tuple[Task, ...]:

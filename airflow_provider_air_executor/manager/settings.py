@@ -41,9 +41,7 @@ class Settings(BaseModel):
     task_timeout: Seconds | None = None
     max_concurrent_runners: Annotated[int, Field(ge=1, le=10_000)] = 10
     base_path: Annotated[str, Field(min_length=1)] = DEFAULT_BASE_PATH
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)
-    ] = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
     log_format: Literal["console", "json"] = "console"
     kill_grace: Annotated[float, Field(ge=0, le=3600)] = 10.0
     max_log_size: Annotated[int, Field(ge=1)] | None = None

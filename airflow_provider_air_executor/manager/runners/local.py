@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,11 +133,22 @@ class LocalRunner:
         command = self._resolve(task, environment.get("PATH", self._search_path))
         log = str(self._store.log_path(job_name, task_id))
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        arguments = ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or ""]
+        arguments += [command, *task.args]
         try:
             pid = os.posix_spawn(
                 _SHELL,
-                ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or "", command]
-                + list(task.args),
+                [
+                    "sh",
+                    "-c",
+                    _SCRIPT,
+                    "air-executor-runner",
+                    record,
+                    started_at.isoformat(),
+                    task.cwd or "",
+                    command,
+                    *list(task.args),
+                ],
                 environment,
                 file_actions=[
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -291,10 +302,9 @@ def _parse_time(text: str) -> datetime | None:
 
 
 def _modified_at(path: Path) -> datetime:
-    from datetime import timezone
 
     try:
-        return datetime.fromtimestamp(path.stat().st_mtime, tz=timezone.utc)
+        return datetime.fromtimestamp(path.stat().st_mtime, tz=UTC)
     except OSError:
         return utc_now()
 
@@ -309,9 +319,7 @@ def is_runner(pid: int, record_path: Path) -> bool:
         except OSError:
             return True
         return os.fsencode(record_path) in words
-    listed = subprocess.run(  # noqa: S603 - no shell, and the number is an int
-        ["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False
-    )
+    listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
     return os.fsencode(record_path) in listed.stdout
 
 
@@ -326,6 +334,5 @@ def kill_marked(record_path: Path) -> None:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if mark in file.read().split(b"\0"):
-                        os.kill(int(name), signal.SIGKILL)
+                if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                    os.kill(int(name), signal.SIGKILL)

@@ -1,0 +1,55 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv.
+#   make demo    a real Airflow runs an example DAG, in a temporary home
+#   make test    all tests
+#   make check   ruff and mypy
+
+PYTHON ?= python3
+AIRFLOW ?= 3.3.2
+VENV ?= .venv
+CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready-$(AIRFLOW)
+
+# Without compiled modules, importing Airflow takes more than twice as long.
+export UV_COMPILE_BYTECODE = 1
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-lowest check format benchmark clean
+
+demo: $(READY)
+	$(BIN)/python demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The lowest supported Airflow, in an environment of its own.
+test-lowest:
+	$(MAKE) test AIRFLOW=3.2.2 VENV=.venv-lowest PYTEST_ARGS="tests/provider tests/acceptance $(PYTEST_ARGS)"
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/manager.py
+
+# Debian splits venv off from Python; it is installed where it is missing and may be.
+$(BIN)/uv: $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
+	@touch $@
+
+$(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m compileall -q airflow_provider_air_executor
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-lowest

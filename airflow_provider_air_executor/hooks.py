@@ -1,0 +1,272 @@
+"""AirExecutorHook: the job filesystem, as Airflow code uses it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from airflow.sdk import BaseHook
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobTimeoutError, ManagerError
+from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
+from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
+
+_START_SECONDS = 60.0
+_ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
+_FIRST_POLL_SECONDS = 0.02
+_DEFAULT_IDLE_SECONDS = 600
+# What an Airflow process is told about itself must not reach the tasks of other jobs.
+_PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
+
+
+class Location(NamedTuple):
+    """Where the job filesystem is, and whether we start its manager."""
+
+    base_path: str
+    embedded: bool
+
+
+class AirExecutorHook(BaseHook):
+    """Creates, reads and controls jobs in the job filesystem.
+
+    The connection's extra fields say where that is: ``base_path``, and ``embedded``, whether the manager is started
+    when it is needed and none runs (default: no, it is a service of its own). If the connection
+    ``air_executor_default`` does not exist, the embedded default is used: ``$AIRFLOW_HOME/air-executor``.
+
+    An embedded manager is a process of its own. It outlives the Airflow task that started it, and ends after
+    ``[air_executor] embedded_idle_timeout`` seconds (default 600) without work.
+
+    :param air_executor_conn_id: the connection.
+    """
+
+    conn_name_attr = "air_executor_conn_id"
+    default_conn_name = "air_executor_default"
+    conn_type = "air_executor"
+    hook_name = "Air-Executor"
+
+    def __init__(self, air_executor_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.air_executor_conn_id = air_executor_conn_id
+
+    @cached_property
+    def location(self) -> Location:
+        """Where the job filesystem is.
+
+        :raises AirflowNotFoundException: if another connection than the default one is named and does not exist.
+        :raises ValueError: if a field of the connection is not valid.
+        """
+        try:
+            extra = self.get_connection(self.air_executor_conn_id).extra_dejson
+        except AirflowNotFoundException:
+            if self.air_executor_conn_id != self.default_conn_name:
+                raise
+            return Location(embedded_base_path(), embedded=True)
+        base_path, embedded = extra.get("base_path") or embedded_base_path(), extra.get("embedded") or False
+        where = f"connection {self.air_executor_conn_id!r}"
+        if not isinstance(base_path, str) or not os.path.isabs(os.path.expanduser(base_path)):
+            raise ValueError(f"base_path of {where} must be an absolute path, not {base_path!r}")
+        if not isinstance(embedded, bool):
+            raise ValueError(f"embedded of {where} must be true or false, not {embedded!r}")
+        return Location(base_path, embedded)
+
+    @cached_property
+    def store(self) -> JobStore:
+        """The job filesystem."""
+        return JobStore(self.location.base_path)
+
+    def get_conn(self) -> JobStore:
+        """The job filesystem."""
+        return self.store
+
+    def create_job(
+        self,
+        job_name: str,
+        tasks: Iterable[Task | Mapping[str, Any] | str],
+        *,
+        max_parallel_tasks: int | None = None,
+        timeout: float | None = None,
+        priority: int = 0,
+        labels: Mapping[str, str] | None = None,
+        submitted_by: SubmittedBy | None = None,
+    ) -> Job:
+        """Submit a job; it exists exactly once, or not at all. See :meth:`JobStore.submit` for the parameters.
+
+        :raises InvalidJobError: naming the field that is not valid; nothing was written.
+        :raises JobExistsError: if the name is taken.
+        """
+        job = self.store.submit(
+            job_name,
+            tasks,
+            max_parallel_tasks=max_parallel_tasks,
+            timeout=timeout,
+            priority=priority,
+            labels=labels,
+            submitted_by=submitted_by,
+        )
+        self.ensure_manager()
+        return job
+
+    def get_job(self, job_name: str) -> Job:
+        """The job of this name.
+
+        :raises JobNotFoundError: if there is none.
+        """
+        return self.store.get_job(job_name)
+
+    def get_tasks(self, job_name: str) -> tuple[Task, ...]:
+        """The tasks of a job, in the order of the list.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        return self.store.get_tasks(job_name)
+
+    def list_jobs(self) -> list[Job]:
+        """All jobs, by name."""
+        return list(self.store.list_jobs())
+
+    def read_log(self, job_name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
+        """What a task has printed so far, from ``offset`` bytes on, at most ``limit`` bytes.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        return self.store.read_log(job_name, task_id, offset, limit)
+
+    def cancel_job(self, job_name: str) -> bool:
+        """Ask for a job to be cancelled.
+
+        :return: False if it had ended already.
+        :raises JobNotFoundError: if there is no such job.
+        """
+        requested = self.store.cancel(job_name)
+        if requested:
+            self.ensure_manager()
+        return requested
+
+    def retry_job(self, job_name: str) -> None:
+        """Ask for a failed job to go on: failed tasks run again, and what depends on them; the rest is kept.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises JobStateError: if it has not failed.
+        """
+        self.store.retry(job_name)
+        self.ensure_manager()
+
+    def add_tasks(self, job_name: str, tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[str, ...]:
+        """Ask for tasks to be appended to a job that has not ended.
+
+        :return: their ids.
+        :raises JobStateError: if the job has ended.
+        :raises InvalidJobError: naming the field that is not valid; nothing was asked.
+        """
+        added = self.store.add_tasks(job_name, tasks)
+        self.ensure_manager()
+        return added
+
+    def wait_for_job(
+        self,
+        job_name: str,
+        *,
+        timeout: float | None = None,
+        poll_interval: float = 1.0,
+        after_attempt: int = 0,
+        on_poll: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Wait, in this process, until a job has ended.
+
+        :param timeout: at most so many seconds; default: without limit.
+        :param poll_interval: seconds between two looks; the first ones follow each other faster.
+        :param after_attempt: the end of this attempt of the job, or an earlier one, does not count.
+        :param on_poll: called with the job after each look at which it had not ended.
+        :return: the job, completed or failed.
+        :raises JobTimeoutError: when the time is over; the job goes on.
+        :raises JobNotFoundError: if there is no such job.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = min(_FIRST_POLL_SECONDS, poll_interval)
+        alive_until = time.monotonic() + _ALIVE_SECONDS
+        while True:
+            job = self.get_job(job_name)
+            if job.state.is_terminal and job.attempt > after_attempt:
+                return job
+            if on_poll is not None:
+                on_poll(job)
+            now = time.monotonic()
+            if deadline is not None and now >= deadline:
+                raise JobTimeoutError(f"job {job_name!r} is still {job.state} after {timeout:g} s")
+            if now >= alive_until:
+                self.ensure_manager()
+                alive_until = now + _ALIVE_SECONDS
+            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
+            pause = min(pause * 1.5, poll_interval)
+
+    def delete_job(self, job_name: str) -> None:
+        """Remove a job that has ended, with its logs.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises JobStateError: if it has not ended.
+        """
+        self.store.delete(job_name)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Whether jobs can be submitted here, and whether they will run."""
+        try:
+            base_path, embedded = self.location
+            if not embedded and not self.store.base_path.is_dir():
+                return False, f"{base_path} is not a directory on this machine"
+            self.store.create_directories()
+            if not os.access(self.store.inbox_path, os.W_OK):
+                return False, f"{base_path} is not writable for this user"
+        except (AirExecutorError, ValueError, OSError) as error:
+            return False, str(error)
+        if self.store.manager_is_running():
+            return True, f"manager {self.store.manager_pid()} runs the jobs of {base_path}"
+        if embedded:
+            return True, f"jobs go to {base_path}; the manager is started with the first one"
+        return False, f"no manager is running; start it: air-executor manager --base-path {base_path}"
+
+    def ensure_manager(self) -> None:
+        """Start the manager if it is embedded and none runs.
+
+        :raises ManagerError: if it cannot be started.
+        """
+        if self.location.embedded:
+            start_manager_if_none(self.store)
+
+
+def embedded_base_path() -> str:
+    """The job filesystem that is used if no connection says otherwise."""
+    home = os.path.expanduser(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+    return os.path.join(home, "air-executor")
+
+
+def start_manager_if_none(store: JobStore) -> None:
+    """Start a manager that outlives this process, unless one runs. Any number of processes may do so at once.
+
+    :raises ManagerError: if it cannot be started; the message holds what it said.
+    """
+    if store.manager_is_running():
+        return
+    store.create_directories()
+    idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=_DEFAULT_IDLE_SECONDS)
+    command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
+    command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
+    started = subprocess.run(
+        command,
+        cwd=store.base_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=_START_SECONDS,
+        check=False,
+    )
+    if started.returncode != 0 and not store.manager_is_running():
+        said = started.stderr.decode(errors="replace").strip()
+        raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")

@@ -1,0 +1,170 @@
+"""One watcher per base path that serves any number of waiters of an event loop.
+
+A waiter is woken when a file of its job changes, by inotify. For file systems that do not notify, one pass in a
+thread looks at the jobs of all waiters; it costs two ``stat`` calls a job. What waits costs nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.store import JobStore
+
+log = logging.getLogger(__name__)
+
+_JOBS = "/jobs"  # key of the notifier; no job can be called so
+_WATCHED = ("state.json", "tasks.json")
+
+_Key = tuple[str, float]
+_watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, JobWatcher]] = weakref.WeakKeyDictionary()
+
+
+class Waiter:
+    """Somebody who waits for one job."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """Say that the job may have changed."""
+        self._changed.set()
+
+    async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - it is no error
+        """Wait until the job may have changed since the last call.
+
+        :param timeout: at most so many seconds.
+        :return: False if nothing has changed in that time.
+        """
+        try:
+            await asyncio.wait_for(self._changed.wait(), timeout)
+        except TimeoutError:
+            return False
+        self._changed.clear()
+        return True
+
+
+@contextlib.asynccontextmanager
+async def watching(
+    store: JobStore, job_name: str, *, interval: float, on_pass: Callable[[], None] | None = None
+) -> AsyncIterator[Waiter]:
+    """Watch a job, which need not exist yet, with the watcher that all waiters of this base path share.
+
+    :param interval: seconds between two passes over the jobs of all waiters.
+    :param on_pass: called in each pass, in its thread.
+    """
+    watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
+    key = (str(store.base_path), interval)
+    watcher = watchers.get(key)
+    if watcher is None:
+        watcher = watchers[key] = JobWatcher(store, interval, on_pass)
+    waiter = Waiter()
+    try:
+        await watcher.add(job_name, waiter)
+        yield waiter
+    finally:
+        watcher.remove(job_name, waiter)
+        if watcher.is_unused and watchers.get(key) is watcher:
+            del watchers[key]
+            watcher.close()
+
+
+class JobWatcher:
+    """Wakes the waiters of one base path in one event loop; see :func:`watching`."""
+
+    def __init__(self, store: JobStore, interval: float, on_pass: Callable[[], None] | None = None) -> None:
+        self._store = store
+        self._interval = interval
+        self._on_pass = on_pass
+        self._waiters: dict[str, set[Waiter]] = {}
+        self._stamps: dict[str, tuple[files.Stamp | None, ...]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._notifier = Notifier()
+        if self._notifier.works:
+            self._loop.add_reader(self._notifier.fileno(), self._read)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._start(self._pass_over_all())
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nobody waits."""
+        return not self._waiters
+
+    async def add(self, job_name: str, waiter: Waiter) -> None:
+        """Wake this waiter when the job changes."""
+        self._waiters.setdefault(job_name, set()).add(waiter)
+        await asyncio.to_thread(self._watch, job_name)
+
+    def remove(self, job_name: str, waiter: Waiter) -> None:
+        """Do not wake this waiter any more."""
+        waiters = self._waiters.get(job_name, set())
+        waiters.discard(waiter)
+        if not waiters:
+            self._waiters.pop(job_name, None)
+            self._stamps.pop(job_name, None)
+            self._notifier.remove(job_name)
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self._notifier.works:
+            self._loop.remove_reader(self._notifier.fileno())
+        self._notifier.close()
+        for task in self._tasks:
+            task.cancel()
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _watch(self, job_name: str) -> None:
+        self._notifier.add(_JOBS, self._store.jobs_path)
+        self._notifier.add(job_name, self._store.job_path(job_name))
+
+    def _read(self) -> None:
+        changes, lost = self._notifier.read()
+        for key, name in changes:
+            if key == _JOBS:
+                if name in self._waiters:  # it has appeared, or was replaced
+                    self._start(self._watch_again(name))
+            elif name in _WATCHED:
+                self._wake(key)
+        if lost:
+            for job_name in list(self._waiters):
+                self._wake(job_name)
+
+    async def _watch_again(self, job_name: str) -> None:
+        await asyncio.to_thread(self._watch, job_name)
+        self._wake(job_name)
+
+    def _wake(self, job_name: str) -> None:
+        for waiter in self._waiters.get(job_name, ()):
+            waiter.wake()
+
+    async def _pass_over_all(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            names = list(self._waiters)
+            try:
+                found = await asyncio.to_thread(self._stamps_of, names)
+            except OSError as error:  # the file system is away for a moment
+                log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
+                continue
+            for name, stamps in found.items():
+                if self._stamps.get(name, stamps) != stamps:
+                    self._wake(name)
+                if name in self._waiters:
+                    self._stamps[name] = stamps
+
+    def _stamps_of(self, names: list[str]) -> dict[str, tuple[files.Stamp | None, ...]]:
+        if self._on_pass is not None:
+            self._on_pass()
+        return {
+            name: (files.stamp(self._store.state_path(name)), files.stamp(self._store.tasks_path(name)))
+            for name in names
+        }

@@ -1,0 +1,115 @@
+"""AirExecutorJobSensor: waits for a job that was submitted elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseSensorOperator
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowSensorTimeout
+
+from airflow_provider_air_executor import triggers
+from airflow_provider_air_executor.exceptions import CorruptFileError, JobFailedError, JobNotFoundError
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs import summary
+from airflow_provider_air_executor.jobs.models import Job, JobState, valid_job_name
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+# The trigger's own deadline comes first; this is for a trigger that does not run at all.
+_BACKSTOP_SECONDS = 60
+
+
+class AirExecutorJobSensor(BaseSensorOperator):
+    """Waits until a job has completed, and fails when it has failed.
+
+    A job that is not there yet is waited for. When it fails, the sensor fails with the reason of each task that
+    failed and the end of its log; ``soft_fail`` does not turn that into a skip, but the sensor's ``timeout`` does it
+    turn into one.
+
+    :param job_name: the job (templated); the name that was given to :class:`AirExecutorSubmitOperator`, or that it
+        returned.
+    :param deferrable: whether to wait in the triggerer, without a worker slot; default:
+        ``[operators] default_deferrable``. Then ``mode`` does not matter.
+    :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
+    :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds), ``mode``, ``soft_fail``.
+    """
+
+    template_fields: Sequence[str] = ("job_name", "air_executor_conn_id")
+    ui_color = "#d9ead3"
+
+    def __init__(
+        self,
+        *,
+        job_name: str,
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        air_executor_conn_id: str = AirExecutorHook.default_conn_name,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.job_name = job_name
+        self.deferrable = deferrable
+        self.air_executor_conn_id = air_executor_conn_id
+
+    @cached_property
+    def hook(self) -> AirExecutorHook:
+        """The job filesystem."""
+        return AirExecutorHook(self.air_executor_conn_id)
+
+    def execute(self, context: Context) -> Any:
+        """Wait, in this process or in the triggerer."""
+        if not self.deferrable:
+            return super().execute(context)
+        if self.poke(context):
+            return None
+        self.defer(
+            trigger=triggers.AirExecutorJobTrigger(
+                valid_job_name(self.job_name),
+                str(self.hook.store.base_path),
+                embedded=self.hook.location.embedded,
+                poll_interval=self.poke_interval,
+                deadline=time.time() + self.timeout,
+                must_exist=False,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout + _BACKSTOP_SECONDS),
+        )
+        return None
+
+    def execute_complete(self, context: Context, event: Any = None) -> None:
+        """Take up what the trigger has found."""
+        found = triggers.validate_event(event)
+        if found["status"] == triggers.TIMEOUT:
+            raise AirflowSensorTimeout(
+                f"job {found['job_name']!r} did not end within {self.timeout:g} s: {found['message']}"
+            )
+        self._finish(self.hook.get_job(found["job_name"]))
+
+    def poke(self, context: Context) -> bool:
+        """Whether the job has completed.
+
+        :raises JobFailedError: if it has failed.
+        """
+        name = valid_job_name(self.job_name)
+        self.hook.ensure_manager()
+        try:
+            job = self.hook.get_job(name)
+            if not job.state.is_terminal:
+                self.log.info("job %s: %s", name, summary.progress(self.hook.get_tasks(name)))
+                return False
+        except (JobNotFoundError, CorruptFileError) as error:
+            self.log.info("job %s: %s", name, error)
+            return False
+        self._finish(job)
+        return True
+
+    def _finish(self, job: Job) -> None:
+        if job.state is not JobState.COMPLETED:
+            raise JobFailedError(job.name, summary.failure(self.hook.store, job))
+        for line in summary.describe(self.hook.store, job):
+            self.log.info("%s", line)

@@ -1,0 +1,71 @@
+"""What `make demo` runs: a real Airflow, in a temporary home, runs a DAG that submits a job and waits deferred.
+
+It exits with 0 if the DAG succeeds and its wait was seen deferred, and with 1 otherwise. Nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from tests.acceptance.installation import Installation
+
+HERE = Path(__file__).resolve().parent
+DAG_ID = "example_submit_and_wait"
+
+
+def main(dag_id: str) -> int:
+    """Run one of the example DAGs and show what happens.
+
+    :return: the exit code.
+    """
+    began = time.monotonic()
+
+    def say(text: str = "") -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {text}" if text else "", flush=True)
+
+    say("starting Airflow: API server, scheduler, triggerer, dag-processor")
+    with Installation(HERE / "example_dags") as airflow:
+        say(f"Airflow runs at {airflow.url}")
+        run_id = airflow.trigger(dag_id)
+        say(f"DAG {dag_id}, run {run_id}")
+        state, seen = airflow.follow(
+            dag_id, run_id, on_change=lambda task, task_state: say(f"  Airflow task {task}: {task_state}")
+        )
+        say(f"DAG run: {state}")
+        say()
+        show_jobs(airflow)
+        show_logs(airflow, dag_id, run_id, list(seen))
+        deferred = any("deferred" in states for states in seen.values())
+        if not deferred:
+            say("no task was seen deferred")
+    return 0 if state == "success" and deferred else 1
+
+
+def show_jobs(airflow: Installation) -> None:
+    """Print each job: how its tasks ended, and what they printed."""
+    from airflow_provider_air_executor.jobs.store import JobStore
+
+    for name in JobStore(airflow.base_path).job_names():
+        print(f"$ air-executor status {name}")
+        print(airflow.air_executor("status", name))
+        print(f"$ air-executor logs {name}")
+        print(airflow.air_executor("logs", name))
+
+
+def show_logs(airflow: Installation, dag_id: str, run_id: str, tasks: list[str]) -> None:
+    """Print what the Airflow log of each task says about the job."""
+    for task in tasks:
+        print(f"Airflow's log of task {task}:")
+        for line in airflow.log(dag_id, run_id, task).splitlines():
+            if any(word in line for word in ("job ", "|", "printed", "tasks done", "completed", "failed")):
+                print(f"    {line}")
+        print()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dag_id", nargs="?", default=DAG_ID, help="one of example_dags/ (default: %(default)s)")
+    sys.exit(main(parser.parse_args().dag_id))

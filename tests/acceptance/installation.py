@@ -1,0 +1,258 @@
+"""A real Airflow of its own: scheduler, triggerer, dag-processor and API server in a temporary home, on free ports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+T = TypeVar("T")
+
+COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
+_START_SECONDS = 180
+_STOP_SECONDS = 20
+
+
+def wait_until(check: Callable[[], T], *, timeout: float, what: str, interval: float = 0.2) -> T:
+    """Call ``check`` until it gives something true, and return that."""
+    give_up = time.monotonic() + timeout
+    while True:
+        result = check()
+        if result:
+            return result
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"after {timeout:g} s still not: {what}")
+        time.sleep(interval)
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class Installation:
+    """A running Airflow; a context manager that leaves no file and no process behind.
+
+    :param dags: the directory of DAG files.
+    :param settings: more environment variables for all components.
+    """
+
+    def __init__(self, dags: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
+        self.base_path = self.home / "air-executor"
+        self.port = free_port()
+        self.url = f"http://localhost:{self.port}"
+        self.environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AIR_EXECUTOR"))},
+            "AIRFLOW_HOME": str(self.home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
+            "AIRFLOW__API__PORT": str(self.port),
+            "AIRFLOW__API__BASE_URL": self.url,
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+            "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "600",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "PYTHONUNBUFFERED": "1",
+            **(settings or {}),
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._token = ""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Create the database, start all components, and wait until they answer."""
+        subprocess.run(
+            [sys.executable, "-m", "airflow", "db", "migrate"],
+            env=self.environment,
+            check=True,
+            capture_output=True,
+        )
+        for component in COMPONENTS:
+            self.start_component(component)
+        wait_until(self._is_healthy, timeout=_START_SECONDS, what="Airflow is healthy", interval=0.5)
+
+    def start_component(self, component: str) -> None:
+        """Start one of Airflow's processes; its output goes to a file in the home."""
+        with (self.home / f"{component}.out").open("ab") as output:
+            self._processes[component] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", component],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def _is_healthy(self) -> bool:
+        for component, process in self._processes.items():
+            if process.poll() is not None:
+                output = (self.home / f"{component}.out").read_text(errors="replace")
+                raise RuntimeError(f"airflow {component} ended:\n{output[-4000:]}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/api/v2/monitor/health", timeout=5) as answer:
+                health = json.load(answer)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return False
+        parts = ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        return all(health.get(part, {}).get("status") == "healthy" for part in parts)
+
+    def close(self) -> None:
+        """End everything that was started here, the embedded manager and what it runs included."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+        give_up = time.monotonic() + _STOP_SECONDS
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, give_up - time.monotonic()))
+        self.air_executor("stop", check=False)
+        for pid in self._left_behind():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._processes.values():
+            process.wait()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _left_behind(self) -> list[int]:
+        """Processes of this installation, wherever they have moved to: its home is in their environment."""
+        mark = os.fsencode(f"AIRFLOW_HOME={self.home}")
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in path.read_bytes().split(b"\0"):
+                    found.append(int(path.parent.name))
+        return found
+
+    def air_executor(self, *arguments: str, check: bool = True) -> str:
+        """Run ``air-executor`` on the base path of this installation."""
+        command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", *arguments]
+        environment = {**self.environment, "AIR_EXECUTOR_BASE_PATH": str(self.base_path)}
+        done = subprocess.run(command, env=environment, check=check, capture_output=True, text=True)
+        return done.stdout
+
+    # -- Airflow's API -------------------------------------------------------------------------------------
+
+    def api(self, path: str, body: object = None, *, method: str | None = None) -> Any:
+        """Call Airflow's public API."""
+        if not self._token:
+            self._token = self._request("/auth/token", None, "GET")["access_token"]
+        return self._request(f"/api/v2{path}", body, method or ("GET" if body is None else "POST"))
+
+    def _request(self, path: str, body: object, method: str) -> Any:
+        request = urllib.request.Request(f"{self.url}{path}", method=method)
+        request.add_header("Content-Type", "application/json")
+        if self._token:
+            request.add_header("Authorization", f"Bearer {self._token}")
+        data = None if body is None else json.dumps(body).encode()
+        with urllib.request.urlopen(request, data, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
+
+    def wait_for_dag(self, dag_id: str) -> None:
+        """Wait until a DAG file has been parsed."""
+
+        def is_known() -> bool:
+            try:
+                return self.api(f"/dags/{dag_id}") is not None
+            except urllib.error.HTTPError as error:
+                if error.code != 404:
+                    raise
+                return False
+
+        wait_until(is_known, timeout=_START_SECONDS, what=f"DAG {dag_id} is parsed", interval=0.5)
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
+        """Start a DAG run, and return its id."""
+        self.wait_for_dag(dag_id)
+        run_id: str = self.api(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})[
+            "dag_run_id"
+        ]
+        return run_id
+
+    def run_state(self, dag_id: str, run_id: str) -> str:
+        """The state of a DAG run."""
+        state: str = self.api(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")["state"]
+        return state
+
+    def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
+        """The state of each task of a DAG run."""
+        listed = self.api(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances")["task_instances"]
+        return {
+            item["task_id"] + (f"[{item['map_index']}]" if item["map_index"] >= 0 else ""): item["state"]
+            for item in listed
+        }
+
+    def follow(
+        self, dag_id: str, run_id: str, *, timeout: float = 180, on_change: Callable[[str, str], None] | None = None
+    ) -> tuple[str, dict[str, list[str]]]:
+        """Wait for the end of a DAG run.
+
+        :return: its state, and the states that each task was seen in, in order.
+        """
+        seen: dict[str, list[str]] = {}
+
+        def ended() -> str | None:
+            state = self.run_state(dag_id, run_id)
+            for task, task_state in self.task_states(dag_id, run_id).items():
+                states = seen.setdefault(task, [])
+                if task_state and (not states or states[-1] != task_state):
+                    states.append(task_state)
+                    if on_change is not None:
+                        on_change(task, task_state)
+            return state if state in ("success", "failed") else None
+
+        state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended")
+        return state or "", seen
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
+        """A value that a task has left in XCom."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/xcomEntries/{key}"
+        return self.api(f"{path}?deserialize=true")["value"]
+
+    def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
+        """The log of a task, as the UI shows it."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
+        lines = self.api(f"{path}?full_content=true")["content"]
+        return "\n".join(line if isinstance(line, str) else str(line.get("event", "")) for line in lines)
