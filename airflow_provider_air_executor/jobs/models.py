@@ -312,6 +312,19 @@ def name_with_digest(readable: str, identity: str) -> str:
     return f"{head or 'job'}-{digest}"
 
 
+def check_task_id(task_id: str) -> str:
+    """Return ``task_id`` if a task may be called so.
+
+    :raises InvalidJobError: when it may not, since it is the name of a file too.
+    """
+    try:
+        if task_id:
+            return _valid_task_id(task_id)
+    except ValueError as error:
+        raise InvalidJobError(f"task id {task_id!r} is not valid: {error}") from None
+    raise InvalidJobError("a task id must not be empty")
+
+
 def validate(model: type[Record] | TypeAdapter[Any], data: Any, where: str) -> Any:
     """Validate ``data`` as a record (or a list of them).
 

@@ -42,6 +42,7 @@ from airflow_provider_air_executor.jobs.models import (
     Timestamp,
     check_stored_name,
     check_submitted_name,
+    check_task_id,
     describe_validation_error,
     parse_tasks,
     utc_now,
@@ -320,8 +321,7 @@ class JobStore:
         """
         if not files.is_real_directory(self.job_path(name)):
             raise JobNotFoundError(name, self.base_path)
-        if not task_id or task_id != os.path.basename(task_id) or "\x00" in task_id:
-            raise InvalidJobError(f"task id {task_id!r} is not valid")
+        check_task_id(task_id)
         if not files.is_real_directory(self.logs_path(name)):
             return LogChunk(b"", max(offset, 0))
         try:

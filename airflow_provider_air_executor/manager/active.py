@@ -246,8 +246,9 @@ class ActiveJob:
     def conclude(self) -> None:
         """Publish how the job has ended, first its tasks, then its state, and remove what was needed to get there."""
         state, reason, error = outcome(self.tasks.values())
-        if self.stopping is not None and state is JobState.FAILED:
-            reason, error = self.stopping
+        if self.stopping is not None and (state is JobState.FAILED or self.stopping[0] is Reason.INVALID):
+            # Of a list that was spoiled we do not know which tasks were meant to be in it.
+            state, (reason, error) = JobState.FAILED, self.stopping
         self.snapshot(durable=True)
         self.publish_state(state=state, reason=reason, error=error)
         shutil.rmtree(self._store.runs_path(self.name), ignore_errors=True)

@@ -376,9 +376,9 @@ class Manager:
                 ended.append(found)
             else:
                 self._set_timeout(job.tasks[task.id], attempt)
-        job.rebuild_graph()
         for found in ended:
             self._end(found)
+        job.rebuild_graph()  # not before: what has ended may depend on each other
 
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
         """A task is said to run, but no runner has left a record of it."""
@@ -416,6 +416,8 @@ class Manager:
             self._start(job, job.tasks[job.graph.take_ready()])
 
     def _start(self, job: ActiveJob, task: Task) -> None:
+        if task.status is not TaskStatus.PENDING:
+            return
         attempt = Attempt(job.name, task.id, task.attempt + 1)
         started_at = utc_now()
         try:
@@ -578,6 +580,8 @@ class Manager:
             if job is not None:
                 job.publish_state(cancel_requested_at=utc_now())
                 self._stop_job(job, Reason.CANCELLED, "cancelled")
+            else:
+                self._store.load_job(request.job)  # has it ended, or is there no such job?
         elif request.request is Action.RETRY:
             if job is None:
                 self._reopen(request.job, ())

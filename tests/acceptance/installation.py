@@ -18,26 +18,14 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 from urllib.parse import quote
 
-T = TypeVar("T")
+from tests.waiting import wait_until
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
 _START_SECONDS = 180
 _STOP_SECONDS = 20
-
-
-def wait_until(check: Callable[[], T], *, timeout: float, what: str, interval: float = 0.2) -> T:
-    """Call ``check`` until it gives something true, and return that."""
-    give_up = time.monotonic() + timeout
-    while True:
-        result = check()
-        if result:
-            return result
-        if time.monotonic() > give_up:
-            raise TimeoutError(f"after {timeout:g} s still not: {what}")
-        time.sleep(interval)
 
 
 def free_port() -> int:

@@ -1,0 +1,136 @@
+"""Records: what is accepted, what is refused and how, and what a name becomes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs.models import (
+    TASK_LIST,
+    Job,
+    JobState,
+    Task,
+    check_stored_name,
+    check_submitted_name,
+    parse_tasks,
+    valid_job_name,
+)
+
+
+def test_a_bash_line_is_as_easy_as_a_command_with_arguments() -> None:
+    forms = parse_tasks(["echo hi | wc", {"bash": "echo hi | wc"}, Task(bash="echo hi | wc")])
+    assert {(task.command, task.args) for task in forms} == {("bash", ("-c", "echo hi | wc"))}
+    assert [task.id for task in forms] == ["task-1", "task-2", "task-3"]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "says"),
+    [
+        ([], "tasks: the list is empty"),
+        ("echo hi", "tasks: must be a list of tasks, not str"),
+        ({"command": "echo"}, "tasks: must be a list of tasks, not dict"),
+        (7, "tasks: must be a list of tasks, not int"),
+        ([7], "tasks[0]: "),
+        ([{"command": 7}], "tasks[0].command: "),
+        ([{}], "tasks[0].command: Field required"),
+        ([{"command": ""}], "tasks[0].command: "),
+        ([{"command": "a\0b"}], "tasks[0].command: must not contain a NUL"),
+        ([{"command": "a", "args": ["x", 1]}], "tasks[0].args[1]: "),
+        ([{"command": "a", "args": "x"}], "tasks[0].args: "),
+        ([{"command": "a", "dependancies": []}], "did you mean 'dependencies'"),
+        ([{"command": "a", "bash": "b"}], "give either bash, or command and args"),
+        ([{"bash": " "}], "bash must be a line"),
+        ([{"command": "a", "timeout": 0}], "tasks[0].timeout: "),
+        ([{"command": "a", "timeout": float("nan")}], "tasks[0].timeout: "),
+        ([{"command": "a", "retries": -1}], "tasks[0].retries: "),
+        ([{"command": "a", "cwd": "relative"}], "tasks[0].cwd: must be an absolute path"),
+        ([{"command": "a", "env": {"A=B": "c"}}], "tasks[0].env: "),
+        ([{"command": "a", "env": {"A": 1}}], "tasks[0].env.A: "),
+        ([{"command": "a", "id": "../x"}], "tasks[0].id: "),
+        ([{"command": "a", "id": ".x"}], "tasks[0].id: "),
+        ([{"command": "a", "id": "x" * 201}], "tasks[0].id: "),
+        ([{"command": "a", "id": "x"}, {"command": "a", "id": "x"}], "tasks[1].id: 'x' is the id of another task"),
+        ([{"command": "a"}, {"command": "b", "dependencies": ["nope"]}], "tasks[1].dependencies: there is no task 'nope'"),
+        ([{"command": "a", "id": "x", "dependencies": ["x"]}], "cycle: x -> x"),
+        (
+            [{"command": "a", "id": "x", "dependencies": ["y"]}, {"command": "a", "id": "y", "dependencies": ["x"]}],
+            "tasks: the dependencies form a cycle",
+        ),
+    ],
+)
+def test_bad_tasks_are_refused_with_the_name_of_the_field(tasks: object, says: str) -> None:
+    with pytest.raises(InvalidJobError) as refused:
+        parse_tasks(tasks)
+    assert says in str(refused.value)
+
+
+def test_an_error_does_not_show_a_secret() -> None:
+    with pytest.raises(InvalidJobError) as refused:
+        parse_tasks([{"command": "a", "env": {"TOKEN": ["s3cret"]}}])
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-22T10:16:33.789Z",
+        "2026-11-22T10:16:33.789000Z",
+        "2026-11-22 10:16:33.789000+00:00",
+        "2026-11-22T11:16:33.789+01:00",
+        "2026-11-22T10:16:33.789",
+        1795342593.789,
+    ],
+)
+def test_times_of_all_writers_mean_the_same(text: object) -> None:
+    job = Job.model_validate({"id": "j-1", "name": "j", "created_at": text})
+    assert job.created_at is not None
+    assert job.created_at.isoformat() == "2026-11-22T10:16:33.789000+00:00"
+
+
+def test_times_without_a_fraction_are_read() -> None:
+    for text in ("2026-11-22T10:16:33Z", "2026-11-22 10:16:33+00:00"):
+        assert Job.model_validate({"id": "j-1", "name": "j", "created_at": text}).created_at is not None
+
+
+def test_fields_that_are_not_known_are_kept() -> None:
+    (task,) = TASK_LIST.validate_json(b'[{"id": "a", "job_name": "j", "command": "x", "colour": "blue"}]')
+    assert b'"colour": "blue"' in TASK_LIST.dump_json((task.evolve(attempt=2),), indent=2)
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "", ".", "..", ".hidden", "a b", "a:b", "x" * 101, "a\n"])
+def test_names_that_no_job_can_have(name: str) -> None:
+    for check in (check_stored_name, check_submitted_name):
+        with pytest.raises(InvalidJobError):
+            check(name)
+
+
+def test_letters_of_other_scripts_are_read_but_not_written() -> None:
+    assert check_stored_name("größe") == "größe"
+    with pytest.raises(InvalidJobError):
+        check_submitted_name("größe")
+
+
+@given(st.text(min_size=1, max_size=300).filter(str.strip))
+def test_any_text_becomes_a_valid_name_always_the_same(text: str) -> None:
+    name = valid_job_name(text)
+    assert check_submitted_name(name) == name == valid_job_name(text) == valid_job_name(name)
+
+
+@given(st.lists(st.text(alphabet="ab:+_ ", min_size=1, max_size=6).filter(str.strip), min_size=2, max_size=2, unique=True))
+def test_different_texts_become_different_names(texts: list[str]) -> None:
+    assert valid_job_name(texts[0]) != valid_job_name(texts[1])
+
+
+def test_a_run_id_becomes_a_readable_name() -> None:
+    assert valid_job_name("manual__2026-11-22T10:11:12+00:00").startswith("manual__2026-11-22T10_11_12_00_00-")
+
+
+def test_transitions_that_the_format_knows() -> None:
+    legal = {(old, new) for old in JobState for new in JobState if old.may_become(new)}
+    assert ("waiting", "working") in legal
+    assert ("failed", "waiting") in legal
+    assert ("waiting", "completed") not in legal
+    assert ("failed", "completed") not in legal
+    assert ("completed", "failed") not in legal

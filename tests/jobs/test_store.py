@@ -1,0 +1,336 @@
+"""The job filesystem: publishing exactly once, reading what is half-written, asking, removing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.exceptions import (
+    CorruptFileError,
+    InvalidJobError,
+    JobExistsError,
+    JobNotFoundError,
+    JobStateError,
+)
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.store import JobStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "base")
+
+
+def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED) -> None:
+    """What the manager would do."""
+    store.write_job(store.get_job(name).evolve(state=state))
+
+
+def test_nothing_of_airflow_is_imported() -> None:
+    """Neither by the store, nor by the manager, nor by the command line."""
+    code = """
+import sys, pkgutil, importlib
+import airflow_provider_air_executor as package
+for part in ("jobs", "manager"):
+    found = importlib.import_module(f"{package.__name__}.{part}")
+    for module in pkgutil.walk_packages(found.__path__, found.__name__ + "."):
+        importlib.import_module(module.name)
+package.get_provider_info()
+print([name for name in sys.modules if name.partition(".")[0] == "airflow"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_package_itself_imports_the_standard_library_only() -> None:
+    code = "import airflow_provider_air_executor, sys; print({'pydantic', 'click', 'rich', 'yaml'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_a_submitted_job_is_whole_and_private(store: JobStore) -> None:
+    owner = SubmittedBy(dag_id="d", run_id="r", task_id="t")
+    job = store.submit("j", ["true"], max_parallel_tasks=3, timeout=60, priority=2, labels={"a": "b"}, submitted_by=owner)
+    assert store.get_job("j") == job
+    assert job.id == f"j-{int(job.created_at.timestamp())}"  # type: ignore[union-attr]
+    assert (job.state, job.max_parallel_tasks, job.priority, job.labels) == ("waiting", 3, 2, {"a": "b"})
+    assert [(task.id, task.job_name, task.status) for task in store.get_tasks("j")] == [("task-1", "j", "pending")]
+    for path in [store.base_path, *store.base_path.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("../../evil", {}, "job name"),
+        ("j", {"max_parallel_tasks": 0}, "max_parallel_tasks"),
+        ("j", {"timeout": -1}, "timeout"),
+        ("j", {"priority": "high"}, "priority"),
+        ("j", {"labels": {"a": 1}}, "labels.a"),
+    ],
+)
+def test_bad_input_writes_nothing(store: JobStore, name: str, more: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidJobError, match=says):
+        store.submit(name, ["true"], **more)
+    with pytest.raises(InvalidJobError):
+        store.submit("j", [])
+    assert not store.base_path.exists()
+
+
+def test_a_job_exists_exactly_once_however_many_submit_it(store: JobStore) -> None:
+    barrier = threading.Barrier(8)
+
+    def submit(number: int) -> int | None:
+        barrier.wait()
+        try:
+            store.submit("j", [f"echo {number}"])
+        except JobExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        winners = [number for number in pool.map(submit, range(8)) if number is not None]
+    assert len(winners) == 1
+    assert store.get_tasks("j")[0].args == ("-c", f"echo {winners[0]}")
+    assert [path.name for path in store.jobs_path.iterdir()] == ["j"]
+
+
+def test_a_name_is_taken_also_by_an_empty_directory(store: JobStore) -> None:
+    store.create_directories()
+    (store.jobs_path / "j").mkdir()
+    with pytest.raises(JobExistsError):
+        store.submit("j", ["true"])
+
+
+def test_who_owns_a_taken_name_is_said(store: JobStore) -> None:
+    store.submit("j", ["true"], submitted_by=SubmittedBy(dag_id="etl", run_id="r1", task_id="t"))
+    with pytest.raises(JobExistsError, match="DAG etl, run r1"):
+        store.submit("j", ["true"])
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_a_fault_at_any_write_leaves_either_the_job_or_nothing(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """The Nth call that writes fails, for every N, and the submit is tried again."""
+    calls = {"left": 0}
+
+    def failing(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            calls["left"] -= 1
+            if calls["left"] == 0:
+                raise OSError(error, os.strerror(error))
+            return real(*args, **kwargs)
+
+        return call
+
+    for name in ("write", "fsync", "rename", "mkdir"):
+        monkeypatch.setattr(os, name, failing(getattr(os, name)))
+    for number in range(1, 40):
+        job = f"j{number}"
+        calls["left"] = number
+        try:
+            store.submit(job, ["true"])
+        except OSError:
+            if not (store.jobs_path / job).exists():
+                assert not any(path.name.startswith(".submit") for path in store.jobs_path.glob(".*"))
+                calls["left"] = 0
+                store.submit(job, ["true"])
+        assert len(store.get_tasks(job)) == 1
+        if calls["left"] > 0:
+            break
+    else:
+        pytest.fail("the last write was never reached")
+
+
+def test_a_half_written_file_is_read_again(store: JobStore) -> None:
+    store.submit("j", ["true"])
+    whole = store.state_path("j").read_bytes()
+    store.state_path("j").write_bytes(whole[:50])
+    threading.Timer(0.1, store.state_path("j").write_bytes, [whole]).start()
+    assert store.get_job("j").name == "j"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"id": "x"}', b"\xff\xfe", b'{"id": "j-1", "name": "j", "state": "odd"}'])
+def test_a_corrupt_file_is_called_so(store: JobStore, text: bytes) -> None:
+    store.submit("j", ["true"])
+    store.state_path("j").write_bytes(text)
+    with pytest.raises(CorruptFileError, match="state.json"):
+        store.get_job("j")
+
+
+def test_what_is_not_a_regular_file_does_not_block_a_reader(store: JobStore, tmp_path: Path) -> None:
+    store.submit("pipe", ["true"])
+    store.state_path("pipe").unlink()
+    os.mkfifo(store.state_path("pipe"))
+    store.submit("link", ["true"])
+    store.state_path("link").rename(tmp_path / "state.json")
+    store.state_path("link").symlink_to(tmp_path / "state.json")
+    for name in ("pipe", "link"):
+        with pytest.raises(CorruptFileError):
+            store.get_job(name)
+
+
+def test_names_in_a_request_do_not_lead_outside(store: JobStore) -> None:
+    store.submit("j", ["true"])
+    for name in ("../j", "..", "", "a/b"):
+        with pytest.raises(InvalidJobError):
+            store.get_job(name)
+        with pytest.raises(InvalidJobError):
+            store.read_log("j", name)
+    with pytest.raises(JobNotFoundError):
+        store.get_job("nope")
+
+
+def test_listing_passes_over_what_is_no_job(store: JobStore, tmp_path: Path) -> None:
+    assert store.job_names() == []
+    store.submit("b", ["true"])
+    store.submit("a", ["true"])
+    (store.jobs_path / ".submit-1").mkdir()
+    (store.jobs_path / "a file").touch()
+    (store.jobs_path / "empty").mkdir()
+    (store.jobs_path / "link").symlink_to(tmp_path)
+    assert [job.name for job in store.list_jobs()] == ["a", "b"]
+
+
+def test_reading_a_log_by_offset(store: JobStore) -> None:
+    store.submit("j", ["true"])
+    assert store.read_log("j", "task-1") == (b"", 0)
+    store.log_path("j", "task-1").write_bytes(b"0123456789\xff")
+    assert store.read_log("j", "task-1", 3, 4) == (b"3456", 7)
+    assert store.read_log("j", "task-1", 7) == (b"789\xff", 11)
+    assert store.read_log("j", "task-1", 11) == (b"", 11)
+    assert store.read_log("j", "task-1", -2).text == "9\ufffd"
+
+
+def test_a_log_that_leads_outside_is_not_read(store: JobStore, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    store.submit("j", ["true"])
+    store.log_path("j", "task-1").symlink_to(tmp_path / "secret")
+    with pytest.raises(OSError, match="symbolic"):
+        store.read_log("j", "task-1")
+
+
+def test_requests_say_no_where_they_make_no_sense(store: JobStore) -> None:
+    store.submit("j", ["true"])
+    with pytest.raises(JobStateError):
+        store.retry("j")
+    for ask in (store.cancel, store.retry, lambda name: store.add_tasks(name, ["true"])):
+        with pytest.raises(JobNotFoundError):
+            ask("nope")
+    end(store, "j")
+    assert store.cancel("j") is False
+    with pytest.raises(JobStateError):
+        store.add_tasks("j", ["true"])
+    assert store.requests() == []
+
+
+def test_tasks_to_be_added_are_checked_against_those_that_are_there(store: JobStore) -> None:
+    store.submit("j", [{"id": "a", "command": "true"}])
+    for bad in ([], [{"id": "a", "command": "true"}], [{"command": "true", "dependencies": ["nope"]}], "true", [7]):
+        with pytest.raises(InvalidJobError):
+            store.add_tasks("j", bad)
+    assert store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}]) == ("task-2", "b")
+    request = store.load_request(store.requests()[0])
+    assert [task.dependencies for task in request.tasks] == [("a",), ()]
+
+
+def test_deleting_and_pruning(store: JobStore) -> None:
+    for name in ("old", "new", "busy"):
+        store.submit(name, ["true"])
+    store.write_job(store.get_job("old").evolve(state=JobState.FAILED, updated_at=utc_now() - timedelta(days=8)))
+    end(store, "new")
+    with pytest.raises(JobStateError):
+        store.delete("busy")
+    assert store.prune(timedelta(days=7)) == ["old"]
+    assert store.job_names() == ["busy", "new"]
+    store.delete("new")
+    with pytest.raises(JobNotFoundError):
+        store.delete("new")
+
+
+def test_what_an_interrupted_submit_left_is_removed_when_it_is_old(store: JobStore) -> None:
+    store.create_directories()
+    for name, age in ((".submit-old", 7200), (".submit-new", 0)):
+        (store.jobs_path / name).mkdir()
+        when = utc_now().timestamp() - age
+        os.utime(store.jobs_path / name, (when, when))
+    store.remove_abandoned()
+    assert [path.name for path in store.jobs_path.iterdir()] == [".submit-new"]
+
+
+class TestPublishing:
+    def test_a_reader_sees_the_old_file_or_the_new_one(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        versions = [json.dumps([number] * 5000).encode() for number in range(200)]
+        files.publish(path, versions[0])
+        done = threading.Event()
+        seen: list[object] = []
+
+        def read() -> None:
+            while not done.is_set():
+                seen.append(json.loads(path.read_bytes())[-1])
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        for data in versions:
+            files.publish(path, data)
+        done.set()
+        reader.join()
+        assert seen
+        assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+    def test_what_was_put_there_meanwhile_is_kept(self, tmp_path: Path) -> None:
+        path, previous = tmp_path / "file", tmp_path / "previous"
+        files.publish(path, b"1")
+        before = files.stamp(path)
+        with path.open("wb") as late:
+            version, existed = files.publish_and_keep(path, b"2", previous)
+            late.write(b"late")
+        assert existed
+        assert files.stamp(path) == version
+        assert path.read_bytes() == b"2"
+        assert previous.read_bytes() == b"late"
+        assert files.stamp(previous) != before
+
+    @pytest.mark.parametrize("exchange", [True, False])
+    def test_the_same_where_the_system_cannot_exchange(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
+    ) -> None:
+        if not exchange:
+            monkeypatch.setattr(files, "_renameat2", lambda *_: False)
+        path, previous = tmp_path / "file", tmp_path / "previous"
+        assert files.publish_and_keep(path, b"1", previous)[1] is False
+        for number in range(3):
+            before = files.stamp(path)
+            assert files.publish_and_keep(path, b"%d" % number, previous)[1] is True
+            assert files.stamp(previous) == before
+        assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "previous"]
+
+    def test_a_directory_gets_its_name_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for attempt in ("exchange", "plain"):
+            if attempt == "plain":
+                monkeypatch.setattr(files, "_renameat2", lambda *_: False)
+            target = tmp_path / attempt
+            (tmp_path / "one").mkdir()
+            files.publish_directory(tmp_path / "one", target)
+            (tmp_path / "two").mkdir()
+            with pytest.raises(FileExistsError):
+                files.publish_directory(tmp_path / "two", target)
+            (tmp_path / "two").rmdir()
+
+
+def test_statuses_are_what_the_format_calls_them() -> None:
+    assert [state.value for state in JobState] == ["waiting", "working", "completed", "failed"]
+    assert [status.value for status in TaskStatus] == ["pending", "running", "completed", "failed"]

@@ -1,0 +1,92 @@
+"""Waiting in an event loop: woken by changes, one watcher for all, nothing in the loop that blocks."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs import notify, watch
+from airflow_provider_air_executor.jobs.models import JobState
+from airflow_provider_air_executor.jobs.store import JobStore
+
+FOREVER = 3600.0
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "base")
+
+
+def touch(store: JobStore, name: str) -> None:
+    store.write_job(store.get_job(name).evolve(state=JobState.WORKING))
+
+
+def test_a_change_wakes_the_waiters_of_this_job_only(store: JobStore) -> None:
+    async def scenario() -> None:
+        async with (
+            watch.watching(store, "a", interval=FOREVER) as first,
+            watch.watching(store, "a", interval=FOREVER) as second,
+            watch.watching(store, "b", interval=FOREVER) as other,
+        ):
+            touch(store, "a")
+            assert await first.wait(5)
+            assert await second.wait(5)
+            assert not await other.wait(0.05)
+            assert len(watch._watchers[asyncio.get_running_loop()]) == 1
+        assert watch._watchers[asyncio.get_running_loop()] == {}
+
+    for name in "ab":
+        store.submit(name, ["true"])
+    asyncio.run(scenario())
+
+
+def test_a_job_that_is_not_there_yet_is_waited_for(store: JobStore) -> None:
+    async def scenario() -> None:
+        async with watch.watching(store, "late", interval=FOREVER) as waiter:
+            store.submit("late", ["true"])
+            assert await waiter.wait(5)
+            await asyncio.sleep(0.05)
+            await waiter.wait(0)
+            touch(store, "late")
+            assert await waiter.wait(5)
+
+    store.create_directories()
+    asyncio.run(scenario())
+
+
+def test_the_slow_pass_finds_what_no_notification_told_of(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify.Notifier, "add", lambda *_: False)
+    passes = []
+
+    async def scenario() -> None:
+        async with watch.watching(store, "a", interval=0.05, on_pass=lambda: passes.append(1)) as waiter:
+            await asyncio.sleep(0.15)
+            touch(store, "a")
+            assert await waiter.wait(5)
+
+    store.submit("a", ["true"])
+    asyncio.run(scenario())
+    assert passes
+
+
+def test_a_thousand_waiters_share_one_watcher(store: JobStore) -> None:
+    async def wait_for(name: str) -> None:
+        async with watch.watching(store, name, interval=FOREVER) as waiter:
+            started.release()
+            assert await waiter.wait(20)
+
+    async def scenario() -> None:
+        waiting = [asyncio.create_task(wait_for(f"j{number % 10}")) for number in range(1000)]
+        for _ in waiting:
+            await started.acquire()
+        assert len(watch._watchers[asyncio.get_running_loop()]) == 1
+        for number in range(10):
+            touch(store, f"j{number}")
+        await asyncio.gather(*waiting)
+
+    for number in range(10):
+        store.submit(f"j{number}", ["true"])
+    started = asyncio.Semaphore(0)
+    asyncio.run(scenario())

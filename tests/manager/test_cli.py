@@ -1,0 +1,212 @@
+"""The command line: what it prints, its exit codes, and how fast it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.conftest import CLI, Managers, ended, task
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def run(store: JobStore, managers: Managers) -> Any:
+    """Runs ``air-executor`` on the base path of the test."""
+
+    def call(*arguments: str, text: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
+        environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
+        return subprocess.run(
+            [*CLI, *arguments], input=text, env=environment, capture_output=True, text=True, timeout=60, check=False, **more
+        )
+
+    return call
+
+
+JOB = {"name": "j", "tasks": [{"command": "echo", "args": ["hello"]}, {"bash": "echo [bold]ho; exit 3", "id": "b"}]}
+
+
+def test_submit_and_wait(run: Any, manager: object) -> None:
+    done = run("submit", "-", "--wait", text=json.dumps(JOB))
+    assert (done.returncode, done.stdout) == (1, "j: failed: task b: exit code 3\n")
+    done = run("submit", "-", "--wait", "--name", "k", "--json", text=json.dumps({"tasks": ["true"]}))
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["state"] == "completed"
+
+
+def test_submit_says_when_nobody_will_run_it(run: Any) -> None:
+    done = run("submit", "-", text=json.dumps(JOB))
+    assert (done.returncode, done.stdout) == (0, "j: waiting\n")
+    assert "no manager is running" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "says"),
+    [
+        ("{", 2, "is not JSON"),
+        ("[]", 2, "must be an object"),
+        ('{"name": "j"}', 2, "tasks: the field is missing"),
+        ('{"name": "j", "tasks": []}', 2, "tasks: the list is empty"),
+        ('{"name": "j", "tasks": ["true"], "taks": 1}', 2, "taks: there is no such field"),
+        ('{"name": "../j", "tasks": ["true"]}', 2, "job name '../j' is not valid"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(run: Any, store: JobStore, text: str, code: int, says: str) -> None:
+    done = run("submit", "-", text=text)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert store.job_names() == []
+
+
+def test_exit_codes_for_what_is_missing_or_taken(run: Any, store: JobStore) -> None:
+    assert run("status").returncode == 1
+    store.submit("j", ["true"])
+    assert run("submit", "-", text=json.dumps(JOB)).returncode == 4
+    for command in ("status", "logs", "cancel", "retry"):
+        done = run(command, "nope")
+        assert done.returncode == 3
+        assert "there is no job 'nope'" in done.stderr
+    assert run("retry", "j").returncode == 4
+    assert run("prune", "--older-than", "soon").returncode == 2
+
+
+def test_status(run: Any, store: JobStore, manager: object) -> None:
+    run("submit", "-", "--wait", text=json.dumps(JOB))
+    table = run("status").stdout
+    assert "j    failed  1/2" in table
+    assert "1 jobs in" in table
+    details = run("status", "j").stdout
+    assert "1 of 2 tasks done, failed: b" in details
+    assert "exit code 3" in details
+    found = json.loads(run("status", "j", "--json").stdout)
+    assert [item["status"] for item in found["tasks"]] == ["completed", "failed"]
+    assert [job["name"] for job in json.loads(run("status", "--json").stdout)["jobs"]] == ["j"]
+
+
+def test_watching_a_job_ends_with_it(run: Any, store: JobStore, manager: object) -> None:
+    store.submit("j", ["sleep 0.5", "exit 1"])
+    done = run("status", "j", "--watch")
+    assert done.returncode == 1
+    assert "j: 0 of 2 tasks done" in done.stdout
+    assert "task task-2: exit code 1" in done.stdout
+
+
+def test_logs(run: Any, store: JobStore, manager: object) -> None:
+    store.submit("j", [{"id": "a", "bash": "printf 'one\\ntwo'"}, {"id": "b", "bash": "printf '\\377'"}])
+    ended(store, "j")
+    environment = {**os.environ, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
+    both = subprocess.run([*CLI, "logs", "j"], env=environment, capture_output=True, check=True).stdout
+    assert both == b"a | one\na | two\nb | \xff\n"
+    assert subprocess.run([*CLI, "logs", "j", "b"], env=environment, capture_output=True, check=True).stdout == b"\xff"
+    assert run("logs", "j", "nope").returncode == 2
+
+
+def test_logs_follow(run: Any, store: JobStore, manager: object) -> None:
+    store.submit("j", [task("a", "for i in 1 2 3; do echo $i; sleep 0.3; done")])
+    assert run("logs", "j", "--follow").stdout == "a | 1\na | 2\na | 3\n"
+
+
+def test_cancel_and_retry(run: Any, store: JobStore, manager: object, tmp_path: Path) -> None:
+    store.submit("j", [task("a", f"[ -e {tmp_path}/flag ] || sleep 1000")])
+    assert run("cancel", "j").stdout == "j: cancellation requested\n"
+    assert ended(store, "j").reason == "cancelled"
+    assert "has ended already" in run("cancel", "j").stdout
+    (tmp_path / "flag").touch()
+    assert run("retry", "j").stdout == "j: retry requested\n"
+    wait_until(lambda: store.get_job("j").state == "completed", what="it has completed")
+
+
+def test_prune(run: Any, store: JobStore, manager: object) -> None:
+    store.submit("j", ["true"])
+    ended(store, "j")
+    assert run("prune", "--older-than", "1h").stdout == "0 jobs removed\n"
+    assert json.loads(run("prune", "--older-than", "0s", "--json").stdout) == {"pruned": ["j"]}
+
+
+def test_detach_and_stop(run: Any, store: JobStore) -> None:
+    done = run("manager", "--detach")
+    pid = store.manager_pid()
+    assert pid is not None
+    assert done.stdout == f"manager {pid} runs the jobs of {store.base_path}\n"
+    try:
+        again = run("manager", "--detach")
+        assert again.returncode == 4
+        assert str(pid) in again.stderr
+        assert store.manager_log_path.stat().st_mode & 0o777 == 0o600
+    finally:
+        assert run("stop").stdout == f"manager {pid} has ended\n"
+    assert "no manager is running" in run("stop").stdout
+    assert f"manager {pid} runs the jobs" in store.manager_log_path.read_text()
+
+
+def test_many_start_at_once_and_one_runs(store: JobStore, managers: Managers) -> None:
+    command = [*CLI, "manager", "--detach", "--base-path", str(store.base_path)]
+    starting = [subprocess.Popen(command, env=managers.environment, stderr=subprocess.PIPE) for _ in range(6)]
+    codes = []
+    for process in starting:
+        process.communicate()
+        codes.append(process.returncode)
+    assert sorted(codes) == [0, 4, 4, 4, 4, 4]
+    pid = store.manager_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not store.manager_is_running(), what="it has ended")
+
+
+def test_an_invalid_setting_stops_the_start(run: Any, store: JobStore) -> None:
+    done = run("manager", "--max-concurrent-runners", "many")
+    assert done.returncode == 2
+    assert "max_concurrent_runners = 'many' (from --max-concurrent-runners) is not valid" in done.stderr
+    store.base_path.mkdir()
+    store.config_path.write_text("poll_interval: 0\n")
+    done = run("manager", "--detach")
+    assert done.returncode == 2
+    assert "config.yaml" in done.stderr
+
+
+def test_the_base_path_of_the_configuration_file_is_used(tmp_path: Path, managers: Managers) -> None:
+    """In the existing system jobs of another base path never run."""
+    (tmp_path / "config.yaml").write_text(f"base_path: {tmp_path}/elsewhere\n")
+    process = subprocess.Popen(
+        [*CLI, "manager", "--config", str(tmp_path / "config.yaml")], env=managers.environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        store = JobStore(tmp_path / "elsewhere")
+        store.submit("j", ["true"])
+        assert ended(store, "j").state == "completed"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_an_idle_manager_retires_but_not_before_a_job_is_done(store: JobStore, managers: Managers) -> None:
+    process = managers.start("--idle-timeout", "0.3")
+    for number in range(5):
+        store.submit(f"j{number}", ["sleep 0.2"])
+        assert ended(store, f"j{number}").state == "completed"
+    assert process.wait(10) == 0
+    assert store.manager_pid() is None
+
+
+def test_log_as_json(store: JobStore, managers: Managers) -> None:
+    process = managers.start("--log-format", "json")
+    store.submit("j", ["true"])
+    ended(store, "j")
+    process.terminate()
+    lines = [json.loads(line) for line in process.communicate()[1].splitlines()]
+    assert {"time", "level", "message"} <= lines[0].keys()
+
+
+def test_it_starts_fast_and_without_airflow() -> None:
+    """The limit is 0.3 s on a quiet machine; here only what is imported is held to be little."""
+    code = "import sys; import airflow_provider_air_executor.manager.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"airflow", "rich", "yaml", "tenacity", "asyncio", "hypothesis"} & set(loaded)

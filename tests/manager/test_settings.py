@@ -1,0 +1,68 @@
+"""Settings: where they come from, and what an invalid one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.manager.settings import load_settings
+
+
+def test_flags_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("poll_interval: 7\ntask_timeout: 70\nmax_concurrent_runners: 7\nlog_format: json\n")
+    settings, warnings = load_settings(
+        {"poll_interval": "9", "base_path": str(tmp_path)},
+        environment={"AIR_EXECUTOR_POLL_INTERVAL": "8", "AIR_EXECUTOR_TASK_TIMEOUT": "80"},
+    )
+    assert (settings.poll_interval, settings.task_timeout, settings.max_concurrent_runners) == (9, 80, 7)
+    assert (settings.log_format, settings.log_level, settings.kill_grace) == ("json", "INFO", 10)
+    assert warnings == []
+
+
+def test_the_existing_keys_with_their_whole_range(tmp_path: Path) -> None:
+    for low_or_high in ((1, 60, 1), (60, 7200, 50)):
+        poll, timeout, runners = low_or_high
+        (tmp_path / "config.yaml").write_text(
+            f"poll_interval: {poll}\ntask_timeout: {timeout}\nmax_concurrent_runners: {runners}\n"
+            "base_path: elsewhere\nlog_level: debug\nlog_format: console\n"
+        )
+        settings, _ = load_settings({}, config=tmp_path / "config.yaml", environment={})
+        assert (settings.poll_interval, settings.task_timeout, settings.max_concurrent_runners) == low_or_high
+        assert (settings.base_path, settings.log_level) == ("elsewhere", "DEBUG")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("poll_interval: fast", "poll_interval = 'fast'"),
+        ("poll_interval: 0", "poll_interval = 0"),
+        ("task_timeout: -1", "task_timeout = -1"),
+        ("max_concurrent_runners: 0", "max_concurrent_runners = 0"),
+        ("max_concurrent_runners: 2.5", "max_concurrent_runners = 2.5"),
+        ("log_level: LOUD", "log_level = 'LOUD'"),
+        ("log_format: xml", "log_format = 'xml'"),
+        ("base_path: ''", "base_path = ''"),
+        ("- a", "must be a mapping"),
+        ("a: [", "is not valid YAML"),
+    ],
+)
+def test_an_invalid_value_is_named_with_its_source(tmp_path: Path, text: str, says: str) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(text)
+    with pytest.raises(SettingsError) as refused:
+        load_settings({}, config=config, environment={})
+    assert says in str(refused.value)
+    assert str(config) in str(refused.value)
+
+
+def test_unknown_keys_warn(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("pol_interval: 1\n")
+    assert "pol_interval" in load_settings({"base_path": str(tmp_path)}, environment={})[1][0]
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no configuration file"):
+        load_settings({}, config=tmp_path / "nope.yaml", environment={})

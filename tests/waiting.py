@@ -1,0 +1,21 @@
+"""Waiting for something to become true, instead of sleeping and hoping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def wait_until(check: Callable[[], T], *, timeout: float = 20, what: str, interval: float = 0.01) -> T:
+    """Call ``check`` until it gives something true, and return that."""
+    give_up = time.monotonic() + timeout
+    while True:
+        result = check()
+        if result:
+            return result
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"after {timeout:g} s still not: {what}")
+        time.sleep(interval)
