@@ -74,6 +74,8 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
     into the old file, is then found in ``previous`` and not lost. The two names are exchanged in one step where
     the system can do that (Linux); elsewhere the old file is linked first.
 
+    :param durable: whether the file is flushed to disk. Its directory is not: the next durable :func:`publish` there
+        does that, and names of one directory become durable in the order of their renames.
     :return: the stamp of the new file, and whether there was an old one.
     """
     temporary, version = write_beside(path, data, durable=durable)
@@ -94,8 +96,6 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
     except BaseException:
         _remove(temporary)
         raise
-    if durable:
-        sync_directory(path.parent)
     return version, existed
 
 

@@ -47,9 +47,12 @@ class ActiveJob:
         self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
         self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
         self.state_stamp: files.Stamp | None = None
+        self.state_is_changed = False  # whether state.json is still to be published
         self.snapshot_due = False  # whether a timer is set for the next snapshot
+        self._tasks_path = store.tasks_path(job.name)
+        self._previous_path = store.previous_tasks_path(job.name)
         self._tasks_stamp: files.Stamp | None = tasks_stamp
-        self._previous_stamp = files.stamp(store.previous_tasks_path(job.name))
+        self._previous_stamp = files.stamp(self._previous_path)
         self._snapshot_cost = 0.0
         self.is_dirty = False  # whether the tasks have changed since the last snapshot
         self._unfinished = 0
@@ -175,14 +178,18 @@ class ActiveJob:
 
     # -- files ---------------------------------------------------------------------------------------------
 
-    def publish_state(self, **changes: object) -> None:
-        """Change the job and publish ``state.json``."""
+    def change_state(self, **changes: object) -> None:
+        """Change the job in memory; :meth:`publish_state` follows."""
         changed = self.job.evolve(updated_at=utc_now(), **changes)
         if changed.state is not self.job.state and not self.job.state.may_become(changed.state):
             raise AssertionError(f"job {self.name!r} cannot go from {self.job.state} to {changed.state}")
-        durable = changed.state.is_terminal
-        self.state_stamp = self._store.write_job(changed, durable=durable)
         self.job = changed
+        self.state_is_changed = True
+
+    def publish_state(self) -> None:
+        """Publish ``state.json``; the end of a job is durable when this returns."""
+        self.state_stamp = self._store.write_job(self.job, durable=self.job.state.is_terminal)
+        self.state_is_changed = False
 
     def snapshot(self, *, durable: bool = False) -> None:
         """Publish ``tasks.json``."""
@@ -201,8 +208,8 @@ class ActiveJob:
         :raises InvalidJobError: if what was added does not fit.
         """
         for path, known in (
-            (self._store.previous_tasks_path(self.name), self._previous_stamp),
-            (self._store.tasks_path(self.name), self._tasks_stamp),
+            (self._previous_path, self._previous_stamp),
+            (self._tasks_path, self._tasks_stamp),
         ):
             found = files.stamp(path)
             if found == known:
@@ -224,7 +231,7 @@ class ActiveJob:
 
     def _forget(self, path: Path, version: files.Stamp | None = None) -> None:
         """Take a version of the file as known; ours is to be written over it."""
-        if path == self._store.tasks_path(self.name):
+        if path is self._tasks_path:
             self._tasks_stamp = version
             self.is_dirty = True  # a foreign writer drops what it does not know
         else:
@@ -233,8 +240,8 @@ class ActiveJob:
     def discard_foreign(self) -> None:
         """Set aside a ``tasks.json`` that somebody has spoiled, and publish our own."""
         for path, known in (
-            (self._store.previous_tasks_path(self.name), self._previous_stamp),
-            (self._store.tasks_path(self.name), self._tasks_stamp),
+            (self._previous_path, self._previous_stamp),
+            (self._tasks_path, self._tasks_stamp),
         ):
             if files.stamp(path) != known:
                 self._store.set_aside(path)
@@ -250,10 +257,12 @@ class ActiveJob:
             # Of a list that was spoiled we do not know which tasks were meant to be in it.
             state, (reason, error) = JobState.FAILED, self.stopping
         self.snapshot(durable=True)
-        self.publish_state(state=state, reason=reason, error=error)
+        if not self.job.state.is_terminal:  # it is if the disk was full when this was tried before
+            self.change_state(state=state, reason=reason, error=error)
+        self.publish_state()
         shutil.rmtree(self._store.runs_path(self.name), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
-            self._store.previous_tasks_path(self.name).unlink()
+            self._previous_path.unlink()
 
 
 def load(store: JobStore, job: Job) -> ActiveJob:

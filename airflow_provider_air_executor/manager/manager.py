@@ -313,8 +313,9 @@ class Manager:
             taken = active.load(self._store, job)
         records = self._records(job.name)
         if job_is_new:
-            records = self._drop_finished(records)
-            taken.publish_state(
+            records = self._drop_outdated(records, files.stamp(self._store.state_path(job.name)))
+            # Published at the end of this tick, when its first tasks are under way already.
+            taken.change_state(
                 state=JobState.WORKING,
                 attempt=job.attempt + 1,
                 started_at=utc_now(),
@@ -345,17 +346,21 @@ class Manager:
                     latest[task_id] = max(latest.get(task_id, 0), int(number))
         return [Attempt(name, task_id, number) for task_id, number in latest.items()]
 
-    def _drop_finished(self, records: list[Attempt]) -> list[Attempt]:
-        """For a job that starts anew: what an earlier run left does not count, unless it still runs."""
-        live = []
+    def _drop_outdated(self, records: list[Attempt], state: files.Stamp | None) -> list[Attempt]:
+        """For a job that is waiting: what ended before somebody set it to waiting does not count.
+
+        What ended later does: a manager started it, and was killed before it had published that the job works.
+        """
+        kept = []
         for attempt in records:
-            found = self._runner.adopt(attempt)
-            if found is None or isinstance(found, Ended):
-                with contextlib.suppress(FileNotFoundError):
-                    self._store.run_path(*attempt).unlink()
+            path = self._store.run_path(*attempt)
+            record = files.stamp(path)
+            outdated = record is not None and state is not None and record.mtime_ns < state.mtime_ns
+            if outdated and isinstance(self._runner.adopt(attempt), Ended):
+                path.unlink(missing_ok=True)
             else:
-                live.append(attempt)
-        return live
+                kept.append(attempt)
+        return kept
 
     def _adopt(self, job: ActiveJob, records: list[Attempt]) -> None:
         """Find out what became of the tasks that an earlier manager may have started."""
@@ -578,7 +583,8 @@ class Manager:
         job = self._active.get(request.job)
         if request.request is Action.CANCEL:
             if job is not None:
-                job.publish_state(cancel_requested_at=utc_now())
+                job.change_state(cancel_requested_at=utc_now())
+                job.publish_state()
                 self._stop_job(job, Reason.CANCELLED, "cancelled")
             else:
                 self._store.load_job(request.job)  # has it ended, or is there no such job?
@@ -634,6 +640,8 @@ class Manager:
                 self._after(_RETRY_SECONDS, partial(self._touched.add, name))
 
     def _publish(self, job: ActiveJob) -> None:
+        if job.state_is_changed:
+            job.publish_state()
         if not self._merge_foreign(job):
             return
         self._enqueue(job)

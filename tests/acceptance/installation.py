@@ -45,7 +45,7 @@ class Installation:
 
     def __init__(self, dags: Path, settings: Mapping[str, str] | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
-        self.base_path = self.home / "air-executor"
+        self.base_path = self.home / "air-executor"  # of the embedded manager
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
         self.environment = {
@@ -243,4 +243,11 @@ class Installation:
         """The log of a task, as the UI shows it."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/logs/{try_number}"
         lines = self.api(f"{path}?full_content=true")["content"]
-        return "\n".join(line if isinstance(line, str) else str(line.get("event", "")) for line in lines)
+        return "\n".join(_as_text(line) for line in lines)
+
+
+def _as_text(line: str | dict[str, Any]) -> str:
+    if isinstance(line, str):
+        return line
+    errors = [str(error.get("exc_value", "")) for error in line.get("error_detail") or ()]
+    return "\n".join([str(line.get("event", "")), *errors])

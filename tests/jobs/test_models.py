@@ -52,7 +52,10 @@ def test_a_bash_line_is_as_easy_as_a_command_with_arguments() -> None:
         ([{"command": "a", "id": ".x"}], "tasks[0].id: "),
         ([{"command": "a", "id": "x" * 201}], "tasks[0].id: "),
         ([{"command": "a", "id": "x"}, {"command": "a", "id": "x"}], "tasks[1].id: 'x' is the id of another task"),
-        ([{"command": "a"}, {"command": "b", "dependencies": ["nope"]}], "tasks[1].dependencies: there is no task 'nope'"),
+        (
+            [{"command": "a"}, {"command": "b", "dependencies": ["nope"]}],
+            "tasks[1].dependencies: there is no task 'nope'",
+        ),
         ([{"command": "a", "id": "x", "dependencies": ["x"]}], "cycle: x -> x"),
         (
             [{"command": "a", "id": "x", "dependencies": ["y"]}, {"command": "a", "id": "y", "dependencies": ["x"]}],
@@ -118,7 +121,9 @@ def test_any_text_becomes_a_valid_name_always_the_same(text: str) -> None:
     assert check_submitted_name(name) == name == valid_job_name(text) == valid_job_name(name)
 
 
-@given(st.lists(st.text(alphabet="ab:+_ ", min_size=1, max_size=6).filter(str.strip), min_size=2, max_size=2, unique=True))
+@given(
+    st.lists(st.text(alphabet="ab:+_ ", min_size=1, max_size=6).filter(str.strip), min_size=2, max_size=2, unique=True)
+)
 def test_different_texts_become_different_names(texts: list[str]) -> None:
     assert valid_job_name(texts[0]) != valid_job_name(texts[1])
 

@@ -61,7 +61,9 @@ def test_the_package_itself_imports_the_standard_library_only() -> None:
 
 def test_a_submitted_job_is_whole_and_private(store: JobStore) -> None:
     owner = SubmittedBy(dag_id="d", run_id="r", task_id="t")
-    job = store.submit("j", ["true"], max_parallel_tasks=3, timeout=60, priority=2, labels={"a": "b"}, submitted_by=owner)
+    job = store.submit(
+        "j", ["true"], max_parallel_tasks=3, timeout=60, priority=2, labels={"a": "b"}, submitted_by=owner
+    )
     assert store.get_job("j") == job
     assert job.id == f"j-{int(job.created_at.timestamp())}"  # type: ignore[union-attr]
     assert (job.state, job.max_parallel_tasks, job.priority, job.labels) == ("waiting", 3, 2, {"a": "b"})
@@ -162,7 +164,9 @@ def test_a_half_written_file_is_read_again(store: JobStore) -> None:
     assert store.get_job("j").name == "j"
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"id": "x"}', b"\xff\xfe", b'{"id": "j-1", "name": "j", "state": "odd"}'])
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b'{"id": "x"}', b"\xff\xfe", b'{"id": "j-1", "name": "j", "state": "odd"}']
+)
 def test_a_corrupt_file_is_called_so(store: JobStore, text: bytes) -> None:
     store.submit("j", ["true"])
     store.state_path("j").write_bytes(text)
@@ -241,7 +245,10 @@ def test_tasks_to_be_added_are_checked_against_those_that_are_there(store: JobSt
     for bad in ([], [{"id": "a", "command": "true"}], [{"command": "true", "dependencies": ["nope"]}], "true", [7]):
         with pytest.raises(InvalidJobError):
             store.add_tasks("j", bad)
-    assert store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}]) == ("task-2", "b")
+    assert store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}]) == (
+        "task-2",
+        "b",
+    )
     request = store.load_request(store.requests()[0])
     assert [task.dependencies for task in request.tasks] == [("a",), ()]
 

@@ -24,7 +24,14 @@ def run(store: JobStore, managers: Managers) -> Any:
     def call(*arguments: str, text: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
         environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
         return subprocess.run(
-            [*CLI, *arguments], input=text, env=environment, capture_output=True, text=True, timeout=60, check=False, **more
+            [*CLI, *arguments],
+            input=text,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            **more,
         )
 
     return call
@@ -176,7 +183,9 @@ def test_the_base_path_of_the_configuration_file_is_used(tmp_path: Path, manager
     """In the existing system jobs of another base path never run."""
     (tmp_path / "config.yaml").write_text(f"base_path: {tmp_path}/elsewhere\n")
     process = subprocess.Popen(
-        [*CLI, "manager", "--config", str(tmp_path / "config.yaml")], env=managers.environment, stderr=subprocess.DEVNULL
+        [*CLI, "manager", "--config", str(tmp_path / "config.yaml")],
+        env=managers.environment,
+        stderr=subprocess.DEVNULL,
     )
     try:
         store = JobStore(tmp_path / "elsewhere")

@@ -26,7 +26,13 @@ def write_job(store: JobStore, name: str, tasks: object, *, state: str = "waitin
     (path / "logs").mkdir()
     (path / "tasks.json").write_text(tasks if isinstance(tasks, str) else json.dumps(tasks))
     stamp = "2026-11-22T10:16:33.789Z"
-    record = {"id": f"{name}-1795342593", "name": named or name, "state": state, "created_at": stamp, "updated_at": stamp}
+    record = {
+        "id": f"{name}-1795342593",
+        "name": named or name,
+        "state": state,
+        "created_at": stamp,
+        "updated_at": stamp,
+    }
     (path / "state.json").write_text(json.dumps(record))
     return path
 
@@ -82,7 +88,12 @@ class TestRunners:
 
     @pytest.mark.parametrize(
         ("line", "reason", "code"),
-        [("exit 3", "exit", 3), ("kill -9 $$", "signal", 137), ("kill -TERM $$", "signal", 143), ("exit 97", "exit", 97)],
+        [
+            ("exit 3", "exit", 3),
+            ("kill -9 $$", "signal", 137),
+            ("kill -TERM $$", "signal", 143),
+            ("exit 97", "exit", 97),
+        ],
     )
     def test_exit_code_and_signal_are_told_apart(
         self, store: JobStore, manager: subprocess.Popen[str], line: str, reason: str, code: int
@@ -113,7 +124,8 @@ class TestRunners:
     def test_environment_directory_and_input(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
-        line = 'echo "$WORD $PWD $AIR_EXECUTOR_JOB $AIR_EXECUTOR_TASK $AIR_EXECUTOR_ATTEMPT"; cat; ls $AIR_EXECUTOR_JOB_DIR'
+        line = 'echo "$WORD $PWD $AIR_EXECUTOR_JOB $AIR_EXECUTOR_TASK $AIR_EXECUTOR_ATTEMPT"; cat; '
+        line += "ls $AIR_EXECUTOR_JOB_DIR"
         store.submit("j", [task("a", line, env={"WORD": "hé"}, cwd=str(tmp_path))])
         assert ended(store, "j").state == "completed"
         first, *listed = store.read_log("j", "a").text.splitlines()
@@ -189,7 +201,9 @@ class TestLimits:
     ) -> None:
         for name, limit, expected in (("one", None, 1), ("two", 2, 2)):
             store.submit(
-                name, [f"echo + >> {tmp_path}/{name}; sleep 0.05; echo - >> {tmp_path}/{name}"] * 6, max_parallel_tasks=limit
+                name,
+                [f"echo + >> {tmp_path}/{name}; sleep 0.05; echo - >> {tmp_path}/{name}"] * 6,
+                max_parallel_tasks=limit,
             )
             assert ended(store, name).state == "completed"
             assert highest((tmp_path / name).read_text()) == expected
@@ -299,9 +313,7 @@ class TestBadJobs:
 
 class TestForeignFiles:
     @pytest.mark.parametrize("kind", sorted(path.name for path in DATA.iterdir()))
-    def test_files_of_the_existing_format_run(
-        self, store: JobStore, manager: subprocess.Popen[str], kind: str
-    ) -> None:
+    def test_files_of_the_existing_format_run(self, store: JobStore, manager: subprocess.Popen[str], kind: str) -> None:
         """Written in place, not atomically: one file a moment after the other, in either order, in two halves."""
         for order in (("tasks.json", "state.json"), ("state.json", "tasks.json")):
             name = order[0].partition(".")[0]
@@ -336,7 +348,18 @@ class TestForeignFiles:
         assert state["id"].startswith("j-")
         assert state["id"].removeprefix("j-").isdecimal()
         assert all(isinstance(state[key], str) for key in list(state)[:5])
-        known = "id job_name command args dependencies status created_at started_at completed_at error".split()
+        known = [
+            "id",
+            "job_name",
+            "command",
+            "args",
+            "dependencies",
+            "status",
+            "created_at",
+            "started_at",
+            "completed_at",
+            "error",
+        ]
         for item in tasks:
             assert list(item)[:10] == known
             assert all(isinstance(item[key], str) for key in ("id", "job_name", "command", "status", "created_at"))
@@ -436,7 +459,11 @@ class TestCrashes:
         moments = random.Random(seed)
         out = tmp_path / "out"
         tasks = [
-            task(f"t{number}", f"echo {number} >> {out}; sleep 0.0{number % 5}", after=[f"t{number - 7}"] if number > 6 else [])
+            task(
+                f"t{number}",
+                f"echo {number} >> {out}; sleep 0.0{number % 5}",
+                after=[f"t{number - 7}"] if number > 6 else [],
+            )
             for number in range(200)
         ]
         process = managers.start("--max-concurrent-runners", "4")
@@ -453,7 +480,11 @@ class TestCrashes:
         self, store: JobStore, managers: Managers, tmp_path: Path
     ) -> None:
         process = managers.start()
-        store.submit("j", [task("good", f"sleep 0.2; touch {tmp_path}/ran"), task("bad", "sleep 0.2; exit 7")], max_parallel_tasks=2)
+        store.submit(
+            "j",
+            [task("good", f"sleep 0.2; touch {tmp_path}/ran"), task("bad", "sleep 0.2; exit 7")],
+            max_parallel_tasks=2,
+        )
         runner_pid(store, "j", "good")
         runner_pid(store, "j", "bad")
         managers.kill(process)
@@ -483,7 +514,12 @@ class TestCrashes:
         assert ended(store, "timeout").reason == "timeout"
         assert ended(store, "cancel").reason == "cancelled"
         for pid in pids:
-            wait_until(lambda pid=pid: not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes(), what="it is gone")
+            wait_until(
+                lambda pid=pid: (
+                    not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_bytes()
+                ),
+                what="it is gone",
+            )
 
     def test_a_number_that_now_belongs_to_another_process_is_not_taken_for_the_runner(
         self, store: JobStore, managers: Managers
@@ -535,7 +571,9 @@ class TestCrashes:
         """On a file system of 2 MB that is filled up, and freed later."""
         store.base_path.mkdir()
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", store.base_path], check=False, capture_output=True
+            ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", store.base_path],
+            check=False,
+            capture_output=True,
         )
         if mounted.returncode:
             pytest.skip("mounting needs root")
@@ -575,10 +613,15 @@ class TestRequests:
         assert ended(store, "j").reason == "cancelled"
         assert store.requests() == []
 
-    def test_retry_keeps_what_is_done(
-        self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
-    ) -> None:
-        store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"[ -e {tmp_path}/flag ]", after="a"), task("c", after="b")])
+    def test_retry_keeps_what_is_done(self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
+        store.submit(
+            "j",
+            [
+                task("a", f"echo a >> {tmp_path}/out"),
+                task("b", f"[ -e {tmp_path}/flag ]", after="a"),
+                task("c", after="b"),
+            ],
+        )
         assert ended(store, "j").state == "failed"
         (tmp_path / "flag").touch()
         store.retry("j")
@@ -587,9 +630,7 @@ class TestRequests:
         assert {item.id: item.attempt for item in store.get_tasks("j")} == {"a": 1, "b": 2, "c": 1}
         assert store.get_job("j").attempt == 2
 
-    def test_a_request_that_is_not_valid_is_set_aside(
-        self, store: JobStore, manager: subprocess.Popen[str]
-    ) -> None:
+    def test_a_request_that_is_not_valid_is_set_aside(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         (store.inbox_path / "1.json").write_text("{")
         (store.inbox_path / "2.json").write_text('{"request": "cancel", "job": "../../evil"}')
         (store.inbox_path / "3.json").write_text('{"request": "retry", "job": "nope"}')

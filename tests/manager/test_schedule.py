@@ -12,7 +12,9 @@ DONE = {"status": TaskStatus.COMPLETED}
 
 
 def graph_of(**dependencies: str) -> tuple[Task, ...]:
-    return parse_tasks([{"id": name, "command": "x", "dependencies": after.split()} for name, after in dependencies.items()])
+    return parse_tasks(
+        [{"id": name, "command": "x", "dependencies": after.split()} for name, after in dependencies.items()]
+    )
 
 
 def drain(graph: TaskGraph) -> list[str]:
@@ -59,7 +61,11 @@ def test_any_graph_is_run_in_an_order_that_respects_it(data: st.DataObject) -> N
     names = [f"t{number}" for number in range(data.draw(st.integers(1, 12)))]
     tasks = parse_tasks(
         [
-            {"id": name, "command": "x", "dependencies": data.draw(st.lists(st.sampled_from(names[:place]), unique=True)) if place else []}
+            {
+                "id": name,
+                "command": "x",
+                "dependencies": data.draw(st.lists(st.sampled_from(names[:place]), unique=True)) if place else [],
+            }
             for place, name in enumerate(names)
         ]
     )
@@ -93,6 +99,14 @@ def test_the_cause_is_named_not_what_followed_from_it() -> None:
 
 def test_reset_keeps_what_is_done() -> None:
     a, b = graph_of(a="", b="a")
-    kept, reset = reset_failed([a.evolve(**DONE), b.evolve(status=TaskStatus.FAILED, attempt=3, error="x", exit_code=1)])
+    kept, reset = reset_failed(
+        [a.evolve(**DONE), b.evolve(status=TaskStatus.FAILED, attempt=3, error="x", exit_code=1)]
+    )
     assert kept.status is TaskStatus.COMPLETED
-    assert (reset.status, reset.attempt, reset.attempts_before, reset.error, reset.exit_code) == ("pending", 3, 3, None, None)
+    assert (reset.status, reset.attempt, reset.attempts_before, reset.error, reset.exit_code) == (
+        "pending",
+        3,
+        3,
+        None,
+        None,
+    )

@@ -16,6 +16,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -24,7 +25,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 
@@ -45,8 +45,15 @@ echo $code >> "$record"
 exit $code
 """
 _SHELL = "/bin/sh"
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+_STANDARD_FILES = (
+    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+    (os.POSIX_SPAWN_DUP2, 1, 2),
+)
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+_RECORD_BYTES = 200
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 _RUN_VARIABLE = "AIR_EXECUTOR_RUN"
 
@@ -107,10 +114,10 @@ class LocalRunner:
     def __init__(self, store: JobStore, environment: Mapping[str, str] = os.environ) -> None:
         self._store = store
         self._environment = {**environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
-        self._search_path = environment.get("PATH", os.defpath)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
         self._adopted: dict[Attempt, int] = {}
+        self._last_directory = ("", "")
         self._next_look = 0.0
 
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
@@ -119,45 +126,25 @@ class LocalRunner:
         :raises CannotStartError: if the command is not there, or may not be run.
         :raises NoRoomError: if the machine is short of something.
         """
-        job_name, task_id, _ = attempt
-        record = str(self._store.run_path(*attempt))
+        job_name, task_id, number = attempt
+        directory = self._directory(job_name)
+        record = f"{directory}/runs/{task_id}.{number}"
         environment = {
             **self._environment,
+            **(task.env or {}),
             "AIR_EXECUTOR_JOB": job_name,
             "AIR_EXECUTOR_TASK": task_id,
-            "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
-            "AIR_EXECUTOR_JOB_DIR": str(self._store.job_path(job_name)),
+            "AIR_EXECUTOR_ATTEMPT": str(number),
+            "AIR_EXECUTOR_JOB_DIR": directory,
             _RUN_VARIABLE: record,
-            **(task.env or {}),
         }
-        command = self._resolve(task, environment.get("PATH", self._search_path))
-        log = str(self._store.log_path(job_name, task_id))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        command = self._resolve(task, environment.get("PATH", os.defpath))
+        actions = [*_STANDARD_FILES, (os.POSIX_SPAWN_OPEN, 3, f"{directory}/logs/{task_id}.log", _LOG_FLAGS, 0o600)]
         arguments = ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or ""]
         arguments += [command, *task.args]
         try:
             pid = os.posix_spawn(
-                _SHELL,
-                [
-                    "sh",
-                    "-c",
-                    _SCRIPT,
-                    "air-executor-runner",
-                    record,
-                    started_at.isoformat(),
-                    task.cwd or "",
-                    command,
-                    *list(task.args),
-                ],
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, 1, 2),
-                    (os.POSIX_SPAWN_OPEN, 3, log, flags, 0o600),
-                ],
-                setsid=True,
-                setsigdef=_DEFAULT_SIGNALS,
+                _SHELL, arguments, environment, file_actions=actions, setsid=True, setsigdef=_DEFAULT_SIGNALS
             )
         except OSError as error:
             if error.errno in _TRANSIENT:
@@ -170,15 +157,27 @@ class LocalRunner:
         self._pids[attempt] = pid
         self._children[pid] = attempt
 
-    def _resolve(self, task: Task, search_path: str) -> str:
+    def _directory(self, job_name: str) -> str:
+        """The directory of a job, as text: joining paths would cost as much as all else here."""
+        if self._last_directory[0] != job_name:
+            self._last_directory = job_name, str(self._store.job_path(job_name))
+        return self._last_directory[1]
+
+    def _record_path(self, attempt: Attempt) -> str:
+        return f"{self._directory(attempt.job_name)}/runs/{attempt.task_id}.{attempt.number}"
+
+    @staticmethod
+    def _resolve(task: Task, search_path: str) -> str:
         # Found here and not by sh, which would take `echo` or `exit` for its own commands.
         if task.cwd is not None and not os.path.isdir(task.cwd):
             raise CannotStartError(f"the directory {task.cwd!r} (field cwd) does not exist")
         if "/" in task.command:
-            path = os.path.join(task.cwd or os.getcwd(), task.command)
-            if not os.path.exists(path):
-                raise CannotStartError(f"command {task.command!r} was not found")
-            if os.path.isdir(path) or not os.access(path, os.X_OK):
+            path = task.command if task.command[0] == "/" else os.path.join(task.cwd or os.getcwd(), task.command)
+            try:
+                mode = os.stat(path).st_mode
+            except OSError as error:
+                raise CannotStartError(f"command {task.command!r} was not found: {error.strerror}") from None
+            if not stat.S_ISREG(mode) or not os.access(path, os.X_OK):
                 raise CannotStartError(f"command {task.command!r} is not an executable file")
             return path
         found = shutil.which(task.command, path=search_path)
@@ -211,11 +210,11 @@ class LocalRunner:
 
     def _result(self, attempt: Attempt, pid: int) -> Ended | NotStarted | None:
         """How the attempt of a child that has just been reaped ended; None if another runner has it."""
-        path = self._store.run_path(*attempt)
+        path = self._record_path(attempt)
         record = read_record(path)
         if record is None:  # no space for the record: sh gave up before the command
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(path)
             return NotStarted(attempt)
         if record.exit_code is not None:
             return Ended(attempt, record.exit_code, utc_now())
@@ -232,7 +231,7 @@ class LocalRunner:
     def _look_at_adopted(self) -> list[Ended | NotStarted]:
         ended: list[Ended | NotStarted] = []
         for attempt, pid in list(self._adopted.items()):
-            path = self._store.run_path(*attempt)
+            path = self._record_path(attempt)
             if is_runner(pid, path):
                 continue
             del self._adopted[attempt]
@@ -249,7 +248,7 @@ class LocalRunner:
 
         :return: None if it was never started.
         """
-        path = self._store.run_path(*attempt)
+        path = self._record_path(attempt)
         if not os.path.lexists(path):
             return None
         record = read_record(path)
@@ -264,7 +263,7 @@ class LocalRunner:
 
     def signal(self, attempt: Attempt, number: signal.Signals) -> None:
         """Send a signal to all processes of an attempt; SIGKILL also reaches those in other sessions."""
-        path = self._store.run_path(*attempt)
+        path = self._record_path(attempt)
         pid = self._pids.get(attempt)  # a child that has not been reaped: the number is ours
         if pid is None:
             pid = self._adopted.get(attempt)
@@ -279,18 +278,21 @@ class LocalRunner:
 
     def sweep(self, attempt: Attempt) -> None:
         """Kill what an attempt that is over has left behind in other process groups."""
-        kill_marked(self._store.run_path(*attempt))
+        kill_marked(self._record_path(attempt))
 
 
-def read_record(path: Path) -> Record | None:
+def read_record(path: str) -> Record | None:
     """What a runner has written so far; None if that is nothing, or not a record."""
     try:
-        lines = files.read(path)[0].split(b"\n")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # What follows the last newline may be half a number.
+            lines = os.read(descriptor, _RECORD_BYTES).split(b"\n")[:-1]
+        finally:
+            os.close(descriptor)
         pid, _, started_at = lines[0].partition(b" ")
-        # What follows the last newline may be half a number.
-        exit_code = int(lines[1]) if len(lines) > 2 else None
-        return Record(int(pid), _parse_time(started_at.decode()), exit_code) if len(lines) > 1 else None
-    except (OSError, ValueError):
+        return Record(int(pid), _parse_time(started_at.decode()), int(lines[1]) if len(lines) > 1 else None)
+    except (OSError, ValueError, IndexError):
         return None
 
 
@@ -301,15 +303,15 @@ def _parse_time(text: str) -> datetime | None:
         return None
 
 
-def _modified_at(path: Path) -> datetime:
+def _modified_at(path: str) -> datetime:
 
     try:
-        return datetime.fromtimestamp(path.stat().st_mtime, tz=UTC)
+        return datetime.fromtimestamp(os.stat(path).st_mtime, tz=UTC)
     except OSError:
         return utc_now()
 
 
-def is_runner(pid: int, record_path: Path) -> bool:
+def is_runner(pid: int, record_path: str) -> bool:
     """Whether this process is the runner that writes this record. What cannot be told counts as yes."""
     if sys.platform.startswith("linux"):
         try:
@@ -323,7 +325,7 @@ def is_runner(pid: int, record_path: Path) -> bool:
     return os.fsencode(record_path) in listed.stdout
 
 
-def kill_marked(record_path: Path) -> None:
+def kill_marked(record_path: str) -> None:
     """Kill every process that was started by an attempt, whatever session it has moved to (Linux only).
 
     They are known by the variable that the runner's environment hands down, as Jenkins does with ``BUILD_ID``.

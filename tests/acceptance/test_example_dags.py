@@ -1,0 +1,145 @@
+"""The example DAGs under a real scheduler, triggerer, dag-processor and API server.
+
+Once with the embedded manager, and once with a manager that was started before Airflow, as a service.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs.models import Job
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.acceptance.installation import Installation
+from tests.waiting import wait_until
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "example_dags"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module", params=["embedded", "service"])
+def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """A running Airflow with the example DAGs."""
+    if request.param == "embedded":
+        with Installation(EXAMPLES) as installation:
+            yield installation
+        return
+    with tempfile.TemporaryDirectory() as base_path:
+        command = [
+            sys.executable,
+            "-m",
+            "airflow_provider_air_executor.manager.cli",
+            "manager",
+            "--base-path",
+            base_path,
+        ]
+        manager = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(JobStore(base_path).manager_is_running, what="the manager runs")
+            connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": base_path}})
+            settings = {"AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT": connection}
+            with Installation(EXAMPLES, settings) as installation:
+                yield installation
+            assert manager.poll() is None
+        finally:
+            manager.send_signal(signal.SIGTERM)
+            manager.wait()
+
+
+def store_of(airflow: Installation) -> JobStore:
+    """The job filesystem that this Airflow uses."""
+    connection = airflow.environment.get("AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT")
+    return JobStore(json.loads(connection)["extra"]["base_path"] if connection else airflow.base_path)
+
+
+def job_of(airflow: Installation, run_id: str) -> Job:
+    """The job that was submitted in a DAG run."""
+    jobs = store_of(airflow).list_jobs()
+    (found,) = (job for job in jobs if job.submitted_by is not None and job.submitted_by.run_id == run_id)
+    return found
+
+
+def outputs(airflow: Installation, job: Job) -> dict[str, str]:
+    store = store_of(airflow)
+    return {task.id: store.read_log(job.name, task.id).text.strip() for task in store.get_tasks(job.name)}
+
+
+def test_submit_sensor_and_result(airflow: Installation) -> None:
+    run_id = airflow.trigger("example_submit_and_wait")
+    state, seen = airflow.follow("example_submit_and_wait", run_id)
+    assert state == "success"
+    assert "deferred" in seen["wait"]
+    expected = {
+        "download": "downloaded 3 files",
+        "transform": f"transformed the files of {run_id}",
+        "upload": "uploaded 1 file",
+    }
+    job = job_of(airflow, run_id)
+    assert outputs(airflow, job) == expected
+    assert airflow.xcom("example_submit_and_wait", run_id, "submit") == job.name
+    assert airflow.xcom("example_submit_and_wait", run_id, "submit", "job_id") == job.id
+    assert airflow.xcom("example_submit_and_wait", run_id, "result") == expected
+    log = airflow.log("example_submit_and_wait", run_id, "wait")
+    assert "of 3 tasks done, running:" in log  # while it was deferred
+    assert "transform: completed (exit code 0" in log
+    assert "upload | uploaded 1 file" in log
+
+
+def test_the_operator_alone(airflow: Installation) -> None:
+    run_id = airflow.trigger("example_deferrable_operator")
+    state, seen = airflow.follow("example_deferrable_operator", run_id)
+    assert state == "success"
+    assert "deferred" in seen["run"]
+    job = job_of(airflow, run_id)
+    assert job.name.startswith("report_manual__")
+    assert outputs(airflow, job) == {"task-1": "one", "task-2": "two", "task-3": "three"}
+    assert airflow.xcom("example_deferrable_operator", run_id, "run") == job.name
+
+
+def test_a_diamond_of_dependencies(airflow: Installation) -> None:
+    run_id = airflow.trigger("example_diamond")
+    assert airflow.follow("example_diamond", run_id)[0] == "success"
+    job = job_of(airflow, run_id)
+    assert outputs(airflow, job) == {"split": "", "odd": "50", "even": "50", "join": "joined"}
+    times = {task.id: task for task in store_of(airflow).get_tasks(job.name)}
+    assert times["join"].started_at >= max(times["odd"].completed_at, times["even"].completed_at)  # type: ignore[operator,type-var]
+
+
+def test_a_job_that_fails(airflow: Installation) -> None:
+    run_id = airflow.trigger("example_failing_job")
+    state, seen = airflow.follow("example_failing_job", run_id)
+    assert state == "failed"
+    assert seen["fails"][-1] == "failed"
+    job = job_of(airflow, run_id)
+    assert (job.state, job.reason) == ("failed", "exit")
+    assert [task.reason for task in store_of(airflow).get_tasks(job.name)] == [None, "exit", "dependency"]
+    log = airflow.log("example_failing_job", run_id, "fails")
+    for text in ("task break: exit code 3", "break | the disk is on fire"):
+        assert text in log
+    assert airflow.xcom("example_failing_job", run_id, "fails", "job_name") == job.name
+
+
+def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: Installation) -> None:
+    store = store_of(airflow)
+    if "AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT" in airflow.environment:
+        pytest.skip("here the manager is a service; who restarts it is not Airflow")
+    run_id = airflow.trigger("example_submit_and_wait")
+    wait_until(
+        lambda: airflow.task_states("example_submit_and_wait", run_id).get("wait") == "deferred",
+        timeout=120,
+        what="the sensor has deferred",
+    )
+    pid = store.manager_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert airflow.follow("example_submit_and_wait", run_id)[0] == "success"
+    assert outputs(airflow, job_of(airflow, run_id))["upload"] == "uploaded 1 file"

@@ -1,0 +1,135 @@
+"""The hook: where the job filesystem is, and that somebody runs the jobs there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
+
+from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.waiting import wait_until
+
+
+def connection(monkeypatch: pytest.MonkeyPatch, name: str = "AIR_EXECUTOR_DEFAULT", **extra: object) -> None:
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name}", json.dumps({"conn_type": "air_executor", "extra": extra}))
+
+
+class TestLocation:
+    def test_without_a_connection_the_embedded_default(self, home: Path) -> None:
+        assert AirExecutorHook().location == (f"{home}/air-executor", True)
+
+    def test_another_connection_must_exist(self, home: Path) -> None:
+        with pytest.raises(AirflowNotFoundException):
+            _ = AirExecutorHook("nope").location
+
+    def test_a_connection_says_where(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        connection(monkeypatch, base_path="/srv/jobs")
+        assert AirExecutorHook().location == ("/srv/jobs", False)
+        connection(monkeypatch, "OTHER", embedded=True)
+        assert AirExecutorHook("other").location == (f"{home}/air-executor", True)
+
+    @pytest.mark.parametrize("extra", [{"base_path": "relative"}, {"base_path": 7}, {"embedded": "yes"}])
+    def test_a_bad_field_is_named(self, home: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, object]) -> None:
+        connection(monkeypatch, **extra)
+        with pytest.raises(ValueError, match=next(iter(extra))):
+            _ = AirExecutorHook().location
+
+
+class TestConnection:
+    def test_embedded(self, store: JobStore) -> None:
+        works, message = AirExecutorHook().test_connection()
+        assert works
+        assert "is started with the first one" in message
+
+    def test_a_service_that_does_not_run(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        connection(monkeypatch, base_path=str(home))
+        works, message = AirExecutorHook().test_connection()
+        assert not works
+        assert f"air-executor manager --base-path {home}" in message
+
+    def test_a_directory_that_is_not_there(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        connection(monkeypatch, base_path="/no/such/place")
+        assert AirExecutorHook().test_connection()[0] is False
+
+
+class TestEmbeddedManager:
+    def test_it_is_started_with_the_first_job_and_found_by_the_second(self, store: JobStore) -> None:
+        hook = AirExecutorHook()
+        hook.create_job("a", ["echo hi"])
+        pid = store.manager_pid()
+        assert hook.wait_for_job("a", timeout=20).state == "completed"
+        assert hook.read_log("a", "task-1").text == "hi\n"
+        hook.create_job("b", ["true"])
+        assert hook.wait_for_job("b", timeout=20).state == "completed"
+        assert store.manager_pid() == pid
+        assert hook.test_connection()[1].startswith(f"manager {pid} runs")
+
+    def test_it_outlives_the_process_that_started_it(self, store: JobStore) -> None:
+        """Also when that one's whole process group is killed."""
+        code = "from airflow_provider_air_executor.hooks import AirExecutorHook\n"
+        code += "AirExecutorHook().create_job('a', ['sleep 0.5; echo hi'])\n"
+        starter = subprocess.Popen(
+            [sys.executable, "-c", code + "input()"], stdin=subprocess.PIPE, start_new_session=True
+        )
+        wait_until(store.manager_is_running, timeout=60, what="the manager runs")
+        os.killpg(starter.pid, signal.SIGKILL)
+        starter.communicate()
+        assert AirExecutorHook().wait_for_job("a", timeout=20).state == "completed"
+
+    def test_it_knows_nothing_of_the_airflow_task_that_started_it(
+        self, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW_CTX_DAG_ID", "d")
+        monkeypatch.setenv("__AIRFLOW_SUPERVISOR_FD", "7")
+        hook = AirExecutorHook()
+        hook.create_job("a", ["env"])
+        hook.wait_for_job("a", timeout=20)
+        log = hook.read_log("a", "task-1").text
+        assert "AIRFLOW_CTX" not in log
+        assert "SUPERVISOR" not in log
+
+    def test_it_is_started_again_while_somebody_waits(self, store: JobStore) -> None:
+        hook = AirExecutorHook()
+        hook.create_job("a", ["sleep 1", "true"])
+        pid = store.manager_pid()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        assert hook.wait_for_job("a", timeout=30).state == "completed"
+
+    def test_it_retires_after_the_configured_time(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED_IDLE_TIMEOUT", "0.2")
+        AirExecutorHook().create_job("a", ["true"])
+        wait_until(lambda: not store.manager_is_running(), what="it has retired")
+        assert store.get_job("a").state == "completed"
+
+
+def test_jobs_through_the_hook(store: JobStore, tmp_path: Path) -> None:
+    hook = AirExecutorHook()
+    hook.create_job(
+        "a", [{"id": "x", "bash": f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; [ -e {tmp_path}/ok ]"}]
+    )
+    with pytest.raises(JobTimeoutError, match="is still"):
+        hook.wait_for_job("a", timeout=0.1)
+    with pytest.raises(JobStateError):
+        hook.delete_job("a")
+    assert hook.add_tasks("a", [{"id": "y", "command": "true", "dependencies": ["x"]}]) == ("y",)
+    wait_until(lambda: len(hook.get_tasks("a")) == 2, what="y is there")
+    (tmp_path / "go").touch()
+    failed = hook.wait_for_job("a", timeout=20)
+    assert failed.state == "failed"
+    (tmp_path / "ok").touch()
+    hook.retry_job("a")
+    assert hook.wait_for_job("a", timeout=20, after_attempt=failed.attempt).state == "completed"
+    assert hook.cancel_job("a") is False
+    assert [job.name for job in hook.list_jobs()] == ["a"]
+    hook.delete_job("a")
+    with pytest.raises(JobNotFoundError):
+        hook.get_job("a")

@@ -1,0 +1,231 @@
+"""The operator: what it refuses when the DAG is parsed, its job's name, and how it waits."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.sdk.exceptions import TaskDeferred
+
+from airflow_provider_air_executor.exceptions import (
+    InvalidJobError,
+    JobExistsError,
+    JobFailedError,
+    JobNotFoundError,
+    JobTimeoutError,
+)
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
+from tests.provider.conftest import TaskInstance, context
+from tests.waiting import wait_until
+
+
+def operator(tasks: Any, **kwargs: Any) -> AirExecutorSubmitOperator:
+    return AirExecutorSubmitOperator(task_id="t", tasks=tasks, poll_interval=0.1, **kwargs)
+
+
+class TestParsing:
+    @pytest.mark.parametrize(
+        ("tasks", "says"),
+        [
+            ([], "the list is empty"),
+            ("echo hi", "must be a list of tasks"),
+            (None, "must be a list of tasks"),
+            ({"command": "echo"}, "must be a list of tasks"),
+            (7, "must be a list of tasks"),
+            ([7], "tasks[0]"),
+            ([None], "tasks[0]"),
+            ([{"command": "a", "id": "x"}, {"command": "b", "id": "x"}], "another task"),
+            ([{"command": "a", "dependencies": ["nope"]}], "no task 'nope'"),
+            ([{"command": "a", "id": "x", "dependencies": ["x"]}], "cycle"),
+            ([{"command": ["a", "b"]}], "tasks[0].command"),
+            ([{"cmd": "a"}], "command"),
+            ([{"command": "{{ ds }}", "args": [1]}], "tasks[0].args[0]"),
+        ],
+    )
+    def test_bad_tasks_fail_when_the_dag_is_parsed(self, tasks: Any, says: str) -> None:
+        with pytest.raises(InvalidJobError) as refused:
+            operator(tasks)
+        assert says in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "tasks",
+        [
+            "{{ params.tasks }}",
+            ["echo {{ ds }}"],
+            [{"id": "x-{{ ds }}", "command": "a"}, {"command": "b", "dependencies": ["x-{{ ds }}"]}],
+            [Task(command="echo", args=["{{ run_id }}"])],
+        ],
+    )
+    def test_what_a_template_decides_is_checked_later(self, tasks: Any) -> None:
+        operator(tasks)
+
+    @pytest.mark.parametrize("bad", [{"poll_interval": 0}, {"timeout": 0}, {"timeout": timedelta(seconds=-1)}])
+    def test_bad_numbers(self, bad: dict[str, Any]) -> None:
+        with pytest.raises(InvalidJobError, match=next(iter(bad))):
+            AirExecutorSubmitOperator(task_id="t", tasks=["true"], **bad)
+
+    def test_templates_are_rendered_in_all_forms_of_a_task(self) -> None:
+        with DAG("d", start_date=datetime(2026, 1, 1, tzinfo=UTC)):
+            tested = operator(
+                [Task(command="echo", args=["{{ word }}"]), {"bash": "echo {{ word }}"}, "echo {{ word }}"],
+                job_name="j_{{ word }}",
+            )
+        tested.render_template_fields({"word": "hi"})
+        assert json.dumps(tested.tasks).count("hi") == 3
+        assert tested.job_name == "j_hi"
+
+
+class TestNames:
+    def test_the_default_is_unique_for_the_task_instance_and_repeatable(self, store: JobStore) -> None:
+        tested = operator(["true"], wait_for_completion=False)
+        same = [tested.execute(context()), tested.execute(context(try_number=2))]
+        other = [
+            tested.execute(context(**change))
+            for change in ({"dag_id": "d2"}, {"run_id": "r2"}, {"task_id": "t2"}, {"map_index": 0}, {"map_index": 1})
+        ]
+        assert len(set(same)) == 1
+        assert len({*same, *other}) == 6
+        assert same[0].startswith("d__t__manual__1_00_00-")
+
+    def test_names_that_would_meet_are_kept_apart(self, store: JobStore) -> None:
+        tested = operator(["true"], wait_for_completion=False)
+        names = {
+            tested.execute(context(dag_id="a__b", task_id="c")),
+            tested.execute(context(dag_id="a", task_id="b__c")),
+        }
+        assert len(names) == 2
+
+    def test_a_given_name_is_mapped_to_a_valid_one(self, store: JobStore) -> None:
+        tested = operator(["true"], wait_for_completion=False, job_name="job of 2026-11-22T10:00:00+00:00")
+        assert store.get_job(tested.execute(context())).name.startswith("job_of_2026-11-22T10_00_00_00_00-")
+
+
+class TestWaiting:
+    def test_name_and_id_are_in_xcom_also_when_the_job_fails(self, store: JobStore) -> None:
+        given = context()
+        with pytest.raises(JobFailedError):
+            operator(["exit 1"], job_name="j").execute(given)
+        assert given["ti"].pushed == {"job_name": "j", "job_id": store.get_job("j").id}
+
+    def test_it_returns_the_name(self, store: JobStore) -> None:
+        assert operator(["true"], job_name="j").execute(context()) == "j"
+
+    def test_a_failure_says_what_failed_and_shows_the_end_of_its_log(self, store: JobStore) -> None:
+        tasks = [
+            {"id": "break", "bash": "echo the disk is on fire >&2; exit 3"},
+            {"command": "true", "dependencies": ["break"]},
+        ]
+        with pytest.raises(JobFailedError) as failed:
+            operator(tasks, job_name="j").execute(context())
+        assert "task break: exit code 3" in str(failed.value)
+        assert "break | the disk is on fire" in str(failed.value)
+        assert str(store.logs_path("j")) in str(failed.value)
+
+    def test_timeout_cancels_the_job(self, store: JobStore) -> None:
+        with pytest.raises(JobTimeoutError, match="it is cancelled"):
+            operator(["sleep 1000"], job_name="j", timeout=0.3).execute(context())
+        wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
+
+    def test_bad_tasks_of_another_task_write_nothing(self, store: JobStore) -> None:
+        tested = operator("{{ x }}")
+        for tasks, says in (
+            ("[", "JSON list"),
+            ("[]", "is empty"),
+            ([1], "tasks[0]"),
+            ({"command": "x"}, "must be a list"),
+        ):
+            tested.tasks = tasks
+            with pytest.raises(InvalidJobError) as refused:
+                tested.execute(context())
+            assert says in str(refused.value)
+        assert store.job_names() == []
+
+    def test_independent_tasks_run_side_by_side(self, store: JobStore) -> None:
+        operator(["true"] * 3, job_name="j").execute(context())
+        assert store.get_job("j").max_parallel_tasks == 3
+
+    def test_who_submitted_it_is_recorded(self, store: JobStore) -> None:
+        operator(["true"], job_name="j", labels={"team": "a"}, priority=3).execute(context(map_index=2))
+        job = store.get_job("j")
+        assert str(job.submitted_by) == "task t[2] of DAG d, run manual__1+00:00"
+        assert (job.labels, job.priority) == ({"team": "a"}, 3)
+
+
+class TestDeferring:
+    def test_it_defers_with_a_deadline_and_a_backstop_behind_it(self, store: JobStore) -> None:
+        given = context()
+        with pytest.raises(TaskDeferred) as deferred:
+            operator(["sleep 2"], job_name="j", deferrable=True, timeout=30).execute(given)
+        arguments = deferred.value.trigger.serialize()[1]
+        assert given["ti"].pushed["job_name"] == "j"
+        assert arguments["base_path"] == str(store.base_path)
+        assert arguments["embedded"] is True
+        assert deferred.value.timeout == timedelta(seconds=90)
+        assert arguments["deadline"] - datetime.now(tz=UTC).timestamp() < 31
+
+    def test_a_quick_job_is_not_worth_it(self, store: JobStore) -> None:
+        assert operator(["true"], job_name="j", deferrable=True).execute(context()) == "j"
+
+    def test_events(self, store: JobStore) -> None:
+        tested = operator(["true"], job_name="j")
+        tested.execute(context())
+        event = {"job_name": "j", "message": "", "status": "completed"}
+        assert tested.execute_complete(context(), event) == "j"
+        with pytest.raises(JobNotFoundError):
+            tested.execute_complete(context(), {**event, "status": "not_found"})
+        for unknown in (None, {}, {**event, "status": "fine"}, {"status": "completed"}):
+            with pytest.raises(ValueError, match="not known"):
+                tested.execute_complete(context(), unknown)
+
+    def test_an_event_is_not_believed_where_the_file_says_otherwise(self, store: JobStore) -> None:
+        tested = operator(["exit 1"], job_name="j", wait_for_completion=False)
+        tested.execute(context())
+        wait_until(lambda: store.get_job("j").state == "failed", what="it has failed")
+        with pytest.raises(JobFailedError):
+            tested.execute_complete(context(), {"job_name": "j", "message": "", "status": "completed"})
+
+    def test_timeout_event_cancels(self, store: JobStore) -> None:
+        tested = operator(["sleep 1000"], job_name="j", wait_for_completion=False, timeout=1)
+        tested.execute(context())
+        with pytest.raises(JobTimeoutError):
+            tested.execute_complete(context(), {"job_name": "j", "message": "", "status": "timeout"})
+        wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
+
+
+class TestTriedAgain:
+    def test_it_takes_up_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
+        line = f"echo x >> {tmp_path}/out; sleep 0.5"
+        operator([line], job_name="j", wait_for_completion=False).execute(context())
+        assert operator([line], job_name="j").execute(context(try_number=2)) == "j"
+        assert (tmp_path / "out").read_text() == "x\n"
+
+    def test_it_lets_what_failed_run_again(self, store: JobStore, tmp_path: Any) -> None:
+        tasks = [f"echo x >> {tmp_path}/out", f"[ -e {tmp_path}/flag ]"]
+        with pytest.raises(JobFailedError):
+            operator(tasks, job_name="j").execute(context())
+        (tmp_path / "flag").touch()
+        assert operator(tasks, job_name="j").execute(context(try_number=2)) == "j"
+        assert (tmp_path / "out").read_text() == "x\n"
+
+    def test_when_it_was_cleared_everything_runs_anew(self, store: JobStore, tmp_path: Any) -> None:
+        tasks = [f"echo x >> {tmp_path}/out"]
+        operator(tasks, job_name="j").execute(context())
+        operator(tasks, job_name="j").execute(context(try_number=2, max_tries=1))
+        assert (tmp_path / "out").read_text() == "x\nx\n"
+
+    def test_the_job_of_somebody_else_is_not_touched(self, store: JobStore) -> None:
+        operator(["true"], job_name="j").execute(context())
+        with pytest.raises(JobExistsError, match="DAG d, run manual"):
+            operator(["true"], job_name="j").execute(context(run_id="another"))
+
+
+def test_the_task_instance_of_the_tests_has_what_airflows_has() -> None:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    fields = {*RuntimeTaskInstance.model_fields, *dir(RuntimeTaskInstance)}
+    assert set(vars(TaskInstance())) - {"pushed"} <= fields

@@ -1,0 +1,76 @@
+"""What Airflow knows of the provider."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+import airflow_provider_air_executor
+
+
+def airflow(*arguments: str, home: Path) -> str:
+    import os
+
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "COLUMNS": "300"}
+    command = [sys.executable, "-m", "airflow", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+def test_the_entry_point_leads_to_the_provider_info() -> None:
+    (found,) = (
+        point
+        for point in entry_points(group="apache_airflow_provider")
+        if point.module == airflow_provider_air_executor.__name__
+    )
+    assert found.load()() == airflow_provider_air_executor.get_provider_info()
+
+
+def test_the_info_satisfies_airflows_schema() -> None:
+    import airflow
+    import jsonschema
+
+    schema = json.loads((Path(airflow.__file__).parent / "provider_info.schema.json").read_text())
+    jsonschema.validate(airflow_provider_air_executor.get_provider_info(), schema)
+
+
+def test_every_module_and_class_that_is_named_exists() -> None:
+    info = airflow_provider_air_executor.get_provider_info()
+    for kind in ("operators", "sensors", "hooks", "triggers"):
+        for item in info[kind]:
+            for module in item["python-modules"]:
+                importlib.import_module(module)
+    module, _, name = info["connection-types"][0]["hook-class-name"].rpartition(".")
+    hook = getattr(importlib.import_module(module), name)
+    assert hook.conn_type == info["connection-types"][0]["connection-type"]
+
+
+def test_airflow_lists_provider_and_hook(tmp_path: Path) -> None:
+    assert "airflow-provider-air-executor" in airflow(
+        "providers", "get", "airflow-provider-air-executor", home=tmp_path
+    )
+    hooks = json.loads(airflow("providers", "hooks", "--output", "json", home=tmp_path))
+    (found,) = (hook for hook in hooks if hook["connection_type"] == "air_executor")
+    assert "Air-Executor" in found.values()
+
+
+def test_the_connection_form_has_its_fields() -> None:
+    from airflow.providers_manager import ProvidersManager
+
+    widgets = ProvidersManager().connection_form_widgets
+    assert {"extra__air_executor__base_path", "extra__air_executor__embedded"} <= set(widgets)
+
+
+@pytest.mark.parametrize("path", sorted(Path("example_dags").glob("*.py")), ids=lambda path: path.stem)
+def test_example_dags_parse(path: Path, tmp_path: Path) -> None:
+    code = f"import runpy; runpy.run_path({str(path)!r})"
+    import os
+
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "AIRFLOW_HOME": str(tmp_path)}, check=True, timeout=60
+    )

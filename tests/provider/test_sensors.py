@@ -1,0 +1,81 @@
+"""The sensor: poke, reschedule and deferrable, and what soft_fail means."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+
+from airflow_provider_air_executor.exceptions import JobFailedError
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.sensors import AirExecutorJobSensor
+from tests.provider.conftest import context
+
+
+def sensor(name: str = "j", **kwargs: Any) -> AirExecutorJobSensor:
+    return AirExecutorJobSensor(task_id="wait", job_name=name, **{"poke_interval": 0.1, "timeout": 20, **kwargs})
+
+
+def test_poke_waits_for_the_end(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["sleep 0.5"])
+    sensor().execute(context())
+    assert store.get_job("j").state == "completed"
+
+
+def test_poke_says_true_only_when_it_has_completed(store: JobStore) -> None:
+    assert sensor().poke(context()) is False
+    AirExecutorHook().create_job("j", ["sleep 0.5"])
+    assert sensor().poke(context()) is False
+    AirExecutorHook().wait_for_job("j")
+    assert sensor().poke(context()) is True
+
+
+def test_a_run_id_names_the_same_job_as_for_the_operator(store: JobStore) -> None:
+    from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
+
+    name = "x_manual__2026-11-22T10:00:00+00:00"
+    AirExecutorSubmitOperator(task_id="t", tasks=["true"], job_name=name).execute(context())
+    assert sensor(name).poke(context()) is True
+
+
+@pytest.mark.parametrize("soft_fail", [False, True])
+def test_a_failed_job_fails_the_sensor_also_with_soft_fail(store: JobStore, soft_fail: bool) -> None:
+    AirExecutorHook().create_job("j", [{"id": "break", "bash": "echo boom; exit 3"}])
+    AirExecutorHook().wait_for_job("j")
+    tested = sensor(soft_fail=soft_fail)
+    event = {"status": "failed", "job_name": "j", "message": ""}
+    for wait in (lambda: tested.execute(context()), lambda: resume(tested, event)):
+        with pytest.raises(JobFailedError, match="(?s)task break: exit code 3.*break | boom"):
+            wait()
+
+
+@pytest.mark.parametrize(("soft_fail", "error"), [(False, AirflowSensorTimeout), (True, AirflowSkipException)])
+def test_a_timeout_fails_it_or_skips_it(store: JobStore, soft_fail: bool, error: type[Exception]) -> None:
+    tested = sensor(soft_fail=soft_fail, timeout=0.2)
+    with pytest.raises(error):
+        tested.execute(context())
+    with pytest.raises(error):
+        resume(tested, {"status": "timeout", "job_name": "j", "message": "the job is working"})
+
+
+def resume(tested: AirExecutorJobSensor, event: dict[str, str]) -> None:
+    """As Airflow does after a deferral."""
+    tested.resume_execution("execute_complete", {"event": event}, context())
+
+
+def test_it_defers_and_waits_for_a_job_that_is_not_there_yet(store: JobStore) -> None:
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(deferrable=True, timeout=30).execute(context())
+    arguments = deferred.value.trigger.serialize()[1]
+    assert arguments["must_exist"] is False
+    assert deferred.value.timeout == timedelta(seconds=90)
+    assert deferred.value.method_name == "execute_complete"
+
+
+def test_it_does_not_defer_for_a_job_that_has_completed(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["true"])
+    AirExecutorHook().wait_for_job("j")
+    sensor(deferrable=True).execute(context())

@@ -1,0 +1,134 @@
+"""The trigger: its one event, what it says meanwhile, and that it never blocks the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
+from tests.waiting import wait_until
+
+
+def trigger(store: JobStore, name: str = "j", **kwargs: Any) -> AirExecutorJobTrigger:
+    """A trigger as the triggerer makes it, from what was serialized."""
+    from airflow.serialization.serialized_objects import BaseSerialization
+
+    path, arguments = AirExecutorJobTrigger(name, str(store.base_path), **kwargs).serialize()
+    assert path == "airflow_provider_air_executor.triggers.AirExecutorJobTrigger"
+    return AirExecutorJobTrigger(**BaseSerialization.deserialize(BaseSerialization.serialize(arguments)))
+
+
+async def fired(tested: AirExecutorJobTrigger, timeout: float = 20) -> dict[str, str]:
+    async with asyncio.timeout(timeout):
+        events = [event.payload async for event in tested.run()]
+    assert len(events) == 1
+    return events[0]
+
+
+@pytest.mark.parametrize(("line", "status"), [("sleep 0.3", "completed"), ("sleep 0.3; exit 1", "failed")])
+def test_it_fires_when_the_job_ends(store: JobStore, line: str, status: str) -> None:
+    AirExecutorHook().create_job("j", [line])
+    event = asyncio.run(fired(trigger(store)))
+    assert (event["status"], event["job_name"]) == (status, "j")
+
+
+def test_it_fires_within_a_moment_of_the_end(store: JobStore) -> None:
+    """By notification: the slow pass is an hour away."""
+    AirExecutorHook().create_job("j", ["sleep 0.5"])
+    asyncio.run(fired(trigger(store, poll_interval=3600)))
+
+
+def test_the_deadline_is_a_point_in_time(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["sleep 1000"])
+    event = asyncio.run(fired(trigger(store, deadline=time.time() + 0.3)))
+    assert event["status"] == "timeout"
+    assert asyncio.run(fired(trigger(store, deadline=time.time() - 100)))["status"] == "timeout"
+
+
+def test_a_job_that_is_gone_ends_the_wait_of_its_operator(store: JobStore) -> None:
+    assert asyncio.run(fired(trigger(store)))["status"] == "not_found"
+
+
+def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
+    async def scenario() -> dict[str, str]:
+        waiting = asyncio.create_task(fired(trigger(store, must_exist=False, poll_interval=0.2)))
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(AirExecutorHook().create_job, "j", ["true"])
+        return await waiting
+
+    assert asyncio.run(scenario())["status"] == "completed"
+
+
+def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
+    hook = AirExecutorHook()
+    hook.create_job("j", ["[ $AIR_EXECUTOR_ATTEMPT = 2 ]"])
+    failed = hook.wait_for_job("j", timeout=20)
+
+    async def scenario() -> dict[str, str]:
+        waiting = asyncio.create_task(fired(trigger(store, after_attempt=failed.attempt)))
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(hook.retry_job, "j")
+        return await waiting
+
+    assert asyncio.run(scenario())["status"] == "completed"
+
+
+def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore) -> None:
+    hook = AirExecutorHook()
+    hook.create_job("j", ["sleep 1"])
+    whole = store.state_path("j").read_bytes()
+
+    async def scenario() -> dict[str, str]:
+        store.state_path("j").write_bytes(whole[:30])
+        waiting = asyncio.create_task(fired(trigger(store)))
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+        return await waiting
+
+    assert asyncio.run(scenario())["status"] == "completed"
+
+
+def test_progress_is_logged(store: JobStore) -> None:
+    from structlog.testing import capture_logs
+
+    tested = trigger(store, poll_interval=0.1)
+    AirExecutorHook().create_job("j", [{"id": "a", "bash": "sleep 0.8"}, {"id": "b", "bash": "sleep 0.8"}])
+    with capture_logs() as lines:
+        asyncio.run(fired(tested))
+    said = [line["event"] % line.get("positional_args", ()) for line in lines]
+    assert "job j: 1 of 2 tasks done, running: b" in said
+
+
+def test_the_embedded_manager_is_started_again(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["sleep 1", "true"])
+    pid = store.manager_pid()
+    assert pid
+    wait_until(lambda: store.get_job("j").state == "working", what="it works")
+    os.kill(pid, signal.SIGKILL)
+    assert asyncio.run(fired(trigger(store, embedded=True, poll_interval=0.2), timeout=60))["status"] == "completed"
+
+
+def test_the_loop_is_never_blocked(store: JobStore) -> None:
+    """Not even by two hundred triggers whose jobs all end."""
+    hook = AirExecutorHook()
+    for number in range(20):
+        hook.create_job(f"j{number}", ["sleep 0.5"])
+
+    async def scenario() -> float:
+        waiting = [asyncio.create_task(fired(trigger(store, f"j{number % 20}"))) for number in range(200)]
+        longest = 0.0
+        while not all(task.done() for task in waiting):
+            before = time.perf_counter()
+            await asyncio.sleep(0.01)
+            longest = max(longest, time.perf_counter() - before - 0.01)
+        await asyncio.gather(*waiting)
+        return longest
+
+    assert asyncio.run(scenario()) < 0.2  # what Airflow's triggerer reports as blocking
