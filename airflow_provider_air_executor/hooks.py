@@ -175,7 +175,7 @@ class AirExecutorHook(BaseHook):
         *,
         timeout: float | None = None,
         poll_interval: float = 1.0,
-        after_attempt: int = 0,
+        after_attempt: int = -1,
         on_poll: Callable[[Job], None] | None = None,
     ) -> Job:
         """Wait, in this process, until a job has ended.
@@ -258,15 +258,18 @@ def start_manager_if_none(store: JobStore) -> None:
     command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
     command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
-    started = subprocess.run(
-        command,
-        cwd=store.base_path,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_START_SECONDS,
-        check=False,
-    )
+    try:
+        started = subprocess.run(
+            command,
+            cwd=store.base_path,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_START_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
     if started.returncode != 0 and not store.manager_is_running():
         said = started.stderr.decode(errors="replace").strip()
         raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")

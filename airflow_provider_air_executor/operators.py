@@ -144,7 +144,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         """
         tasks = parse_tasks(_from_json(self.tasks))
         try:
-            return self._create(name, tasks, owner), 0
+            return self._create(name, tasks, owner), -1
         except JobExistsError:
             job = self.hook.get_job(name)
             if job.submitted_by is None or not job.submitted_by.is_same_task(owner):
@@ -154,14 +154,14 @@ class AirExecutorSubmitOperator(BaseOperator):
             if self.hook.cancel_job(name):
                 self.hook.wait_for_job(name, poll_interval=self.poll_interval)
             self.hook.delete_job(name)
-            return self._create(name, tasks, owner), 0
+            return self._create(name, tasks, owner), -1
         if job.state is JobState.FAILED:
             self.log.info("job %s failed (%s); what failed of it runs again", name, job.error)
             self.hook.retry_job(name)
             return job, job.attempt
         self.log.info("job %s was submitted by an earlier try of this task and is %s", name, job.state.value)
         self.hook.ensure_manager()
-        return job, 0
+        return job, -1
 
     def _create(self, name: str, tasks: tuple[Task, ...], owner: SubmittedBy) -> Job:
         job = self.hook.create_job(

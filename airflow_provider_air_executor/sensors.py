@@ -102,7 +102,7 @@ class AirExecutorJobSensor(BaseSensorOperator):
             if not job.state.is_terminal:
                 self.log.info("job %s: %s", name, summary.progress(self.hook.get_tasks(name)))
                 return False
-        except (JobNotFoundError, CorruptFileError) as error:
+        except (JobNotFoundError, CorruptFileError, OSError) as error:
             self.log.info("job %s: %s", name, error)
             return False
         self._finish(job)

@@ -45,7 +45,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         poll_interval: float = 5.0,
         deadline: float | None = None,
         must_exist: bool = True,
-        after_attempt: int = 0,
+        after_attempt: int = -1,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_name = job_name

@@ -21,6 +21,7 @@ _COUNTER = itertools.count()
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
 
@@ -87,6 +88,10 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
                 os.link(path, previous, follow_symlinks=False)
             except FileNotFoundError:
                 existed = False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                existed = False  # nothing is kept on a file system without hard links
             os.rename(temporary, path)
         else:
             os.rename(temporary, previous)

@@ -31,6 +31,7 @@ MAX_NAME_LENGTH = 100
 
 _SUBMITTED_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _STORED_NAME = re.compile(r"[\w-]{1,100}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
 
@@ -96,7 +97,10 @@ def utc_now() -> datetime:
 
 def _as_utc(value: datetime) -> datetime:
     # A naive time is what the existing system fills in for a missing one; it means UTC.
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("the time is out of range") from None
 
 
 def _without_nul(value: str) -> str:
@@ -117,7 +121,7 @@ def _valid_task_id(value: str) -> str:
 
 def _valid_env(value: dict[str, str]) -> dict[str, str]:
     for name in value:
-        if not name or "=" in name or "\x00" in name:
+        if not _VARIABLE.fullmatch(name):  # a POSIX sh does not hand on any other
             raise ValueError(f"{name!r} cannot be the name of an environment variable")
     return value
 
@@ -310,6 +314,11 @@ def name_with_digest(readable: str, identity: str) -> str:
     digest = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:16]
     head = re.sub(r"[^A-Za-z0-9_-]+", "_", readable).strip("_")[: MAX_NAME_LENGTH - 17]
     return f"{head or 'job'}-{digest}"
+
+
+def printable(text: str) -> str:
+    """The text without what cannot be written as UTF-8: bytes of a path that are none are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def check_task_id(task_id: str) -> str:

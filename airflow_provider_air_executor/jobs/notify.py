@@ -11,7 +11,10 @@ from typing import Any, NamedTuple
 
 
 class Change(NamedTuple):
-    """Something was put at, or written to, ``name`` in the directory that is watched as ``key``."""
+    """Something was put at, or written to, ``name`` in the directory that is watched as ``key``.
+
+    Without a name, the directory itself is gone.
+    """
 
     key: str
     name: str
@@ -85,6 +88,7 @@ class Notifier:
                 key = self._keys.pop(event.wd, None)
                 if key is not None and self._watches.get(key) == event.wd:
                     del self._watches[key]
+                    changes.add(Change(key, ""))
             elif (key := self._keys.get(event.wd)) is not None:
                 changes.add(Change(key, os.fsdecode(event.name)))
         return changes, lost

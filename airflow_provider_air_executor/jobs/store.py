@@ -16,6 +16,7 @@ import enum
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -53,6 +54,7 @@ T = TypeVar("T")
 
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
+_NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
 _LOG_BLOCK = 1 << 20
 
@@ -309,7 +311,9 @@ class JobStore:
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None
         except OSError as error:
-            raise CorruptFileError(path, error.strerror or str(error)) from None
+            if error.errno in _NOT_A_FILE:
+                raise CorruptFileError(path, os.strerror(error.errno)) from None
+            raise  # the file system is at fault, not the file
 
     def read_log(self, name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
         """What a task has printed so far, from ``offset`` on.
@@ -381,6 +385,19 @@ class JobStore:
         now = utc_now()
         listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
         added = [self._fresh(task, name, now) for task in parse_tasks(listed, present=present)]
+        given = {task.id for task in listed if isinstance(task, Task)} | {
+            task.get("id") for task in listed if isinstance(task, Mapping)
+        }
+        # Somebody else may be adding tasks at the same time, who would count on from the same number.
+        token = secrets.token_hex(3)
+        renamed = {task.id: f"{task.id}-{token}" for task in added if task.id not in given}
+        added = [
+            task.evolve(
+                id=renamed.get(task.id, task.id),
+                dependencies=tuple(renamed.get(dependency, dependency) for dependency in task.dependencies),
+            )
+            for task in added
+        ]
         self._ask(Request(request=Action.ADD_TASKS, job=name, tasks=tuple(added)))
         return tuple(task.id for task in added)
 
@@ -478,7 +495,9 @@ class JobStore:
         except ValidationError as error:
             raise CorruptFileError(path, describe_validation_error(error, "request")) from None
         except OSError as error:
-            raise CorruptFileError(path, error.strerror or str(error)) from None
+            if error.errno in _NOT_A_FILE:
+                raise CorruptFileError(path, os.strerror(error.errno)) from None
+            raise
 
     def set_aside(self, path: Path) -> Path:
         """Keep a file that is not valid under another name, out of the way.
@@ -537,15 +556,15 @@ def _is_job_name(name: str) -> bool:
 
 
 def _patiently(load: Callable[[], T]) -> T:
-    """Call ``load`` again for a while if it finds a corrupt file: it may be half written."""
+    """Call ``load`` again for a while if a file is corrupt, since it may be half-written, or cannot be read now."""
     try:
         return load()
-    except CorruptFileError:
+    except (CorruptFileError, OSError):
         # Imported here, since in nearly every case the first attempt succeeds.
         from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
         retrying = Retrying(
-            retry=retry_if_exception_type(CorruptFileError),
+            retry=retry_if_exception_type((CorruptFileError, OSError)),
             stop=stop_after_delay(_HALF_WRITTEN_SECONDS),
             wait=wait_fixed(0.02),
             reraise=True,

@@ -156,7 +156,7 @@ class JobWatcher:
                 log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
                 continue
             for name, stamps in found.items():
-                if self._stamps.get(name, stamps) != stamps:
+                if self._stamps.get(name) != stamps:  # also at the first pass: it may have changed before
                     self._wake(name)
                 if name in self._waiters:
                     self._stamps[name] = stamps

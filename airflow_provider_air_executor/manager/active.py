@@ -16,7 +16,9 @@ from airflow_provider_air_executor.jobs.models import (
     Reason,
     Task,
     TaskStatus,
+    check_task_id,
     check_task_list,
+    printable,
     utc_now,
 )
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -44,15 +46,19 @@ class ActiveJob:
         self.job = job
         self.tasks = {task.id: task for task in tasks}
         self.running: set[Attempt] = set()
+        self.delayed: set[str] = set()  # tasks that must not start yet, though they are pending
         self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
         self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
         self.state_stamp: files.Stamp | None = None
         self.state_is_changed = False  # whether state.json is still to be published
         self.snapshot_due = False  # whether a timer is set for the next snapshot
+        self._path = store.job_path(job.name)
+        self._directory = files.stamp(self._path)
         self._tasks_path = store.tasks_path(job.name)
         self._previous_path = store.previous_tasks_path(job.name)
         self._tasks_stamp: files.Stamp | None = tasks_stamp
-        self._previous_stamp = files.stamp(self._previous_path)
+        # None, although there may be one: a manager that was killed may not have looked at what it had replaced.
+        self._previous_stamp: files.Stamp | None = None
         self._snapshot_cost = 0.0
         self.is_dirty = False  # whether the tasks have changed since the last snapshot
         self._unfinished = 0
@@ -114,19 +120,24 @@ class ActiveJob:
         task = self.tasks[task_id]
         self._put(
             task.evolve(
-                status=TaskStatus.FAILED, reason=reason, error=error, exit_code=exit_code, completed_at=ended_at
+                status=TaskStatus.FAILED,
+                reason=reason,
+                error=printable(error),
+                exit_code=exit_code,
+                completed_at=ended_at,
             )
         )
 
-    def put_back(self, attempt: Attempt, *, was_made: bool) -> None:
+    def put_back(self, attempt: Attempt, *, failed_at: datetime | None = None) -> None:
         """A task is pending again.
 
-        :param was_made: whether this attempt counts: not if its command was never started.
+        :param failed_at: when this attempt failed; None if its command was never started, and it does not count.
         """
         self.running.discard(attempt)
-        number = attempt.number if was_made else attempt.number - 1
+        number = attempt.number if failed_at is not None else attempt.number - 1
         task = self.tasks[attempt.task_id]
-        self._put(task.evolve(status=TaskStatus.PENDING, attempt=number, started_at=None, completed_at=None))
+        self._put(task.evolve(status=TaskStatus.PENDING, attempt=number, started_at=None, completed_at=failed_at))
+        self.delayed.add(task.id)
 
     def stop(self, reason: Reason, error: str) -> None:
         """Start nothing more; what has not started has failed."""
@@ -142,6 +153,8 @@ class ActiveJob:
         :raises InvalidJobError: if they do not fit the others.
         """
         present = tuple(self.tasks.values())
+        for task in added:
+            check_task_id(task.id)
         check_task_list(added, present=present)
         for task in added:
             self.tasks[task.id] = task.evolve(
@@ -170,11 +183,16 @@ class ActiveJob:
     def rebuild_graph(self) -> None:
         """Find out anew which tasks can start."""
         tasks = tuple(self.tasks.values())
-        self.graph = TaskGraph(tasks)
+        self.graph = TaskGraph(tasks, self.delayed)
         self._unfinished = sum(not task.status.is_terminal for task in tasks)
         for task in tasks:
             if task.status is TaskStatus.FAILED:
                 self._fail_dependents(task.id)
+
+    def is_in_place(self) -> bool:
+        """Whether the directory of this job is still there, and not that of another one of its name."""
+        found = files.stamp(self._path)
+        return found is not None and self._directory is not None and found.inode == self._directory.inode
 
     # -- files ---------------------------------------------------------------------------------------------
 
@@ -250,19 +268,25 @@ class ActiveJob:
         self.is_dirty = True
         self.snapshot()
 
-    def conclude(self) -> None:
-        """Publish how the job has ended, first its tasks, then its state, and remove what was needed to get there."""
+    def conclude(self) -> bool:
+        """Publish how the job has ended, first its tasks, then its state, and remove what was needed to get there.
+
+        :return: False if somebody has added tasks at the last moment, and it is not over.
+        """
+        self.snapshot(durable=True)
+        if not self.merge_foreign() or not self.is_over:
+            return False
         state, reason, error = outcome(self.tasks.values())
         if self.stopping is not None and (state is JobState.FAILED or self.stopping[0] is Reason.INVALID):
             # Of a list that was spoiled we do not know which tasks were meant to be in it.
             state, (reason, error) = JobState.FAILED, self.stopping
-        self.snapshot(durable=True)
         if not self.job.state.is_terminal:  # it is if the disk was full when this was tried before
-            self.change_state(state=state, reason=reason, error=error)
+            self.change_state(state=state, reason=reason, error=error and printable(error))
         self.publish_state()
         shutil.rmtree(self._store.runs_path(self.name), ignore_errors=True)
         with contextlib.suppress(FileNotFoundError):
             self._previous_path.unlink()
+        return True
 
 
 def load(store: JobStore, job: Job) -> ActiveJob:

@@ -57,6 +57,9 @@ class _Commands(click.Group):
             # Somebody has seen enough. What is still buffered must not raise again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(130)
+        except OSError as error:
+            click.echo(f"air-executor: {error}", err=True)
+            ctx.exit(1)
 
 
 def _base_path(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,9 +150,14 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
     command += ["--config", str(config)] if config else []
     for key, value in {**flags, "base_path": str(store.base_path)}.items():
         command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
+    from airflow_provider_air_executor.manager.runners.local import TASK_VARIABLES
+
+    environment = {key: value for key, value in os.environ.items() if key not in TASK_VARIABLES}
     log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     finally:
         os.close(log)
     give_up = time.monotonic() + _DETACH_SECONDS

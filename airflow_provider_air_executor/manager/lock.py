@@ -47,10 +47,20 @@ class ManagerLock:
                     raise
                 time.sleep(0.02)
         self._descriptor = descriptor
-        temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")
-        temporary.write_text(str(os.getpid()))
-        os.replace(temporary, self._store.pid_path)
+        with contextlib.suppress(OSError):  # on a full disk the manager works without telling its number
+            temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")
+            temporary.write_text(str(os.getpid()))
+            os.replace(temporary, self._store.pid_path)
         return True
+
+    def is_still_ours(self) -> bool:
+        """Whether the file that is locked is the one that others will find."""
+        if self._descriptor is None:
+            return False
+        try:
+            return os.stat(self._store.lock_path).st_ino == os.fstat(self._descriptor).st_ino
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Give the lock up."""

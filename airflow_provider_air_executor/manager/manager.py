@@ -8,6 +8,7 @@ ends, a file changes, a timer is due, or the slow pass over everything is.
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import itertools
 import logging
@@ -16,7 +17,7 @@ import selectors
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -28,7 +29,17 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
 )
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.models import (
+    Job,
+    JobState,
+    Reason,
+    Task,
+    TaskStatus,
+    check_task_id,
+    check_task_list,
+    printable,
+    utc_now,
+)
 from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
 from airflow_provider_air_executor.manager import active
@@ -40,7 +51,7 @@ from airflow_provider_air_executor.manager.runners.local import (
     Ended,
     LocalRunner,
     NoRoomError,
-    NotStarted,
+    Running,
 )
 from airflow_provider_air_executor.manager.schedule import reset_failed
 from airflow_provider_air_executor.manager.settings import Settings
@@ -49,7 +60,6 @@ log = logging.getLogger("air_executor.manager")
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _JOB_FILES = ("state.json", "tasks.json")
-_LEFT_BEHIND = (TaskStatus.RUNNING, TaskStatus.FAILED)
 _RETRY_SECONDS = 1.0  # after the disk was full, or the machine short of something else
 _LOG_SIZE_SECONDS = 1.0
 _CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
@@ -84,6 +94,7 @@ class Manager:
         self._rotation: list[str] = []
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
         self._idle_since = time.monotonic()
+        self._will_ask_again = False
         self._stopping = False
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -108,6 +119,9 @@ class Manager:
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
             while not self._stopping:
                 self.tick()
+                if not lock.is_still_ours():
+                    log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
+                    break
                 if self._is_idle() and self._may_retire(lock):
                     log.info("manager %d ends: there was nothing to do", os.getpid())
                     break
@@ -119,17 +133,29 @@ class Manager:
 
     def tick(self) -> None:
         """Do everything that can be done now."""
-        self._reap()
-        self._accept()
-        self._expire()
-        self._launch()
-        self._conclude()
+        self._trying(self._reap)
+        self._trying(self._accept)
+        self._trying(self._expire)
+        self._trying(self._launch)
+        self._trying(self._conclude)
+
+    def _trying(self, step: Callable[[], None]) -> None:
+        """Take a step that must not end the manager if the file system fails: the step is tried again soon.
+
+        Where a single job is concerned, the step itself has dealt with it; this is for what nobody has thought of.
+        """
+        try:
+            step()
+        except (OSError, AirExecutorError):
+            log.exception("something could not be done; trying again in %g s", _RETRY_SECONDS)
+            self._after(_RETRY_SECONDS, lambda: None)
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""
         for job in self._active.values():
-            with contextlib.suppress(OSError):
-                job.snapshot()
+            with contextlib.suppress(OSError, AirExecutorError):
+                if job.merge_foreign():
+                    job.snapshot()
         self._notifier.close()
         if self._running:
             log.info("manager %d leaves %d tasks running; the next one takes over", os.getpid(), len(self._running))
@@ -163,14 +189,22 @@ class Manager:
             files.stamp(self._store.state_path(name)) != self._ended.get(name) for name in self._store.job_names()
         )
         # If the lock cannot be had again, another manager was faster and does the work.
-        return not (has_work and lock.acquire())
+        if not (has_work and lock.acquire()):
+            return True
+        self._idle_since, self._next_pass = time.monotonic(), 0.0
+        return False
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), action))
 
     def _expire(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
-            heapq.heappop(self._timers)[2]()
+            action = heapq.heappop(self._timers)[2]
+            try:
+                action()
+            except OSError:
+                self._after(_RETRY_SECONDS, action)
+                raise
 
     # -- taking in jobs ------------------------------------------------------------------------------------
 
@@ -187,6 +221,8 @@ class Manager:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""
         changes, lost = self._notifier.read()
         inbox = not self._notifier.works
+        for key, _ in (change for change in changes if not change.name and change.key in self._active):
+            self._abandon(self._active[key])
         for key, name in changes:
             if key == _INBOX:
                 inbox = True
@@ -197,9 +233,6 @@ class Manager:
         if lost or time.monotonic() >= self._next_pass:
             self._look_at_everything(all_ended=lost)
             inbox = True
-        for name, until in list(self._unsettled.items()):
-            if time.monotonic() >= until:
-                self._look_at(name)
         if inbox:
             self._answer_requests()
 
@@ -224,8 +257,11 @@ class Manager:
         for _ in range(min(number, len(self._rotation))):
             self._look_at(self._rotation.pop())
 
-    def _look_at(self, name: str) -> None:
-        """Take in a job if there is something to do for it."""
+    def _look_at(self, name: str, *, is_settled: bool = False) -> None:
+        """Take in a job if there is something to do for it.
+
+        :param is_settled: whether its files are known to belong together.
+        """
         if name in self._active:
             self._touched.add(name)
             return
@@ -235,30 +271,36 @@ class Manager:
             if not name.startswith("."):
                 log.warning("jobs/%s is passed over: no job can be called so", ascii(name))
             return
-        found = files.stamp(path)
-        if name in self._ended:
-            if found == self._ended[name]:
-                return
-        elif path.parent.is_symlink():
-            log.warning("jobs/%s is passed over: it is a symbolic link", name)
-            return
-        self._notifier.add(name, path.parent)  # before it is read, so that no change is missed
         try:
-            job, found = self._store.load_job(name)
+            found = files.stamp(path)
+            if name in self._ended:
+                if found == self._ended[name]:
+                    return
+            elif path.parent.is_symlink():
+                log.warning("jobs/%s is passed over: it is a symbolic link", name)
+                return
+            self._notifier.add(name, path.parent)  # before it is read, so that no change is missed
+            self._take_in(name, is_settled=is_settled)
+        except OSError as error:
+            log.error("job %s cannot be taken in now: %s; trying again", name, error)
+            self._unsettled.setdefault(name, 0.0)  # there is something to do
+            self._after(_RETRY_SECONDS, lambda: self._look_at(name))
+
+    def _take_in(self, name: str, *, is_settled: bool) -> None:
+        try:
+            job, version = self._store.load_job(name)
             if job.name != name:
                 self._reject(job.evolve(name=name), f"state.json names the job {job.name!r}, its directory {name!r}")
             elif job.state.is_terminal:
-                self._remember(name, found)
+                self._remember(name, version)
             else:
-                self._take_over(job)
+                self._take_over(job, is_settled=is_settled)
         except JobNotFoundError:
             self._forget(name)
         except CorruptFileError as error:
             self._wait_until_whole(name, error)
         except InvalidJobError as error:
             self._reject(job, str(error))
-        except OSError as error:
-            self._look_later(name, error)
 
     def _remember(self, name: str, version: files.Stamp | None) -> None:
         self._unsettled.pop(name, None)
@@ -269,45 +311,51 @@ class Manager:
         self._ended.pop(name, None)
         self._notifier.remove(name)
 
-    def _look_later(self, name: str, error: OSError) -> None:
-        log.error("job %s cannot be taken in now: %s; trying again", name, error)
-        self._after(_RETRY_SECONDS, lambda: self._look_at(name))
+    def _has_settled(self, name: str) -> bool:
+        """Whether a job whose files are not whole has been given the time that its writer may take."""
+        until = self._unsettled.get(name)
+        if not until:
+            until = self._unsettled[name] = time.monotonic() + self._settings.poll_interval
+            self._after(self._settings.poll_interval, lambda: self._look_at(name))
+        return time.monotonic() >= until
 
     def _wait_until_whole(self, name: str, error: CorruptFileError) -> None:
         """A file of a job is missing or half-written: give its writer some time, then call it invalid."""
-        until = self._unsettled.setdefault(name, time.monotonic() + self._settings.poll_interval)
-        if time.monotonic() < until:
+        if not self._has_settled(name):
             return
-        if error.path == self._store.state_path(name):
-            if files.stamp(error.path) is None:  # nobody has called it a job yet
-                self._unsettled.pop(name, None)
-                self._ended[name] = None
-                return
+        if error.path != self._store.state_path(name):
+            self._reject(self._store.load_job(name)[0], str(error))
+        elif files.stamp(error.path) is None:  # nobody has called it a job yet
+            self._remember(name, None)
+        else:
             self._store.set_aside(error.path)
             self._reject(Job(id=f"{name}-{int(time.time())}", name=name, created_at=utc_now()), str(error))
-        else:
-            with contextlib.suppress(AirExecutorError):
-                self._reject(self._store.load_job(name)[0], str(error))
 
     def _reject(self, job: Job, error: str) -> None:
         """End a job that cannot be run."""
-        sentence = f"{error}; put that right and retry the job"
         log.error("job %s is not valid: %s", job.name, error)
         for record in self._records(job.name):
-            self._runner.sweep(record)
-        failed = job.evolve(state=JobState.FAILED, reason=Reason.INVALID, error=sentence, updated_at=utc_now())
-        try:
-            self._remember(job.name, self._store.write_job(failed, durable=True))
-        except OSError as problem:
-            self._look_later(job.name, problem)
+            self._runner.kill_recorded(record)
+        failed = job.evolve(
+            state=JobState.FAILED,
+            reason=Reason.INVALID,
+            error=printable(f"{error}; put that right and retry the job"),
+            updated_at=utc_now(),
+            # It was an attempt to run the job, and who waits for its end must see that it is over.
+            attempt=job.attempt if job.state is JobState.WORKING else job.attempt + 1,
+        )
+        self._remember(job.name, self._store.write_job(failed, durable=True))
 
-    def _take_over(self, job: Job) -> None:
+    def _take_over(self, job: Job, *, is_settled: bool) -> None:
         """Begin to run a job, or go on with one that an earlier manager began."""
         job_is_new = job.state is JobState.WAITING
         self._store.prepare_job_directory(job.name)
         taken = active.load(self._store, job)
-        if job_is_new and any(task.status in _LEFT_BEHIND for task in taken.tasks.values()):
-            # Set back to waiting by hand: what has not completed is meant to run again.
+        if job_is_new and any(task.status is not TaskStatus.PENDING for task in taken.tasks.values()):
+            # Set to waiting by hand. The list may be that of an earlier run, and a new one still to be written.
+            if not is_settled and not self._has_settled(job.name):
+                return
+            # What has not completed is meant to run again.
             tasks = reset_failed(taken.tasks.values())
             self._store.write_tasks(job.name, tasks)
             taken = active.load(self._store, job)
@@ -337,14 +385,14 @@ class Manager:
         log.info("job %s: %d tasks", job.name, len(taken.tasks))
 
     def _records(self, name: str) -> list[Attempt]:
-        """The attempts of a job that left a record, the latest of each task."""
-        latest: dict[str, int] = {}
+        """The attempts of a job that left a record, in their order."""
+        found = []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             for file in os.listdir(self._store.runs_path(name)):
                 task_id, _, number = file.rpartition(".")
                 if task_id and number.isdecimal():
-                    latest[task_id] = max(latest.get(task_id, 0), int(number))
-        return [Attempt(name, task_id, number) for task_id, number in latest.items()]
+                    found.append(Attempt.of(name, task_id, int(number)))
+        return sorted(found, key=lambda attempt: attempt.number)
 
     def _drop_outdated(self, records: list[Attempt], state: files.Stamp | None) -> list[Attempt]:
         """For a job that is waiting: what ended before somebody set it to waiting does not count.
@@ -353,7 +401,7 @@ class Manager:
         """
         kept = []
         for attempt in records:
-            path = self._store.run_path(*attempt)
+            path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
             record = files.stamp(path)
             outdated = record is not None and state is not None and record.mtime_ns < state.mtime_ns
             if outdated and isinstance(self._runner.adopt(attempt), Ended):
@@ -364,39 +412,49 @@ class Manager:
 
     def _adopt(self, job: ActiveJob, records: list[Attempt]) -> None:
         """Find out what became of the tasks that an earlier manager may have started."""
-        recorded = {attempt.task_id: attempt for attempt in records}
+        recorded = {attempt.task_id: attempt for attempt in records}  # the latest of each task
         ended: list[Ended] = []
-        for task in list(job.tasks.values()):
-            if task.status.is_terminal:
+        for attempt in recorded.values():
+            task = job.tasks.get(attempt.task_id)
+            found = self._runner.adopt(attempt)
+            if found is None:
                 continue
-            attempt = recorded.get(task.id)
-            found = self._runner.adopt(attempt) if attempt is not None else None
-            if attempt is None or found is None:
-                if task.status is TaskStatus.RUNNING:
-                    self._recover_unrecorded(job, task)
+            if task is None or task.status.is_terminal:
+                self._kill_stray(found)
                 continue
             job.begin(attempt, found.started_at or task.started_at or utc_now())
             self._running[attempt] = None
             if isinstance(found, Ended):
                 ended.append(found)
             else:
-                self._set_timeout(job.tasks[task.id], attempt)
+                self._set_limits(job.tasks[task.id], attempt)
+        for task in list(job.tasks.values()):
+            if task.status is TaskStatus.RUNNING and task.id not in recorded:
+                self._recover_unrecorded(job, task)
+            elif task.status is TaskStatus.PENDING and task.completed_at is not None:  # it waits for its next attempt
+                job.delayed.add(task.id)
+                waited = (utc_now() - task.completed_at).total_seconds()
+                self._after(task.retry_delay - waited, partial(self._ready_again, job, task.id))
         for found in ended:
             self._end(found)
         job.rebuild_graph()  # not before: what has ended may depend on each other
 
+    def _kill_stray(self, found: Ended | Running) -> None:
+        """A runner works for a task that is not there any more, or has been settled otherwise."""
+        if isinstance(found, Running):
+            self._running[found.attempt] = Reason.CANCELLED
+            self._runner.signal(found.attempt, signal.SIGKILL)
+
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
         """A task is said to run, but no runner has left a record of it."""
-        if task.attempt == 0 or (task.started_at is not None and task.started_at.timestamp() < _boot_time()):
-            job.fail(
-                task.id,
-                Reason.LOST,
-                "it was running when its manager or the machine went down, and left no result; retry the job",
-                exit_code=None,
-                ended_at=utc_now(),
-            )
-        else:  # its runner never came to the point of starting the command
-            job.put_back(Attempt(job.name, task.id, task.attempt), was_made=False)
+        attempt = Attempt.of(job.name, task.id, max(task.attempt, 1))
+        is_ours = task.attempt > 0
+        if is_ours and task.started_at is not None and task.started_at.timestamp() >= _boot_time():
+            job.put_back(attempt)  # its runner never came to the point of starting the command
+            job.delayed.discard(task.id)
+        else:
+            error = "it was running when its manager or the machine went down, and left no result; retry the job"
+            self._fail(job, attempt, Reason.LOST, error, None, utc_now())
 
     # -- starting and ending tasks -------------------------------------------------------------------------
 
@@ -423,7 +481,7 @@ class Manager:
     def _start(self, job: ActiveJob, task: Task) -> None:
         if task.status is not TaskStatus.PENDING:
             return
-        attempt = Attempt(job.name, task.id, task.attempt + 1)
+        attempt = Attempt.of(job.name, task.id, task.attempt + 1)
         started_at = utc_now()
         try:
             self._runner.start(attempt, task, started_at)
@@ -437,9 +495,7 @@ class Manager:
             return
         job.begin(attempt, started_at)
         self._running[attempt] = None
-        self._set_timeout(job.tasks[task.id], attempt)
-        if self._settings.max_log_size is not None:
-            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+        self._set_limits(job.tasks[task.id], attempt)
         self._touched.add(job.name)
 
     def _pause(self, why: str) -> None:
@@ -450,24 +506,22 @@ class Manager:
     def _reap(self) -> None:
         """Take in the attempts that have ended."""
         for ended in self._runner.poll():
-            if isinstance(ended, NotStarted):
-                self._running.pop(ended.attempt, None)
-                job = self._active.get(ended.attempt.job_name)
-                if job is not None:
-                    job.put_back(ended.attempt, was_made=False)
-                    self._ready_again(job, ended.attempt.task_id)
-                self._pause("no runner can write its record (is the disk full?)")
-            else:
+            if isinstance(ended, Ended):
                 self._end(ended)
+                continue
+            self._running.pop(ended.attempt, None)
+            job = self._active.get(ended.attempt.job_name)
+            if job is not None and ended.attempt in job.running:
+                job.put_back(ended.attempt)
+                self._ready_again(job, ended.attempt.task_id)
+            self._pause(f"task {ended.attempt.task_id} of job {ended.attempt.job_name} did not start: {ended.why}")
 
     def _end(self, ended: Ended) -> None:
         attempt, exit_code, ended_at, _ = ended
         killed = self._running.pop(attempt, None)
         kill_error = self._kill_errors.pop(attempt, "")
-        if killed is not None:
-            self._runner.sweep(attempt)
         job = self._active.get(attempt.job_name)
-        if job is None:
+        if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
             return
         if killed is not None:
             self._fail(job, attempt, killed, kill_error, exit_code, ended_at)
@@ -497,7 +551,7 @@ class Manager:
         self._touched.add(job.name)
         if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED:
             log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, error)
-            job.put_back(attempt, was_made=True)
+            job.put_back(attempt, failed_at=ended_at)
             self._after(task.retry_delay, lambda: self._ready_again(job, task.id))
             return
         log.info("job %s: task %s failed: %s", job.name, task.id, error)
@@ -506,6 +560,7 @@ class Manager:
     def _ready_again(self, job: ActiveJob, task_id: str) -> None:
         if self._active.get(job.name) is not job or job.tasks[task_id].status is not TaskStatus.PENDING:
             return
+        job.delayed.discard(task_id)
         if job.stopping is not None:
             job.stop(*job.stopping)
             self._touched.add(job.name)
@@ -515,7 +570,9 @@ class Manager:
 
     # -- killing -------------------------------------------------------------------------------------------
 
-    def _set_timeout(self, task: Task, attempt: Attempt) -> None:
+    def _set_limits(self, task: Task, attempt: Attempt) -> None:
+        if self._settings.max_log_size is not None:
+            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
         limit = task.timeout or self._settings.task_timeout
         if limit is not None:
             ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
@@ -568,59 +625,78 @@ class Manager:
                 if request.job not in self._active:
                     self._look_at(request.job)
                 self._answer(request)
+                path.unlink(missing_ok=True)
             except OSError as error:
                 log.error("request %s cannot be carried out now: %s; trying again", path.name, error)
-                self._after(_RETRY_SECONDS, self._answer_requests)
-                return
+                self._ask_again()
             except AirExecutorError as error:
                 log.warning("request %s is set aside: %s", path.name, error)
                 self._store.set_aside(path)
-            else:
-                path.unlink(missing_ok=True)
+
+    def _ask_again(self) -> None:
+        if not self._will_ask_again:
+            self._will_ask_again = True
+            self._after(_RETRY_SECONDS, self._answer_again)
+
+    def _answer_again(self) -> None:
+        self._will_ask_again = False
+        self._answer_requests()
 
     def _answer(self, request: Request) -> None:
-        """Carry out a request. It may be the second time, if a manager was killed in between."""
+        """Carry out a request. It may be the second time, if a manager was killed in between.
+
+        :raises OSError: if it must be tried again.
+        :raises AirExecutorError: if it cannot be carried out at all.
+        """
         job = self._active.get(request.job)
-        if request.request is Action.CANCEL:
-            if job is not None:
-                job.change_state(cancel_requested_at=utc_now())
-                job.publish_state()
-                self._stop_job(job, Reason.CANCELLED, "cancelled")
-            else:
-                self._store.load_job(request.job)  # has it ended, or is there no such job?
-        elif request.request is Action.RETRY:
-            if job is None:
-                self._reopen(request.job, ())
-        elif job is not None:
+        if job is None:
+            stored, _ = self._store.load_job(request.job)
+            if request.request is not Action.CANCEL:
+                self._reopen(stored, request.tasks)
+            elif not stored.state.is_terminal:
+                raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
+        elif request.request is Action.CANCEL:
+            job.change_state(cancel_requested_at=utc_now())
+            job.publish_state()
+            self._stop_job(job, Reason.CANCELLED, "cancelled")
+        elif request.request is Action.ADD_TASKS:
             self._add_tasks(job, request.tasks)
-        else:
-            self._reopen(request.job, request.tasks)
 
     def _add_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> None:
-        added = tuple(task for task in tasks if task.id not in job.tasks or task.command != job.tasks[task.id].command)
+        if job.unreadable_since is not None:
+            raise BlockingIOError(errno.EAGAIN, "somebody else is writing tasks.json")
+        added = _not_there_yet(tasks, job.tasks)
         if added:
             job.add(added)
-            job.snapshot(durable=True)
             self._enqueue(job)
+        job.snapshot(durable=True)
         self._touched.add(job.name)
 
-    def _reopen(self, name: str, added: tuple[Task, ...]) -> None:
+    def _reopen(self, job: Job, added: tuple[Task, ...]) -> None:
         """Let a job that has ended go on: with what failed, or with tasks that were added too late."""
-        job, _ = self._store.load_job(name)
-        tasks, _ = self._store.load_tasks(name)
-        known = {task.id for task in tasks}
-        added = tuple(task for task in added if task.id not in known)
+        try:
+            tasks, _ = self._store.load_tasks(job.name)
+        except CorruptFileError as error:
+            self._reject(job, str(error))
+            return
         if added:
             if job.reason not in _REOPENED:
-                raise InvalidJobError(f"job {name} has ended ({job.reason}) and takes no more tasks")
-            self._store.write_tasks(name, [*tasks, *added], durable=True)
+                raise InvalidJobError(f"job {job.name} has ended ({job.reason}) and takes no more tasks")
+            added = _not_there_yet(added, {task.id: task for task in tasks})
+            for task in added:
+                check_task_id(task.id)
+            tasks = (*tasks, *added)
+            check_task_list(tasks)
+            if all(task.status.is_terminal for task in tasks):
+                return
         elif job.state is not JobState.FAILED:
             return
         else:
-            self._store.write_tasks(name, reset_failed(tasks), durable=True)
+            tasks = reset_failed(tasks)
+        self._store.write_tasks(job.name, tasks, durable=True)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
-        self._look_at(name)
+        self._look_at(job.name, is_settled=True)
 
     # -- publishing ----------------------------------------------------------------------------------------
 
@@ -633,20 +709,26 @@ class Manager:
                 continue
             try:
                 self._publish(job)
-            except FileNotFoundError:
-                self._abandon(job)
+            except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
+                self._abandon_if_gone(job, error)
             except OSError as error:
                 log.error("job %s cannot be written now: %s; trying again", name, error)
                 self._after(_RETRY_SECONDS, partial(self._touched.add, name))
 
     def _publish(self, job: ActiveJob) -> None:
+        if not job.is_in_place():
+            self._abandon(job)
+            return
         if job.state_is_changed:
             job.publish_state()
         if not self._merge_foreign(job):
             return
         self._enqueue(job)
         if job.is_over:
-            job.conclude()
+            if not job.conclude():
+                self._touched.add(job.name)
+                self._after(0, lambda: None)
+                return
             del self._active[job.name]
             self._remember(job.name, job.state_stamp)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
@@ -659,10 +741,12 @@ class Manager:
         if self._active.get(job.name) is not job or job.unreadable_since is not None:
             return
         self._touched.add(job.name)  # to see what the snapshot has replaced
+        if not job.is_in_place():
+            return
         try:
             job.snapshot()
-        except FileNotFoundError:
-            self._abandon(job)
+        except FileNotFoundError as error:
+            self._abandon_if_gone(job, error)
         except OSError as error:
             log.error("tasks of job %s cannot be written now: %s; trying again", job.name, error)
             job.snapshot_due = True
@@ -683,16 +767,38 @@ class Manager:
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
         return True
 
+    def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
+        if job.is_in_place():
+            log.error("job %s cannot be written now: %s; trying again", job.name, error)
+            self._after(_RETRY_SECONDS, partial(self._touched.add, job.name))
+        else:
+            self._abandon(job)
+
     def _abandon(self, job: ActiveJob) -> None:
         """The directory of a job is gone: somebody has removed it while it ran."""
-        if files.is_real_directory(self._store.job_path(job.name)):
-            self._after(_RETRY_SECONDS, lambda: self._touched.add(job.name))
-            return
         log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
         for attempt in list(job.running):
+            self._runner.disown(attempt)
             self._kill(attempt, Reason.CANCELLED, "its job was removed")
+        job.running.clear()
         del self._active[job.name]
         self._forget(job.name)
+        self._look_at(job.name)  # there may be another one by now
+
+
+def _not_there_yet(tasks: Iterable[Task], present: Mapping[str, Task]) -> tuple[Task, ...]:
+    """The tasks without those that have been added before, by the same request.
+
+    :raises InvalidJobError: if another task has the id of one.
+    """
+    added = []
+    for task in tasks:
+        there = present.get(task.id)
+        if there is None:
+            added.append(task)
+        elif (there.command, there.args, there.dependencies) != (task.command, task.args, task.dependencies):
+            raise InvalidJobError(f"task id {task.id!r} is taken by another task of this job")
+    return tuple(added)
 
 
 def _explain(exit_code: int) -> tuple[Reason, str]:

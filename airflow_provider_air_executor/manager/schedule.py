@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus
@@ -14,9 +14,12 @@ class TaskGraph:
 
     Each change costs what it touches, not the length of the list. The tasks must have been checked
     (:func:`~airflow_provider_air_executor.jobs.models.check_task_list`).
+
+    :param tasks: the tasks of the job.
+    :param delayed: ids of tasks that are not to start yet; :meth:`add_ready` lets them.
     """
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], delayed: Collection[str] = ()) -> None:
         self._position = {task.id: position for position, task in enumerate(tasks)}
         self._ids = [task.id for task in tasks]
         self._dependents: dict[str, list[str]] = {}
@@ -29,7 +32,7 @@ class TaskGraph:
             for name in missing:
                 self._dependents.setdefault(name, []).append(task.id)
             self._missing[task.id] = len(missing)
-            if task.status is TaskStatus.PENDING and not missing:
+            if task.status is TaskStatus.PENDING and not missing and task.id not in delayed:
                 self.add_ready(task.id)
 
     @property

@@ -245,10 +245,10 @@ def test_tasks_to_be_added_are_checked_against_those_that_are_there(store: JobSt
     for bad in ([], [{"id": "a", "command": "true"}], [{"command": "true", "dependencies": ["nope"]}], "true", [7]):
         with pytest.raises(InvalidJobError):
             store.add_tasks("j", bad)
-    assert store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}]) == (
-        "task-2",
-        "b",
-    )
+    first, second = store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}])
+    assert second == "b"
+    assert first.startswith("task-2-")  # not task-2, which another one who adds at the same time would choose too
+    assert store.add_tasks("j", ["true"]) != store.add_tasks("j", ["true"])
     request = store.load_request(store.requests()[0])
     assert [task.dependencies for task in request.tasks] == [("a",), ()]
 

@@ -5,14 +5,15 @@ reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the ru
 attempt started, then the exit code. The file is created exclusively by the runner itself, before the command starts:
 of two runners of the same attempt, started by two managers in a row, one gives up.
 
-A process is known by its id together with its command line, which names the record: a number that has been given to
-another process, or that stems from before a reboot, does not match.
+A process is known by its id together with its command line, which names the record and the time: a number that has been
+given to another process, or that stems from before a reboot, does not match.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 import signal
@@ -30,22 +31,28 @@ from airflow_provider_air_executor.jobs.store import JobStore
 
 # $1 the record, $2 when the attempt starts, $3 the directory to run in or empty, then the command.
 # Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
+# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
+# name is the record of another run.
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
 # the record, and unlike an ignored signal it is not handed on to the command.
 _SCRIPT = """\
 trap : HUP INT QUIT TERM USR1 USR2 ALRM
 set -C
-echo "$$ $2" > "$1" || exit 97
-record=$1
-if [ -n "$3" ]; then cd "$3" 2>&3 || { echo 126 >> "$record"; exit 126; }; fi
+{
+echo "$$ $2" >&4 || exit 97
+if [ -n "$3" ]; then cd "$3" 2>&3 || { echo 126 >&4; exit 126; }; fi
 shift 3
-"$@" >&3 2>&3 3>&-
+"$@" >&3 2>&3 3>&- 4>&-
 code=$?
-echo $code >> "$record"
+echo $code >&4
 exit $code
+} 4> "$1"
+exit 97
 """
+_NOT_CLAIMED = 97
+_MAX_UNCLAIMED = 5
 _SHELL = "/bin/sh"
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STANDARD_FILES = (
     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
@@ -56,6 +63,15 @@ _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFI
 _RECORD_BYTES = 200
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 _RUN_VARIABLE = "AIR_EXECUTOR_RUN"
+# What a task is told about itself; a manager that a task has started must not hand it on.
+TASK_VARIABLES = (
+    "AIR_EXECUTOR_JOB",
+    "AIR_EXECUTOR_TASK",
+    "AIR_EXECUTOR_ATTEMPT",
+    "AIR_EXECUTOR_JOB_DIR",
+    _RUN_VARIABLE,
+)
+_SERIALS = itertools.count()
 
 
 class Attempt(NamedTuple):
@@ -64,13 +80,19 @@ class Attempt(NamedTuple):
     job_name: str
     task_id: str
     number: int
+    serial: int  # tells it from one of the same numbers, of a job that was removed and submitted again
+
+    @classmethod
+    def of(cls, job_name: str, task_id: str, number: int) -> Attempt:
+        """An attempt that equals no other."""
+        return cls(job_name, task_id, number, next(_SERIALS))
 
 
 class Record(NamedTuple):
     """What a runner has written about its attempt."""
 
     pid: int
-    started_at: datetime | None
+    started_at: datetime
     exit_code: int | None  # None while it runs
 
 
@@ -84,9 +106,10 @@ class Ended(NamedTuple):
 
 
 class NotStarted(NamedTuple):
-    """An attempt whose command was never started, for want of disk space."""
+    """An attempt whose command was never started, but may be started later."""
 
     attempt: Attempt
+    why: str
 
 
 class Running(NamedTuple):
@@ -113,10 +136,15 @@ class LocalRunner:
 
     def __init__(self, store: JobStore, environment: Mapping[str, str] = os.environ) -> None:
         self._store = store
-        self._environment = {**environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
+        self._environment = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
+        self._environment["AIR_EXECUTOR_BASE_PATH"] = str(store.base_path)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
         self._adopted: dict[Attempt, int] = {}
+        self._marks: dict[Attempt, str] = {}  # by which the processes of an attempt are known
+        self._killed: set[Attempt] = set()
+        self._disowned: set[Attempt] = set()
+        self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._last_directory = ("", "")
         self._next_look = 0.0
 
@@ -126,7 +154,7 @@ class LocalRunner:
         :raises CannotStartError: if the command is not there, or may not be run.
         :raises NoRoomError: if the machine is short of something.
         """
-        job_name, task_id, number = attempt
+        job_name, task_id, number, _ = attempt
         directory = self._directory(job_name)
         record = f"{directory}/runs/{task_id}.{number}"
         environment = {
@@ -136,16 +164,24 @@ class LocalRunner:
             "AIR_EXECUTOR_TASK": task_id,
             "AIR_EXECUTOR_ATTEMPT": str(number),
             "AIR_EXECUTOR_JOB_DIR": directory,
-            _RUN_VARIABLE: record,
+            _RUN_VARIABLE: _mark(record, started_at),
         }
         command = self._resolve(task, environment.get("PATH", os.defpath))
-        actions = [*_STANDARD_FILES, (os.POSIX_SPAWN_OPEN, 3, f"{directory}/logs/{task_id}.log", _LOG_FLAGS, 0o600)]
         arguments = ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or ""]
         arguments += [command, *task.args]
         try:
-            pid = os.posix_spawn(
-                _SHELL, arguments, environment, file_actions=actions, setsid=True, setsigdef=_DEFAULT_SIGNALS
-            )
+            log = self._open_log(f"{directory}/logs/{task_id}.log")
+            try:
+                pid = os.posix_spawn(
+                    _SHELL,
+                    arguments,
+                    environment,
+                    file_actions=[*_STANDARD_FILES, (os.POSIX_SPAWN_DUP2, log, 3)],
+                    setsid=True,
+                    setsigdef=_DEFAULT_SIGNALS,
+                )
+            finally:
+                os.close(log)
         except OSError as error:
             if error.errno in _TRANSIENT:
                 raise NoRoomError(error.strerror) from error
@@ -156,6 +192,7 @@ class LocalRunner:
             raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
         self._pids[attempt] = pid
         self._children[pid] = attempt
+        self._marks[attempt] = _mark(record, started_at)
 
     def _directory(self, job_name: str) -> str:
         """The directory of a job, as text: joining paths would cost as much as all else here."""
@@ -171,76 +208,121 @@ class LocalRunner:
         # Found here and not by sh, which would take `echo` or `exit` for its own commands.
         if task.cwd is not None and not os.path.isdir(task.cwd):
             raise CannotStartError(f"the directory {task.cwd!r} (field cwd) does not exist")
-        if "/" in task.command:
+        try:
+            if "/" not in task.command:
+                found = shutil.which(task.command, path=search_path)
+                if found is None:
+                    raise CannotStartError(f"command {task.command!r} was not found in PATH={search_path}")
+                return os.path.abspath(found)
             path = task.command if task.command[0] == "/" else os.path.join(task.cwd or os.getcwd(), task.command)
-            try:
-                mode = os.stat(path).st_mode
-            except OSError as error:
-                raise CannotStartError(f"command {task.command!r} was not found: {error.strerror}") from None
-            if not stat.S_ISREG(mode) or not os.access(path, os.X_OK):
-                raise CannotStartError(f"command {task.command!r} is not an executable file")
-            return path
-        found = shutil.which(task.command, path=search_path)
-        if found is None:
-            raise CannotStartError(f"command {task.command!r} was not found in PATH={search_path}")
-        return os.path.abspath(found)
+            is_executable = stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK)
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise CannotStartError(f"command {task.command!r} was not found: {why}") from None
+        if not is_executable:
+            raise CannotStartError(f"command {task.command!r} is not an executable file")
+        return path
+
+    @staticmethod
+    def _open_log(path: str) -> int:
+        """Open a log to append to; neither a symlink is followed nor a pipe waited for."""
+        log = os.open(path, _LOG_FLAGS, 0o600)
+        if not stat.S_ISREG(os.fstat(log).st_mode):
+            os.close(log)
+            raise OSError(errno.EINVAL, "the log is not a regular file", path)
+        os.set_blocking(log, True)
+        return log
 
     def poll(self) -> list[Ended | NotStarted]:
         """What has ended since the last call."""
-        ended = []
+        ended: list[Ended | NotStarted] = []
         while self._children:
-            pid, _ = os.waitpid(-1, os.WNOHANG)
+            pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
             attempt = self._children.pop(pid, None)
             if attempt is not None:
                 del self._pids[attempt]
-                result = self._result(attempt, pid)
+                result = self._result(attempt, pid, status)
                 if result is not None:
+                    self._let_go(attempt)
                     ended.append(result)
         if self._adopted and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _ADOPTED_INTERVAL
             ended += self._look_at_adopted()
         return ended
 
+    def _let_go(self, attempt: Attempt) -> None:
+        """The runner of an attempt is gone; what it has left behind goes too if it was killed."""
+        mark = self._marks.pop(attempt)
+        self._disowned.discard(attempt)
+        if attempt in self._killed:
+            self._killed.discard(attempt)
+            kill_marked(mark)
+
+    def disown(self, attempt: Attempt) -> None:
+        """The job of an attempt is gone: what stands at the place of its record is another one's."""
+        self._disowned.add(attempt)
+
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
         return max(0.0, self._next_look - time.monotonic()) if self._adopted else None
 
-    def _result(self, attempt: Attempt, pid: int) -> Ended | NotStarted | None:
+    def _result(self, attempt: Attempt, pid: int, status: int) -> Ended | NotStarted | None:
         """How the attempt of a child that has just been reaped ended; None if another runner has it."""
         path = self._record_path(attempt)
-        record = read_record(path)
-        if record is None:  # no space for the record: sh gave up before the command
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-            return NotStarted(attempt)
-        if record.exit_code is not None:
+        record = None if attempt in self._disowned else read_record(path)
+        if record is not None and record.exit_code is not None:
             return Ended(attempt, record.exit_code, utc_now())
-        if record.pid != pid:  # an earlier manager's runner was first
+        if record is not None and record.pid != pid:  # an earlier manager's runner was first
             self._adopted[attempt] = record.pid
+            self._marks[attempt] = _mark(path, record.started_at)
             return None
+        if record is None and attempt not in self._disowned and os.waitstatus_to_exitcode(status) == _NOT_CLAIMED:
+            why = self._cannot_record(path)
+            self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
+            if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
+                return NotStarted(attempt, why or "its record could not be written")
         # The group's number cannot have been given away while a process of the group is left, and in the
         # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        kill_marked(path)
+        self._killed.add(attempt)
         return Ended(attempt, None, utc_now())
+
+    @staticmethod
+    def _cannot_record(path: str) -> str:
+        """What the machine is short of, if that is why a runner could not write its record; empty otherwise."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # created, but there was no space for its content
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            descriptor = os.open(f"{path}.probe", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(descriptor, b"0" * 4096)
+            finally:
+                os.close(descriptor)
+                os.unlink(f"{path}.probe")
+        except OSError as error:
+            return str(error) if error.errno in _TRANSIENT else ""
+        return ""
 
     def _look_at_adopted(self) -> list[Ended | NotStarted]:
         ended: list[Ended | NotStarted] = []
         for attempt, pid in list(self._adopted.items()):
-            path = self._record_path(attempt)
-            if is_runner(pid, path):
+            if is_runner(pid, self._marks[attempt]):
                 continue
             del self._adopted[attempt]
-            record = read_record(path)  # read after it was gone: now it is final
+            path = self._record_path(attempt)
+            # Read after it was gone: now it is final.
+            record = None if attempt in self._disowned else read_record(path)
             if record is None or record.exit_code is None:
-                kill_marked(path)
+                self._killed.add(attempt)
                 ended.append(Ended(attempt, None, utc_now()))
             else:
                 ended.append(Ended(attempt, record.exit_code, _modified_at(path)))
+            self._let_go(attempt)
         return ended
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
@@ -252,33 +334,43 @@ class LocalRunner:
         if not os.path.lexists(path):
             return None
         record = read_record(path)
-        if record is not None and record.exit_code is None and is_runner(record.pid, path):
+        if record is not None and record.exit_code is None and is_runner(record.pid, _mark(path, record.started_at)):
             self._adopted[attempt] = record.pid
+            self._marks[attempt] = _mark(path, record.started_at)
             return Running(attempt, record.started_at)
-        record = read_record(path)
+        record = read_record(path)  # again: it may have ended between the two looks
         if record is None or record.exit_code is None:
-            kill_marked(path)
+            if record is not None:
+                kill_marked(_mark(path, record.started_at))
             return Ended(attempt, None, utc_now())
         return Ended(attempt, record.exit_code, _modified_at(path), record.started_at)
 
     def signal(self, attempt: Attempt, number: signal.Signals) -> None:
-        """Send a signal to all processes of an attempt; SIGKILL also reaches those in other sessions."""
-        path = self._record_path(attempt)
+        """Send a signal to all processes of an attempt; SIGKILL also reaches those in other sessions.
+
+        When its runner has ended, whatever is left of it is killed.
+        """
+        self._killed.add(attempt)
         pid = self._pids.get(attempt)  # a child that has not been reaped: the number is ours
-        if pid is None:
-            pid = self._adopted.get(attempt)
-            if pid is not None and not is_runner(pid, path):
-                pid = None
+        if pid is None and attempt in self._adopted and is_runner(self._adopted[attempt], self._marks[attempt]):
+            pid = self._adopted[attempt]
         if pid is not None:
-            # A child that has just been spawned leads no group yet only if setsid failed; then it is gone.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
         if number is signal.SIGKILL:
-            kill_marked(path)
+            kill_marked(self._marks[attempt])
 
-    def sweep(self, attempt: Attempt) -> None:
-        """Kill what an attempt that is over has left behind in other process groups."""
-        kill_marked(self._record_path(attempt))
+    def kill_recorded(self, attempt: Attempt) -> None:
+        """Kill what an attempt has started according to its record, whether it runs or is over."""
+        path = self._record_path(attempt)
+        record = read_record(path)
+        if record is not None:
+            kill_marked(_mark(path, record.started_at))
+
+
+def _mark(record_path: str, started_at: datetime) -> str:
+    """What is in the environment of every process of an attempt, and of no other one's."""
+    return f"{record_path} {started_at.isoformat()}"
 
 
 def read_record(path: str) -> Record | None:
@@ -291,15 +383,8 @@ def read_record(path: str) -> Record | None:
         finally:
             os.close(descriptor)
         pid, _, started_at = lines[0].partition(b" ")
-        return Record(int(pid), _parse_time(started_at.decode()), int(lines[1]) if len(lines) > 1 else None)
+        return Record(int(pid), datetime.fromisoformat(started_at.decode()), int(lines[1]) if len(lines) > 1 else None)
     except (OSError, ValueError, IndexError):
-        return None
-
-
-def _parse_time(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
         return None
 
 
@@ -311,30 +396,31 @@ def _modified_at(path: str) -> datetime:
         return utc_now()
 
 
-def is_runner(pid: int, record_path: str) -> bool:
-    """Whether this process is the runner that writes this record. What cannot be told counts as yes."""
+def is_runner(pid: int, mark: str) -> bool:
+    """Whether this process is the runner of the attempt with this mark. What cannot be told counts as yes."""
+    wanted = os.fsencode(mark)
     if sys.platform.startswith("linux"):
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
         except (FileNotFoundError, ProcessLookupError):
             return False
         except OSError:
             return True
-        return os.fsencode(record_path) in words
+        return wanted in words
     listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
-    return os.fsencode(record_path) in listed.stdout
+    return wanted in listed.stdout
 
 
-def kill_marked(record_path: str) -> None:
-    """Kill every process that was started by an attempt, whatever session it has moved to (Linux only).
+def kill_marked(mark: str) -> None:
+    """Kill every process that was started by the attempt with this mark, whatever session it has moved to (Linux only).
 
     They are known by the variable that the runner's environment hands down, as Jenkins does with ``BUILD_ID``.
     """
     if not sys.platform.startswith("linux"):
         return
-    mark = os.fsencode(f"{_RUN_VARIABLE}={record_path}")
+    wanted = os.fsencode(f"{_RUN_VARIABLE}={mark}")
     for name in os.listdir("/proc"):
-        if name.isdigit():
+        if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-                if mark in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
+                if wanted in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
                     os.kill(int(name), signal.SIGKILL)
