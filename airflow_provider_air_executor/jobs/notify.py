@@ -29,16 +29,20 @@ class Notifier:
 
     def __init__(self) -> None:
         self._inotify: Any = None
-        self._mask = 0
+        self._mask = self._overflow = self._ignored = 0
         self._keys: dict[int, str] = {}
         self._watches: dict[str, int] = {}
         if sys.platform.startswith("linux"):
-            from inotify_simple import INotify, flags
+            # Where it is missing, or no inotify instance is left, the slow pass does it alone.
+            with contextlib.suppress(ImportError, OSError):
+                self._start()
 
-            with contextlib.suppress(OSError):  # no inotify instances left: the slow pass does it alone
-                self._inotify = INotify(nonblocking=True)
-            self._mask = flags.MOVED_TO | flags.CLOSE_WRITE | flags.CREATE | flags.ONLYDIR | flags.DONT_FOLLOW
-            self._overflow, self._ignored = int(flags.Q_OVERFLOW), int(flags.IGNORED)
+    def _start(self) -> None:
+        from inotify_simple import INotify, flags
+
+        self._mask = flags.MOVED_TO | flags.CLOSE_WRITE | flags.CREATE | flags.ONLYDIR | flags.DONT_FOLLOW
+        self._overflow, self._ignored = int(flags.Q_OVERFLOW), int(flags.IGNORED)
+        self._inotify = INotify(nonblocking=True)
 
     @property
     def works(self) -> bool:

@@ -296,3 +296,30 @@ class TestManagersInOddPlaces:
 def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class TestWithoutNotification:
+    """As on macOS, or on a network file system: everything is found by the slow pass."""
+
+    @pytest.fixture
+    def manager(self, store: JobStore, managers: Managers, tmp_path: Path) -> subprocess.Popen[str]:
+        (tmp_path / "patch").mkdir()
+        (tmp_path / "patch" / "sitecustomize.py").write_text("import sys\nsys.modules['inotify_simple'] = None\n")
+        managers.environment["PYTHONPATH"] = str(tmp_path / "patch")
+        return managers.start("--poll-interval", "0.2")
+
+    def test_jobs_requests_and_changes_are_found(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
+        store.submit("a", ["true", "exit 1"])
+        assert ended(store, "a").state == "failed"
+        store.submit("b", ["sleep 1000"])
+        runner_pid(store, "b", "task-1")
+        store.cancel("b")
+        assert ended(store, "b").reason == "cancelled"
+        store.retry("a")
+        wait_until(lambda: store.get_job("a").attempt == 2, what="it is retried")
+        write_job(store, "c", [plain("t", "true")])
+        assert ended(store, "c").state == "completed"
+        state = json.loads(store.state_path("c").read_text())
+        store.state_path("c").write_text(json.dumps({**state, "state": "waiting"}))
+        wait_until(lambda: store.get_job("c").attempt == 2, what="it has been set back")
+        assert manager.poll() is None
