@@ -12,6 +12,7 @@ import errno
 import heapq
 import itertools
 import logging
+import math
 import os
 import selectors
 import signal
@@ -85,6 +86,9 @@ class Manager:
         self._queue: list[tuple[int, float, int, str]] = []
         self._queued: set[str] = set()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        # Unlike timers, deadlines go when what they are for has ended: there may be many, far ahead.
+        self._deadlines: dict[Attempt | str, tuple[float, Callable[[], None]]] = {}
+        self._next_deadline = math.inf
         self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
         self._kill_errors: dict[Attempt, str] = {}
         self._touched: set[str] = set()  # jobs that something has happened to in this tick
@@ -164,7 +168,7 @@ class Manager:
         self._stopping = True
 
     def _sleep_seconds(self) -> float:
-        due = [self._next_pass, self._timers[0][0]] if self._timers else [self._next_pass]
+        due = [self._next_pass, self._next_deadline, *(timer[0] for timer in self._timers[:1])]
         if self._settings.idle_timeout is not None:
             due.append(self._idle_since + self._settings.idle_timeout)
         seconds = min(due) - time.monotonic()
@@ -197,7 +201,20 @@ class Manager:
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), action))
 
+    def _by(self, key: Attempt | str, seconds: float, action: Callable[[], None]) -> None:
+        """Do something in so many seconds if this attempt, or this job, has not ended by then."""
+        when = time.monotonic() + seconds
+        self._deadlines[key] = when, action
+        self._next_deadline = min(self._next_deadline, when)
+
     def _expire(self) -> None:
+        """Do what is due."""
+        if time.monotonic() >= self._next_deadline:
+            due = [key for key, (when, _) in self._deadlines.items() if when <= time.monotonic()]
+            actions = [self._deadlines.pop(key)[1] for key in due]
+            self._next_deadline = min((when for when, _ in self._deadlines.values()), default=math.inf)
+            for action in actions:
+                action()
         while self._timers and self._timers[0][0] <= time.monotonic():
             action = heapq.heappop(self._timers)[2]
             try:
@@ -377,7 +394,7 @@ class Manager:
         self._adopt(taken, records)
         if taken.job.timeout is not None:
             ran = (utc_now() - (taken.job.started_at or utc_now())).total_seconds()
-            self._after(taken.job.timeout - ran, lambda: self._job_timed_out(taken))
+            self._by(job.name, taken.job.timeout - ran, lambda: self._job_timed_out(taken))
         if taken.job.cancel_requested_at is not None:
             self._stop_job(taken, Reason.CANCELLED, "cancelled")
         self._enqueue(taken)
@@ -518,6 +535,7 @@ class Manager:
 
     def _end(self, ended: Ended) -> None:
         attempt, exit_code, ended_at, _ = ended
+        self._deadlines.pop(attempt, None)
         killed = self._running.pop(attempt, None)
         kill_error = self._kill_errors.pop(attempt, "")
         job = self._active.get(attempt.job_name)
@@ -577,7 +595,7 @@ class Manager:
         if limit is not None:
             ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
             error = f"it ran longer than its timeout of {limit:g} s and was killed"
-            self._after(limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
+            self._by(attempt, limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
 
     def _kill(self, attempt: Attempt, reason: Reason, error: str) -> None:
         """End an attempt: SIGTERM to its process group, and SIGKILL after the grace."""
@@ -730,6 +748,7 @@ class Manager:
                 self._after(0, lambda: None)
                 return
             del self._active[job.name]
+            self._deadlines.pop(job.name, None)
             self._remember(job.name, job.state_stamp)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
         elif job.is_dirty and not job.snapshot_due:
@@ -782,6 +801,7 @@ class Manager:
             self._kill(attempt, Reason.CANCELLED, "its job was removed")
         job.running.clear()
         del self._active[job.name]
+        self._deadlines.pop(job.name, None)
         self._forget(job.name)
         self._look_at(job.name)  # there may be another one by now
 

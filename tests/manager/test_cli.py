@@ -99,7 +99,7 @@ def test_status(run: Any, store: JobStore, manager: object) -> None:
 
 
 def test_watching_a_job_ends_with_it(run: Any, store: JobStore, manager: object) -> None:
-    store.submit("j", ["sleep 0.5", "exit 1"])
+    store.submit("j", ["sleep 3", "exit 1"])
     done = run("status", "j", "--watch")
     assert done.returncode == 1
     assert "j: 0 of 2 tasks done" in done.stdout
