@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import itertools
 import os
-import secrets
 import stat
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_PROCESS_TOKEN = secrets.token_hex(4)
+_PROCESS_TOKEN = os.urandom(4).hex()
 _COUNTER = itertools.count()
 
 # linux/fcntl.h, linux/fs.h
@@ -105,7 +103,10 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
-    """Give a finished directory its name, and make that durable.
+    """Give a finished directory its name, and make that and the names in it durable when this returns.
+
+    The files in it must have been flushed. Its own names are flushed after it has got its name, so that nobody who
+    waits for it waits for that: they were made before, and file systems with a journal keep that order.
 
     :raises FileExistsError: if something of that name is there, were it an empty directory.
     """
@@ -118,6 +119,7 @@ def publish_directory(temporary: Path, path: Path) -> None:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             raise
+    sync_directory(path)
     sync_directory(path.parent)
 
 
@@ -190,6 +192,8 @@ def _remove(path: Path | str) -> None:
 def _libc_renameat2() -> Any:
     if not sys.platform.startswith("linux"):
         return None
+    import ctypes
+
     # Python has no renameat2(2); glibc has it since 2.28, musl since 1.2.
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is not None:
@@ -204,6 +208,8 @@ def _renameat2(source: str, target: str, flags: int) -> bool:
         return False
     if function(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), flags) == 0:
         return True
+    import ctypes
+
     code = ctypes.get_errno()
     if code in _NOT_SUPPORTED:
         return False

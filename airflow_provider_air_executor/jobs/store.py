@@ -16,8 +16,6 @@ import enum
 import errno
 import fcntl
 import os
-import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -51,6 +49,8 @@ from airflow_provider_air_executor.jobs.models import (
 )
 
 T = TypeVar("T")
+
+DEFAULT_BASE_PATH = ".air-executor"
 
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
@@ -228,13 +228,12 @@ class JobStore:
             for file, data in (("tasks.json", dump_tasks(tasks)), ("state.json", dump_job(job))):
                 temporary, _ = files.write_beside(build / file, data, durable=True)
                 os.rename(temporary, build / file)
-            files.sync_directory(build)
             files.publish_directory(build, path)
         except FileExistsError:
-            shutil.rmtree(build, ignore_errors=True)
+            _remove_tree(build)
             raise self._exists(job.name) from None
         except BaseException:
-            shutil.rmtree(build, ignore_errors=True)
+            _remove_tree(build)
             raise
 
     def _exists(self, name: str) -> JobExistsError:
@@ -389,7 +388,7 @@ class JobStore:
             task.get("id") for task in listed if isinstance(task, Mapping)
         }
         # Somebody else may be adding tasks at the same time, who would count on from the same number.
-        token = secrets.token_hex(3)
+        token = os.urandom(3).hex()
         renamed = {task.id: f"{task.id}-{token}" for task in added if task.id not in given}
         added = [
             task.evolve(
@@ -424,7 +423,7 @@ class JobStore:
             os.rename(self.job_path(name), doomed)
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
-        shutil.rmtree(doomed)
+        _remove_tree(doomed, ignore_errors=False)
 
     def prune(self, older_than: timedelta, *, now: datetime | None = None) -> list[str]:
         """Remove the jobs that ended longer ago than ``older_than``, and what interrupted submits left.
@@ -451,7 +450,7 @@ class JobStore:
                     entry.name.startswith((".submit-", ".deleted-"))
                     and entry.stat(follow_symlinks=False).st_mtime < oldest
                 ):
-                    shutil.rmtree(entry.path, ignore_errors=True)
+                    _remove_tree(entry.path)
 
     # -- the manager's side --------------------------------------------------------------------------------
 
@@ -545,6 +544,12 @@ def dump_job(job: Job) -> bytes:
 def dump_tasks(tasks: Iterable[Task]) -> bytes:
     """Tasks as the bytes of a ``tasks.json``."""
     return TASK_LIST.dump_json(tuple(tasks), indent=2) + b"\n"
+
+
+def _remove_tree(path: Path | str, *, ignore_errors: bool = True) -> None:
+    import shutil  # late, since it is slow to import and seldom needed
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def _is_job_name(name: str) -> bool:

@@ -50,6 +50,7 @@ class ActiveJob:
         self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
         self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
         self.state_stamp: files.Stamp | None = None
+        self.may_have_changed = True  # whether somebody else may have written the files, or removed them
         self.state_is_changed = False  # whether state.json is still to be published
         self.snapshot_due = False  # whether a timer is set for the next snapshot
         self._path = store.job_path(job.name)

@@ -19,14 +19,16 @@ from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from airflow_provider_air_executor import __version__, exceptions
 from airflow_provider_air_executor.jobs.models import Job, JobState
-from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.settings import DEFAULT_BASE_PATH, Settings, load_settings
+from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH, JobStore
+
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.manager.settings import Settings
 
 _DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
 _STOP_SECONDS = 20.0
@@ -76,7 +78,11 @@ def _json(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _store(base_path: str | None, *, must_exist: bool = True) -> JobStore:
-    store = JobStore(load_settings({"base_path": base_path})[0].base_path)
+    if base_path is None:
+        from airflow_provider_air_executor.manager.settings import load_settings
+
+        base_path = load_settings({})[0].base_path
+    store = JobStore(base_path)
     if must_exist and not store.base_path.is_dir():
         raise exceptions.ManagerError(
             f"there is no job filesystem at {store.base_path}; give --base-path, or set AIR_EXECUTOR_BASE_PATH"
@@ -119,6 +125,8 @@ def manager(config: Path | None, detach: bool, **flags: Any) -> None:
 
     SIGTERM ends the manager, not the tasks: they go on, and the next manager takes over.
     """
+    from airflow_provider_air_executor.manager.settings import load_settings
+
     settings, warnings = load_settings(flags, config=config)
     store = JobStore(settings.base_path)
     if detach:

@@ -122,8 +122,9 @@ class Manager:
             self.recover()
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
             while not self._stopping:
+                passes = time.monotonic() >= self._next_pass
                 self.tick()
-                if not lock.is_still_ours():
+                if passes and not lock.is_still_ours():
                     log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
                     break
                 if self._is_idle() and self._may_retire(lock):
@@ -280,6 +281,7 @@ class Manager:
         :param is_settled: whether its files are known to belong together.
         """
         if name in self._active:
+            self._active[name].may_have_changed = True
             self._touched.add(name)
             return
         try:
@@ -734,13 +736,18 @@ class Manager:
                 self._after(_RETRY_SECONDS, partial(self._touched.add, name))
 
     def _publish(self, job: ActiveJob) -> None:
-        if not job.is_in_place():
-            self._abandon(job)
-            return
         if job.state_is_changed:
+            if not job.is_in_place():
+                self._abandon(job)
+                return
             job.publish_state()
-        if not self._merge_foreign(job):
-            return
+        if job.may_have_changed or job.is_over:
+            if not job.is_in_place():
+                self._abandon(job)
+                return
+            if not self._merge_foreign(job):
+                return
+            job.may_have_changed = False
         self._enqueue(job)
         if job.is_over:
             if not job.conclude():
@@ -759,7 +766,8 @@ class Manager:
         job.snapshot_due = False
         if self._active.get(job.name) is not job or job.unreadable_since is not None:
             return
-        self._touched.add(job.name)  # to see what the snapshot has replaced
+        job.may_have_changed = True  # to see what the snapshot has replaced
+        self._touched.add(job.name)
         if not job.is_in_place():
             return
         try:

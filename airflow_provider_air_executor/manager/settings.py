@@ -11,9 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import Seconds
+from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 
 ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
-DEFAULT_BASE_PATH = ".air-executor"
 
 
 def _upper(value: Any) -> Any:

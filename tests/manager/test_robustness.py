@@ -17,7 +17,7 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended, outcomes, task
-from tests.manager.test_promises import is_gone, plain, runner_pid, write_job
+from tests.manager.test_promises import is_gone, plain, remove, runner_pid, write_job
 from tests.waiting import wait_until
 
 
@@ -54,7 +54,7 @@ class TestSameNameAgain:
         """What the old runner still has to say must not be taken for the new one's result."""
         store.submit("j", [task("a", "trap 'sleep 0.2; exit 0' TERM; sleep 1000 & wait")])
         runner_pid(store, "j", "a")
-        subprocess.run(["rm", "-rf", store.job_path("j")], check=True)
+        remove(store, "j")
         store.submit("j", [task(again, "sleep 1; exit 5")])
         job = ended(store, "j")
         assert (job.state, store.get_tasks("j")[0].exit_code) == ("failed", 5)
