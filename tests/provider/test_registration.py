@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -15,8 +16,6 @@ import airflow_provider_air_executor
 
 
 def airflow(*arguments: str, home: Path) -> str:
-    import os
-
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "COLUMNS": "300"}
     command = [sys.executable, "-m", "airflow", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
@@ -69,8 +68,14 @@ def test_the_connection_form_has_its_fields() -> None:
 @pytest.mark.parametrize("path", sorted(Path("example_dags").glob("*.py")), ids=lambda path: path.stem)
 def test_example_dags_parse(path: Path, tmp_path: Path) -> None:
     code = f"import runpy; runpy.run_path({str(path)!r})"
-    import os
-
     subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "AIRFLOW_HOME": str(tmp_path)}, check=True, timeout=60
     )
+
+
+def test_the_dag_of_the_readme_parses(tmp_path: Path) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    code = readme.partition("```python\n")[2].partition("```")[0]
+    assert "AirExecutorSubmitOperator" in code
+    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

@@ -27,7 +27,7 @@ def test_poke_waits_for_the_end(store: JobStore) -> None:
 
 def test_poke_says_true_only_when_it_has_completed(store: JobStore) -> None:
     assert sensor().poke(context()) is False
-    AirExecutorHook().create_job("j", ["sleep 0.5"])
+    AirExecutorHook().create_job("j", ["sleep 3"])
     assert sensor().poke(context()) is False
     AirExecutorHook().wait_for_job("j")
     assert sensor().poke(context()) is True
