@@ -53,6 +53,8 @@ class Installation:
             "AIRFLOW_HOME": str(self.home),
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            # Four components share one SQLite file: on a slow machine the default of 5 s to wait for a lock is short.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=60",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": "4",
@@ -233,6 +235,21 @@ class Installation:
 
         state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended")
         return state or "", seen
+
+    def explain(self, dag_id: str, run_id: str) -> str:
+        """The state and the log of each task of a DAG run that did not go as it should."""
+        parts = []
+        for task, state in self.task_states(dag_id, run_id).items():
+            try:
+                log = self.log(dag_id, run_id, task)
+            except (urllib.error.URLError, KeyError) as error:
+                log = f"no log: {error}"
+            parts.append(f"--- {task}: {state}\n{log}")
+        for component in COMPONENTS:
+            output = (self.home / f"{component}.out").read_text(errors="replace")
+            wrong = [line for line in output.splitlines() if "rror" in line or "Traceback" in line]
+            parts.append(f"--- {component}\n" + "\n".join(wrong[-20:]))
+        return "\n".join(parts)
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
         """A value that a task has left in XCom."""

@@ -76,7 +76,7 @@ def outputs(airflow: Installation, job: Job) -> dict[str, str]:
 def test_submit_sensor_and_result(airflow: Installation) -> None:
     run_id = airflow.trigger("example_submit_and_wait")
     state, seen = airflow.follow("example_submit_and_wait", run_id)
-    assert state == "success"
+    assert state == "success", airflow.explain("example_submit_and_wait", run_id)
     assert "deferred" in seen["wait"]
     expected = {
         "download": "downloaded 3 files",
@@ -97,7 +97,7 @@ def test_submit_sensor_and_result(airflow: Installation) -> None:
 def test_the_operator_alone(airflow: Installation) -> None:
     run_id = airflow.trigger("example_deferrable_operator")
     state, seen = airflow.follow("example_deferrable_operator", run_id)
-    assert state == "success"
+    assert state == "success", airflow.explain("example_deferrable_operator", run_id)
     assert "deferred" in seen["run"]
     job = job_of(airflow, run_id)
     assert job.name.startswith("report_manual__")
@@ -107,7 +107,7 @@ def test_the_operator_alone(airflow: Installation) -> None:
 
 def test_a_diamond_of_dependencies(airflow: Installation) -> None:
     run_id = airflow.trigger("example_diamond")
-    assert airflow.follow("example_diamond", run_id)[0] == "success"
+    assert airflow.follow("example_diamond", run_id)[0] == "success", airflow.explain("example_diamond", run_id)
     job = job_of(airflow, run_id)
     assert outputs(airflow, job) == {"split": "", "odd": "50", "even": "50", "join": "joined"}
     times = {task.id: task for task in store_of(airflow).get_tasks(job.name)}
