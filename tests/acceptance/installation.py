@@ -142,6 +142,9 @@ class Installation:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for process in self._processes.values():
+            # A worker of a component may outlive it; as long as there is one, the group's number is not given away.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         shutil.rmtree(self.home, ignore_errors=True)
 
