@@ -56,7 +56,6 @@ DEFAULT_BASE_PATH = ".air-executor"
 _HALF_WRITTEN_SECONDS = 0.5
 _NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
-_LOG_BLOCK = 1 << 20
 
 _JOB = TypeAdapter(Job)
 
