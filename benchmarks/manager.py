@@ -185,7 +185,7 @@ class TaskSpooler:
 
     def single(self) -> float:
         """Run one task and wait for its end."""
-        took = timed(["tsp", "-nf", TRUE], environment=self._environment)
+        took = timed(["tsp", "-f", TRUE], environment=self._environment)
         self._sh("tsp -C")
         return took
 

@@ -57,13 +57,25 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
     """
     temporary, version = write_beside(path, data, durable=durable)
     try:
-        os.rename(temporary, path)
+        put(temporary, path)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     if durable:
         sync_directory(path.parent)
     return version
+
+
+def put(temporary: str, path: Path) -> None:
+    """Give a finished file its name; the file of that name goes.
+
+    Readers see it sooner where names can be exchanged: a rename waits until the old file has been freed.
+    """
+    if not _exchange(temporary, path):
+        os.rename(temporary, path)
+        return
+    with contextlib.suppress(OSError):  # a directory, that was there in place of a file
+        os.unlink(temporary)
 
 
 def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool = False) -> tuple[Stamp, bool]:
@@ -79,27 +91,20 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
     """
     temporary, version = write_beside(path, data, durable=durable)
     try:
-        existed = True
-        if not _renameat2(temporary, str(path), _RENAME_EXCHANGE):
-            _remove(previous)
-            try:
-                os.link(path, previous, follow_symlinks=False)
-            except FileNotFoundError:
-                existed = False
-            except OSError as error:
-                if error.errno not in _NO_LINKS:
-                    raise
-                existed = False  # nothing is kept on a file system without hard links
-            os.rename(temporary, path)
-        else:
-            os.rename(temporary, previous)
-    except FileNotFoundError:  # nothing to exchange with
-        existed = False
-        os.rename(temporary, path)
+        return version, put_and_keep(temporary, path, previous)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
-    return version, existed
+
+
+def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
+    """Give a finished file its name, see :func:`publish_and_keep`; whether there was an old one."""
+    if _exchange(temporary, path):
+        os.rename(temporary, previous)
+        return True
+    existed = _link(path, previous)
+    os.rename(temporary, path)
+    return existed
 
 
 def publish_directory(temporary: Path, path: Path) -> None:
@@ -138,9 +143,21 @@ def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]
         finally:
             os.close(descriptor)
     except BaseException:
-        _remove(temporary)
+        remove(temporary)
         raise
     return temporary, version
+
+
+def flush(*paths: Path | str) -> None:
+    """Flush files to disk, together: a file system with a journal then needs fewer commits than one after the other."""
+    with contextlib.ExitStack() as stack:
+        descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        for descriptor in descriptors:
+            stack.callback(os.close, descriptor)
+            if hasattr(os, "posix_fadvise"):  # Linux begins to write what it is told to forget
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for descriptor in descriptors:
+            os.fsync(descriptor)
 
 
 def sync_directory(path: Path) -> None:
@@ -183,7 +200,8 @@ def is_real_directory(path: Path) -> bool:
         return False
 
 
-def _remove(path: Path | str) -> None:
+def remove(path: Path | str) -> None:
+    """Remove a file if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -199,6 +217,28 @@ def _libc_renameat2() -> Any:
     if function is not None:
         function.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
     return function
+
+
+def _link(path: Path, other: Path) -> bool:
+    """Give a file a second name, in place of what has that name; False if there is no file, or there are no links."""
+    if not os.path.lexists(path):
+        return False
+    remove(other)
+    try:
+        os.link(path, other, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, *_NO_LINKS):
+            return False
+        raise
+    return True
+
+
+def _exchange(one: str, other: Path) -> bool:
+    """Exchange two names in one step; False if there is no other, or the system cannot do that."""
+    try:
+        return _renameat2(one, str(other), _RENAME_EXCHANGE)
+    except FileNotFoundError:
+        return False
 
 
 def _renameat2(source: str, target: str, flags: int) -> bool:

@@ -225,8 +225,9 @@ class JobStore:
             for directory in (build, build / "logs", build / "runs"):
                 directory.mkdir(mode=0o700)
             for file, data in (("tasks.json", dump_tasks(tasks)), ("state.json", dump_job(job))):
-                temporary, _ = files.write_beside(build / file, data, durable=True)
+                temporary, _ = files.write_beside(build / file, data, durable=False)
                 os.rename(temporary, build / file)
+            files.flush(build / "state.json", build / "tasks.json")
             files.publish_directory(build, path)
         except FileExistsError:
             _remove_tree(build)
@@ -462,6 +463,35 @@ class JobStore:
         return files.publish_and_keep(
             self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name), durable=durable
         )
+
+    def write_outcome(
+        self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], bool]
+    ) -> files.Stamp | None:
+        """Publish durably how a job has ended: its tasks, and then its state. For the manager only.
+
+        :param may_end: is told of the published ``tasks.json`` what :meth:`write_tasks` returns, and says whether the
+            job has ended indeed. If not, its state is left as it was.
+        :return: the stamp of ``state.json``, or None.
+        """
+        state_path, tasks_path = self.state_path(job.name), self.tasks_path(job.name)
+        state_draft, state_stamp = files.write_beside(state_path, dump_job(job), durable=False)
+        try:
+            tasks_draft, tasks_stamp = files.write_beside(tasks_path, dump_tasks(tasks), durable=False)
+            try:
+                files.flush(tasks_draft, state_draft)
+                existed = files.put_and_keep(tasks_draft, tasks_path, self.previous_tasks_path(job.name))
+            except BaseException:
+                files.remove(tasks_draft)
+                raise
+            if not may_end(tasks_stamp, existed):
+                files.remove(state_draft)
+                return None
+            files.put(state_draft, state_path)
+        except BaseException:
+            files.remove(state_draft)
+            raise
+        files.sync_directory(state_path.parent)
+        return state_stamp
 
     def prepare_job_directory(self, name: str) -> None:
         """Make ``logs/`` and ``runs/`` of a job where they are missing. For the manager only.

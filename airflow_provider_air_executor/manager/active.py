@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from datetime import datetime
 from pathlib import Path
@@ -52,6 +51,7 @@ class ActiveJob:
         self.state_stamp: files.Stamp | None = None
         self.may_have_changed = True  # whether somebody else may have written the files, or removed them
         self.state_is_changed = False  # whether state.json is still to be published
+        self.state_due: float | None = None  # when it is, on the monotonic clock
         self.snapshot_due = False  # whether a timer is set for the next snapshot
         self._path = store.job_path(job.name)
         self._directory = files.stamp(self._path)
@@ -175,6 +175,12 @@ class ActiveJob:
         if self.stopping is not None:
             self.stop(*self.stopping)
 
+    def withdraw(self, added: tuple[Task, ...]) -> None:
+        """Take back tasks that were added a moment ago and could not be written down."""
+        for task in added:
+            del self.tasks[task.id]
+        self.rebuild_graph()
+
     def _put(self, task: Task) -> None:
         before = self.tasks[task.id].status.is_terminal
         self._unfinished += before - task.status.is_terminal
@@ -199,26 +205,36 @@ class ActiveJob:
 
     def change_state(self, **changes: object) -> None:
         """Change the job in memory; :meth:`publish_state` follows."""
+        self.job = self._changed(**changes)
+        self.state_is_changed = True
+
+    def _changed(self, **changes: object) -> Job:
         changed = self.job.evolve(updated_at=utc_now(), **changes)
         if changed.state is not self.job.state and not self.job.state.may_become(changed.state):
             raise AssertionError(f"job {self.name!r} cannot go from {self.job.state} to {changed.state}")
-        self.job = changed
-        self.state_is_changed = True
+        return changed
 
     def publish_state(self) -> None:
-        """Publish ``state.json``; the end of a job is durable when this returns."""
-        self.state_stamp = self._store.write_job(self.job, durable=self.job.state.is_terminal)
+        """Publish ``state.json`` while the job has not ended; :meth:`conclude` publishes the end."""
+        self.state_stamp = self._store.write_job(self.job)
         self.state_is_changed = False
 
     def snapshot(self, *, durable: bool = False) -> None:
-        """Publish ``tasks.json``."""
+        """Publish ``tasks.json``, after the state of the job: of one that waits, no task can have been started."""
         began = time.perf_counter()
-        replaced = self._tasks_stamp
-        self._tasks_stamp, existed = self._store.write_tasks(self.name, self.tasks.values(), durable=durable)
-        # If somebody else has written meanwhile, what is kept now is not what we believe to have replaced.
-        self._previous_stamp = replaced if existed else None
-        self.is_dirty = False
+        if self.state_is_changed:
+            self.publish_state()
+        self._took_place(*self._store.write_tasks(self.name, self.tasks.values(), durable=durable))
         self._snapshot_cost = time.perf_counter() - began
+
+    def _took_place(self, tasks_stamp: files.Stamp, existed: bool) -> None:
+        """A new ``tasks.json`` is there in place of what we believe was there.
+
+        If somebody else has written meanwhile, what is kept now is something else; its stamp will tell.
+        """
+        self._previous_stamp = self._tasks_stamp if existed else None
+        self._tasks_stamp = tasks_stamp
+        self.is_dirty = False
 
     def merge_foreign(self) -> bool:
         """Take in the tasks that somebody has added to ``tasks.json``, be it the present one or the one before.
@@ -270,24 +286,32 @@ class ActiveJob:
         self.snapshot()
 
     def conclude(self) -> bool:
-        """Publish how the job has ended, first its tasks, then its state, and remove what was needed to get there.
+        """Publish how the job has ended, first its tasks, then its state.
+
+        The records of its runners stay where they are: on ext4 every file that is removed makes the next ones to be
+        created slower for minutes, since the numbers of those removed are passed over one by one.
 
         :return: False if somebody has added tasks at the last moment, and it is not over.
         """
-        self.snapshot(durable=True)
-        if not self.merge_foreign() or not self.is_over:
-            return False
         state, reason, error = outcome(self.tasks.values())
         if self.stopping is not None and (state is JobState.FAILED or self.stopping[0] is Reason.INVALID):
             # Of a list that was spoiled we do not know which tasks were meant to be in it.
             state, (reason, error) = JobState.FAILED, self.stopping
-        if not self.job.state.is_terminal:  # it is if the disk was full when this was tried before
-            self.change_state(state=state, reason=reason, error=error and printable(error))
-        self.publish_state()
-        shutil.rmtree(self._store.runs_path(self.name), ignore_errors=True)
+        ended = self._changed(state=state, reason=reason, error=error and printable(error))
+        if self.state_is_changed and state is JobState.FAILED:
+            self.publish_state()  # what failed would start again if its list were found beside a state of waiting
+        version = self._store.write_outcome(ended, self.tasks.values(), self._is_over_indeed)
+        if version is None:
+            return False
+        self.job, self.state_stamp, self.state_is_changed = ended, version, False
         with contextlib.suppress(FileNotFoundError):
             self._previous_path.unlink()
         return True
+
+    def _is_over_indeed(self, tasks_stamp: files.Stamp, existed: bool) -> bool:
+        """Whether nobody has added tasks to the list that was replaced by the last one."""
+        self._took_place(tasks_stamp, existed)
+        return self.merge_foreign() and self.is_over
 
 
 def load(store: JobStore, job: Job) -> ActiveJob:

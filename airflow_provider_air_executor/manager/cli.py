@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airflow_provider_air_executor import __version__, exceptions
-from airflow_provider_air_executor.jobs.models import Job, JobState
-from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH, JobStore
 
+# The records need pydantic, which takes longer to import than all else: what does without it does not wait for it.
 if TYPE_CHECKING:
+    from airflow_provider_air_executor.jobs.models import Job
+    from airflow_provider_air_executor.jobs.store import JobStore
     from airflow_provider_air_executor.manager.settings import Settings
 
 _DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
@@ -69,7 +70,7 @@ def _base_path(function: Callable[..., Any]) -> Callable[..., Any]:
         "--base-path",
         envvar="AIR_EXECUTOR_BASE_PATH",
         type=click.Path(file_okay=False),
-        help=f"Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: {DEFAULT_BASE_PATH}).",
+        help="Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: .air-executor).",
     )(function)
 
 
@@ -78,6 +79,8 @@ def _json(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _store(base_path: str | None, *, must_exist: bool = True) -> JobStore:
+    from airflow_provider_air_executor.jobs.store import JobStore
+
     if base_path is None:
         from airflow_provider_air_executor.manager.settings import load_settings
 
@@ -125,6 +128,7 @@ def manager(config: Path | None, detach: bool, **flags: Any) -> None:
 
     SIGTERM ends the manager, not the tasks: they go on, and the next manager takes over.
     """
+    from airflow_provider_air_executor.jobs.store import JobStore
     from airflow_provider_air_executor.manager.settings import load_settings
 
     settings, warnings = load_settings(flags, config=config)
@@ -272,7 +276,7 @@ def _wait(store: JobStore, name: str) -> Job:
 
 
 def _exit_with(job: Job) -> None:
-    if job.state is JobState.FAILED:
+    if job.state == "failed":
         click.get_current_context().exit(1)
 
 

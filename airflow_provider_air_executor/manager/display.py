@@ -6,7 +6,6 @@ import time
 from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -31,6 +30,8 @@ def watch(store: JobStore, job_name: str | None, limit: int) -> Job | None:
 
     :return: that job, once it has ended.
     """
+    from rich.live import Live  # not needed, and not loaded, for a look
+
     console = Console(highlight=False)
     if job_name is None:
         with Live(_overview(store, limit), console=console, auto_refresh=False) as live:

@@ -61,6 +61,7 @@ log = logging.getLogger("air_executor.manager")
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _JOB_FILES = ("state.json", "tasks.json")
+_STATE_SECONDS = 0.005  # after which a job that has begun is said to work
 _RETRY_SECONDS = 1.0  # after the disk was full, or the machine short of something else
 _LOG_SIZE_SECONDS = 1.0
 _CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
@@ -143,6 +144,7 @@ class Manager:
         self._trying(self._expire)
         self._trying(self._launch)
         self._trying(self._conclude)
+        self._runner.prepare()
 
     def _trying(self, step: Callable[[], None]) -> None:
         """Take a step that must not end the manager if the file system fails: the step is tried again soon.
@@ -161,6 +163,7 @@ class Manager:
             with contextlib.suppress(OSError, AirExecutorError):
                 if job.merge_foreign():
                     job.snapshot()
+        self._runner.close()
         self._notifier.close()
         if self._running:
             log.info("manager %d leaves %d tasks running; the next one takes over", os.getpid(), len(self._running))
@@ -378,10 +381,9 @@ class Manager:
             tasks = reset_failed(taken.tasks.values())
             self._store.write_tasks(job.name, tasks)
             taken = active.load(self._store, job)
-        records = self._records(job.name)
+        records = self._drop_outdated(job.name) if job_is_new else self._records(job.name)
         if job_is_new:
-            records = self._drop_outdated(records, files.stamp(self._store.state_path(job.name)))
-            # Published at the end of this tick, when its first tasks are under way already.
+            # Published in a moment, when its first tasks are under way already.
             taken.change_state(
                 state=JobState.WORKING,
                 attempt=job.attempt + 1,
@@ -390,6 +392,8 @@ class Manager:
                 reason=None,
                 error=None,
             )
+            if any(task.status is not TaskStatus.PENDING or task.attempt for task in taken.tasks.values()):
+                taken.publish_state()  # before anything starts: see above what the next manager would make of it
         self._unsettled.pop(job.name, None)
         self._ended.pop(job.name, None)
         self._active[job.name] = taken
@@ -413,17 +417,19 @@ class Manager:
                     found.append(Attempt.of(name, task_id, int(number)))
         return sorted(found, key=lambda attempt: attempt.number)
 
-    def _drop_outdated(self, records: list[Attempt], state: files.Stamp | None) -> list[Attempt]:
-        """For a job that is waiting: what ended before somebody set it to waiting does not count.
+    def _drop_outdated(self, name: str) -> list[Attempt]:
+        """The records of a job that is waiting: what ended before somebody set it to waiting does not count.
 
         What ended later does: a manager started it, and was killed before it had published that the job works.
         """
+        state = files.stamp(self._store.state_path(name))
+        has_ended = name in self._ended  # before our eyes, with all that was recorded
         kept = []
-        for attempt in records:
+        for attempt in self._records(name):
             path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
             record = files.stamp(path)
-            outdated = record is not None and state is not None and record.mtime_ns < state.mtime_ns
-            if outdated and isinstance(self._runner.adopt(attempt), Ended):
+            is_older = record is not None and state is not None and record.mtime_ns < state.mtime_ns
+            if (has_ended or is_older) and isinstance(self._runner.adopt(attempt), Ended):
                 path.unlink(missing_ok=True)
             else:
                 kept.append(attempt)
@@ -688,8 +694,12 @@ class Manager:
         added = _not_there_yet(tasks, job.tasks)
         if added:
             job.add(added)
-            self._enqueue(job)
-        job.snapshot(durable=True)
+        try:
+            job.snapshot(durable=True)
+        except OSError:
+            job.withdraw(added)  # nothing may start that the next manager would not know of
+            raise
+        self._enqueue(job)
         self._touched.add(job.name)
 
     def _reopen(self, job: Job, added: tuple[Task, ...]) -> None:
@@ -713,6 +723,7 @@ class Manager:
             return
         else:
             tasks = reset_failed(tasks)
+        self._drop_outdated(job.name)
         self._store.write_tasks(job.name, tasks, durable=True)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
@@ -736,7 +747,7 @@ class Manager:
                 self._after(_RETRY_SECONDS, partial(self._touched.add, name))
 
     def _publish(self, job: ActiveJob) -> None:
-        if job.state_is_changed:
+        if job.state_is_changed and not job.is_over and self._may_publish_state(job):
             if not job.is_in_place():
                 self._abandon(job)
                 return
@@ -761,6 +772,13 @@ class Manager:
         elif job.is_dirty and not job.snapshot_due:
             job.snapshot_due = True
             self._after(job.snapshot_interval, lambda: self._snapshot(job))
+
+    def _may_publish_state(self, job: ActiveJob) -> bool:
+        """Whether it is time to say that the job works: one of an instant has ended before anybody could read it."""
+        if job.state_due is None:
+            job.state_due = time.monotonic() + _STATE_SECONDS
+            self._after(_STATE_SECONDS, partial(self._touched.add, job.name))
+        return time.monotonic() >= job.state_due
 
     def _snapshot(self, job: ActiveJob) -> None:
         job.snapshot_due = False

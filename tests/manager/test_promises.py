@@ -61,6 +61,12 @@ def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> in
     return int(wait_until(lambda: path.exists() and path.read_text().split(" ")[0], what="the runner has started"))
 
 
+def waiting_runners(manager: subprocess.Popen[str]) -> list[int]:
+    """The runners on standby of a manager."""
+    children = Path(f"/proc/{manager.pid}/task/{manager.pid}/children").read_text().split()
+    return [pid for pid in map(int, children) if b"-s" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+
+
 def is_gone(pid: int) -> bool:
     """Whether a process has ended; one that nobody has waited for yet has no command line."""
     try:
@@ -130,10 +136,45 @@ class TestRunners:
             assert job.reason == "spawn"
 
     def test_arguments_are_handed_over_as_they_are(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
-        args = ["", " ", "$HOME", "`id`", "a'b\"c", "*", "-n", "ü\n", "\\", "; exit 1"]
+        args = ["", " ", "$HOME", "`id`", "a'b\"c", "*", "-n", "ü\n", "\\", "; exit 1", "a\n\n}\nb"]
+        args.append("".join(map(chr, range(1, 256))))
+        wait_until(lambda: waiting_runners(manager), what="a runner waits")
         store.submit("j", [{"command": "printf", "args": ["[%s]", *args]}])
         assert ended(store, "j").state == "completed"
         assert store.read_log("j", "task-1").text == "".join(f"[{arg}]" for arg in args)
+
+    def test_a_runner_waits_for_the_next_task_and_goes_with_the_manager(
+        self, store: JobStore, managers: Managers
+    ) -> None:
+        process = managers.start()
+        (first,) = wait_until(lambda: waiting_runners(process), what="a runner waits")
+        store.submit("j", ["true"])
+        assert ended(store, "j").state == "completed"
+        assert runner_pid(store, "j", "task-1") == first
+        (second,) = wait_until(lambda: waiting_runners(process), what="the next runner waits")
+        managers.kill(process)
+        wait_until(lambda: is_gone(second), what="it has ended with the manager")
+
+    def test_a_waiting_runner_that_is_killed_is_not_missed(
+        self, store: JobStore, manager: subprocess.Popen[str]
+    ) -> None:
+        (first,) = wait_until(lambda: waiting_runners(manager), what="a runner waits")
+        os.kill(first, signal.SIGKILL)
+        store.submit("j", ["true"])
+        assert ended(store, "j").state == "completed"
+        os.kill(wait_until(lambda: waiting_runners(manager), what="a runner waits")[0], signal.SIGSTOP)
+        store.submit("stopped", [task("a", "true", timeout=1)])  # it got the task, and is as good as hung
+        assert ended(store, "stopped").reason == "timeout"
+        store.submit("k", ["true"])
+        assert ended(store, "k").state == "completed"
+
+    @pytest.mark.parametrize("length", [100, 3_000, 5_000, 100_000])
+    def test_arguments_of_any_length(self, store: JobStore, manager: subprocess.Popen[str], length: int) -> None:
+        """Short ones go to the runner that waits, long ones to a new one."""
+        wait_until(lambda: waiting_runners(manager), what="a runner waits")
+        store.submit("j", [{"command": "printf", "args": ["%s", "'" + "x" * length]}])
+        assert ended(store, "j").state == "completed"
+        assert store.read_log("j", "task-1").text == "'" + "x" * length
 
     def test_environment_directory_and_input(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
@@ -540,7 +581,7 @@ class TestCrashes:
         os.killpg(pid, signal.SIGKILL)
         other = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         try:
-            store.run_path("j", "a", 1).write_text(f"{other.pid} 2026-11-22T10:16:33+00:00\n")
+            store.run_path("j", "a", 1).write_text(f"{other.pid} 2026-11-22T10:16:33+00:00 0123456789abcdef\n")
             managers.start()
             assert ended(store, "j").reason == "lost"
             assert other.poll() is None

@@ -207,6 +207,7 @@ class TestRestarts:
         store.submit("j", [task("a", "true", retries=1)])
         ended(store, "j")
         managers.kill(first)
+        store.run_path("j", "a", 1).unlink()
         old = utc_now().replace(year=2020)
         store.write_tasks("j", [store.get_tasks("j")[0].evolve(status=TaskStatus.RUNNING, started_at=old)])
         store.write_job(store.get_job("j").evolve(state=JobState.WORKING))
@@ -236,7 +237,7 @@ class TestRestarts:
         """The manager was killed between the start of a task and the publishing of the job's state."""
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"echo b >> {tmp_path}/out")])
         time.sleep(0.02)
-        store.run_path("j", "a", 1).write_text("1 2026-11-22T10:16:33+00:00\n0\n")
+        store.run_path("j", "a", 1).write_text("1 2026-11-22T10:16:33+00:00 0123456789abcdef\n0\n")
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "b\n"
@@ -246,7 +247,7 @@ class TestRestarts:
     ) -> None:
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out")])
         for number in (1, 2):
-            store.run_path("j", "a", number).write_text("1 2026-11-22T10:16:33+00:00\n1\n")
+            store.run_path("j", "a", number).write_text("1 2026-11-22T10:16:33+00:00 0123456789abcdef\n1\n")
         time.sleep(0.02)
         store.write_job(store.get_job("j"))
         managers.start()

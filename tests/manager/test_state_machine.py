@@ -1,32 +1,64 @@
 """Any order of submit, cancel, retry, crash, fault and recovery keeps the promises.
 
-The manager is driven tick by tick with a runner that does what it is told, so that thousands of orders are tried.
+The manager is driven tick by tick with a runner that does what it is told, so that thousands of orders are tried. Its
+clock stands still in between, so that an order does the same again. What is drawn does not depend on the manager:
+numbers are drawn, and stand for one of what is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from airflow_provider_air_executor.exceptions import JobStateError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager import active as active_module
+from airflow_provider_air_executor.manager import manager as manager_module
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.runners.local import Attempt, Ended, Running
 from airflow_provider_air_executor.manager.settings import Settings
 
 LIMIT = 3
+NUMBERS = st.integers(0, 1000)
+
+T = TypeVar("T")
+
+
+def one_of(items: Sequence[T], number: int) -> T:
+    """The item that a number stands for."""
+    return items[number % len(items)]
+
+
+class Clock:
+    """What the manager takes for :mod:`time`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        """Seconds that have passed, which are those that somebody has let pass."""
+        return self.now
+
+    def time_ns(self) -> int:
+        """Never long after a directory was changed."""
+        return 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
 
 
 class Machine:
@@ -77,6 +109,12 @@ class Runner:
     def kill_recorded(self, attempt: Attempt) -> None:
         """Nothing outlives an attempt here."""
 
+    def prepare(self) -> None:
+        """Nothing is started ahead."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
     def disown(self, attempt: Attempt) -> None:
         """No job is removed here."""
 
@@ -89,6 +127,10 @@ class Promises(RuleBasedStateMachine):
         self.directory = tempfile.mkdtemp()
         self.store = JobStore(self.directory)
         self.machine = Machine()
+        self.added = 0
+        self.clock = Clock()
+        for module in (manager_module, active_module):
+            module.time = self.clock  # type: ignore[assignment]
         self.start_manager()
 
     def start_manager(self) -> None:
@@ -99,10 +141,19 @@ class Promises(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Everything that still runs ends well: then every job must end, and as it should."""
-        give_up = time.monotonic() + 10  # after a fault, the manager tries again in a second
-        while time.monotonic() < give_up:
+        try:
+            self.let_all_end()
+        finally:
+            self.manager.close()
+            for module in (manager_module, active_module):
+                module.time = time
+            shutil.rmtree(self.directory)
+
+    def let_all_end(self) -> None:
+        for _ in range(100):  # after a fault, the manager tries again in a second
             for key in list(self.machine.running):
                 self.end(key, 0)
+            self.clock.now += 0.1
             self.manager.tick()
             if not self.store.requests() and all(job.state.is_terminal for job in self.store.list_jobs()):
                 break
@@ -110,8 +161,6 @@ class Promises(RuleBasedStateMachine):
             tasks = self.store.get_tasks(job.name)
             assert job.state.is_terminal, f"{job} hangs: {tasks}"
             assert (job.state is JobState.COMPLETED) == all(task.status is TaskStatus.COMPLETED for task in tasks)
-        self.manager.close()
-        shutil.rmtree(self.directory)
 
     def end(self, key: tuple[str, str, int], code: int | None) -> None:
         del self.machine.running[key]
@@ -132,14 +181,15 @@ class Promises(RuleBasedStateMachine):
         ]
         self.store.submit(name, tasks, max_parallel_tasks=parallel)
 
-    @rule()
-    def tick(self) -> None:
+    @rule(seconds=st.sampled_from([0, 0.001, 0.01, 0.3, 1.1]))
+    def tick(self, seconds: float) -> None:
+        self.clock.now += seconds
         self.manager.tick()
 
-    @precondition(lambda self: self.machine.running)
-    @rule(data=st.data(), code=st.sampled_from([0, 0, 0, 1, 137, None]))
-    def task_ends(self, data: Any, code: int | None) -> None:
-        self.end(data.draw(st.sampled_from(sorted(self.machine.running))), code)
+    @rule(number=NUMBERS, code=st.sampled_from([0, 0, 0, 1, 137, None]))
+    def task_ends(self, number: int, code: int | None) -> None:
+        if self.machine.running:
+            self.end(one_of(sorted(self.machine.running), number), code)
 
     @rule()
     def manager_is_killed(self) -> None:
@@ -147,27 +197,25 @@ class Promises(RuleBasedStateMachine):
         self.manager._notifier.close()
         self.start_manager()
 
-    @precondition(lambda self: self.store.job_names())
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        self.store.cancel(data.draw(st.sampled_from(self.store.job_names())))
+    @rule(number=NUMBERS)
+    def cancel(self, number: int) -> None:
+        if names := self.store.job_names():
+            self.store.cancel(one_of(names, number))
 
-    @precondition(lambda self: self.store.job_names())
-    @rule(data=st.data())
-    def retry(self, data: Any) -> None:
-        try:
-            self.store.retry(data.draw(st.sampled_from(self.store.job_names())))
-        except JobStateError:
-            return
+    @rule(number=NUMBERS)
+    def retry(self, number: int) -> None:
+        if names := self.store.job_names():
+            with contextlib.suppress(JobStateError):
+                self.store.retry(one_of(names, number))
 
-    @precondition(lambda self: self.store.job_names())
-    @rule(data=st.data())
-    def add_task(self, data: Any) -> None:
-        name = data.draw(st.sampled_from(self.store.job_names()))
-        try:
-            self.store.add_tasks(name, [{"command": "x", "dependencies": [self.store.get_tasks(name)[0].id]}])
-        except JobStateError:
-            return
+    @rule(number=NUMBERS)
+    def add_task(self, number: int) -> None:
+        if names := self.store.job_names():
+            self.added += 1
+            name = one_of(names, number)
+            task = {"id": f"a{self.added}", "command": "x", "dependencies": [self.store.get_tasks(name)[0].id]}
+            with contextlib.suppress(JobStateError):
+                self.store.add_tasks(name, [task])
 
     @rule(number=st.integers(1, 3), error=st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE]))
     def a_write_fails(self, number: int, error: int) -> None:

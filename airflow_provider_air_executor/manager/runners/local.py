@@ -1,12 +1,16 @@
 """The local runner: a POSIX ``sh`` of a few lines that runs one command and records how it ended.
 
 The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager
-reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id with the time the
-attempt started, then the exit code. The file is created exclusively by the runner itself, before the command starts:
-of two runners of the same attempt, started by two managers in a row, one gives up.
+reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id, the time the attempt
+started and the runner's token; then the exit code. The file is created exclusively by the runner itself, before the
+command starts: of two runners of the same attempt, started by two managers in a row, one gives up.
 
-A process is known by its id together with its command line, which names the record and the time: a number that has been
-given to another process, or that stems from before a reboot, does not match.
+A runner is known by its process id together with its token, which is in its command line: a number that has been given
+to another process, or that stems from before a reboot, does not match. What it has started is known by the token in
+the environment.
+
+Starting a shell takes longer than all else that the manager does for a task, so one runner is on standby: it waits at a
+pipe for its only task. A manager that dies closes the pipe, and the runner ends.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ import contextlib
 import errno
 import itertools
 import os
+import secrets
+import select
+import shlex
 import shutil
 import signal
 import stat
@@ -29,7 +36,7 @@ from typing import NamedTuple
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 
-# $1 the record, $2 when the attempt starts, $3 the directory to run in or empty, then the command.
+# $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
 # The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
 # name is the record of another run.
@@ -38,26 +45,25 @@ from airflow_provider_air_executor.jobs.store import JobStore
 _SCRIPT = """\
 trap : HUP INT QUIT TERM USR1 USR2 ALRM
 set -C
+run() {
 {
-echo "$$ $2" >&4 || exit 97
-if [ -n "$3" ]; then cd "$3" 2>&3 || { echo 126 >&4; exit 126; }; fi
-shift 3
-"$@" >&3 2>&3 3>&- 4>&-
+echo "$$ $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
+if [ -n "$4" ]; then cd "$4" 2>&3 || { echo 126 >&4; exit 126; }; fi
+shift 4
+"$@" </dev/null >&3 2>&3 3>&- 4>&-
 code=$?
 echo $code >&4
 exit $code
-} 4> "$1"
+} 3>> "$3" 4> "$1"
 exit 97
+}
 """
 _NOT_CLAIMED = 97
 _MAX_UNCLAIMED = 5
 _SHELL = "/bin/sh"
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_STANDARD_FILES = (
-    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-    (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-    (os.POSIX_SPAWN_DUP2, 1, 2),
-)
+_NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+_NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _RECORD_BYTES = 200
@@ -93,6 +99,7 @@ class Record(NamedTuple):
 
     pid: int
     started_at: datetime
+    token: str
     exit_code: int | None  # None while it runs
 
 
@@ -119,6 +126,14 @@ class Running(NamedTuple):
     started_at: datetime | None
 
 
+class Standby(NamedTuple):
+    """A runner that waits for its task."""
+
+    pid: int
+    token: str
+    pipe: int  # where it reads what to do
+
+
 class CannotStartError(Exception):
     """The command cannot be started, now or later."""
 
@@ -138,15 +153,18 @@ class LocalRunner:
         self._store = store
         self._environment = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
         self._environment["AIR_EXECUTOR_BASE_PATH"] = str(store.base_path)
+        self._search_path = self._environment.get("PATH", os.defpath)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
         self._adopted: dict[Attempt, int] = {}
-        self._marks: dict[Attempt, str] = {}  # by which the processes of an attempt are known
+        self._tokens: dict[Attempt, str] = {}
         self._killed: set[Attempt] = set()
         self._disowned: set[Attempt] = set()
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._last_directory = ("", "")
         self._next_look = 0.0
+        self._standby: Standby | None = None
+        self._may_prepare = True
 
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
         """Start an attempt.
@@ -156,32 +174,21 @@ class LocalRunner:
         """
         job_name, task_id, number, _ = attempt
         directory = self._directory(job_name)
-        record = f"{directory}/runs/{task_id}.{number}"
-        environment = {
-            **self._environment,
-            **(task.env or {}),
+        variables = {
             "AIR_EXECUTOR_JOB": job_name,
             "AIR_EXECUTOR_TASK": task_id,
             "AIR_EXECUTOR_ATTEMPT": str(number),
             "AIR_EXECUTOR_JOB_DIR": directory,
-            _RUN_VARIABLE: _mark(record, started_at),
         }
-        command = self._resolve(task, environment.get("PATH", os.defpath))
-        arguments = ["sh", "-c", _SCRIPT, "air-executor-runner", record, started_at.isoformat(), task.cwd or ""]
-        arguments += [command, *task.args]
+        command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
+        log = f"{directory}/logs/{task_id}.log"
+        words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log, task.cwd or "", command]
+        words += task.args
         try:
-            log = self._open_log(f"{directory}/logs/{task_id}.log")
-            try:
-                pid = os.posix_spawn(
-                    _SHELL,
-                    arguments,
-                    environment,
-                    file_actions=[*_STANDARD_FILES, (os.POSIX_SPAWN_DUP2, log, 3)],
-                    setsid=True,
-                    setsigdef=_DEFAULT_SIGNALS,
-                )
-            finally:
-                os.close(log)
+            self._create_log(log)
+            runner = None if task.env else self._hand_over(variables, words)
+            if runner is None:
+                runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
         except OSError as error:
             if error.errno in _TRANSIENT:
                 raise NoRoomError(error.strerror) from error
@@ -190,9 +197,79 @@ class LocalRunner:
             raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
+        pid, self._tokens[attempt] = runner
         self._pids[attempt] = pid
         self._children[pid] = attempt
-        self._marks[attempt] = _mark(record, started_at)
+
+    def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
+        """Start a runner that has its task: its process id, and its token."""
+        token = secrets.token_hex(8)
+        pid = os.posix_spawn(
+            _SHELL,
+            ["sh", "-c", f'{_SCRIPT}shift; run "$@"', "air-executor-runner", token, *words],
+            {**environment, _RUN_VARIABLE: token},
+            file_actions=[_NO_INPUT, *_NO_OUTPUT],
+            setsid=True,
+            setsigdef=_DEFAULT_SIGNALS,
+        )
+        return pid, token
+
+    def prepare(self) -> None:
+        """Start a runner that waits for the next task, if there is none.
+
+        One that has ended without a task is not replaced before the next start: where no shell works, we do not spin.
+        """
+        if self._standby is not None or not self._may_prepare:
+            return
+        self._may_prepare = False
+        token = secrets.token_hex(8)
+        with contextlib.suppress(OSError):  # then the next one is started when there is a task
+            task, pipe = os.pipe()
+            try:
+                os.set_blocking(pipe, False)
+                os.write(pipe, _SCRIPT.encode())
+                pid = os.posix_spawn(
+                    _SHELL,
+                    ["sh", "-s", "air-executor-runner", token],
+                    {**self._environment, _RUN_VARIABLE: token},
+                    file_actions=[(os.POSIX_SPAWN_DUP2, task, 0), *_NO_OUTPUT],
+                    setsid=True,
+                    setsigdef=_DEFAULT_SIGNALS,
+                )
+                self._standby = Standby(pid, token, pipe)
+            except OSError:
+                os.close(pipe)
+                raise
+            finally:
+                os.close(task)
+
+    def _hand_over(self, variables: Mapping[str, str], words: list[str]) -> tuple[int, str] | None:
+        """Give a task to the runner on standby; None if there is none that can take it."""
+        self._may_prepare = True
+        if self._standby is None:
+            return None
+        exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        # In braces, so that half of it, should that ever arrive, is not a command.
+        text = os.fsencode(f"{{ export {exports}; run {shlex.join(words)}; }}\n")
+        if len(text) > select.PIPE_BUF:  # more could be written in part
+            return None
+        pid, token, pipe = self._standby
+        try:
+            os.write(pipe, text)
+        except OSError:  # it has ended, or reads nothing
+            return None
+        self._standby = None
+        os.close(pipe)
+        return pid, token
+
+    def close(self) -> None:
+        """End the runner on standby. What runs goes on."""
+        if self._standby is not None:
+            os.close(self._standby.pipe)
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._standby.pid, signal.SIGKILL)
+                os.waitpid(self._standby.pid, 0)
+            self._standby = None
 
     def _directory(self, job_name: str) -> str:
         """The directory of a job, as text: joining paths would cost as much as all else here."""
@@ -224,24 +301,27 @@ class LocalRunner:
         return path
 
     @staticmethod
-    def _open_log(path: str) -> int:
-        """Open a log to append to; neither a symlink is followed nor a pipe waited for."""
+    def _create_log(path: str) -> None:
+        """Make sure that the runner can append to the log: it is no symlink to elsewhere, and no pipe to wait for."""
         log = os.open(path, _LOG_FLAGS, 0o600)
-        if not stat.S_ISREG(os.fstat(log).st_mode):
+        try:
+            if not stat.S_ISREG(os.fstat(log).st_mode):
+                raise OSError(errno.EINVAL, "the log is not a regular file", path)
+        finally:
             os.close(log)
-            raise OSError(errno.EINVAL, "the log is not a regular file", path)
-        os.set_blocking(log, True)
-        return log
 
     def poll(self) -> list[Ended | NotStarted]:
         """What has ended since the last call."""
         ended: list[Ended | NotStarted] = []
-        while self._children:
+        while self._children or self._standby is not None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
             attempt = self._children.pop(pid, None)
-            if attempt is not None:
+            if self._standby is not None and pid == self._standby.pid:
+                os.close(self._standby.pipe)
+                self._standby = None
+            elif attempt is not None:
                 del self._pids[attempt]
                 result = self._result(attempt, pid, status)
                 if result is not None:
@@ -254,11 +334,11 @@ class LocalRunner:
 
     def _let_go(self, attempt: Attempt) -> None:
         """The runner of an attempt is gone; what it has left behind goes too if it was killed."""
-        mark = self._marks.pop(attempt)
+        token = self._tokens.pop(attempt)
         self._disowned.discard(attempt)
         if attempt in self._killed:
             self._killed.discard(attempt)
-            kill_marked(mark)
+            kill_started_by(token)
 
     def disown(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: what stands at the place of its record is another one's."""
@@ -277,7 +357,7 @@ class LocalRunner:
             return Ended(attempt, record.exit_code, utc_now())
         if record is not None and record.pid != pid:  # an earlier manager's runner was first
             self._adopted[attempt] = record.pid
-            self._marks[attempt] = _mark(path, record.started_at)
+            self._tokens[attempt] = record.token
             return None
         if record is None and attempt not in self._disowned and os.waitstatus_to_exitcode(status) == _NOT_CLAIMED:
             why = self._cannot_record(path)
@@ -311,7 +391,7 @@ class LocalRunner:
     def _look_at_adopted(self) -> list[Ended | NotStarted]:
         ended: list[Ended | NotStarted] = []
         for attempt, pid in list(self._adopted.items()):
-            if is_runner(pid, self._marks[attempt]):
+            if is_runner(pid, self._tokens[attempt]):
                 continue
             del self._adopted[attempt]
             path = self._record_path(attempt)
@@ -334,14 +414,14 @@ class LocalRunner:
         if not os.path.lexists(path):
             return None
         record = read_record(path)
-        if record is not None and record.exit_code is None and is_runner(record.pid, _mark(path, record.started_at)):
+        if record is not None and record.exit_code is None and is_runner(record.pid, record.token):
             self._adopted[attempt] = record.pid
-            self._marks[attempt] = _mark(path, record.started_at)
+            self._tokens[attempt] = record.token
             return Running(attempt, record.started_at)
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or record.exit_code is None:
             if record is not None:
-                kill_marked(_mark(path, record.started_at))
+                kill_started_by(record.token)
             return Ended(attempt, None, utc_now())
         return Ended(attempt, record.exit_code, _modified_at(path), record.started_at)
 
@@ -352,25 +432,20 @@ class LocalRunner:
         """
         self._killed.add(attempt)
         pid = self._pids.get(attempt)  # a child that has not been reaped: the number is ours
-        if pid is None and attempt in self._adopted and is_runner(self._adopted[attempt], self._marks[attempt]):
+        if pid is None and attempt in self._adopted and is_runner(self._adopted[attempt], self._tokens[attempt]):
             pid = self._adopted[attempt]
         if pid is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
         if number is signal.SIGKILL:
-            kill_marked(self._marks[attempt])
+            kill_started_by(self._tokens[attempt])
 
     def kill_recorded(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
         path = self._record_path(attempt)
         record = read_record(path)
         if record is not None:
-            kill_marked(_mark(path, record.started_at))
-
-
-def _mark(record_path: str, started_at: datetime) -> str:
-    """What is in the environment of every process of an attempt, and of no other one's."""
-    return f"{record_path} {started_at.isoformat()}"
+            kill_started_by(record.token)
 
 
 def read_record(path: str) -> Record | None:
@@ -382,8 +457,9 @@ def read_record(path: str) -> Record | None:
             lines = os.read(descriptor, _RECORD_BYTES).split(b"\n")[:-1]
         finally:
             os.close(descriptor)
-        pid, _, started_at = lines[0].partition(b" ")
-        return Record(int(pid), datetime.fromisoformat(started_at.decode()), int(lines[1]) if len(lines) > 1 else None)
+        pid, started_at, token = lines[0].decode().split(" ")
+        exit_code = int(lines[1]) if len(lines) > 1 else None
+        return Record(int(pid), datetime.fromisoformat(started_at), token, exit_code)
     except (OSError, ValueError, IndexError):
         return None
 
@@ -396,29 +472,29 @@ def _modified_at(path: str) -> datetime:
         return utc_now()
 
 
-def is_runner(pid: int, mark: str) -> bool:
-    """Whether this process is the runner of the attempt with this mark. What cannot be told counts as yes."""
-    wanted = os.fsencode(mark)
+def is_runner(pid: int, token: str) -> bool:
+    """Whether this process is the runner with this token. What cannot be told counts as yes."""
+    wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             return False
         except OSError:
             return True
         return wanted in words
     listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
-    return wanted in listed.stdout
+    return wanted in listed.stdout.split()
 
 
-def kill_marked(mark: str) -> None:
-    """Kill every process that was started by the attempt with this mark, whatever session it has moved to (Linux only).
+def kill_started_by(token: str) -> None:
+    """Kill every process that the runner with this token has started, whatever session it has moved to (Linux only).
 
     They are known by the variable that the runner's environment hands down, as Jenkins does with ``BUILD_ID``.
     """
     if not sys.platform.startswith("linux"):
         return
-    wanted = os.fsencode(f"{_RUN_VARIABLE}={mark}")
+    wanted = os.fsencode(f"{_RUN_VARIABLE}={token}")
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
             with contextlib.suppress(OSError):  # it has ended, or is somebody else's
