@@ -12,7 +12,6 @@ import errno
 import heapq
 import itertools
 import logging
-import math
 import os
 import selectors
 import signal
@@ -56,6 +55,7 @@ from airflow_provider_air_executor.manager.runners.local import (
 )
 from airflow_provider_air_executor.manager.schedule import reset_failed
 from airflow_provider_air_executor.manager.settings import Settings
+from airflow_provider_air_executor.manager.timers import Timers
 
 log = logging.getLogger("air_executor.manager")
 
@@ -86,10 +86,7 @@ class Manager:
         self._unsettled: dict[str, float] = {}  # jobs whose files are not whole, and until when we wait
         self._queue: list[tuple[int, float, int, str]] = []
         self._queued: set[str] = set()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        # Unlike timers, deadlines go when what they are for has ended: there may be many, far ahead.
-        self._deadlines: dict[Attempt | str, tuple[float, Callable[[], None]]] = {}
-        self._next_deadline = math.inf
+        self._timers = Timers()
         self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
         self._kill_errors: dict[Attempt, str] = {}
         self._touched: set[str] = set()  # jobs that something has happened to in this tick
@@ -141,7 +138,7 @@ class Manager:
         """Do everything that can be done now."""
         self._trying(self._reap)
         self._trying(self._accept)
-        self._trying(self._expire)
+        self._trying(self._timers.expire)
         self._trying(self._launch)
         self._trying(self._conclude)
         self._runner.prepare()
@@ -155,7 +152,7 @@ class Manager:
             step()
         except (OSError, AirExecutorError):
             log.exception("something could not be done; trying again in %g s", _RETRY_SECONDS)
-            self._after(_RETRY_SECONDS, lambda: None)
+            self._timers.after(_RETRY_SECONDS, lambda: None)
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""
@@ -172,7 +169,7 @@ class Manager:
         self._stopping = True
 
     def _sleep_seconds(self) -> float:
-        due = [self._next_pass, self._next_deadline, *(timer[0] for timer in self._timers[:1])]
+        due = [self._next_pass, self._timers.next_due]
         if self._settings.idle_timeout is not None:
             due.append(self._idle_since + self._settings.idle_timeout)
         seconds = min(due) - time.monotonic()
@@ -201,31 +198,6 @@ class Manager:
             return True
         self._idle_since, self._next_pass = time.monotonic(), 0.0
         return False
-
-    def _after(self, seconds: float, action: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), action))
-
-    def _by(self, key: Attempt | str, seconds: float, action: Callable[[], None]) -> None:
-        """Do something in so many seconds if this attempt, or this job, has not ended by then."""
-        when = time.monotonic() + seconds
-        self._deadlines[key] = when, action
-        self._next_deadline = min(self._next_deadline, when)
-
-    def _expire(self) -> None:
-        """Do what is due."""
-        if time.monotonic() >= self._next_deadline:
-            due = [key for key, (when, _) in self._deadlines.items() if when <= time.monotonic()]
-            actions = [self._deadlines.pop(key)[1] for key in due]
-            self._next_deadline = min((when for when, _ in self._deadlines.values()), default=math.inf)
-            for action in actions:
-                action()
-        while self._timers and self._timers[0][0] <= time.monotonic():
-            action = heapq.heappop(self._timers)[2]
-            try:
-                action()
-            except OSError:
-                self._after(_RETRY_SECONDS, action)
-                raise
 
     # -- taking in jobs ------------------------------------------------------------------------------------
 
@@ -306,7 +278,7 @@ class Manager:
         except OSError as error:
             log.error("job %s cannot be taken in now: %s; trying again", name, error)
             self._unsettled.setdefault(name, 0.0)  # there is something to do
-            self._after(_RETRY_SECONDS, lambda: self._look_at(name))
+            self._timers.after(_RETRY_SECONDS, lambda: self._look_at(name))
 
     def _take_in(self, name: str, *, is_settled: bool) -> None:
         try:
@@ -338,7 +310,7 @@ class Manager:
         until = self._unsettled.get(name)
         if not until:
             until = self._unsettled[name] = time.monotonic() + self._settings.poll_interval
-            self._after(self._settings.poll_interval, lambda: self._look_at(name))
+            self._timers.after(self._settings.poll_interval, lambda: self._look_at(name))
         return time.monotonic() >= until
 
     def _wait_until_whole(self, name: str, error: CorruptFileError) -> None:
@@ -400,7 +372,7 @@ class Manager:
         self._adopt(taken, records)
         if taken.job.timeout is not None:
             ran = (utc_now() - (taken.job.started_at or utc_now())).total_seconds()
-            self._by(job.name, taken.job.timeout - ran, lambda: self._job_timed_out(taken))
+            self._timers.by(job.name, taken.job.timeout - ran, lambda: self._job_timed_out(taken))
         if taken.job.cancel_requested_at is not None:
             self._stop_job(taken, Reason.CANCELLED, "cancelled")
         self._enqueue(taken)
@@ -459,7 +431,7 @@ class Manager:
             elif task.status is TaskStatus.PENDING and task.completed_at is not None:  # it waits for its next attempt
                 job.delayed.add(task.id)
                 waited = (utc_now() - task.completed_at).total_seconds()
-                self._after(task.retry_delay - waited, partial(self._ready_again, job, task.id))
+                self._timers.after(task.retry_delay - waited, partial(self._ready_again, job, task.id))
         for found in ended:
             self._end(found)
         job.rebuild_graph()  # not before: what has ended may depend on each other
@@ -526,7 +498,7 @@ class Manager:
     def _pause(self, why: str) -> None:
         log.warning("%s; nothing is started for %g s", why, _RETRY_SECONDS)
         self._paused_until = time.monotonic() + _RETRY_SECONDS
-        self._after(_RETRY_SECONDS, lambda: None)
+        self._timers.after(_RETRY_SECONDS, lambda: None)
 
     def _reap(self) -> None:
         """Take in the attempts that have ended."""
@@ -543,7 +515,7 @@ class Manager:
 
     def _end(self, ended: Ended) -> None:
         attempt, exit_code, ended_at, _ = ended
-        self._deadlines.pop(attempt, None)
+        self._timers.cancel(attempt)
         killed = self._running.pop(attempt, None)
         kill_error = self._kill_errors.pop(attempt, "")
         job = self._active.get(attempt.job_name)
@@ -578,7 +550,7 @@ class Manager:
         if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED:
             log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, error)
             job.put_back(attempt, failed_at=ended_at)
-            self._after(task.retry_delay, lambda: self._ready_again(job, task.id))
+            self._timers.after(task.retry_delay, lambda: self._ready_again(job, task.id))
             return
         log.info("job %s: task %s failed: %s", job.name, task.id, error)
         job.fail(task.id, reason, error, exit_code=exit_code, ended_at=ended_at)
@@ -598,12 +570,12 @@ class Manager:
 
     def _set_limits(self, task: Task, attempt: Attempt) -> None:
         if self._settings.max_log_size is not None:
-            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+            self._timers.after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
         limit = task.timeout or self._settings.task_timeout
         if limit is not None:
             ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
             error = f"it ran longer than its timeout of {limit:g} s and was killed"
-            self._by(attempt, limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
+            self._timers.by(attempt, limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
 
     def _kill(self, attempt: Attempt, reason: Reason, error: str) -> None:
         """End an attempt: SIGTERM to its process group, and SIGKILL after the grace."""
@@ -612,7 +584,7 @@ class Manager:
         self._running[attempt] = reason
         self._kill_errors[attempt] = error
         self._runner.signal(attempt, signal.SIGTERM)
-        self._after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
+        self._timers.after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
 
     def _kill_hard(self, attempt: Attempt) -> None:
         if attempt in self._running:
@@ -640,7 +612,7 @@ class Manager:
         if found is not None and found.size > limit:
             self._kill(attempt, Reason.SIGNAL, f"its log grew over max_log_size ({limit} bytes), and it was killed")
         else:
-            self._after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+            self._timers.after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -662,7 +634,7 @@ class Manager:
     def _ask_again(self) -> None:
         if not self._will_ask_again:
             self._will_ask_again = True
-            self._after(_RETRY_SECONDS, self._answer_again)
+            self._timers.after(_RETRY_SECONDS, self._answer_again)
 
     def _answer_again(self) -> None:
         self._will_ask_again = False
@@ -744,7 +716,7 @@ class Manager:
                 self._abandon_if_gone(job, error)
             except OSError as error:
                 log.error("job %s cannot be written now: %s; trying again", name, error)
-                self._after(_RETRY_SECONDS, partial(self._touched.add, name))
+                self._timers.after(_RETRY_SECONDS, partial(self._touched.add, name))
 
     def _publish(self, job: ActiveJob) -> None:
         if job.state_is_changed and not job.is_over and self._may_publish_state(job):
@@ -763,21 +735,21 @@ class Manager:
         if job.is_over:
             if not job.conclude():
                 self._touched.add(job.name)
-                self._after(0, lambda: None)
+                self._timers.after(0, lambda: None)
                 return
             del self._active[job.name]
-            self._deadlines.pop(job.name, None)
+            self._timers.cancel(job.name)
             self._remember(job.name, job.state_stamp)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
         elif job.is_dirty and not job.snapshot_due:
             job.snapshot_due = True
-            self._after(job.snapshot_interval, lambda: self._snapshot(job))
+            self._timers.after(job.snapshot_interval, lambda: self._snapshot(job))
 
     def _may_publish_state(self, job: ActiveJob) -> bool:
         """Whether it is time to say that the job works: one of an instant has ended before anybody could read it."""
         if job.state_due is None:
             job.state_due = time.monotonic() + _STATE_SECONDS
-            self._after(_STATE_SECONDS, partial(self._touched.add, job.name))
+            self._timers.after(_STATE_SECONDS, partial(self._touched.add, job.name))
         return time.monotonic() >= job.state_due
 
     def _snapshot(self, job: ActiveJob) -> None:
@@ -795,7 +767,7 @@ class Manager:
         except OSError as error:
             log.error("tasks of job %s cannot be written now: %s; trying again", job.name, error)
             job.snapshot_due = True
-            self._after(_RETRY_SECONDS, lambda: self._snapshot(job))
+            self._timers.after(_RETRY_SECONDS, lambda: self._snapshot(job))
 
     def _merge_foreign(self, job: ActiveJob) -> bool:
         """Take in tasks that a running task has added; False while the list is half-written."""
@@ -803,7 +775,7 @@ class Manager:
             if job.merge_foreign():
                 return True
             if time.monotonic() - (job.unreadable_since or 0) < self._settings.poll_interval:
-                self._after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
+                self._timers.after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
                 return False
             error = "tasks.json was overwritten with something that is not a list of tasks"
         except InvalidJobError as problem:
@@ -815,7 +787,7 @@ class Manager:
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
         if job.is_in_place():
             log.error("job %s cannot be written now: %s; trying again", job.name, error)
-            self._after(_RETRY_SECONDS, partial(self._touched.add, job.name))
+            self._timers.after(_RETRY_SECONDS, partial(self._touched.add, job.name))
         else:
             self._abandon(job)
 
@@ -827,7 +799,7 @@ class Manager:
             self._kill(attempt, Reason.CANCELLED, "its job was removed")
         job.running.clear()
         del self._active[job.name]
-        self._deadlines.pop(job.name, None)
+        self._timers.cancel(job.name)
         self._forget(job.name)
         self._look_at(job.name)  # there may be another one by now
 

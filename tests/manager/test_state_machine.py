@@ -28,11 +28,13 @@ from airflow_provider_air_executor.jobs.models import JobState, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import active as active_module
 from airflow_provider_air_executor.manager import manager as manager_module
+from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.runners.local import Attempt, Ended, Running
 from airflow_provider_air_executor.manager.settings import Settings
 
 LIMIT = 3
+MODULES = (manager_module, active_module, timers_module)  # that ask for the time
 NUMBERS = st.integers(0, 1000)
 
 T = TypeVar("T")
@@ -129,7 +131,7 @@ class Promises(RuleBasedStateMachine):
         self.machine = Machine()
         self.added = 0
         self.clock = Clock()
-        for module in (manager_module, active_module):
+        for module in MODULES:
             module.time = self.clock  # type: ignore[assignment]
         self.start_manager()
 
@@ -145,7 +147,7 @@ class Promises(RuleBasedStateMachine):
             self.let_all_end()
         finally:
             self.manager.close()
-            for module in (manager_module, active_module):
+            for module in MODULES:
                 module.time = time
             shutil.rmtree(self.directory)
 
