@@ -57,7 +57,10 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
     """
     temporary, version = write_beside(path, data, durable=durable)
     try:
-        put(temporary, path)
+        if durable:
+            put(temporary, path)
+        else:
+            os.rename(temporary, path)  # unlike an exchange, it makes ext4 write the data before the name
     except BaseException:
         remove(temporary)
         raise
@@ -67,7 +70,7 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
 
 
 def put(temporary: str, path: Path) -> None:
-    """Give a finished file its name; the file of that name goes.
+    """Give a finished file its name; the file of that name goes. It must have been flushed.
 
     Readers see it sooner where names can be exchanged: a rename waits until the old file has been freed.
     """
@@ -78,18 +81,19 @@ def put(temporary: str, path: Path) -> None:
         os.unlink(temporary)
 
 
-def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool = False) -> tuple[Stamp, bool]:
+def publish_and_keep(path: Path, data: bytes, previous: Path) -> tuple[Stamp, bool]:
     """Publish as :func:`publish` does, and keep the file that was there as ``previous``.
 
     Someone else may be writing the file at this very moment. What they have put in its place, or will still write
     into the old file, is then found in ``previous`` and not lost. The two names are exchanged in one step where
     the system can do that (Linux); elsewhere the old file is linked first.
 
-    :param durable: whether the file is flushed to disk. Its directory is not: the next durable :func:`publish` there
-        does that, and names of one directory become durable in the order of their renames.
+    The file is flushed to disk, lest its name be there after a power cut and its content not. Its directory is not:
+    the next durable :func:`publish` there does that, and names of one directory become durable in their order.
+
     :return: the stamp of the new file, and whether there was an old one.
     """
-    temporary, version = write_beside(path, data, durable=durable)
+    temporary, version = write_beside(path, data, durable=True)
     try:
         return version, put_and_keep(temporary, path, previous)
     except BaseException:
@@ -100,7 +104,11 @@ def publish_and_keep(path: Path, data: bytes, previous: Path, *, durable: bool =
 def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
     """Give a finished file its name, see :func:`publish_and_keep`; whether there was an old one."""
     if _exchange(temporary, path):
-        os.rename(temporary, previous)
+        try:
+            os.rename(temporary, previous)
+        except OSError:
+            _exchange(temporary, path)  # what was there may be somebody else's, and must not go
+            raise
         return True
     existed = _link(path, previous)
     os.rename(temporary, path)
@@ -151,9 +159,11 @@ def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]
 def flush(*paths: Path | str) -> None:
     """Flush files to disk, together: a file system with a journal then needs fewer commits than one after the other."""
     with contextlib.ExitStack() as stack:
-        descriptors = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
-        for descriptor in descriptors:
+        descriptors = []
+        for path in paths:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
+            descriptors.append(descriptor)
             if hasattr(os, "posix_fadvise"):  # Linux begins to write what it is told to forget
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         for descriptor in descriptors:

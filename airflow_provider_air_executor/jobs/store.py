@@ -458,11 +458,13 @@ class JobStore:
         """Publish ``state.json``. For the manager only."""
         return files.publish(self.state_path(job.name), dump_job(job), durable=durable)
 
-    def write_tasks(self, name: str, tasks: Iterable[Task], *, durable: bool = False) -> tuple[files.Stamp, bool]:
+    def write_tasks(self, name: str, tasks: Iterable[Task]) -> tuple[files.Stamp, bool]:
         """Publish ``tasks.json``, and keep the one before (:func:`files.publish_and_keep`). For the manager only."""
-        return files.publish_and_keep(
-            self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name), durable=durable
-        )
+        return files.publish_and_keep(self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name))
+
+    def reset_tasks(self, name: str, tasks: Iterable[Task]) -> None:
+        """Publish ``tasks.json`` of a job that is to be run again; the one before is not kept. For the manager only."""
+        files.publish(self.tasks_path(name), dump_tasks(tasks), durable=True)
 
     def write_outcome(
         self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], bool]

@@ -219,12 +219,12 @@ class ActiveJob:
         self.state_stamp = self._store.write_job(self.job)
         self.state_is_changed = False
 
-    def snapshot(self, *, durable: bool = False) -> None:
+    def snapshot(self) -> None:
         """Publish ``tasks.json``, after the state of the job: of one that waits, no task can have been started."""
         began = time.perf_counter()
         if self.state_is_changed:
             self.publish_state()
-        self._took_place(*self._store.write_tasks(self.name, self.tasks.values(), durable=durable))
+        self._took_place(*self._store.write_tasks(self.name, self.tasks.values()))
         self._snapshot_cost = time.perf_counter() - began
 
     def _took_place(self, tasks_stamp: files.Stamp, existed: bool) -> None:

@@ -328,8 +328,9 @@ class Manager:
     def _reject(self, job: Job, error: str) -> None:
         """End a job that cannot be run."""
         log.error("job %s is not valid: %s", job.name, error)
-        for record in self._records(job.name):
-            self._runner.kill_recorded(record)
+        if job.name not in self._ended:  # what an ended run has left running was meant to
+            for record in self._records(job.name):
+                self._runner.kill_recorded(record)
         failed = job.evolve(
             state=JobState.FAILED,
             reason=Reason.INVALID,
@@ -351,7 +352,7 @@ class Manager:
                 return
             # What has not completed is meant to run again.
             tasks = reset_failed(taken.tasks.values())
-            self._store.write_tasks(job.name, tasks)
+            self._store.reset_tasks(job.name, tasks)
             taken = active.load(self._store, job)
         records = self._drop_outdated(job.name) if job_is_new else self._records(job.name)
         if job_is_new:
@@ -381,30 +382,40 @@ class Manager:
 
     def _records(self, name: str) -> list[Attempt]:
         """The attempts of a job that left a record, in their order."""
-        found = []
+        found: list[Attempt] = []
+        path = self._store.runs_path(name)
+        if not files.is_real_directory(path):
+            return found
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for file in os.listdir(self._store.runs_path(name)):
+            for file in os.listdir(path):
                 task_id, _, number = file.rpartition(".")
                 if task_id and number.isdecimal():
                     found.append(Attempt.of(name, task_id, int(number)))
         return sorted(found, key=lambda attempt: attempt.number)
 
     def _drop_outdated(self, name: str) -> list[Attempt]:
-        """The records of a job that is waiting: what ended before somebody set it to waiting does not count.
+        """The records of a job that is waiting: what was started before somebody set it to waiting does not count.
 
-        What ended later does: a manager started it, and was killed before it had published that the job works.
+        What was started later does: by a manager that was killed before it had published that the job works. The list
+        that an earlier run replaced last goes the same way.
         """
-        state = files.stamp(self._store.state_path(name))
+        # The time of the last change: that of the content may be older, if the file was prepared or copied.
+        since = os.lstat(self._store.state_path(name)).st_ctime
         has_ended = name in self._ended  # before our eyes, with all that was recorded
+        previous = self._store.previous_tasks_path(name)
+        replaced = files.stamp(previous)
+        if replaced is not None and (has_ended or replaced.mtime_ns / 1e9 < since):
+            previous.unlink(missing_ok=True)
         kept = []
         for attempt in self._records(name):
             path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
-            record = files.stamp(path)
-            is_older = record is not None and state is not None and record.mtime_ns < state.mtime_ns
-            if (has_ended or is_older) and isinstance(self._runner.adopt(attempt), Ended):
-                path.unlink(missing_ok=True)
-            else:
-                kept.append(attempt)
+            found, record = self._runner.adopt(attempt), files.stamp(path)
+            if isinstance(found, Ended) and record is not None:
+                started = found.started_at.timestamp() if found.started_at else record.mtime_ns / 1e9
+                if has_ended or started < since:
+                    path.unlink(missing_ok=True)
+                    continue
+            kept.append(attempt)
         return kept
 
     def _adopt(self, job: ActiveJob, records: list[Attempt]) -> None:
@@ -583,8 +594,8 @@ class Manager:
             return
         self._running[attempt] = reason
         self._kill_errors[attempt] = error
-        self._runner.signal(attempt, signal.SIGTERM)
         self._timers.after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
+        self._runner.signal(attempt, signal.SIGTERM)
 
     def _kill_hard(self, attempt: Attempt) -> None:
         if attempt in self._running:
@@ -667,7 +678,7 @@ class Manager:
         if added:
             job.add(added)
         try:
-            job.snapshot(durable=True)
+            job.snapshot()
         except OSError:
             job.withdraw(added)  # nothing may start that the next manager would not know of
             raise
@@ -696,7 +707,7 @@ class Manager:
         else:
             tasks = reset_failed(tasks)
         self._drop_outdated(job.name)
-        self._store.write_tasks(job.name, tasks, durable=True)
+        self._store.reset_tasks(job.name, tasks)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
         self._look_at(job.name, is_settled=True)
@@ -733,7 +744,7 @@ class Manager:
             job.may_have_changed = False
         self._enqueue(job)
         if job.is_over:
-            if not job.conclude():
+            if not self._conclude_job(job):
                 self._touched.add(job.name)
                 self._timers.after(0, lambda: None)
                 return
@@ -744,6 +755,14 @@ class Manager:
         elif job.is_dirty and not job.snapshot_due:
             job.snapshot_due = True
             self._timers.after(job.snapshot_interval, lambda: self._snapshot(job))
+
+    def _conclude_job(self, job: ActiveJob) -> bool:
+        """Publish the end of a job; False if it is not the end, for something was added at the last moment."""
+        try:
+            return job.conclude()
+        except InvalidJobError as problem:
+            self._discard_foreign(job, f"tasks were added to tasks.json that are not valid: {problem}")
+            return False
 
     def _may_publish_state(self, job: ActiveJob) -> bool:
         """Whether it is time to say that the job works: one of an instant has ended before anybody could read it."""
@@ -780,9 +799,12 @@ class Manager:
             error = "tasks.json was overwritten with something that is not a list of tasks"
         except InvalidJobError as problem:
             error = f"tasks were added to tasks.json that are not valid: {problem}"
+        self._discard_foreign(job, error)
+        return True
+
+    def _discard_foreign(self, job: ActiveJob, error: str) -> None:
         job.discard_foreign()
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
-        return True
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
         if job.is_in_place():

@@ -43,16 +43,15 @@ class Timers:
         return min(self._next_deadline, self._timers[0][0] if self._timers else math.inf)
 
     def expire(self) -> None:
-        """Do what is due. A timer whose action fails for the file system's sake fires again soon.
+        """Do what is due. What fails for the system's sake is done again soon.
 
         :raises OSError: what the action raised.
         """
         if time.monotonic() >= self._next_deadline:
             due = [key for key, (when, _) in self._deadlines.items() if when <= time.monotonic()]
-            actions = [self._deadlines.pop(key)[1] for key in due]
+            for key in due:
+                self.after(0, self._deadlines.pop(key)[1])
             self._next_deadline = min((when for when, _ in self._deadlines.values()), default=math.inf)
-            for action in actions:
-                action()
         while self._timers and self._timers[0][0] <= time.monotonic():
             action = heapq.heappop(self._timers)[2]
             try:

@@ -15,7 +15,7 @@ import pytest
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
-from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
 from tests.manager.conftest import CLI, Managers, ended, outcomes, task
 from tests.manager.test_promises import is_gone, plain, remove, runner_pid, write_job
 from tests.waiting import wait_until
@@ -236,8 +236,7 @@ class TestRestarts:
     ) -> None:
         """The manager was killed between the start of a task and the publishing of the job's state."""
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"echo b >> {tmp_path}/out")])
-        time.sleep(0.02)
-        store.run_path("j", "a", 1).write_text("1 2026-11-22T10:16:33+00:00 0123456789abcdef\n0\n")
+        store.run_path("j", "a", 1).write_text(f"1 {utc_now().isoformat()} 0123456789abcdef\n0\n")
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "b\n"
@@ -253,6 +252,38 @@ class TestRestarts:
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "a\n"
+
+    def test_a_state_that_was_prepared_before_the_run_it_follows(
+        self, store: JobStore, managers: Managers, tmp_path: Path
+    ) -> None:
+        """Its content is older than the records; they are of the earlier run all the same."""
+        first = managers.start()
+        store.submit("j", [task("a", f"echo a >> {tmp_path}/out")])
+        prepared = store.get_job("j").evolve(state=JobState.WAITING)
+        listed = [item.evolve(status=TaskStatus.PENDING, attempt=0) for item in store.get_tasks("j")]
+        (tmp_path / "state.json").write_bytes(dump_job(prepared))
+        ended(store, "j")
+        managers.kill(first)
+        files.publish(store.previous_tasks_path("j"), dump_tasks([listed[0].evolve(id="stale")]))
+        time.sleep(0.02)
+        store.reset_tasks("j", listed)
+        (tmp_path / "state.json").rename(store.state_path("j"))
+        managers.start()
+        assert ended(store, "j").state == "completed"
+        assert (tmp_path / "out").read_text() == "a\na\n"
+        assert outcomes(store, "j") == {"a": ("completed", None)}
+
+    def test_records_elsewhere_are_left_alone(
+        self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
+    ) -> None:
+        store.submit("j", ["exit 1"])
+        ended(store, "j")
+        (tmp_path / "syslog.1").touch()
+        store.runs_path("j").rename(tmp_path / "runs")
+        store.runs_path("j").symlink_to(tmp_path)
+        store.retry("j")
+        wait_until(lambda: store.get_job("j").reason == "invalid", what="it is refused")
+        assert (tmp_path / "syslog.1").exists()
 
     def test_a_list_that_is_submitted_again_after_its_state(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path

@@ -41,15 +41,19 @@ from airflow_provider_air_executor.jobs.store import JobStore
 # The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
 # name is the record of another run.
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
-# the record, and unlike an ignored signal it is not handed on to the command.
+# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
+# begun does not begin.
 _SCRIPT = """\
-trap : HUP INT QUIT TERM USR1 USR2 ALRM
+trap : HUP INT QUIT USR1 USR2 ALRM
+air_executor_ended=
+trap air_executor_ended=1 TERM
 set -C
 run() {
 {
 echo "$$ $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
 if [ -n "$4" ]; then cd "$4" 2>&3 || { echo 126 >&4; exit 126; }; fi
 shift 4
+if [ -n "$air_executor_ended" ]; then echo 143 >&4; exit 143; fi
 "$@" </dev/null >&3 2>&3 3>&- 4>&-
 code=$?
 echo $code >&4
