@@ -354,8 +354,10 @@ class Manager:
             tasks = reset_failed(taken.tasks.values())
             self._store.reset_tasks(job.name, tasks)
             taken = active.load(self._store, job)
-        records = self._drop_outdated(job.name) if job_is_new else self._records(job.name)
-        if job_is_new:
+        if not job_is_new:
+            records = self._records(job.name)
+        else:
+            records = self._drop_outdated(job.name)
             # Published in a moment, when its first tasks are under way already.
             taken.change_state(
                 state=JobState.WORKING,
@@ -761,7 +763,7 @@ class Manager:
         try:
             return job.conclude()
         except InvalidJobError as problem:
-            self._discard_foreign(job, f"tasks were added to tasks.json that are not valid: {problem}")
+            self._discard_foreign(job, problem)
             return False
 
     def _may_publish_state(self, job: ActiveJob) -> bool:
@@ -796,13 +798,19 @@ class Manager:
             if time.monotonic() - (job.unreadable_since or 0) < self._settings.poll_interval:
                 self._timers.after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
                 return False
-            error = "tasks.json was overwritten with something that is not a list of tasks"
+            self._discard_foreign(job)
         except InvalidJobError as problem:
-            error = f"tasks were added to tasks.json that are not valid: {problem}"
-        self._discard_foreign(job, error)
+            self._discard_foreign(job, problem)
         return True
 
-    def _discard_foreign(self, job: ActiveJob, error: str) -> None:
+    def _discard_foreign(self, job: ActiveJob, problem: InvalidJobError | None = None) -> None:
+        """Go back to our own list of tasks, and end the job.
+
+        :param problem: what is wrong with the tasks that were added; None if there is no list at all.
+        """
+        error = "tasks.json was overwritten with something that is not a list of tasks"
+        if problem is not None:
+            error = f"tasks were added to tasks.json that are not valid: {problem}"
         job.discard_foreign()
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
 

@@ -208,15 +208,8 @@ class LocalRunner:
     def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
         """Start a runner that has its task: its process id, and its token."""
         token = secrets.token_hex(8)
-        pid = os.posix_spawn(
-            _SHELL,
-            ["sh", "-c", f'{_SCRIPT}shift; run "$@"', "air-executor-runner", token, *words],
-            {**environment, _RUN_VARIABLE: token},
-            file_actions=[_NO_INPUT, *_NO_OUTPUT],
-            setsid=True,
-            setsigdef=_DEFAULT_SIGNALS,
-        )
-        return pid, token
+        arguments = ["-c", f'{_SCRIPT}shift; run "$@"', "air-executor-runner", token, *words]
+        return _spawn_shell(arguments, environment, token, _NO_INPUT), token
 
     def prepare(self) -> None:
         """Start a runner that waits for the next task, if there is none.
@@ -232,14 +225,8 @@ class LocalRunner:
             try:
                 os.set_blocking(pipe, False)
                 os.write(pipe, _SCRIPT.encode())
-                pid = os.posix_spawn(
-                    _SHELL,
-                    ["sh", "-s", "air-executor-runner", token],
-                    {**self._environment, _RUN_VARIABLE: token},
-                    file_actions=[(os.POSIX_SPAWN_DUP2, task, 0), *_NO_OUTPUT],
-                    setsid=True,
-                    setsigdef=_DEFAULT_SIGNALS,
-                )
+                arguments = ["-s", "air-executor-runner", token]
+                pid = _spawn_shell(arguments, self._environment, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
             except OSError:
                 os.close(pipe)
@@ -450,6 +437,20 @@ class LocalRunner:
         record = read_record(path)
         if record is not None:
             kill_started_by(record.token)
+
+
+def _spawn_shell(
+    arguments: list[str], environment: Mapping[str, str], token: str, standard_input: tuple[object, ...]
+) -> int:
+    """Start ``sh`` in a session of its own, known by a token: its process id."""
+    return os.posix_spawn(
+        _SHELL,
+        ["sh", *arguments],
+        {**environment, _RUN_VARIABLE: token},
+        file_actions=[standard_input, *_NO_OUTPUT],
+        setsid=True,
+        setsigdef=_DEFAULT_SIGNALS,
+    )
 
 
 def read_record(path: str) -> Record | None:
