@@ -69,6 +69,23 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
     return version
 
 
+def replace(path: Path, data: bytes) -> bool:
+    """Put ``data`` at ``path`` in place of the file there; False if there is none, and nothing was written then.
+
+    Where names can be exchanged (Linux) that is one step; elsewhere a file removed at the same moment comes back.
+    """
+    temporary, _ = write_beside(path, data, durable=False)
+    try:
+        if _exchange(temporary, path):
+            return True
+        if os.path.lexists(path):
+            os.rename(temporary, path)
+            return True
+        return False
+    finally:
+        remove(temporary)
+
+
 def put(temporary: str, path: Path) -> None:
     """Give a finished file its name; the file of that name goes. It must have been flushed.
 
@@ -115,11 +132,11 @@ def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
     return existed
 
 
-def publish_directory(temporary: Path, path: Path) -> None:
+def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
     """Give a finished directory its name, and make that and the names in it durable when this returns.
 
-    The files in it must have been flushed. Its own names are flushed after it has got its name, so that nobody who
-    waits for it waits for that: they were made before, and file systems with a journal keep that order.
+    For that, the files in it must have been flushed. Its own names are flushed after it has got its name, so that
+    nobody who waits for it waits for that: they were made before, and file systems with a journal keep that order.
 
     :raises FileExistsError: if something of that name is there, were it an empty directory.
     """
@@ -132,8 +149,9 @@ def publish_directory(temporary: Path, path: Path) -> None:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             raise
-    sync_directory(path)
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path)
+        sync_directory(path.parent)
 
 
 def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -138,6 +138,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
 Directory = Annotated[Text, AfterValidator(_absolute)]
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -169,6 +170,10 @@ class Task(Record):
     :param timeout: seconds one attempt may take before it is killed; default: the manager's ``task_timeout``.
     :param retries: how many more attempts are made after a failed one; default 0.
     :param retry_delay: seconds between an attempt's failure and the next attempt; default 0.
+    :param runner: ``warm`` if a command ``python -m module`` is to be run in a process forked for it, which has
+        imported already what the module needs; where that cannot be, it starts cold. Default ``local``: a process of
+        its own.
+    :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
     """
 
     id: TaskId = ""
@@ -187,6 +192,8 @@ class Task(Record):
     timeout: Seconds | None = None
     retries: Annotated[int, Field(ge=0)] = 0
     retry_delay: Delay = 0
+    runner: Literal["local", "warm"] | None = None
+    preload: tuple[ModuleName, ...] | None = None
     attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
     attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
     exit_code: int | None = None

@@ -6,7 +6,7 @@ through a file in ``inbox/``. Layout::
     <base_path>/
       jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/
       inbox/                  requests to the manager
-      manager.lock  manager.pid  manager.log  config.yaml
+      manager.lock  manager.pid  manager.log  manager.keep-alive  config.yaml
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import enum
 import errno
 import fcntl
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -56,6 +57,8 @@ DEFAULT_BASE_PATH = ".air-executor"
 _HALF_WRITTEN_SECONDS = 0.5
 _NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
+_JOB_FILES = ("state.json", "tasks.json", "logs", "runs")
+_ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 _JOB = TypeAdapter(Job)
 
@@ -104,6 +107,7 @@ class JobStore:
         self.lock_path = self.base_path / "manager.lock"
         self.pid_path = self.base_path / "manager.pid"
         self.manager_log_path = self.base_path / "manager.log"
+        self.keep_alive_path = self.base_path / "manager.keep-alive"
         self.config_path = self.base_path / "config.yaml"
 
     def __repr__(self) -> str:
@@ -163,6 +167,8 @@ class JobStore:
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
         submitted_by: SubmittedBy | None = None,
+        attached: Mapping[str, bytes] | None = None,
+        durable: bool = True,
     ) -> Job:
         """Publish a job: it appears whole, durable, and exactly once, or not at all.
 
@@ -173,10 +179,14 @@ class JobStore:
         :param priority: jobs with a higher number start their tasks first.
         :param labels: words by which the job can be found.
         :param submitted_by: the Airflow task that submits it.
+        :param attached: files for its tasks, by name, that are published with it in its directory, of mode 0600.
+        :param durable: whether it must survive a power cut; False for who would submit it again after one.
         :raises InvalidJobError: naming the field; nothing was written.
         :raises JobExistsError: if the name is taken; nothing was changed.
         """
         check_submitted_name(name)
+        for file in attached or ():
+            _check_attached(file)
         now = utc_now()
         job: Job = validate(
             _JOB,
@@ -195,7 +205,7 @@ class JobStore:
         )
         listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
         records = tuple(self._fresh(task, name, now) for task in parse_tasks(listed))
-        self._publish_job(job, records)
+        self._publish_job(job, records, attached or {}, durable=durable)
         return job
 
     @staticmethod
@@ -213,9 +223,11 @@ class JobStore:
             timeout=task.timeout,
             retries=task.retries,
             retry_delay=task.retry_delay,
+            runner=task.runner,
+            preload=task.preload,
         )
 
-    def _publish_job(self, job: Job, tasks: tuple[Task, ...]) -> None:
+    def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:
         self.create_directories()
         path = self.job_path(job.name)
         if os.path.lexists(path):
@@ -224,17 +236,48 @@ class JobStore:
         try:
             for directory in (build, build / "logs", build / "runs"):
                 directory.mkdir(mode=0o700)
-            for file, data in (("tasks.json", dump_tasks(tasks)), ("state.json", dump_job(job))):
+            written = {**attached, "tasks.json": dump_tasks(tasks), "state.json": dump_job(job)}
+            for file, data in written.items():
                 temporary, _ = files.write_beside(build / file, data, durable=False)
                 os.rename(temporary, build / file)
-            files.flush(build / "state.json", build / "tasks.json")
-            files.publish_directory(build, path)
+            if durable:
+                files.flush(*(build / file for file in written))
+            files.publish_directory(build, path, durable=durable)
         except FileExistsError:
             _remove_tree(build)
             raise self._exists(job.name) from None
         except BaseException:
             _remove_tree(build)
             raise
+
+    def attached_path(self, name: str, file: str) -> Path:
+        """Where a file is that was attached to a job."""
+        return self.job_path(name) / _check_attached(file)
+
+    def replace_attached(self, name: str, file: str, data: bytes) -> bool:
+        """Put new content in place of an attached file, if it is still there.
+
+        :return: False if it has been removed; nothing was written then.
+        """
+        path = self.attached_path(name, file)
+        try:
+            return files.replace(path, data)
+        except FileNotFoundError:
+            return False
+
+    def attach(self, name: str, file: str, data: bytes) -> None:
+        """Give a job an attached file, or put new content in its place.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        try:
+            files.publish(self.attached_path(name, file), data)
+        except FileNotFoundError:
+            raise JobNotFoundError(name, self.base_path) from None
+
+    def remove_attached(self, name: str, file: str) -> None:
+        """Remove an attached file, if it is there."""
+        files.remove(self.attached_path(name, file))
 
     def _exists(self, name: str) -> JobExistsError:
         owner = ""
@@ -405,6 +448,15 @@ class JobStore:
         path = self.inbox_path / f"{time.time_ns():020d}-{files.unique_name('')}.json"
         data = request.evolve(created_at=utc_now()).model_dump_json(exclude_none=True).encode() + b"\n"
         files.publish(path, data, durable=True)
+
+    def keep_alive(self) -> None:
+        """Tell the manager that somebody will need it: it does not end for lack of work before its idle timeout."""
+        self.create_directories()
+        descriptor = os.open(self.keep_alive_path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.utime(descriptor)
+        finally:
+            os.close(descriptor)
 
     # -- removing ------------------------------------------------------------------------------------------
 
@@ -581,6 +633,12 @@ def _remove_tree(path: Path | str, *, ignore_errors: bool = True) -> None:
     import shutil  # late, since it is slow to import and seldom needed
 
     shutil.rmtree(path, ignore_errors=ignore_errors)
+
+
+def _check_attached(file: str) -> str:
+    if not _ATTACHED.fullmatch(file) or file in _JOB_FILES:
+        raise InvalidJobError(f"attached: {file!r} cannot be the name of an attached file")
+    return file
 
 
 def _is_job_name(name: str) -> bool:

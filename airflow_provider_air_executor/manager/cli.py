@@ -115,15 +115,17 @@ def main() -> None:
     "--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path."
 )
 @click.option("--detach", is_flag=True, help="Run in the background, with its log in manager.log.")
+@click.option("--replace", is_flag=True, help="End the manager that runs, and go on with what it has begun.")
 @click.option("--poll-interval", metavar="SECONDS", help="Between two passes over everything (5).")
 @click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
 @click.option("--max-concurrent-runners", metavar="N", help="Tasks that run at a time (10).")
 @click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
+@click.option("--preload", metavar="MODULES", help="Imported once for all warm runners, separated by commas.")
 @click.option("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (INFO).")
 @click.option("--log-format", help="console or json (console).")
-def manager(config: Path | None, detach: bool, **flags: Any) -> None:
+def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> None:
     """Run the jobs of a base path.
 
     SIGTERM ends the manager, not the tasks: they go on, and the next manager takes over.
@@ -133,6 +135,8 @@ def manager(config: Path | None, detach: bool, **flags: Any) -> None:
 
     settings, warnings = load_settings(flags, config=config)
     store = JobStore(settings.base_path)
+    if replace:
+        _stop(store)
     if detach:
         click.echo(f"manager {_detach(store, config, flags)} runs the jobs of {store.base_path}")
     else:
@@ -148,7 +152,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     with ManagerLock(store) as lock:
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
-        Manager(store, settings, LocalRunner(store)).run(lock)
+        Manager(store, settings, LocalRunner(store, preload=settings.preload)).run(lock)
 
 
 def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
@@ -188,7 +192,11 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"time": self.formatTime(record), "level": record.levelname, "message": record.getMessage()}
+        line = {
+            "time": self.formatTime(record, self.datefmt),
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -209,10 +217,20 @@ def _set_up_logging(settings: Settings) -> None:
 def stop(base_path: str | None) -> None:
     """End the manager of a base path; tasks that run go on."""
     store = _store(base_path)
-    pid = store.manager_pid()
+    pid = _stop(store)
     if pid is None:
         click.echo(f"no manager is running on {store.base_path}")
-        return
+    else:
+        click.echo(f"manager {pid} has ended")
+
+
+def _stop(store: JobStore) -> int | None:
+    """End the manager of a base path; its process id, if there was one."""
+    pid = store.manager_pid()
+    if pid is None:
+        return None
+    if not _is_manager(pid):
+        raise exceptions.ManagerError(f"manager {pid} of {store.base_path} runs in another container; end it there")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     give_up = time.monotonic() + _STOP_SECONDS
@@ -220,7 +238,17 @@ def stop(base_path: str | None) -> None:
         if time.monotonic() > give_up:
             raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.02)
-    click.echo(f"manager {pid} has ended")
+    return pid
+
+
+def _is_manager(pid: int) -> bool:
+    """Whether a process of this machine, or container, is a manager: the number may stem from another one."""
+    try:
+        return b"manager" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return not os.path.isdir("/proc/self")  # elsewhere than on Linux there is nothing to ask
+    except OSError:
+        return True
 
 
 # -- jobs --------------------------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class ManagerLock:
         self._descriptor = descriptor
         with contextlib.suppress(OSError):  # on a full disk the manager works without telling its number
             temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")
+            temporary.touch(mode=0o600)
             temporary.write_text(str(os.getpid()))
             os.replace(temporary, self._store.pid_path)
         return True

@@ -117,6 +117,8 @@ class Manager:
             selector.register(wakeup, selectors.EVENT_READ)
             if self._notifier.works:
                 selector.register(self._notifier, selectors.EVENT_READ)
+            if self._runner.descriptor is not None:
+                selector.register(self._runner.descriptor, selectors.EVENT_READ)
             self.recover()
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
             while not self._stopping:
@@ -182,6 +184,11 @@ class Manager:
             return False
         if self._active or self._unsettled:
             self._idle_since = time.monotonic()
+        if time.monotonic() - self._idle_since < self._settings.idle_timeout:
+            return False
+        kept = files.stamp(self._store.keep_alive_path)
+        if kept is not None:
+            self._idle_since = max(self._idle_since, time.monotonic() - max(0.0, time.time() - kept.mtime_ns / 1e9))
         return time.monotonic() - self._idle_since >= self._settings.idle_timeout
 
     def _may_retire(self, lock: ManagerLock) -> bool:

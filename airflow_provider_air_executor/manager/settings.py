@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.jobs.models import Seconds
+from airflow_provider_air_executor.jobs.models import ModuleName, Seconds
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 
 ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
@@ -18,6 +18,10 @@ ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
 
 def _upper(value: Any) -> Any:
     return value.upper() if isinstance(value, str) else value
+
+
+def _split(value: Any) -> Any:
+    return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -33,6 +37,8 @@ class Settings(BaseModel):
     :param kill_grace: seconds between SIGTERM and SIGKILL; default 10.
     :param max_log_size: bytes that a task's log may grow to before the task is killed; default: no limit.
     :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
+    :param preload: modules that the fork server imports for the tasks with warm runners, as a list or separated by
+        commas; it is then started at once. Default: it is started with the first such task, which says what.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -46,6 +52,7 @@ class Settings(BaseModel):
     kill_grace: Annotated[float, Field(ge=0, le=3600)] = 10.0
     max_log_size: Annotated[int, Field(ge=1)] | None = None
     idle_timeout: Seconds | None = None
+    preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_split)] = ()
 
 
 def load_settings(

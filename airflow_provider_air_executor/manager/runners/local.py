@@ -5,12 +5,13 @@ reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the ru
 started and the runner's token; then the exit code. The file is created exclusively by the runner itself, before the
 command starts: of two runners of the same attempt, started by two managers in a row, one gives up.
 
-A runner is known by its process id together with its token, which is in its command line: a number that has been given
-to another process, or that stems from before a reboot, does not match. What it has started is known by the token in
-the environment.
+A runner is known by its process id together with its token, see :mod:`.processes`.
 
 Starting a shell takes longer than all else that the manager does for a task, so one runner is on standby: it waits at a
 pipe for its only task. A manager that dies closes the pipe, and the runner ends.
+
+A task that asks for a warm runner, and whose command is ``python -m module``, is run by a process forked from one that
+has imported the module already, see :mod:`.warm`. Where that cannot be, the same command is run by a shell.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import logging
 import os
 import secrets
 import select
@@ -25,16 +27,24 @@ import shlex
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
+from airflow_provider_air_executor.manager.runners.processes import (
+    RUN_VARIABLE,
+    is_of_this_boot,
+    is_runner,
+    kill_started_by,
+)
+from airflow_provider_air_executor.manager.runners.warm import Exited, Forked, Refused, WarmRunners
+
+log = logging.getLogger("air_executor.manager")
 
 # $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
@@ -62,7 +72,6 @@ exit $code
 exit 97
 }
 """
-_NOT_CLAIMED = 97
 _MAX_UNCLAIMED = 5
 _SHELL = "/bin/sh"
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -72,14 +81,13 @@ _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _RECORD_BYTES = 200
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
-_RUN_VARIABLE = "AIR_EXECUTOR_RUN"
 # What a task is told about itself; a manager that a task has started must not hand it on.
 TASK_VARIABLES = (
     "AIR_EXECUTOR_JOB",
     "AIR_EXECUTOR_TASK",
     "AIR_EXECUTOR_ATTEMPT",
     "AIR_EXECUTOR_JOB_DIR",
-    _RUN_VARIABLE,
+    RUN_VARIABLE,
 )
 _SERIALS = itertools.count()
 
@@ -138,6 +146,14 @@ class Standby(NamedTuple):
     pipe: int  # where it reads what to do
 
 
+class Forking(NamedTuple):
+    """An attempt that a runner is to be forked for."""
+
+    attempt: Attempt
+    task: Task
+    words: list[str]
+
+
 class CannotStartError(Exception):
     """The command cannot be started, now or later."""
 
@@ -151,9 +167,13 @@ class LocalRunner:
 
     :param store: the job filesystem that the attempts belong to.
     :param environment: what the commands inherit.
+    :param preload: modules that are imported once for all tasks with warm runners; if there are any, that is done
+        at once and not before the first such task.
     """
 
-    def __init__(self, store: JobStore, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self, store: JobStore, environment: Mapping[str, str] = os.environ, *, preload: tuple[str, ...] = ()
+    ) -> None:
         self._store = store
         self._environment = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
         self._environment["AIR_EXECUTOR_BASE_PATH"] = str(store.base_path)
@@ -169,6 +189,18 @@ class LocalRunner:
         self._next_look = 0.0
         self._standby: Standby | None = None
         self._may_prepare = True
+        self._warm = WarmRunners(self._environment, preload)
+        self._forking: dict[int, Forking] = {}  # by the serial number of the attempt
+        self._forked: dict[int, Attempt] = {}
+        self._signals: dict[Attempt, signal.Signals] = {}  # for what has not been forked yet
+        self._unstarted: list[Ended | NotStarted] = []
+        if preload:
+            self._warm.start()
+
+    @property
+    def descriptor(self) -> int | None:
+        """A descriptor that becomes readable when there is something to :meth:`poll`, besides SIGCHLD; None: never."""
+        return self._warm.descriptor
 
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
         """Start an attempt.
@@ -178,18 +210,32 @@ class LocalRunner:
         """
         job_name, task_id, number, _ = attempt
         directory = self._directory(job_name)
-        variables = {
-            "AIR_EXECUTOR_JOB": job_name,
-            "AIR_EXECUTOR_TASK": task_id,
-            "AIR_EXECUTOR_ATTEMPT": str(number),
-            "AIR_EXECUTOR_JOB_DIR": directory,
-        }
         command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
-        log = f"{directory}/logs/{task_id}.log"
-        words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log, task.cwd or "", command]
-        words += task.args
+        log_path = f"{directory}/logs/{task_id}.log"
+        words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log_path, task.cwd or "", command]
+        forking = Forking(attempt, task, words + list(task.args))
+        if task.runner == "warm":
+            why_cold = self._why_cold(task, command)
+            if not why_cold:
+                self._fork(forking)
+                return
+            self._say_cold(forking, why_cold)
+        self._start_shell(forking)
+
+    def _variables(self, attempt: Attempt) -> dict[str, str]:
+        """What a task is told about itself."""
+        return {
+            "AIR_EXECUTOR_JOB": attempt.job_name,
+            "AIR_EXECUTOR_TASK": attempt.task_id,
+            "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
+            "AIR_EXECUTOR_JOB_DIR": self._directory(attempt.job_name),
+        }
+
+    def _start_shell(self, what: Forking) -> None:
+        attempt, task, words = what
+        variables = self._variables(attempt)
         try:
-            self._create_log(log)
+            self._create_log(words[2])
             runner = None if task.env else self._hand_over(variables, words)
             if runner is None:
                 runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
@@ -204,6 +250,94 @@ class LocalRunner:
         pid, self._tokens[attempt] = runner
         self._pids[attempt] = pid
         self._children[pid] = attempt
+
+    # -- warm runners --------------------------------------------------------------------------------------
+
+    def _why_cold(self, task: Task, command: str) -> str:
+        """Why a task that asks for a warm runner cannot have one; empty if it can."""
+        if task.env:
+            return "its environment differs from the manager's"
+        if command != sys.executable or len(task.args) < 2 or task.args[0] != "-m":
+            return f"its command is not {sys.executable} -m MODULE"
+        return self._warm.why_not
+
+    @staticmethod
+    def _say_cold(what: Forking, why: str) -> None:
+        attempt = what.attempt
+        log.warning("task %s of job %s starts cold: %s", attempt.task_id, attempt.job_name, why)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(what.words[2], _LOG_FLAGS, 0o600)
+            try:
+                os.write(descriptor, f"air-executor: a cold start, without a warm runner: {why}\n".encode())
+            finally:
+                os.close(descriptor)
+
+    def _fork(self, what: Forking) -> None:
+        attempt, task, (record, started_at, log_path, cwd, _, _, module, *args) = what
+        self._forking[attempt.serial] = what
+        self._warm.request(
+            attempt.serial,
+            task.preload or (),
+            {
+                "module": module,
+                "record": record,
+                "started_at": started_at,
+                "log": log_path,
+                "cwd": cwd,
+                "variables": self._variables(attempt),
+                "args": args,
+            },
+        )
+
+    def _poll_warm(self) -> list[Ended | NotStarted]:
+        ended: list[Ended | NotStarted] = []
+        for event in self._warm.poll():
+            if isinstance(event, Forked):
+                attempt = self._forking.pop(event.key).attempt
+                self._forked[event.pid] = attempt
+                self._pids[attempt], self._tokens[attempt] = event.pid, event.token
+                if attempt in self._signals:
+                    self.signal(attempt, self._signals.pop(attempt))
+            elif isinstance(event, Exited):
+                attempt = self._forked.pop(event.pid)
+                del self._pids[attempt]
+                result = self._result(attempt, event.pid, event.status)
+                if result is not None:
+                    self._let_go(attempt, event.pid)
+                    ended.append(result)
+            elif isinstance(event, Refused):
+                ended += self._start_otherwise(self._forking.pop(event.key), event)
+            else:
+                self._adopt_forked()
+        return ended
+
+    def _start_otherwise(self, what: Forking, refused: Refused) -> list[Ended | NotStarted]:
+        """There is no warm runner for a task: start it cold if there will be none, or let it be tried again."""
+        attempt = what.attempt
+        if attempt in self._signals:
+            del self._signals[attempt]
+            return [Ended(attempt, None, utc_now())]
+        record = read_record(what.words[0])
+        if record is not None:  # it was forked, and who would have told us so is dead
+            self._adopted[attempt], self._tokens[attempt] = record.pid, record.token
+            return []
+        if not refused.is_final:
+            return [NotStarted(attempt, refused.why)]
+        self._say_cold(what, refused.why)
+        try:
+            self._start_shell(what)
+        except (CannotStartError, NoRoomError) as error:
+            return [NotStarted(attempt, str(error))]
+        return []
+
+    def _adopt_forked(self) -> None:
+        """The fork server is dead, and its runners are nobody's children."""
+        for pid, attempt in self._forked.items():
+            del self._pids[attempt]
+            self._adopted[attempt] = pid
+        self._forked.clear()
+
+    # -- shells --------------------------------------------------------------------------------------------
 
     def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
         """Start a runner that has its task: its process id, and its token."""
@@ -254,7 +388,8 @@ class LocalRunner:
         return pid, token
 
     def close(self) -> None:
-        """End the runner on standby. What runs goes on."""
+        """End the fork server and the runner on standby. What runs goes on."""
+        self._warm.close()
         if self._standby is not None:
             os.close(self._standby.pipe)
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
@@ -303,33 +438,40 @@ class LocalRunner:
 
     def poll(self) -> list[Ended | NotStarted]:
         """What has ended since the last call."""
-        ended: list[Ended | NotStarted] = []
-        while self._children or self._standby is not None:
+        ended, self._unstarted = self._unstarted, []
+        while self._children or self._standby is not None or self._warm.pid is not None:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 break
             attempt = self._children.pop(pid, None)
+            self._warm.forget(pid)
             if self._standby is not None and pid == self._standby.pid:
                 os.close(self._standby.pipe)
                 self._standby = None
             elif attempt is not None:
                 del self._pids[attempt]
                 result = self._result(attempt, pid, status)
+                if isinstance(result, Ended) and result.exit_code is None:
+                    # The group's number cannot have been given away while a process of the group is left, and in the
+                    # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(pid, signal.SIGKILL)
                 if result is not None:
-                    self._let_go(attempt)
+                    self._let_go(attempt, pid)
                     ended.append(result)
+        ended += self._poll_warm()
         if self._adopted and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _ADOPTED_INTERVAL
             ended += self._look_at_adopted()
         return ended
 
-    def _let_go(self, attempt: Attempt) -> None:
+    def _let_go(self, attempt: Attempt, pid: int) -> None:
         """The runner of an attempt is gone; what it has left behind goes too if it was killed."""
         token = self._tokens.pop(attempt)
         self._disowned.discard(attempt)
         if attempt in self._killed:
             self._killed.discard(attempt)
-            kill_started_by(token)
+            kill_started_by(token, pid, has_just_ended=True)
 
     def disown(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: what stands at the place of its record is another one's."""
@@ -338,7 +480,12 @@ class LocalRunner:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
-        return max(0.0, self._next_look - time.monotonic()) if self._adopted else None
+        due = [] if self._warm.poll_after is None else [self._warm.poll_after]
+        if self._adopted:
+            due.append(self._next_look - time.monotonic())
+        if self._unstarted:
+            due.append(0.0)
+        return max(0.0, min(due)) if due else None
 
     def _result(self, attempt: Attempt, pid: int, status: int) -> Ended | NotStarted | None:
         """How the attempt of a child that has just been reaped ended; None if another runner has it."""
@@ -350,15 +497,11 @@ class LocalRunner:
             self._adopted[attempt] = record.pid
             self._tokens[attempt] = record.token
             return None
-        if record is None and attempt not in self._disowned and os.waitstatus_to_exitcode(status) == _NOT_CLAIMED:
+        if record is None and attempt not in self._disowned and os.waitstatus_to_exitcode(status) == NOT_CLAIMED:
             why = self._cannot_record(path)
             self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
             if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
                 return NotStarted(attempt, why or "its record could not be written")
-        # The group's number cannot have been given away while a process of the group is left, and in the
-        # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
         self._killed.add(attempt)
         return Ended(attempt, None, utc_now())
 
@@ -393,7 +536,7 @@ class LocalRunner:
                 ended.append(Ended(attempt, None, utc_now()))
             else:
                 ended.append(Ended(attempt, record.exit_code, _modified_at(path)))
-            self._let_go(attempt)
+            self._let_go(attempt, pid)
         return ended
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
@@ -412,7 +555,7 @@ class LocalRunner:
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or record.exit_code is None:
             if record is not None:
-                kill_started_by(record.token)
+                kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
             return Ended(attempt, None, utc_now())
         return Ended(attempt, record.exit_code, _modified_at(path), record.started_at)
 
@@ -421,22 +564,30 @@ class LocalRunner:
 
         When its runner has ended, whatever is left of it is killed.
         """
+        if attempt.serial in self._forking:
+            if self._warm.withdraw(attempt.serial):
+                del self._forking[attempt.serial]
+                self._unstarted.append(Ended(attempt, None, utc_now()))
+            else:
+                self._signals[attempt] = number
+            return
+        pid = self._pids.get(attempt) or self._adopted.get(attempt)
+        if pid is None:  # it has just ended
+            return
         self._killed.add(attempt)
-        pid = self._pids.get(attempt)  # a child that has not been reaped: the number is ours
-        if pid is None and attempt in self._adopted and is_runner(self._adopted[attempt], self._tokens[attempt]):
-            pid = self._adopted[attempt]
-        if pid is not None:
+        # A child that has not been reaped keeps its number.
+        if pid in self._children or is_runner(pid, self._tokens[attempt]):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
         if number is signal.SIGKILL:
-            kill_started_by(self._tokens[attempt])
+            kill_started_by(self._tokens[attempt], pid, has_just_ended=True)
 
     def kill_recorded(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
         path = self._record_path(attempt)
         record = read_record(path)
         if record is not None:
-            kill_started_by(record.token)
+            kill_started_by(record.token, record.pid)
 
 
 def _spawn_shell(
@@ -446,7 +597,7 @@ def _spawn_shell(
     return os.posix_spawn(
         _SHELL,
         ["sh", *arguments],
-        {**environment, _RUN_VARIABLE: token},
+        {**environment, RUN_VARIABLE: token},
         file_actions=[standard_input, *_NO_OUTPUT],
         setsid=True,
         setsigdef=_DEFAULT_SIGNALS,
@@ -475,33 +626,3 @@ def _modified_at(path: str) -> datetime:
         return datetime.fromtimestamp(os.stat(path).st_mtime, tz=UTC)
     except OSError:
         return utc_now()
-
-
-def is_runner(pid: int, token: str) -> bool:
-    """Whether this process is the runner with this token. What cannot be told counts as yes."""
-    wanted = os.fsencode(token)
-    if sys.platform.startswith("linux"):
-        try:
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        except (FileNotFoundError, ProcessLookupError):
-            return False
-        except OSError:
-            return True
-        return wanted in words
-    listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
-    return wanted in listed.stdout.split()
-
-
-def kill_started_by(token: str) -> None:
-    """Kill every process that the runner with this token has started, whatever session it has moved to (Linux only).
-
-    They are known by the variable that the runner's environment hands down, as Jenkins does with ``BUILD_ID``.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    wanted = os.fsencode(f"{_RUN_VARIABLE}={token}")
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-                if wanted in Path(f"/proc/{name}/environ").read_bytes().split(b"\0"):
-                    os.kill(int(name), signal.SIGKILL)

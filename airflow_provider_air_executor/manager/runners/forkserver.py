@@ -1,0 +1,209 @@
+"""The fork server: imports once what its tasks need, and forks a runner for each of them.
+
+The manager starts it, as ``python -m airflow_provider_air_executor.manager.runners.forkserver DESCRIPTOR MODULE...``,
+and talks to it through a socket: one JSON message each way, see :mod:`.warm`. When the manager is gone it ends. What it
+has forked goes on: a runner is the leader of a session of its own, claims its record as that of a shell does, and
+writes its exit code there.
+
+A module that is imported for its tasks may have a function ``preload``, which is called once: for what is loaded
+late otherwise, by the first call of something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, identity, kill_started_by
+
+MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
+NOT_CLAIMED = 97
+_CANNOT_RUN = 126
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+_RECORD_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def main() -> None:
+    """Import the modules, and serve."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    try:
+        preload(sys.argv[2:])
+    except BaseException as error:
+        traceback.print_exc()
+        _tell(channel, failed=f"{type(error).__name__}: {error}"[:2000])
+        sys.exit(1)
+    ForkServer(channel).serve()
+
+
+def preload(modules: Sequence[str]) -> None:
+    """Import modules, and call their ``preload``."""
+    for name in modules:
+        module = importlib.import_module(name)
+        prepare = getattr(module, "preload", None)
+        if callable(prepare):
+            prepare()
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if others:
+        raise RuntimeError(
+            f"importing {', '.join(modules)} has started threads ({', '.join(others)}): fork would lose them"
+        )
+    gc.collect()
+    gc.freeze()  # what is here now is shared with all runners, and a collection would touch every page of it
+
+
+def _tell(channel: socket.socket, **message: Any) -> None:
+    channel.send(json.dumps(message).encode())
+
+
+class ForkServer:
+    """Forks runners at the request of the manager at the other end of a channel, until that is closed."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._runners: set[int] = set()
+        self._private: tuple[int, ...] = ()  # descriptors that no runner must keep open
+
+    def serve(self) -> NoReturn:
+        """Answer requests, and tell which runners have ended."""
+        wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._private = (wakeup, wake, self._channel.fileno())
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        poll = select.poll()
+        poll.register(wakeup, select.POLLIN)
+        poll.register(self._channel, select.POLLIN)
+        _tell(self._channel, ready=True)
+        while True:
+            poll.poll()
+            with contextlib.suppress(BlockingIOError):
+                os.read(wakeup, 4096)
+            self._reap()
+            self._answer()
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                os._exit(0)  # the manager is gone
+            request = json.loads(data)
+            try:
+                pid = os.fork()
+            except OSError as error:
+                _tell(self._channel, key=request["key"], error=error.strerror)
+                continue
+            if pid == 0:
+                _become_runner(request, self._private)
+            self._runners.add(pid)
+            _tell(self._channel, key=request["key"], pid=pid, token=identity(pid))
+
+    def _reap(self) -> None:
+        """Tell how runners have ended. What one that was killed has left behind is killed with it."""
+        while self._runners:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None:
+                return
+            pid = found.si_pid
+            if found.si_code != os.CLD_EXITED and pid in self._runners:
+                # Not reaped yet, so that the number of the session is still its own.
+                kill_started_by(identity(pid), pid, has_just_ended=True)
+            _, status = os.waitpid(pid, 0)
+            if pid in self._runners:
+                self._runners.discard(pid)
+                _tell(self._channel, ended=pid, status=status)
+
+
+def _become_runner(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
+    """Run a task in this process, which has just been forked; it ends here."""
+    code = NOT_CLAIMED
+    try:
+        signal.set_wakeup_fd(-1)
+        for descriptor in private:
+            os.close(descriptor)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.setsid()
+        code = _run_recorded(request)
+    except BaseException:  # there is nobody to tell
+        with contextlib.suppress(BaseException):
+            traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _run_recorded(request: dict[str, Any]) -> int:
+    """Claim the record of an attempt, run its task, and record how it has ended."""
+    token = identity(os.getpid())
+    record = os.open(request["record"], _RECORD_FLAGS, 0o600)
+    os.write(record, f"{os.getpid()} {request['started_at']} {token}\n".encode())
+    code = _CANNOT_RUN
+    try:
+        _open_standard_streams(request["log"])
+        if request["cwd"]:
+            os.chdir(request["cwd"])
+        os.environ.update(request["variables"])
+        os.environ[RUN_VARIABLE] = token
+        code = run_module(request["module"], request["args"])
+    except BaseException:
+        traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os.write(record, f"{code}\n".encode())
+    return code
+
+
+def _open_standard_streams(log_path: str) -> None:
+    log = os.open(log_path, _LOG_FLAGS, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(log)
+
+
+def run_module(module: str, args: Sequence[str]) -> int:
+    """What ``python -m module args...`` does, in this process; its exit code."""
+    sys.argv = [module, *args]
+    code: object = 0
+    try:
+        # That the module has been imported already is what all this is for.
+        warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning, module="runpy")
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)  # noqa: T201 - as Python does
+    return 1
+
+
+if __name__ == "__main__":
+    main()

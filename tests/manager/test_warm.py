@@ -1,0 +1,322 @@
+"""Warm runners: forked from a process that has imported their modules, and otherwise like all others."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners import processes
+from airflow_provider_air_executor.manager.runners.local import read_record
+from tests.manager.conftest import Managers, ended
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="warm runners need Linux")
+
+MODULES = {
+    "heavy": "import os\nIMPORTED_BY = os.getpid()\n",
+    "broken": "raise ImportError('it is not installed')\n",
+    "threaded": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
+    "slow": "import time\ntime.sleep(3)\n",
+    "report": """\
+import heavy, json, os, sys
+print(json.dumps({
+    "pid": os.getpid(), "parent": os.getppid(), "imported_by": heavy.IMPORTED_BY, "session": os.getsid(0),
+    "args": sys.argv[1:], "cwd": os.getcwd(), "task": os.environ.get("AIR_EXECUTOR_TASK"),
+    "main": __name__, "input": sys.stdin.read(), "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
+}))
+""",
+    "ends": """\
+import sys
+how = sys.argv[1]
+print("about to end", how)
+if how == "raise":
+    raise ValueError("it went wrong")
+sys.exit({"none": None, "three": 3, "text": "that is why"}[how])
+""",
+    # A child in a process group of its own, as Airflow has one, that hides its environment.
+    "family": """\
+import ctypes, os, sys, time
+pid = os.fork()
+if pid == 0:
+    os.setpgid(0, 0)
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+    time.sleep(600)
+with open(sys.argv[1], "w") as file:
+    file.write(f"{os.getpid()} {pid}\\n")
+if sys.argv[2:] == ["stubborn"]:
+    import signal
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(600)
+""",
+    "waits": """\
+import os, sys, time
+print("started")
+while not os.path.exists(sys.argv[1]):
+    time.sleep(0.02)
+sys.exit(7)
+""",
+}
+
+
+@pytest.fixture(autouse=True)
+def modules(tmp_path: Path, managers: Managers) -> Path:
+    """Modules that the managers of a test can import."""
+    directory = tmp_path / "modules"
+    directory.mkdir()
+    for name, text in MODULES.items():
+        (directory / f"{name}.py").write_text(text)
+    managers.environment["PYTHONPATH"] = str(directory)
+    return directory
+
+
+def warm(module: str, *args: object, **more: Any) -> dict[str, Any]:
+    """A task that runs a module, warm if that can be."""
+    return {"id": "a", "command": sys.executable, "args": ["-m", module, *map(str, args)], "runner": "warm", **more}
+
+
+def run(store: JobStore, name: str, task: dict[str, Any], **more: Any) -> Task:
+    """Run a job of one task, and return that task."""
+    store.submit(name, [task], **more)
+    ended(store, name, 30)
+    return store.get_tasks(name)[0]
+
+
+def report_of(store: JobStore, name: str) -> dict[str, Any]:
+    import json
+
+    report: dict[str, Any] = json.loads(store.read_log(name, "a").text.splitlines()[-1])
+    return report
+
+
+def fork_servers(manager: subprocess.Popen[str]) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
+        except OSError:
+            continue
+        if b"runners.forkserver" in words and int(parent) == manager.pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def is_gone(pid: int) -> bool:
+    status = processes._status(pid)
+    return status is None or status.state == "Z"
+
+
+def test_a_task_is_forked_from_a_process_that_has_imported_its_module(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    manager = managers.start("--preload", "heavy")
+    server = wait_until(lambda: fork_servers(manager), what="the fork server runs")[0]
+    task = run(store, "one", warm("report", "x", "y z", cwd=str(tmp_path)))
+    assert (task.status, task.exit_code) == ("completed", 0)
+    report = report_of(store, "one")
+    assert report["imported_by"] == report["parent"] == server
+    assert report["session"] == report["pid"] != server
+    assert report["args"] == ["x", "y z"]
+    assert (report["cwd"], report["task"], report["main"], report["input"]) == (str(tmp_path), "a", "__main__", "")
+    assert len(report["descriptors"]) <= 5  # standard streams, the record, the directory it looks at
+    record = read_record(str(store.run_path("one", "a", 1)))
+    assert record is not None
+    assert (record.pid, record.exit_code) == (report["pid"], 0)
+    assert run(store, "two", warm("report")).exit_code == 0
+    assert report_of(store, "two")["pid"] != report["pid"]  # recycled, not used again
+
+
+def test_without_preloading_the_first_task_warms_it_up(store: JobStore, managers: Managers) -> None:
+    manager = managers.start()
+    run(store, "local", {"id": "a", "bash": "true"})
+    assert fork_servers(manager) == []
+    run(store, "one", warm("report", preload=["heavy"]))
+    assert report_of(store, "one")["imported_by"] == fork_servers(manager)[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "reason", "says"),
+    [
+        ("none", 0, None, ""),
+        ("three", 3, "exit", ""),
+        ("text", 1, "exit", "that is why"),
+        ("raise", 1, "exit", "ValueError: it went wrong"),
+    ],
+)
+def test_it_ends_as_a_module_does(
+    store: JobStore, managers: Managers, how: str, code: int, reason: str | None, says: str
+) -> None:
+    managers.start()
+    task = run(store, "job", warm("ends", how))
+    assert (task.exit_code, task.reason) == (code, reason)
+    text = store.read_log("job", "a").text
+    assert text.startswith(f"about to end {how}")
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"env": {"MODE": "other"}}, "its environment differs"),
+        ({"command": "/usr/bin/env", "args": [sys.executable, "-m", "report"]}, "its command is not"),
+        ({"args": ["-c", "import report"]}, "its command is not"),
+        ({"args": ["-m", "report", "x" * 100_000, "y" * 100_000]}, "too long"),
+    ],
+)
+def test_what_cannot_be_warm_starts_cold_and_says_so(
+    store: JobStore, managers: Managers, more: dict[str, Any], why: str
+) -> None:
+    managers.start("--preload", "heavy")
+    task = run(store, "job", {**warm("report"), **more})
+    assert task.exit_code == 0, store.read_log("job", "a").text
+    assert re.match(rf"air-executor: a cold start, .*{why}", store.read_log("job", "a").text)
+    report = report_of(store, "job")
+    assert report["imported_by"] == report["pid"]
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [("broken", "it is not installed"), ("threaded", "has started threads"), ("there_is_none", "No module named")],
+)
+def test_a_failing_preload_means_cold_starts(store: JobStore, managers: Managers, module: str, why: str) -> None:
+    managers.start("--preload", module)
+    for name in ("one", "two"):
+        task = run(store, name, warm("report"))
+        assert task.exit_code == 0
+        assert why in store.read_log(name, "a").text
+        report = report_of(store, name)
+        assert report["imported_by"] == report["pid"]
+
+
+def test_a_task_that_is_cancelled_before_its_modules_are_imported_never_starts(
+    store: JobStore, managers: Managers
+) -> None:
+    managers.start("--preload", "slow")
+    store.submit("job", [warm("report")])
+    wait_until(lambda: store.get_job("job").state == "working", what="it is taken in")
+    store.cancel("job")
+    assert ended(store, "job", 2).reason == "cancelled"
+    assert store.read_log("job", "a").text == ""
+
+
+@pytest.mark.parametrize("mode", ["", "stubborn"])
+def test_cancelling_ends_the_whole_session(store: JobStore, managers: Managers, tmp_path: Path, mode: str) -> None:
+    managers.start()
+    file = tmp_path / "pids"
+    store.submit("job", [warm("family", file, mode)])
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
+    pids = [int(pid) for pid in file.read_text().split()]
+    store.cancel("job")
+    assert ended(store, "job").reason == "cancelled"
+    wait_until(lambda: all(map(is_gone, pids)), what="all of them are gone")
+
+
+def test_a_runner_that_is_killed_is_lost_and_takes_its_session_along(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    managers.start()
+    file = tmp_path / "pids"
+    store.submit("job", [warm("family", file)])
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
+    runner, child = (int(pid) for pid in file.read_text().split())
+    os.kill(runner, signal.SIGKILL)
+    assert ended(store, "job").reason == "lost"
+    assert is_gone(child)
+
+
+def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    first = managers.start()
+    server = None
+    store.submit("job", [warm("waits", tmp_path / "go")])
+    store.submit("killed", [warm("family", tmp_path / "pids")])
+    wait_until(lambda: store.read_log("job", "a").data and (tmp_path / "pids").exists(), what="they run")
+    server = fork_servers(first)[0]
+    managers.kill(first)
+    wait_until(lambda: is_gone(server), what="the fork server is gone with its manager")
+    runner, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    managers.start()
+    assert not is_gone(runner)
+    time.sleep(0.3)
+    (tmp_path / "go").touch()
+    assert ended(store, "job").reason == "exit"
+    assert store.get_tasks("job")[0].exit_code == 7
+    assert store.read_log("job", "a").text == "started\n"  # once
+    os.kill(runner, signal.SIGKILL)
+    assert ended(store, "killed").reason == "lost"
+    wait_until(lambda: is_gone(child), what="its child is gone")
+
+
+def test_a_runner_that_died_with_its_manager_is_lost(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    first = managers.start()
+    store.submit("job", [warm("family", tmp_path / "pids")])
+    wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), what="it runs")
+    runner, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    server = fork_servers(first)[0]
+    managers.kill(first)
+    wait_until(lambda: is_gone(server), what="the fork server is gone")
+    os.kill(runner, signal.SIGKILL)
+    managers.start()
+    assert ended(store, "job").reason == "lost"
+    wait_until(lambda: is_gone(child), what="its child is gone")
+
+
+def test_the_fork_server_may_be_killed(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    manager = managers.start("--preload", "heavy")
+    store.submit("job", [warm("waits", tmp_path / "go")])
+    wait_until(lambda: store.read_log("job", "a").data, what="it runs")
+    server = fork_servers(manager)[0]
+    os.kill(server, signal.SIGKILL)
+    report = run(store, "next", warm("report"))
+    assert report.exit_code == 0
+    assert report_of(store, "next")["parent"] == fork_servers(manager)[0] != server
+    (tmp_path / "go").touch()
+    ended(store, "job")
+    assert store.get_tasks("job")[0].exit_code == 7
+    assert store.read_log("job", "a").text == "started\n"
+
+
+def test_many_at_once_and_the_limit_holds(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    managers.start("--max-concurrent-runners", "3")
+    line = (
+        "import os, sys, time; d=sys.argv[1]; open(f'{d}/{os.getpid()}','w'); n=len(os.listdir(d)); time.sleep(0.05); "
+    )
+    (tmp_path / "modules" / "counts.py").write_text(
+        line.replace("; ", "\n") + "os.unlink(f'{d}/{os.getpid()}')\nprint(n)\n"
+    )
+    (tmp_path / "running").mkdir()
+    tasks = [{**warm("counts", tmp_path / "running"), "id": f"t{number}"} for number in range(40)]
+    store.submit("job", tasks, max_parallel_tasks=40)
+    assert ended(store, "job", 60).state == "completed"
+    seen = [int(store.read_log("job", task["id"]).text) for task in tasks]
+    assert max(seen) == 3
+
+
+def test_a_timeout_ends_a_warm_task(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    managers.start()
+    task = run(store, "job", warm("waits", tmp_path / "never", timeout=0.5))
+    assert (task.status, task.reason) == ("failed", "timeout")
+
+
+def test_a_reused_process_id_is_not_the_runner() -> None:
+    token = processes.identity(os.getpid())
+    pid, started, boot = token.split(".")
+    assert processes.is_runner(int(pid), token)
+    assert not processes.is_runner(int(pid), f"{pid}.{int(started) + 1}.{boot}")
+    assert not processes.is_runner(int(pid), f"{pid}.{started}.00000000")
+    assert processes.is_of_this_boot(token)
+    with subprocess.Popen(["/bin/true"]) as process:
+        token = processes.identity(process.pid)
+        wait_until(lambda: is_gone(process.pid), what="it has ended")
+        assert not processes.is_runner(process.pid, token)  # a zombie
+    with pytest.raises(ProcessLookupError):
+        processes.identity(process.pid)
