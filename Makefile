@@ -14,13 +14,19 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-lowest check format benchmark clean
+.PHONY: demo test test-lowest postgresql check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
 
-test: $(READY)
+test: $(READY) postgresql
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
+	  mkdir -p /etc/postgresql-common && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf && \
+	  apt-get update -qq && apt-get install -y -qq postgresql >/dev/null; }
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:
@@ -37,6 +43,7 @@ format: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/manager.py
+	$(BIN)/python benchmarks/executor.py
 
 # Debian splits venv off from Python; it is installed where it is missing and may be.
 $(BIN)/uv: $(CONSTRAINTS)

@@ -14,7 +14,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_provider_air_executor.exceptions import AirExecutorError, JobTimeoutError, ManagerError
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobTimeoutError, ManagerError, SettingsError
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 
@@ -246,17 +246,40 @@ def embedded_base_path() -> str:
     return os.path.join(home, "air-executor")
 
 
+def tasks_base_path(configured: str, team_name: str | None = None) -> str:
+    """The job filesystem of the executor.
+
+    :param configured: the setting ``[air_executor] base_path``; empty: in Airflow's home, one for each team.
+    :raises SettingsError: if it is not an absolute path.
+    """
+    home = os.environ.get("AIRFLOW_HOME") or "~/airflow"
+    suffix = f"-{team_name}" if team_name else ""
+    base_path = os.path.expanduser(configured or os.path.join(home, f"air-executor-tasks{suffix}"))
+    if not os.path.isabs(base_path):
+        raise SettingsError(f"[air_executor] base_path must be an absolute path, not {base_path!r}")
+    return base_path
+
+
 def start_manager_if_none(store: JobStore) -> None:
     """Start a manager that outlives this process, unless one runs. Any number of processes may do so at once.
 
     :raises ManagerError: if it cannot be started; the message holds what it said.
     """
-    if store.manager_is_running():
-        return
+    if not store.manager_is_running():
+        start_manager(store)
+
+
+def start_manager(store: JobStore, *flags: str) -> None:
+    """Start a manager that outlives this process; if another one is faster, that is as good.
+
+    :param flags: more flags of ``air-executor manager``.
+    :raises ManagerError: if it cannot be started; the message holds what it said.
+    """
     store.create_directories()
+    store.keep_alive()
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=_DEFAULT_IDLE_SECONDS)
     command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
-    command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle)]
+    command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
     try:
         started = subprocess.run(

@@ -46,6 +46,7 @@ class Installation:
     def __init__(self, dags: Path, settings: Mapping[str, str] | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
         self.base_path = self.home / "air-executor"  # of the embedded manager
+        self.tasks_path = self.home / "air-executor-tasks"  # of the executor
         self.port = free_port()
         self.url = f"http://localhost:{self.port}"
         self.environment = {
@@ -55,6 +56,8 @@ class Installation:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # Four components share one SQLite file: on a slow machine the default of 5 s to wait for a lock is short.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home}/airflow.db?timeout=60",
+            # With the default of 15 connections the API server stands still for half a minute when ten tasks start.
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             "AIRFLOW__CORE__PARALLELISM": "4",
@@ -101,19 +104,42 @@ class Installation:
         )
         for component in COMPONENTS:
             self.start_component(component)
-        wait_until(self._is_healthy, timeout=_START_SECONDS, what="Airflow is healthy", interval=0.5)
+        self.wait_until_healthy()
 
-    def start_component(self, component: str) -> None:
-        """Start one of Airflow's processes; its output goes to a file in the home."""
-        with (self.home / f"{component}.out").open("ab") as output:
-            self._processes[component] = subprocess.Popen(
+    def start_component(self, component: str, *, name: str = "", settings: Mapping[str, str] | None = None) -> int:
+        """Start one of Airflow's processes; its output goes to a file in the home.
+
+        :param name: by which it is known, if it is not the only one of its kind.
+        :param settings: more environment variables for it alone.
+        :return: its process id.
+        """
+        name = name or component
+        with (self.home / f"{name}.out").open("ab") as output:
+            process = self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "airflow", component],
-                env=self.environment,
+                env={**self.environment, **(settings or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
             )
+        return process.pid
+
+    def kill_component(self, name: str) -> None:
+        """``kill -9`` of one of Airflow's processes, and of nothing else."""
+        process = self._processes.pop(name)
+        process.kill()
+        process.wait()
+        # What it has started itself, its log server for instance, keeps its ports and is not to be mourned.
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ProcessLookupError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == process.pid:
+                    os.kill(int(path.parent.name), signal.SIGKILL)
+
+    def wait_until_healthy(self) -> None:
+        """Wait until all components answer."""
+        wait_until(self._is_healthy, timeout=_START_SECONDS, what="Airflow is healthy", interval=0.5)
 
     def _is_healthy(self) -> bool:
         for component, process in self._processes.items():
@@ -137,7 +163,8 @@ class Installation:
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.1, give_up - time.monotonic()))
-        self.air_executor("stop", check=False)
+        for base_path in self.home.glob("air-executor*"):
+            self.air_executor("stop", "--base-path", str(base_path), check=False)
         for pid in self._left_behind():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -204,6 +231,22 @@ class Installation:
         ]
         return run_id
 
+    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The task instances of a DAG run, as the API tells them."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances?limit=100"
+        found: list[dict[str, Any]] = self.api(path)["task_instances"]
+        return found
+
+    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
+        """Let tasks run again, also if they run at the moment."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": list(task_ids)}
+        self.api(f"/dags/{dag_id}/clearTaskInstances", body)
+
+    def mark(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Give a task another state, as a user does."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}"
+        self.api(path, {"new_state": state}, method="PATCH")
+
     def run_state(self, dag_id: str, run_id: str) -> str:
         """The state of a DAG run."""
         state: str = self.api(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}")["state"]
@@ -211,10 +254,9 @@ class Installation:
 
     def task_states(self, dag_id: str, run_id: str) -> dict[str, str | None]:
         """The state of each task of a DAG run."""
-        listed = self.api(f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances")["task_instances"]
         return {
             item["task_id"] + (f"[{item['map_index']}]" if item["map_index"] >= 0 else ""): item["state"]
-            for item in listed
+            for item in self.tasks(dag_id, run_id)
         }
 
     def follow(
@@ -236,7 +278,10 @@ class Installation:
                         on_change(task, task_state)
             return state if state in ("success", "failed") else None
 
-        state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended")
+        try:
+            state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended")
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}\n{self.explain(dag_id, run_id)}") from None
         return state or "", seen
 
     def explain(self, dag_id: str, run_id: str) -> str:

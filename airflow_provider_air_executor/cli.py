@@ -1,0 +1,120 @@
+"""``airflow air-executor``: the commands of ``air-executor`` in Airflow's own command line.
+
+They are made from the click commands, with the same options and exit codes. What differs is where they work if nobody
+says otherwise: in the executor's job filesystem. Each start of ``airflow`` imports this module, so it stays light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
+from rich.markup import escape
+
+from airflow_provider_air_executor.manager.cli import main
+
+NAME = "air-executor"
+_BASE_PATH_HELP = "Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: that of the executor)."
+
+
+def get_cli_commands() -> list[CLICommand]:
+    """What Airflow adds to its command line."""
+    commands = [_command(name, command) for name, command in main.commands.items()]
+    return [GroupCommand(NAME, "Run and control the jobs of Air-Executor", commands, description=_description(main))]
+
+
+def default_base_path() -> str:
+    """The job filesystem of the executor; not that of a queue or a team that has its own.
+
+    :raises SettingsError: if the setting is not valid.
+    """
+    from airflow.configuration import conf
+
+    from airflow_provider_air_executor.hooks import tasks_base_path
+
+    return tasks_base_path(conf.get("air_executor", "base_path", fallback=""))
+
+
+class _Collect(argparse.Action):
+    """Collects what is given on the command line for click, which checks and converts it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        if values is None:  # an argument that may be left out
+            return
+        given = [values] if isinstance(values, str) else list(values)
+        if option_string is None:
+            namespace.click_arguments = [*getattr(namespace, "click_arguments", []), *given]
+        else:
+            namespace.click_options = [*getattr(namespace, "click_options", []), option_string, *given]
+
+
+def _command(name: str, command: click.Command) -> ActionCommand:
+    def run(namespace: argparse.Namespace) -> None:
+        options, arguments = getattr(namespace, "click_options", []), getattr(namespace, "click_arguments", [])
+        root = logging.getLogger()
+        for handler in root.handlers[:]:  # Airflow's; with them the manager could not set up its own
+            root.removeHandler(handler)
+        main.main(
+            [name, *options, "--", *arguments],
+            prog_name=f"airflow {NAME}",
+            default_map={name: {"base_path": default_base_path}},  # what neither an option nor the environment says
+        )
+
+    context = click.Context(command, info_name=name)
+    return ActionCommand(
+        name=name,
+        help=_help(command.get_short_help_str(limit=200)),
+        description=_description(command),
+        func=run,
+        args=[
+            _option(parameter, context) if isinstance(parameter, click.Option) else _argument(parameter)
+            for parameter in command.params
+        ],
+        hide=command.hidden,
+    )
+
+
+def _option(option: click.Option, context: click.Context) -> Arg:
+    more: dict[str, Any] = {"nargs": option.nargs}
+    if option.is_flag or option.count:
+        more["nargs"] = 0
+    elif isinstance(option.type, click.Choice) and option.type.case_sensitive:
+        more["choices"] = [str(choice) for choice in option.type.choices]
+    else:
+        more["metavar"] = option.metavar or option.type.name.upper()
+    record = option.get_help_record(context)  # with the default and what else click adds
+    more["help"] = argparse.SUPPRESS if record is None else _help(record[1])
+    if option.name == "base_path":
+        more["help"] = _BASE_PATH_HELP
+    flags = sorted([*option.opts, *option.secondary_opts], key=lambda flag: flag.startswith("--"))
+    return Arg(flags, dest=option.name, action=_Collect, required=option.required and not option.envvar, **more)
+
+
+def _argument(argument: click.Parameter) -> Arg:
+    if argument.nargs == -1:
+        nargs: str | int | None = "+" if argument.required else "*"
+    elif argument.nargs == 1:
+        nargs = None if argument.required else "?"
+    else:
+        nargs = argument.nargs
+    metavar = (argument.metavar or str(argument.name)).strip("[].")  # argparse adds how many there may be
+    return Arg((argument.name,), action=_Collect, nargs=nargs, metavar=metavar)
+
+
+def _help(text: str) -> str:
+    return escape(text).replace("%", "%%")  # argparse formats it, and it is shown as markup
+
+
+def _description(command: click.Command) -> str:
+    return escape(inspect.cleandoc(command.help or ""))

@@ -1,0 +1,243 @@
+"""Runs one workload of Airflow: ``python -m airflow_provider_air_executor.workload`` is what the executor's jobs run.
+
+The workload is in a file in the job's directory, which is removed as soon as it is read, since it holds a token. What
+became of it is told by the exit code, see :class:`ExitCode`; how a task has ended its supervisor tells Airflow itself.
+"""
+
+from __future__ import annotations
+
+import configparser
+import contextlib
+import enum
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, kill_what_else_was_started_by
+
+if TYPE_CHECKING:
+    from airflow.executors.workloads import ExecuteCallback, ExecuteTask
+
+MODULE = "airflow_provider_air_executor.workload"
+WORKLOAD_FILE = "workload.json"
+
+# In place of Airflow's defaults in [workers]. A task that has done its work must be able to say so after the API server
+# was away for a while: it tries for two minutes instead of 15 s, and sees within 5 s that it is back. A request that
+# the server is slow to answer is not sent again after 5 s: it would be carried out twice, and on SQLite the late one of
+# two that say a task has started undoes that it has succeeded meanwhile.
+_DEFAULTS = {
+    "execution_api_retries": ("5", "40"),
+    "execution_api_timeout": ("5.0", "30.0"),
+    "execution_api_retry_wait_max": ("90.0", "5.0"),
+}
+# Found by comparing what a task has imported with what the fork server has.
+_PRELOADED = (
+    "airflow.executors.workloads",
+    "airflow.executors.base_executor",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.callback_supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.sdk.definitions.connection",
+    "airflow.sdk.definitions.asset.metadata",
+    "airflow.dag_processing.dagbag",
+    "airflow.dag_processing.bundles.local",
+    "airflow.dag_processing.bundles.manager",
+    "airflow.serialization.serialized_objects",
+    "airflow.providers.standard.operators.bash",
+    "airflow.providers.standard.operators.python",
+    "airflow.providers.standard.decorators.python",
+    "airflow.providers.standard.sensors.python",
+    "airflow_provider_air_executor.operators",
+    "airflow_provider_air_executor.sensors",
+    "encodings.idna",
+    "jinja2.ext",
+    "setproctitle",
+)
+_END_SECONDS = 0.01  # between two looks at a task that is about to end
+
+
+class ExitCode(enum.IntEnum):
+    """How a workload has ended. The numbers are those of ``sysexits.h``."""
+
+    REPORTED = 0  # the supervisor has told Airflow how it ended, be it well or badly
+    BAD_WORKLOAD = 65  # the file is missing, or not a workload
+    UNREACHABLE = 69  # the API server could not be reached, or failed
+    SUPERVISOR_FAILED = 70  # the supervisor failed otherwise; or the callback failed
+    SUPERSEDED = 73  # Airflow says that the task runs already, or is not to run any more
+    REFUSED = 77  # the API server did not accept the token
+
+
+def preload() -> None:
+    """Import what nearly every task needs; called once in the fork server."""
+    _prepare()
+    for name in _PRELOADED:
+        with contextlib.suppress(ImportError):  # not every Airflow has all of them
+            importlib.import_module(name)
+    _warm_up()
+
+
+def _warm_up() -> None:
+    """Do once what is done late otherwise, by each task for itself."""
+    from airflow.sdk.api.client import Client
+    from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
+
+    _workloads()
+    ensure_secrets_backend_loaded()
+    Client(base_url="http://localhost/execution/", token="").close()
+
+
+def main() -> int:
+    """Run the workload of this job."""
+    _prepare()
+    directory = Path(os.environ["AIR_EXECUTOR_JOB_DIR"])
+    # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
+    for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name != RUN_VARIABLE]:
+        del os.environ[name]
+    try:
+        content = json.loads(_take_file(directory / WORKLOAD_FILE))
+        workload = _workloads().validate_python(content["workload"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        # A validation error shows what it got: never print it, it may hold the token.
+        why = error.strerror if isinstance(error, OSError) else "it is not a workload that this Airflow knows"
+        _say(f"{WORKLOAD_FILE} cannot be run: {why}")
+        return ExitCode.BAD_WORKLOAD
+    try:
+        code = _run(workload, content["server"])
+    except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
+        return _explain(error)
+    if code < 0:  # ended by a signal, since nobody wants it any more: so must what it has started
+        kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
+    return ExitCode.REPORTED
+
+
+def _take_file(path: Path) -> bytes:
+    data, _ = files.read(path)
+    path.unlink()
+    return data
+
+
+@functools.cache
+def _workloads() -> Any:
+    """What reads a workload; slow to make."""
+    from airflow.executors import workloads
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(workloads.All)
+
+
+def _say(text: str) -> None:
+    print(f"air-executor: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the log of the job
+
+
+@functools.cache
+def _prepare() -> None:
+    """Set this process up, once: a runner that is forked has what the fork server has done."""
+    _set_defaults()
+    from airflow.sdk.log import configure_logging
+
+    configure_logging(output=sys.stdout.buffer, json_output=True)
+    _notice_the_end()
+
+
+def _set_defaults() -> None:
+    """Change some of Airflow's defaults for this process, unless they have been changed already.
+
+    Airflow reads them when it is imported, and importing its configuration imports all that reads them: what is
+    configured is found out without it. The file that Airflow makes by itself has all defaults in it.
+    """
+    home = os.path.expanduser(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+    configured = configparser.RawConfigParser(strict=False, allow_no_value=True)
+    with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
+        configured.read(os.environ.get("AIRFLOW_CONFIG") or os.path.join(home, "airflow.cfg"))
+    for key, (default, ours) in _DEFAULTS.items():
+        if configured.get("workers", key, fallback=default) == default:
+            os.environ.setdefault(f"AIRFLOW__WORKERS__{key.upper()}", ours)
+
+
+def _notice_the_end() -> None:
+    """Let the supervisor see at once that its task has ended.
+
+    A task that ends closes its pipes a moment before it can be waited for. A supervisor that looks in between waits
+    for a pipe next, when there is none any more, and so for 5 s; until then it would keep its slot.
+    """
+    from airflow.sdk.execution_time.supervisor import WatchedSubprocess
+
+    serve = getattr(WatchedSubprocess, "_service_subprocess", None)
+    if serve is None:
+        return
+
+    @functools.wraps(serve)
+    def serve_briefly(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
+        has_pipes = getattr(self, "_open_sockets", True)
+        return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
+
+    WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def _run(workload: Any, server: str) -> int:
+    from airflow.executors.base_executor import BaseExecutor
+
+    if hasattr(BaseExecutor, "run_workload"):  # since Airflow 3.3
+        code: int = BaseExecutor.run_workload(workload, server=server, subprocess_logs_to_stdout=True)
+        return code
+    # Here the task process is in our process group, and gets the SIGTERM that we get: we stay to report its end.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    return _run_task(workload, server) if workload.type == "ExecuteTask" else _run_callback(workload)
+
+
+def _run_task(workload: ExecuteTask, server: str) -> int:
+    from airflow.sdk.execution_time.supervisor import supervise
+
+    return supervise(
+        ti=workload.ti,
+        bundle_info=workload.bundle_info,
+        dag_rel_path=workload.dag_rel_path,
+        token=workload.token,
+        server=server,
+        log_path=workload.log_path,
+        subprocess_logs_to_stdout=True,
+        sentry_integration=workload.sentry_integration,
+    )
+
+
+def _run_callback(workload: ExecuteCallback) -> int:
+    import structlog
+    from airflow.executors.workloads.callback import execute_callback_workload  # type: ignore[attr-defined]
+
+    succeeded, error = execute_callback_workload(workload.callback, structlog.get_logger(MODULE))
+    if not succeeded:
+        raise RuntimeError(error or "the callback failed")
+    return 0
+
+
+def _explain(error: Exception) -> ExitCode:
+    """What the exception of a supervisor means."""
+    import httpx
+    from airflow.sdk.exceptions import TaskAlreadyRunningError
+
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if isinstance(error, TaskAlreadyRunningError) or status in (404, 409, 410):
+        _say(f"this task runs already, or is not to run any more: {error}")
+        return ExitCode.SUPERSEDED
+    if status in (401, 403):
+        _say(f"the API server did not accept the token: {error}")
+        return ExitCode.REFUSED
+    if isinstance(error, httpx.TransportError) or (status is not None and status >= 500):
+        _say(f"the API server could not be reached, or failed: {type(error).__name__}: {error}")
+        return ExitCode.UNREACHABLE
+    with contextlib.suppress(Exception):
+        import structlog
+
+        structlog.get_logger(MODULE).exception("the workload failed", exc_info=error)
+    return ExitCode.SUPERVISOR_FAILED
+
+
+if __name__ == "__main__":
+    # The module that the fork server has imported, with what it has prepared, and not this second one.
+    sys.exit(importlib.import_module(MODULE).main())

@@ -1,0 +1,85 @@
+"""Other ways to configure the executor: beside another one, with queues, and in ``airflow standalone``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.acceptance.installation import Installation
+from tests.acceptance.test_executor import DAGS, EXAMPLES, EXECUTOR
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def side_by_side(tmp_path: Path) -> Iterator[Installation]:
+    settings = {
+        "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,{EXECUTOR}",
+        "AIRFLOW__AIR_EXECUTOR__QUEUES": '{"heavy": {"max_running_tasks": 1}}',
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
+        "EXECUTOR_TEST_MARKS": str(tmp_path),
+    }
+    with Installation(DAGS, settings) as installation:
+        yield installation
+
+
+def test_beside_another_executor_and_with_a_queue_of_its_own(side_by_side: Installation) -> None:
+    airflow = side_by_side
+    run_id = airflow.trigger("side_by_side")
+    state, seen = airflow.follow("side_by_side", run_id)
+    assert state == "success", airflow.explain("side_by_side", run_id)
+    assert "deferred" in seen["deferred"]
+    ours = {}
+    for name in ("air-executor-tasks", "air-executor-tasks-heavy"):
+        jobs = JobStore(airflow.home / name).list_jobs()
+        ours[name] = sorted(job.submitted_by.task_id for job in jobs if job.submitted_by is not None)
+    # Airflow gives no id to a task that names its executor by its class: each leg of the deferred one has its own job.
+    assert ours == {"air-executor-tasks": ["chosen", "deferred", "deferred"], "air-executor-tasks-heavy": ["queued"]}
+
+
+class Standalone(Installation):
+    """Airflow as ``airflow standalone`` runs it."""
+
+    def start(self) -> None:
+        with (self.home / "standalone.out").open("wb") as output:
+            self._processes["standalone"] = subprocess.Popen(
+                [sys.executable, "-m", "airflow", "standalone"],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self.wait_until_healthy()
+
+
+def test_standalone(tmp_path: Path) -> None:
+    (tmp_path / "example.py").symlink_to(EXAMPLES / "example_executor.py")
+    with Standalone(tmp_path, {"AIRFLOW__CORE__EXECUTOR": EXECUTOR}) as airflow:
+        run_id = airflow.trigger("example_executor")
+        assert airflow.follow("example_executor", run_id)[0] == "success"
+        store = JobStore(airflow.tasks_path)
+        assert len(store.job_names()) == 3
+        assert "Forcing executor" not in (airflow.home / "standalone.out").read_text()
+        # What it leaves: tasks that run, and a manager that ends by itself.
+        os.kill(airflow._processes["standalone"].pid, signal.SIGINT)
+        airflow._processes["standalone"].wait(60)
+        assert store.manager_is_running()
+
+        def is_down() -> bool:
+            try:
+                airflow.run_state("example_executor", run_id)
+            except (urllib.error.URLError, ConnectionError):
+                return True
+            return False
+
+        wait_until(is_down, timeout=30, what="Airflow is down")

@@ -1,0 +1,348 @@
+"""The executor by itself: what it submits, and what it makes of a job that has ended."""
+
+from __future__ import annotations
+
+import json
+import stat
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.executors import workloads
+from airflow.models.taskinstancekey import TaskInstanceKey
+from airflow.utils.state import TaskInstanceState
+
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.executor import AirExecutorExecutor, Instance, Options
+from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
+
+
+@pytest.fixture
+def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AirExecutorExecutor:
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__BASE_PATH", str(tmp_path / "base"))
+    monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
+    return AirExecutorExecutor(parallelism=8)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "base")
+
+
+def workload(task_id: str = "t", **more: Any) -> workloads.ExecuteTask:
+    """A workload as the scheduler makes it."""
+    ti = {
+        "id": uuid.uuid4(),
+        "dag_version_id": uuid.uuid4(),
+        "task_id": task_id,
+        "dag_id": "d",
+        "run_id": "r",
+        "try_number": 1,
+        "map_index": -1,
+        "pool_slots": 1,
+        "queue": "default",
+        "priority_weight": 3,
+        "external_executor_id": str(uuid.uuid4()),
+        **more,
+    }
+    return workloads.ExecuteTask(
+        token="secret-token",
+        dag_rel_path=Path("d.py"),
+        bundle_info=workloads.BundleInfo(name="dags-folder"),
+        log_path="d/r/t/1.log",
+        ti=workloads.TaskInstanceDTO.model_construct(**ti),
+    )
+
+
+def hand_over(executor: AirExecutorExecutor, *given: workloads.ExecuteTask) -> None:
+    for item in given:
+        executor.queued_tasks[item.ti.key] = item
+    executor.trigger_tasks(open_slots=8)
+
+
+def end(store: JobStore, name: str, code: int | None, reason: Reason | None = None) -> None:
+    """End a job as the manager does."""
+    task = store.get_tasks(name)[0]
+    status = TaskStatus.COMPLETED if code == 0 else TaskStatus.FAILED
+    store.write_tasks(name, [task.evolve(status=status, exit_code=code, reason=reason, started_at=utc_now())])
+    state = JobState.COMPLETED if code == 0 else JobState.FAILED
+    store.write_job(store.get_job(name).evolve(state=state, reason=reason, updated_at=utc_now()))
+
+
+def believe(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
+    """Let Airflow's database say that all tasks are in this state."""
+    monkeypatch.setattr(
+        AirExecutorExecutor,
+        "_instances",
+        staticmethod(lambda items: {item.name: Instance(state, item.name) for item in items} if state else {}),
+    )
+
+
+def test_making_one_touches_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
+    assert not store.base_path.exists()
+    for flag in (
+        "is_local",
+        "serve_logs",
+        "supports_callbacks",
+        "supports_connection_test",
+        "supports_multi_team",
+        "pre_assigns_external_executor_id",
+    ):
+        assert getattr(executor, flag) is True
+
+
+def test_a_workload_becomes_a_job_of_its_external_executor_id(executor: AirExecutorExecutor, store: JobStore) -> None:
+    given = workload()
+    hand_over(executor, given)
+    name = str(given.ti.external_executor_id)
+    job, task = store.get_job(name), store.get_tasks(name)[0]
+    assert (job.state, job.priority, job.labels["airflow"]) == ("waiting", 3, "task")
+    assert job.submitted_by is not None
+    assert (job.submitted_by.dag_id, job.submitted_by.task_id) == ("d", "t")
+    assert (task.runner, task.args) == ("warm", ("-m", "airflow_provider_air_executor.workload"))
+    assert given.ti.key in executor.running
+    assert given.ti.key not in executor.queued_tasks
+    path = store.attached_path(name, WORKLOAD_FILE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert json.loads(path.read_bytes())["workload"]["token"] == "secret-token"
+    for other in ("state.json", "tasks.json"):
+        assert "secret-token" not in (store.job_path(name) / other).read_text()
+
+
+def test_the_highest_priority_is_handed_over_first(executor: AirExecutorExecutor) -> None:
+    for weight in (1, 5, 3):
+        item = workload(f"t{weight}", priority_weight=weight)
+        executor.queued_tasks[item.ti.key] = item
+    assert [key.task_id for key, _ in executor.order_queued_tasks_by_priority()] == ["t5", "t3", "t1"]
+
+
+def test_without_an_id_or_with_an_old_one_it_makes_its_own(executor: AirExecutorExecutor, store: JobStore) -> None:
+    first = workload()
+    hand_over(executor, first)
+    leg = workload(external_executor_id=first.ti.external_executor_id)  # the next leg, with the id of the first
+    hand_over(executor, leg, workload("other", external_executor_id=None))
+    names = store.job_names()
+    assert len(names) == 3
+    events = executor.get_event_buffer()
+    assert {key.task_id: state for key, (state, _) in events.items()} == {  # type: ignore[union-attr]
+        "t": TaskInstanceState.QUEUED,
+        "other": TaskInstanceState.QUEUED,
+    }
+    assert {info for _, info in events.values()} < set(names)
+
+
+def test_the_end_of_an_earlier_leg_is_dropped(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = workload(), workload()
+    hand_over(executor, first)
+    hand_over(executor, second)
+    believe(monkeypatch, "queued")
+    end(store, str(first.ti.external_executor_id), 0)
+    executor.sync()
+    assert executor.get_event_buffer() == {}
+    assert second.ti.key in executor.running
+
+
+FAILED, SUCCESS = TaskInstanceState.FAILED, TaskInstanceState.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "state", "event", "runs"),
+    [
+        (ExitCode.REPORTED, None, "success", None, False),
+        (ExitCode.REPORTED, None, "deferred", None, False),
+        (ExitCode.REPORTED, None, "up_for_reschedule", None, False),
+        (ExitCode.REPORTED, None, None, None, False),
+        (ExitCode.REPORTED, None, "running", SUCCESS, False),
+        (ExitCode.REPORTED, None, "restarting", SUCCESS, False),
+        (ExitCode.SUPERSEDED, Reason.EXIT, "running", None, False),
+        (ExitCode.SUPERSEDED, Reason.EXIT, "restarting", SUCCESS, False),
+        (ExitCode.UNREACHABLE, Reason.EXIT, "queued", None, True),
+        (ExitCode.UNREACHABLE, Reason.EXIT, "running", FAILED, False),
+        (ExitCode.UNREACHABLE, Reason.EXIT, "success", None, False),
+        (ExitCode.REFUSED, Reason.EXIT, "queued", None, True),
+        (ExitCode.BAD_WORKLOAD, Reason.EXIT, "queued", None, True),
+        (None, Reason.LOST, "queued", None, True),
+        (None, Reason.LOST, "running", FAILED, False),
+        (None, Reason.LOST, "restarting", SUCCESS, False),
+        (None, Reason.SPAWN, "queued", None, True),
+        (None, Reason.TIMEOUT, "running", FAILED, False),
+        (None, Reason.CANCELLED, "queued", FAILED, False),
+        (None, Reason.CANCELLED, "failed", None, False),
+    ],
+)
+def test_what_an_ended_job_means(
+    executor: AirExecutorExecutor,
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int | None,
+    reason: Reason | None,
+    state: str | None,
+    event: TaskInstanceState | None,
+    runs: bool,
+) -> None:
+    given = workload()
+    hand_over(executor, given)
+    name = str(given.ti.external_executor_id)
+    believe(monkeypatch, state)
+    end(store, name, code, reason)
+    executor.sync()
+    events = executor.get_event_buffer()
+    assert [found for found, _ in events.values()] == ([event] if event else [])
+    assert (given.ti.key in executor.running) is runs
+    assert all(name in str(info) for _, info in events.values())
+
+
+def test_what_has_not_begun_is_submitted_again_under_its_name(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = workload()
+    hand_over(executor, given)
+    name = str(given.ti.external_executor_id)
+    believe(monkeypatch, "queued")
+    for number in range(1, 6):
+        store.remove_attached(name, WORKLOAD_FILE)
+        end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
+        executor.sync()
+        submitted = executor._submitted[name]
+        assert submitted.again_at is not None
+        assert submitted.again_at - time.monotonic() <= 2.0 ** (number - 1)
+        submitted.again_at = 0.0
+        executor._submit_again()
+        content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_bytes())
+        assert content["workload"]["token"].count(".") == 2  # a new one
+        assert len(store.requests()) == number
+    end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
+    executor.sync()
+    assert [state for state, _ in executor.get_event_buffer().values()] == [FAILED]
+
+
+def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_begun(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, begun = workload("waiting"), workload("begun")
+    hand_over(executor, waiting, begun)
+    store.remove_attached(str(begun.ti.external_executor_id), WORKLOAD_FILE)
+    queued: list[Any] = []
+    monkeypatch.setattr(JobStore, "manager_is_running", lambda _: True)
+    monkeypatch.setattr(AirExecutorExecutor, "_say_still_queued", staticmethod(queued.extend))
+    executor._renew()
+    path = store.attached_path(str(waiting.ti.external_executor_id), WORKLOAD_FILE)
+    assert json.loads(path.read_bytes())["workload"]["token"].count(".") == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert not store.attached_path(str(begun.ti.external_executor_id), WORKLOAD_FILE).exists()
+    assert queued == [waiting.ti.id]
+    queued.clear()
+    monkeypatch.setattr(JobStore, "manager_is_running", lambda _: False)
+    executor._renew()
+    assert queued == []  # without a manager they are stuck indeed
+
+
+class TI:
+    """As much of a task instance as an executor looks at when it adopts or revokes it."""
+
+    def __init__(self, name: str | None, task_id: str = "t") -> None:
+        self.id = uuid.uuid4()
+        self.external_executor_id = name
+        self.key = TaskInstanceKey("d", task_id, "r", 1, -1)
+        self.try_number = 1
+
+
+def test_adoption(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.submit("ended", ["true"])
+    store.submit("waits", ["true"])
+    end(store, "ended", 0)
+    known = [TI("ended", "a"), TI("waits", "b")]
+    unknown = [TI(None, "c"), TI("never-submitted", "d"), TI("../evil", "e")]
+    assert executor.try_adopt_task_instances([*known, *unknown]) == unknown  # type: ignore[list-item]
+    assert executor.running == {ti.key for ti in known}
+    believe(monkeypatch, "running")
+    executor.sync()
+    assert [key.task_id for key in executor.get_event_buffer()] == ["a"]  # type: ignore[union-attr]
+
+
+def test_revoking_kills_and_tells_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
+    given = workload()
+    hand_over(executor, given)
+    name = str(given.ti.external_executor_id)
+    executor.revoke_task(ti=TI(name))  # type: ignore[arg-type]
+    assert executor.running == set()
+    assert executor.get_event_buffer() == {}
+    assert [store.load_request(path).request for path in store.requests()] == ["cancel"]
+    assert not store.attached_path(name, WORKLOAD_FILE).exists()
+    executor.revoke_task(ti=TI(None))  # type: ignore[arg-type]
+
+
+def test_ended_jobs_are_pruned(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__PRUNE_AFTER", "0")
+    given = workload()
+    hand_over(executor, given)
+    believe(monkeypatch, "success")
+    end(store, str(given.ti.external_executor_id), 0)
+    executor.sync()
+    assert store.job_names() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        ({"memory": "1G"}, "no option 'memory'"),
+        ("fast", "must be a mapping"),
+        ({"priority": "high"}, "priority must be a whole number"),
+    ],
+)
+def test_options_that_are_not_valid(given: Any, what: str) -> None:
+    with pytest.raises(InvalidJobError, match=what):
+        Options.of({"air_executor": given})
+
+
+def test_a_task_with_options_that_are_not_valid_fails(executor: AirExecutorExecutor, store: JobStore) -> None:
+    hand_over(
+        executor,
+        workload("a", executor_config={"air_executor": {"timeout": -1}}),
+        workload("b", executor_config={"air_executor": {"env": {"A=B": "x"}}}),
+        workload("c", executor_config={"air_executor": {"priority": 100, "timeout": 60, "env": {"A": "x"}}}),
+    )
+    events = executor.get_event_buffer()
+    assert {key.task_id: state for key, (state, _) in events.items()} == {"a": FAILED, "b": FAILED}  # type: ignore[union-attr]
+    (name,) = store.job_names()
+    task = store.get_tasks(name)[0]
+    assert (store.get_job(name).priority, task.timeout, task.env) == (100, 60, {"A": "x"})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("base_path", "relative", "absolute path"),
+        ("queues", "[]", "must map names"),
+        ("queues", "{", "not JSON"),
+        ("queues", '{"q": {"slots": 1}}', "no setting 'slots'"),
+        ("max_running_tasks", "many", "must be a number"),
+    ],
+)
+def test_settings_that_are_not_valid(
+    executor: AirExecutorExecutor, monkeypatch: pytest.MonkeyPatch, key: str, value: str, what: str
+) -> None:
+    monkeypatch.setenv(f"AIRFLOW__AIR_EXECUTOR__{key.upper()}", value)
+    with pytest.raises(ValueError, match=what):
+        executor.start()
+
+
+def test_queues_and_teams_have_job_filesystems_of_their_own(
+    executor: AirExecutorExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__QUEUES", '{"heavy": {"max_running_tasks": 1}}')
+    hand_over(executor, workload("light"), workload("heavy", queue="heavy"))
+    assert len(JobStore(tmp_path / "base").job_names()) == len(JobStore(tmp_path / "base-heavy").job_names()) == 1
+    assert [site.max_running_tasks for site in executor.sites.values()] == [8, 1]
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
+    team = AirExecutorExecutor(parallelism=8, team_name="blue")
+    assert team.sites[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
+    monkeypatch.setenv("AIRFLOW__BLUE___AIR_EXECUTOR__BASE_PATH", str(tmp_path / "blue"))
+    team = AirExecutorExecutor(parallelism=8, team_name="blue")
+    assert team.sites[None].store.base_path == tmp_path / "blue"
