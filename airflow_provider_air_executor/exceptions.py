@@ -72,6 +72,8 @@ class ManagerError(AirExecutorError):
 class ManagerRunningError(ManagerError):
     """Another manager holds this base path."""
 
+    exit_code = 4  # of the command line
+
     def __init__(self, base_path: Path | str, pid: int | None) -> None:
         holder = f"process {pid}" if pid else "another process"
         super().__init__(f"a manager is already running on {base_path} ({holder}); there can be one only")

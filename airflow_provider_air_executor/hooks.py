@@ -14,11 +14,18 @@ from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_provider_air_executor.exceptions import AirExecutorError, JobTimeoutError, ManagerError, SettingsError
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    JobTimeoutError,
+    ManagerError,
+    ManagerRunningError,
+    SettingsError,
+)
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 
 _START_SECONDS = 60.0
+_START_ATTEMPTS = 3
 _ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
 _FIRST_POLL_SECONDS = 0.02
 _DEFAULT_IDLE_SECONDS = 600
@@ -281,18 +288,22 @@ def start_manager(store: JobStore, *flags: str) -> None:
     command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
     command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
-    try:
-        started = subprocess.run(
-            command,
-            cwd=store.base_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_START_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
-    if started.returncode != 0 and not store.manager_is_running():
-        said = started.stderr.decode(errors="replace").strip()
-        raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")
+    for _ in range(_START_ATTEMPTS):
+        try:
+            started = subprocess.run(
+                command,
+                cwd=store.base_path,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_START_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
+        if started.returncode == 0 or store.manager_is_running():
+            return
+        if started.returncode != ManagerRunningError.exit_code:
+            break  # otherwise the one that was in its way has ended in this moment
+    said = started.stderr.decode(errors="replace").strip()
+    raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")

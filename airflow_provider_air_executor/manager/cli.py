@@ -40,7 +40,7 @@ _EXIT_CODES: tuple[tuple[type[exceptions.AirExecutorError], int], ...] = (
     (exceptions.JobNotFoundError, 3),
     (exceptions.JobExistsError, 4),
     (exceptions.JobStateError, 4),
-    (exceptions.ManagerRunningError, 4),
+    (exceptions.ManagerRunningError, exceptions.ManagerRunningError.exit_code),
     (exceptions.InvalidJobError, 2),
     (exceptions.SettingsError, 2),
     (exceptions.AirExecutorError, 1),
@@ -179,7 +179,7 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
     give_up = time.monotonic() + _DETACH_SECONDS
     while time.monotonic() < give_up:
         if process.poll() is not None:
-            if process.returncode == 4:  # another one was faster
+            if process.returncode == exceptions.ManagerRunningError.exit_code:  # another one was faster
                 raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
             raise exceptions.ManagerError(f"the manager could not start; see {store.manager_log_path}")
         if store.manager_pid() == process.pid:
@@ -234,7 +234,7 @@ def _stop(store: JobStore) -> int | None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     give_up = time.monotonic() + _STOP_SECONDS
-    while store.manager_pid() == pid:
+    while store.manager_is_running() and store.manager_pid() in (pid, None):  # it removes its number before it lets go
         if time.monotonic() > give_up:
             raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.02)

@@ -154,6 +154,26 @@ def test_detach_and_stop(run: Any, store: JobStore) -> None:
     assert f"manager {pid} runs the jobs" in store.manager_log_path.read_text()
 
 
+def test_replacing_waits_until_the_lock_is_free(run: Any, store: JobStore) -> None:
+    """A manager that ends removes its number first, and lets the lock go a moment later."""
+    store.create_directories()
+    code = """
+import fcntl, os, pathlib, signal, sys, time
+lock = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(lock, fcntl.LOCK_EX)
+number = pathlib.Path(sys.argv[3])
+number.write_text(str(os.getpid()))
+signal.signal(signal.SIGTERM, lambda *_: (number.unlink(), time.sleep(1), os._exit(0)))
+time.sleep(60)
+"""
+    paths = [str(store.lock_path), str(store.pid_path)]
+    with subprocess.Popen([sys.executable, "-c", code, "manager", *paths]) as ending:
+        wait_until(lambda: store.manager_pid() == ending.pid, what="it holds the lock")
+        started = run("manager", "--replace", "--detach")
+        assert started.returncode == 0, started.stderr
+        assert run("stop").returncode == 0
+
+
 def test_many_start_at_once_and_one_runs(store: JobStore, managers: Managers) -> None:
     command = [*CLI, "manager", "--detach", "--base-path", str(store.base_path)]
     starting = [subprocess.Popen(command, env=managers.environment, stderr=subprocess.PIPE) for _ in range(6)]

@@ -15,10 +15,13 @@ from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.executor import AirExecutorExecutor, Instance, Options
+from airflow_provider_air_executor.executor import AirExecutorExecutor, database
+from airflow_provider_air_executor.executor.database import Instance
+from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -76,9 +79,7 @@ def end(store: JobStore, name: str, code: int | None, reason: Reason | None = No
 def believe(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
     """Let Airflow's database say that all tasks are in this state."""
     monkeypatch.setattr(
-        AirExecutorExecutor,
-        "_instances",
-        staticmethod(lambda items: {item.name: Instance(state, item.name) for item in items} if state else {}),
+        database, "instances", lambda keys: {key: Instance(state, None) for key in keys} if state else {}
     )
 
 
@@ -230,7 +231,7 @@ def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_beg
     store.remove_attached(str(begun.ti.external_executor_id), WORKLOAD_FILE)
     queued: list[Any] = []
     monkeypatch.setattr(JobStore, "manager_is_running", lambda _: True)
-    monkeypatch.setattr(AirExecutorExecutor, "_say_still_queued", staticmethod(queued.extend))
+    monkeypatch.setattr(database, "say_still_queued", queued.extend)
     executor._renew()
     path = store.attached_path(str(waiting.ti.external_executor_id), WORKLOAD_FILE)
     assert json.loads(path.read_bytes())["workload"]["token"].count(".") == 2
@@ -246,8 +247,10 @@ def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_beg
 class TI:
     """As much of a task instance as an executor looks at when it adopts or revokes it."""
 
-    def __init__(self, name: str | None, task_id: str = "t") -> None:
+    def __init__(self, name: str | None, task_id: str = "t", state: str = "running") -> None:
         self.id = uuid.uuid4()
+        self.state = state
+        self.queue = "default"
         self.external_executor_id = name
         self.key = TaskInstanceKey("d", task_id, "r", 1, -1)
         self.try_number = 1
@@ -264,6 +267,22 @@ def test_adoption(executor: AirExecutorExecutor, store: JobStore, monkeypatch: p
     believe(monkeypatch, "running")
     executor.sync()
     assert [key.task_id for key in executor.get_event_buffer()] == ["a"]  # type: ignore[union-attr]
+
+
+def test_what_was_not_submitted_yet_is_submitted_on_adoption(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = workload()
+    name = str(given.ti.external_executor_id)
+    monkeypatch.setattr(database, "workload_of", lambda ti_id, generator: given)
+    unknown = [TI("../evil", "b", "queued"), TI(None, "c", "queued")]
+    assert executor.try_adopt_task_instances([TI(name, "t", "queued"), *unknown]) == unknown  # type: ignore[list-item]
+    believe(monkeypatch, "queued")
+    wait_until(lambda: (executor.sync(), store.job_path(name).exists())[1], timeout=10, what="it is submitted")
+    content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_text())
+    assert content["workload"]["token"].count(".") == 2  # a new one
+    assert store.get_job(name).labels["airflow"] == "task"
+    assert executor.get_event_buffer() == {}
 
 
 def test_revoking_kills_and_tells_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
@@ -339,10 +358,10 @@ def test_queues_and_teams_have_job_filesystems_of_their_own(
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__QUEUES", '{"heavy": {"max_running_tasks": 1}}')
     hand_over(executor, workload("light"), workload("heavy", queue="heavy"))
     assert len(JobStore(tmp_path / "base").job_names()) == len(JobStore(tmp_path / "base-heavy").job_names()) == 1
-    assert [site.max_running_tasks for site in executor.sites.values()] == [8, 1]
+    assert [site.max_running_tasks for site in executor.settings.sites.values()] == [8, 1]
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.sites[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
+    assert team.settings.sites[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
     monkeypatch.setenv("AIRFLOW__BLUE___AIR_EXECUTOR__BASE_PATH", str(tmp_path / "blue"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.sites[None].store.base_path == tmp_path / "blue"
+    assert team.settings.sites[None].store.base_path == tmp_path / "blue"

@@ -11,18 +11,16 @@ On every loop the scheduler calls ``trigger_tasks``, which hands over workloads 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
 from airflow.executors import workloads
@@ -35,7 +33,9 @@ from airflow_provider_air_executor.exceptions import (
     InvalidJobError,
     JobNotFoundError,
 )
-from airflow_provider_air_executor.hooks import start_manager, tasks_base_path
+from airflow_provider_air_executor.executor import database
+from airflow_provider_air_executor.executor.settings import Options, Settings, Site
+from airflow_provider_air_executor.hooks import start_manager
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -45,9 +45,6 @@ if TYPE_CHECKING:
     from airflow.executors.workloads.types import WorkloadKey
     from airflow.models.taskinstance import TaskInstance
 
-_Id = TypeVar("_Id")
-
-SECTION = "air_executor"
 TASK_ID = "workload"  # of the one task of each job
 LABEL = "airflow"  # its value tells what kind of workload a job is
 _TASK, _CALLBACK, _CONNECTION_TEST = "task", "callback", "connection_test"
@@ -62,8 +59,6 @@ _MARKED_SECONDS = 0.5  # that a supervisor may need to end after it has said tha
 _PRUNED_A_TIME = 20
 _MAX_RESUBMISSIONS = 5
 _LOG_BYTES = 5_000_000  # of the log of a running task that are shown
-
-_ALIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 
 
 @dataclass
@@ -82,50 +77,6 @@ class Submitted:
     settled_at: float = 0.0  # when the database is sure to know the name, on the monotonic clock
     again_at: float | None = None  # when it is submitted again, on the monotonic clock
     unwanted_since: float | None = None
-
-
-class Instance(NamedTuple):
-    """How Airflow's database says that a task instance stands."""
-
-    state: str | None
-    external_executor_id: str | None
-
-
-@dataclass
-class Options:
-    """``executor_config["air_executor"]`` of a task: how its job is to be run.
-
-    :param env: environment variables added to the manager's own. The task then starts cold.
-    :param timeout: seconds from its start after which it is killed.
-    :param priority: in place of the task's priority weight.
-    """
-
-    env: dict[str, str] = field(default_factory=dict)
-    timeout: float | None = None
-    priority: int | None = None
-
-    @classmethod
-    def of(cls, executor_config: Any) -> Options:
-        """Read the options of a task.
-
-        :raises InvalidJobError: if there is an option that does not exist. Their values are checked on submission.
-        """
-        given = (executor_config or {}).get(SECTION) or {}
-        if not isinstance(given, Mapping):
-            raise InvalidJobError(f"executor_config[{SECTION!r}] must be a mapping, not {type(given).__name__}")
-        for name in given.keys() - {"env", "timeout", "priority"}:
-            raise InvalidJobError(f"executor_config[{SECTION!r}]: there is no option {name!r}")
-        priority = given.get("priority")
-        if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int)):
-            raise InvalidJobError(f"executor_config[{SECTION!r}]: priority must be a whole number, not {priority!r}")
-        return cls(given.get("env") or {}, given.get("timeout"), priority)
-
-
-class Site(NamedTuple):
-    """A job filesystem, and how many tasks its manager runs at a time if we start it."""
-
-    store: JobStore
-    max_running_tasks: int
 
 
 class AirExecutorExecutor(BaseExecutor):
@@ -149,77 +100,7 @@ class AirExecutorExecutor(BaseExecutor):
         self._ended: deque[tuple[float, JobStore, str]] = deque()  # jobs to be pruned, and when
         self._next: dict[str, float] = {}
         self._helper: threading.Thread | None = None
-        self._sites: dict[str | None, Site] | None = None
-
-    # -- settings ------------------------------------------------------------------------------------------
-
-    def _setting(self, key: str, default: str = "") -> str:
-        return str(self.conf.get(SECTION, key, fallback=default) or default)
-
-    def _number(self, key: str, default: float) -> float:
-        text = self._setting(key, str(default))
-        try:
-            return float(text)
-        except ValueError:
-            raise ValueError(f"[{SECTION}] {key} must be a number, not {text!r}") from None
-
-    @cached_property
-    def _prune_seconds(self) -> float:
-        return self._number("prune_after", 3600)
-
-    @cached_property
-    def _uploads_logs(self) -> bool:
-        return bool(conf.getboolean("logging", "remote_logging", fallback=False))
-
-    @property
-    def is_embedded(self) -> bool:
-        """Whether the scheduler starts the managers."""
-        return self._setting("embedded", "true").lower() in ("true", "t", "1", "yes", "on")
-
-    @property
-    def sites(self) -> dict[str | None, Site]:
-        """The job filesystem of each queue that has its own, and under None that of all others.
-
-        :raises ValueError: if a setting is not valid.
-        """
-        if self._sites is None:
-            self._sites = self._read_sites()
-        return self._sites
-
-    def _read_sites(self) -> dict[str | None, Site]:
-        base_path = tasks_base_path(self._setting("base_path"), self.team_name)
-        limit = int(self._number("max_running_tasks", self.parallelism))
-        found: dict[str | None, Site] = {None: Site(JobStore(base_path), limit)}
-        text = self._setting("queues", "{}")
-        try:
-            queues = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"[{SECTION}] queues is not JSON: {error}") from None
-        if not isinstance(queues, dict) or not all(isinstance(value, dict) for value in queues.values()):
-            raise ValueError(f"[{SECTION}] queues must map names of queues to settings, not {text!r}")
-        for queue, settings in queues.items():
-            for name in settings.keys() - {"base_path", "max_running_tasks"}:
-                raise ValueError(f"[{SECTION}] queues: {queue!r} has no setting {name!r}")
-            path = settings.get("base_path") or f"{base_path}-{queue}"
-            if not os.path.isabs(path):
-                raise ValueError(f"[{SECTION}] queues: base_path of {queue!r} must be an absolute path, not {path!r}")
-            found[queue] = Site(JobStore(path), int(settings.get("max_running_tasks", limit)))
-        return found
-
-    @property
-    def _stores(self) -> list[JobStore]:
-        return [site.store for site in self.sites.values()]
-
-    def _server(self) -> str:
-        """The address of the execution API."""
-        for source in (self.conf, conf):  # that of the team, and for what it does not say the common one
-            url = source.get("core", "execution_api_server_url", fallback=None)
-            if url:
-                return str(url)
-        base_url = str(self.conf.get("api", "base_url", fallback=None) or conf.get("api", "base_url", fallback="/"))
-        if base_url.startswith("/"):
-            base_url = f"http://localhost:8080{base_url}"
-        return f"{base_url.rstrip('/')}/execution/"
+        self.settings = Settings(self.conf, self.team_name, self.parallelism)
 
     # -- what the scheduler calls --------------------------------------------------------------------------
 
@@ -229,8 +110,8 @@ class AirExecutorExecutor(BaseExecutor):
         :raises ValueError: if a setting is not valid.
         :raises ManagerError: if a manager cannot be started.
         """
-        for site in self.sites.values():
-            if self.is_embedded:
+        for site in self.settings.sites.values():
+            if self.settings.is_embedded:
                 self._start_manager(site, replace=True)
             elif not site.store.manager_is_running():
                 self.log.warning(
@@ -245,7 +126,7 @@ class AirExecutorExecutor(BaseExecutor):
 
     def _start_manager(self, site: Site, *, replace: bool = False) -> None:
         flags = ["--max-concurrent-runners", str(site.max_running_tasks)]
-        flags += ["--kill-grace", str(self._number("kill_grace", 5)), "--preload", self._setting("preload", MODULE)]
+        flags += ["--kill-grace", str(self.settings.kill_grace), "--preload", self.settings.preload]
         start_manager(site.store, *flags, *(["--replace"] if replace else []))
 
     def order_queued_tasks_by_priority(self) -> list[tuple[Any, Any]]:
@@ -283,7 +164,7 @@ class AirExecutorExecutor(BaseExecutor):
     def _sync(self) -> None:
         ended = [(submitted, job) for submitted in self._submitted.values() if (job := self._look_at(submitted))]
         if ended:
-            instances = self._instances(submitted for submitted, _ in ended)
+            instances = _instances(submitted for submitted, _ in ended)
             for submitted, job in ended:
                 self._take_in(submitted, job, instances)
         if self._is_due("again", 1.0):
@@ -330,16 +211,22 @@ class AirExecutorExecutor(BaseExecutor):
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
         """Take over the tasks of a scheduler that is gone, also those that have ended meanwhile.
 
-        :return: those that were never submitted.
+        One that was to be submitted when that scheduler was killed is submitted now: that costs no retry.
+
+        :return: those that cannot be taken over.
         """
         left = []
         for ti in tis:
             try:
-                store = self._find(ti.external_executor_id)
+                name, again_at = ti.external_executor_id, None
+                store = self._find(name)
+                if store is None and name and ti.state == TaskInstanceState.QUEUED:
+                    store, again_at = self.settings.store_of(ti.queue), time.monotonic()
+                    store.job_path(name)  # it must be the name of a job
                 if store is None:
                     left.append(ti)
                     continue
-                self._track(Submitted(str(ti.external_executor_id), ti.key, store, _TASK, ti_id=ti.id))
+                self._track(Submitted(str(name), ti.key, store, _TASK, ti_id=ti.id, again_at=again_at))
                 self.running.add(ti.key)
             except Exception:
                 self.log.exception("task %s could not be adopted", ti)
@@ -385,7 +272,7 @@ class AirExecutorExecutor(BaseExecutor):
         elif workload.type == "ExecuteCallback":
             kind, name = _CALLBACK, f"{_CALLBACK_PREFIX}{workload.callback.id}"
         queue = ti.queue if ti is not None else getattr(workload, "queue", None)
-        store = self.sites.get(queue, self.sites[None]).store
+        store = self.settings.store_of(queue)
         settled_at = 0.0
         if name is None or self._find(name) is not None:
             # Not assigned to us, or left from an earlier leg of this task.
@@ -424,7 +311,7 @@ class AirExecutorExecutor(BaseExecutor):
         )
 
     def _dump(self, workload: Any) -> bytes:
-        content = {"server": self._server(), "workload": workload.model_dump(mode="json")}
+        content = {"server": self.settings.server(), "workload": workload.model_dump(mode="json")}
         return json.dumps(content).encode()
 
     def _track(self, submitted: Submitted) -> None:
@@ -436,7 +323,7 @@ class AirExecutorExecutor(BaseExecutor):
         self._submitted.pop(submitted.name, None)
         if self._latest.get(submitted.key) == submitted.name:
             del self._latest[submitted.key]
-        self._ended.append((time.monotonic() + self._prune_seconds, submitted.store, submitted.name))
+        self._ended.append((time.monotonic() + self.settings.prune_after, submitted.store, submitted.name))
 
     def _forget_key(self, key: WorkloadKey) -> None:
         self.running.discard(key)
@@ -446,7 +333,7 @@ class AirExecutorExecutor(BaseExecutor):
         """The job filesystem that has a job of this name."""
         if not name:
             return None
-        for store in self._stores:
+        for store in self.settings.stores:
             try:
                 if files.is_real_directory(store.job_path(name)):
                     return store
@@ -494,7 +381,7 @@ class AirExecutorExecutor(BaseExecutor):
         if submitted.ti_id is None:
             self.change_state(submitted.key, _state_of(submitted, "RUNNING"), submitted.name, remove_running=False)
 
-    def _take_in(self, submitted: Submitted, job: Job, instances: Mapping[str, Instance]) -> None:
+    def _take_in(self, submitted: Submitted, job: Job, instances: Mapping[str, database.Instance]) -> None:
         """Report a job that has ended as what it means for Airflow."""
         task = self._task_of(submitted)
         if self._latest.get(submitted.key) != submitted.name:  # a new leg of the same task is under way
@@ -508,10 +395,10 @@ class AirExecutorExecutor(BaseExecutor):
             return
         instance = instances.get(submitted.name)
         state = instance.state if instance is not None else None
-        if state == TaskInstanceState.RESTARTING or (state in _ALIVE and code == ExitCode.REPORTED):
+        if state == TaskInstanceState.RESTARTING or (state in database.ALIVE and code == ExitCode.REPORTED):
             self._drop(submitted)
             self.success(submitted.key, submitted.name)
-        elif state not in _ALIVE or code == ExitCode.SUPERSEDED:
+        elif state not in database.ALIVE or code == ExitCode.SUPERSEDED:
             self._drop(submitted)
             self._forget_key(submitted.key)
         elif state == TaskInstanceState.QUEUED and self._may_submit_again(submitted, job):
@@ -565,10 +452,10 @@ class AirExecutorExecutor(BaseExecutor):
             submitted.submissions += 1
             submitted.has_started = False
             try:
-                workload = submitted.workload or self._rebuild(submitted)
-                data = self._dump(self._with_new_token(workload))
+                workload = submitted.workload or database.workload_of(submitted.ti_id, self.jwt_generator)
+                workload = self._with_new_token(workload)
                 try:
-                    submitted.store.attach(submitted.name, WORKLOAD_FILE, data)
+                    submitted.store.attach(submitted.name, WORKLOAD_FILE, self._dump(workload))
                     submitted.store.retry(submitted.name)
                 except JobNotFoundError:
                     self._create(submitted.store, submitted.name, submitted.kind, workload)
@@ -576,20 +463,6 @@ class AirExecutorExecutor(BaseExecutor):
                 self.log.error("%s could not be submitted again: %s", submitted.key, error)
                 self._drop(submitted)
                 self.fail(submitted.key, info=f"it could not be submitted again: {error}")
-
-    def _rebuild(self, submitted: Submitted) -> Any:
-        """The workload of a task that another scheduler submitted.
-
-        :raises LookupError: if there is no such task any more.
-        """
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-
-        with create_session(scoped=False) as session:
-            ti = session.get(TaskInstance, submitted.ti_id) if submitted.ti_id is not None else None
-            if ti is None:
-                raise LookupError("its workload is gone with the scheduler that submitted it")
-            return workloads.ExecuteTask.make(ti, generator=self.jwt_generator)
 
     def _with_new_token(self, workload: Any) -> Any:
         return workload.model_copy(update={"token": self._token(_subject_of(workload))})
@@ -612,7 +485,7 @@ class AirExecutorExecutor(BaseExecutor):
         for stuck. If the manager is gone it is indeed, and Airflow may do what it does then.
         """
         waiting = [item for item in self._submitted.values() if not item.has_started and item.again_at is None]
-        alive = {store.base_path: store.manager_is_running() for store in self._stores}
+        alive = {store.base_path: store.manager_is_running() for store in self.settings.stores}
         queued = []
         for submitted in waiting:
             if not alive.get(submitted.store.base_path):
@@ -627,29 +500,14 @@ class AirExecutorExecutor(BaseExecutor):
                 continue  # it has just begun
             except (OSError, ValueError, KeyError, AirExecutorError) as error:
                 self.log.warning("the token of job %s could not be renewed: %s", submitted.name, type(error).__name__)
-        self._say_still_queued(queued)
-
-    @staticmethod
-    def _say_still_queued(ti_ids: list[uuid.UUID]) -> None:
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-        from sqlalchemy import update
-
-        for some in _chunks(ti_ids):
-            with create_session(scoped=False) as session:
-                session.execute(
-                    update(TaskInstance)
-                    .where(TaskInstance.id.in_(some), TaskInstance.state == TaskInstanceState.QUEUED)
-                    .values(queued_dttm=utc_now())
-                    .execution_options(synchronize_session=False)
-                )
+        database.say_still_queued(queued)
 
     def _end_unwanted(self) -> None:
         """Kill what Airflow does not want any more, if its supervisor has not done so by itself."""
         # A name that we have given ourselves is in the database a moment later.
         now = time.monotonic()
         tasks = [item for item in self._submitted.values() if item.ti_id is not None and item.settled_at < now]
-        instances = self._instances(tasks)
+        instances = _instances(tasks)
         for submitted in tasks:
             instance = instances.get(submitted.name)
             if instance is not None and instance.state == TaskInstanceState.RESTARTING:
@@ -657,7 +515,7 @@ class AirExecutorExecutor(BaseExecutor):
                 if submitted.unwanted_since is None:
                     submitted.unwanted_since = time.monotonic()
                     self._cancel(submitted.store, submitted.name)
-            elif instance is not None and instance.state in _ALIVE:
+            elif instance is not None and instance.state in database.ALIVE:
                 submitted.unwanted_since = None
             else:
                 self._end_later(submitted, instance.state if instance is not None else None)
@@ -670,7 +528,7 @@ class AirExecutorExecutor(BaseExecutor):
         """
         now = time.monotonic()
         submitted.unwanted_since = submitted.unwanted_since or now
-        is_marked = state == TaskInstanceState.FAILED and not self._uploads_logs
+        is_marked = state == TaskInstanceState.FAILED and not self.settings.uploads_logs
         patience = _MARKED_SECONDS if is_marked else _UNWANTED_SECONDS
         if not submitted.has_started or now - submitted.unwanted_since >= patience:
             self.log.info("task %s is not to run any more; its job %s is cancelled", submitted.key, submitted.name)
@@ -679,58 +537,13 @@ class AirExecutorExecutor(BaseExecutor):
             self._drop(submitted)
             self._cancel(submitted.store, submitted.name)
 
-    @staticmethod
-    def _instances(submitted: Iterable[Submitted]) -> dict[str, Instance]:
-        """How the database says that the tasks of jobs stand, by the name of the job.
-
-        They are looked up by their keys: a task that is cleared while it runs gets another id. One that is not there,
-        or that another job has been submitted for, is left out.
-        """
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-        from sqlalchemy import select
-
-        columns = (
-            TaskInstance.dag_id,
-            TaskInstance.task_id,
-            TaskInstance.run_id,
-            TaskInstance.map_index,
-            TaskInstance.try_number,
-            TaskInstance.state,
-            TaskInstance.external_executor_id,
-        )
-        found: dict[str, Instance] = {}
-        for some in _chunks([item for item in submitted if item.ti_id is not None]):
-            keys = [item.key for item in some]
-            condition = TaskInstance.filter_for_tis(keys)  # type: ignore[arg-type]
-            if condition is None:
-                continue
-            with create_session(scoped=False) as session:
-                rows = {
-                    tuple(row[:5]): Instance(row[5], row[6])
-                    for row in session.execute(select(*columns).where(condition))
-                }
-            for item in some:
-                key = item.key
-                instance = rows.get((key.dag_id, key.task_id, key.run_id, key.map_index, key.try_number))  # type: ignore[union-attr]
-                if instance is not None and instance.external_executor_id in (item.name, None):
-                    found[item.name] = instance
-        return found
-
     def _adopt_callbacks(self) -> None:
         """Take over the callbacks of an earlier scheduler, which Airflow itself does not do."""
-        from airflow.models.callback import ExecutorCallback
-        from airflow.utils.session import create_session
-        from sqlalchemy import select
-
-        with create_session(scoped=False) as session:
-            pending = [CallbackState.QUEUED, CallbackState.RUNNING]
-            ids = list(session.scalars(select(ExecutorCallback.id).where(ExecutorCallback.state.in_(pending))))
-        for callback_id in ids:
+        for callback_id in database.pending_callbacks():
             name = f"{_CALLBACK_PREFIX}{callback_id}"
             store = self._find(name)
             if store is not None:
-                key = _callback_key(str(callback_id))
+                key = _callback_key(callback_id)
                 self._track(Submitted(name, key, store, _CALLBACK))
                 self.running.add(key)
 
@@ -738,11 +551,11 @@ class AirExecutorExecutor(BaseExecutor):
 
     def _look_after_managers(self) -> None:
         """Start an embedded manager that is gone, beside the scheduler's loop: that must not wait."""
-        if not self.is_embedded or (self._helper is not None and self._helper.is_alive()):
+        if not self.settings.is_embedded or (self._helper is not None and self._helper.is_alive()):
             return
         keep_alive = self._is_due("keep alive", _KEEP_ALIVE_SECONDS)
         gone = []
-        for site in self.sites.values():
+        for site in self.settings.sites.values():
             if keep_alive:
                 site.store.keep_alive()
             if not site.store.manager_is_running():
@@ -776,8 +589,8 @@ class AirExecutorExecutor(BaseExecutor):
     def _prune_left(self) -> None:
         """Remove the jobs that an earlier scheduler has left, but for those that Airflow still waits for."""
         try:
-            before = utc_now() - timedelta(seconds=self._prune_seconds)
-            for store in self._stores:
+            before = utc_now() - timedelta(seconds=self.settings.prune_after)
+            for store in self.settings.stores:
                 old = [
                     job.name
                     for job in store.list_jobs()
@@ -786,30 +599,28 @@ class AirExecutorExecutor(BaseExecutor):
                     and job.updated_at is not None
                     and job.updated_at < before
                 ]
-                for name in set(old) - self._still_needed(old):
+                needed = database.still_needed(old)
+                needed.update(f"{_CALLBACK_PREFIX}{callback_id}" for callback_id in database.pending_callbacks())
+                for name in set(old) - needed:
                     store.delete(name)
                 store.remove_abandoned()
         except Exception:
             self.log.exception("old jobs could not be removed")
 
-    @staticmethod
-    def _still_needed(names: list[str]) -> set[str]:
-        """The jobs of tasks and callbacks that have not ended for Airflow."""
-        from airflow.models.callback import ExecutorCallback
-        from airflow.models.taskinstance import TaskInstance
-        from airflow.utils.session import create_session
-        from sqlalchemy import select
 
-        needed: set[str] = set()
-        with create_session(scoped=False) as session:
-            pending = [CallbackState.QUEUED, CallbackState.RUNNING]
-            ids = session.scalars(select(ExecutorCallback.id).where(ExecutorCallback.state.in_(pending)))
-            needed.update(f"{_CALLBACK_PREFIX}{callback_id}" for callback_id in ids)
-            column = TaskInstance.external_executor_id
-            for some in _chunks(names):
-                alive = select(column).where(column.in_(some), TaskInstance.state.in_(_ALIVE))
-                needed.update(session.scalars(alive))
-        return needed
+def _instances(submitted: Iterable[Submitted]) -> dict[str, database.Instance]:
+    """How the database says that the tasks of jobs stand, by the name of the job.
+
+    One that is not there, or that another job has been submitted for, is left out.
+    """
+    tasks = [item for item in submitted if item.ti_id is not None]
+    rows = database.instances(item.key for item in tasks)  # type: ignore[misc]
+    found: dict[str, database.Instance] = {}
+    for item in tasks:
+        instance = rows.get(item.key)  # type: ignore[arg-type]
+        if instance is not None and instance.external_executor_id in (item.name, None):
+            found[item.name] = instance
+    return found
 
 
 def _key_of(workload: Any) -> Any:
@@ -871,7 +682,3 @@ def _timing(name: str, value: timedelta, tags: dict[str, str]) -> None:
 
     timing: Callable[..., None] = getattr(stats, "timing", None) or stats.Stats.timing
     timing(name, value, tags=tags)
-
-
-def _chunks(ids: list[_Id], size: int = 500) -> Iterable[list[_Id]]:
-    return (ids[start : start + size] for start in range(0, len(ids), size))
