@@ -20,8 +20,9 @@ to the database as it has requests: with its default of 15, requests that need a
 many tasks that start at once stand still for 30 s.
 
 The CPU time of a run includes what an idle Airflow uses meanwhile, and a second before and after, in which what the
-tasks have left to do is done. The memory is looked at every 0.2 s, or less often if looking takes long: it must not
-slow down what it looks at.
+tasks have left to do is done. The memory is looked at in a round of its own, the last one, every 0.2 s: a process
+stands still while its memory is counted, and where 32 ran at a time that took almost as long as the tasks themselves.
+The other figures of that round do not count, and stand in no ratio.
 """
 
 from __future__ import annotations
@@ -57,7 +58,6 @@ CHAIN = 10
 RUN_SECONDS = 1800  # after which a run is given up
 SETTLE_SECONDS = 1.0  # around a run, so that its processes have ended when the CPU time is read
 SAMPLE_SECONDS = 0.2
-SAMPLE_SHARE = 0.1  # of one core, at most, goes into looking at the memory
 PAGE = 100  # task instances that the API lists at once
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -123,7 +123,7 @@ class Run:
     wall: float
     cpu: float  # per task
     starts: list[float]  # seconds, in order
-    peak: float
+    peak: float  # 0 where nobody has looked
     failed: int
 
     @property
@@ -142,7 +142,6 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "CPU/task": lambda run: run.cpu,
     "start": lambda run: run.median,
     "p95": lambda run: run.p95,
-    "peak": lambda run: run.peak,
 }
 
 
@@ -214,6 +213,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self._spared = set(descendants())  # who has started them waits for them
         self._done = threading.Event()
+        self.looks = False
         self.reset()
 
     def reset(self) -> None:
@@ -225,12 +225,10 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Look until told not to."""
-        pause = SAMPLE_SECONDS
-        while not self._done.wait(pause):
+        while not self._done.wait(SAMPLE_SECONDS):
             reap(self._spared)
-            began = time.thread_time()
-            self._look()
-            pause = max(SAMPLE_SECONDS, (time.thread_time() - began) / SAMPLE_SHARE)
+            if self.looks:
+                self._look()
 
     def _look(self) -> None:
         processes = descendants()
@@ -354,8 +352,10 @@ def measure_installation(executor: str, running: int, arguments: argparse.Namesp
             stack.enter_context(airflow)
             watch = stack.enter_context(contextlib.closing(Watch()))
             watch.start()
-            rounds = [(dag_id, number) for number in range(1, arguments.rounds + 1) for dag_id in ROUND_DAGS]
-            for dag_id, number in [*rounds, (SLEEPERS, 1)]:
+            last = arguments.rounds + 1
+            rounds = [(dag_id, number) for number in range(1, last + 1) for dag_id in ROUND_DAGS]
+            for dag_id, number in [*rounds, (SLEEPERS, last)]:
+                watch.looks = number == last
                 runs.append(airflow.measure(dag_id, number, watch))
                 show(runs[-1])
             return runs, describe(watch) if executor == OURS else ""
@@ -369,9 +369,10 @@ def measure_installation(executor: str, running: int, arguments: argparse.Namesp
 def show(run: Run) -> None:
     """Print a row of the table."""
     start = f"{run.median:.2f} / {run.p95:.2f}"
+    peak = f"{run.peak:.0f}" if run.peak else ""
     print(
         f"{run.executor:15}{run.running:>7}  {run.dag:14}{run.round:>5}{run.wall:>9.1f}{run.tasks / run.wall:>9.1f}"
-        f"{run.cpu:>12.3f}{start:>16}{run.peak:>9.0f}{run.failed:>8}",
+        f"{run.cpu:>12.3f}{start:>16}{peak:>9}{run.failed:>8}",
         flush=True,
     )
 
@@ -392,19 +393,23 @@ def show_ratios(runs: list[Run]) -> None:
     groups: dict[tuple[int, str], dict[str, list[Run]]] = {}
     for run in runs:
         groups.setdefault((run.running, run.dag), {LOCAL: [], OURS: []})[run.executor].append(run)
-    warm = min(WARM, max(run.round for run in runs))
+    timed = max(run.round for run in runs) - 1
+    warm = min(WARM, timed)
     print(f"\n{'running':>7}  {'dag':14}{'ratio':36}" + "".join(f"{name:>10}" for name in FIGURES))
     for (running, dag), found in sorted(groups.items()):
-        rows = {f"{OURS} / {LOCAL}, median of rounds": (found[OURS], found[LOCAL])}
-        compared = (COLD, warm) if of(found[OURS], warm) and warm != COLD else ()
+        quick = {name: [run for run in its if run.round <= timed] for name, its in found.items()}
+        rows = {f"{OURS} / {LOCAL}, median of rounds": (quick[OURS], quick[LOCAL])} if dag != SLEEPERS else {}
+        compared = (COLD, warm) if rows and warm != COLD else ()
         for number in compared:
-            rows[f"{OURS} / {LOCAL}, round {number}"] = (of(found[OURS], number), of(found[LOCAL], number))
+            rows[f"{OURS} / {LOCAL}, round {number}"] = (of(quick[OURS], number), of(quick[LOCAL], number))
         if compared:
-            for name, its in found.items():
+            for name, its in quick.items():
                 rows[f"{name}, round {warm} / round {COLD}"] = (of(its, warm), of(its, COLD))
         for name, (above, below) in rows.items():
             values = (statistics.median(map(f, above)) / statistics.median(map(f, below)) for f in FIGURES.values())
             print(f"{running:>7}  {dag:14}{name:36}" + "".join(f"{value:>10.2f}" for value in values))
+        peaks = {name: max(run.peak for run in its) for name, its in found.items()}
+        print(f"{running:>7}  {dag:14}{f'{OURS} / {LOCAL}, peak memory':36}{peaks[OURS] / peaks[LOCAL]:>10.2f}")
 
 
 def of(runs: list[Run], number: int) -> list[Run]:

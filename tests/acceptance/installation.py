@@ -194,14 +194,16 @@ class Installation:
 
     # -- Airflow's API -------------------------------------------------------------------------------------
 
-    def api(self, path: str, body: object = None, *, method: str | None = None) -> Any:
+    def api(
+        self, path: str, body: object = None, *, method: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> Any:
         """Call Airflow's public API."""
         if not self._token:
-            self._token = self._request("/auth/token", None, "GET")["access_token"]
-        return self._request(f"/api/v2{path}", body, method or ("GET" if body is None else "POST"))
+            self._token = self._request("/auth/token", None, "GET", {})["access_token"]
+        return self._request(f"/api/v2{path}", body, method or ("GET" if body is None else "POST"), headers or {})
 
-    def _request(self, path: str, body: object, method: str) -> Any:
-        request = urllib.request.Request(f"{self.url}{path}", method=method)
+    def _request(self, path: str, body: object, method: str, headers: Mapping[str, str]) -> Any:
+        request = urllib.request.Request(f"{self.url}{path}", method=method, headers=dict(headers))
         request.add_header("Content-Type", "application/json")
         if self._token:
             request.add_header("Authorization", f"Bearer {self._token}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import stat
 import time
@@ -43,6 +44,7 @@ def airflow(marks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[I
             "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
             "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
             "AIRFLOW__CORE__PARALLELISM": "32",
+            "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
             "AIRFLOW__AIR_EXECUTOR__MAX_RUNNING_TASKS": "8",
             "EXECUTOR_TEST_MARKS": str(marks),
         }
@@ -195,6 +197,23 @@ def test_a_callback(airflow: Installation, marks: Path) -> None:
         return "state success for callback" in (airflow.home / "scheduler.out").read_text()
 
     wait_until(has_been_reported, timeout=30, what="its success has been reported")
+
+
+@pytest.mark.skipif(not _NEW, reason="before Airflow 3.3 no executor is asked to test connections")
+@pytest.mark.parametrize(
+    ("base_path", "state", "says"), [("", "success", "runs the jobs"), ("/nowhere", "failed", "not a directory")]
+)
+def test_a_connection_test(airflow: Installation, base_path: str, state: str, says: str) -> None:
+    base_path = base_path or str(airflow.tasks_path)  # there is a manager
+    body = {"connection_id": "tested", "conn_type": "air_executor", "extra": json.dumps({"base_path": base_path})}
+    token = airflow.api("/connections/enqueue-test", body)["token"]
+
+    def outcome() -> Any:
+        found = airflow.api("/connections/enqueue-test", headers={"Airflow-Connection-Test-Token": token})
+        return found if found["state"] in ("success", "failed") else None
+
+    found = wait_until(outcome, timeout=60, what="the connection has been tested")
+    assert (found["state"], says in found["result_message"]) == (state, True), found
 
 
 def says(airflow: Installation, run_id: str, text: str) -> bool:
