@@ -44,6 +44,7 @@ def get_provider_info() -> dict[str, Any]:
                 },
             }
         ],
+        "task-decorators": [{"name": "air_executor", "class-name": f"{module}.decorators.air_executor_task"}],
         "executors": [f"{module}.executor.AirExecutorExecutor"],
         "cli": [f"{module}.cli.get_cli_commands"],
         "config": {

@@ -49,12 +49,38 @@ class CorruptFileError(AirExecutorError):
 
 
 class JobFailedError(AirExecutorError):
-    """The job that was waited for has ended as failed."""
+    """The job that was waited for has ended as failed.
 
-    def __init__(self, job_name: str, details: str) -> None:
+    :param reason: the word that says why, if there is one; see
+        :class:`~airflow_provider_air_executor.jobs.models.Reason`.
+    """
+
+    def __init__(self, job_name: str, details: str, reason: str | None = None) -> None:
         super().__init__(f"job {job_name!r} failed: {details}")
         self.job_name = job_name
         self.details = details
+        self.reason = reason
+
+
+class JobCancelledError(JobFailedError):
+    """The job that was waited for was cancelled."""
+
+
+class JobLostError(JobFailedError):
+    """A runner of the job was killed, or the machine restarted: what the job does is not at fault."""
+
+
+class JobInvalidError(JobFailedError):
+    """The files of the job are not valid, or one of its commands cannot be started: to try again is of no use."""
+
+
+class OutputError(AirExecutorError, ValueError):
+    """What a task has written to ``$AIR_EXECUTOR_OUTPUT`` is not JSON, or too long."""
+
+    def __init__(self, job_name: str, task_id: str, why: str) -> None:
+        super().__init__(f"the output of task {task_id!r} of job {job_name!r} cannot be taken: {why}")
+        self.job_name = job_name
+        self.task_id = task_id
 
 
 class JobTimeoutError(AirExecutorError, TimeoutError):

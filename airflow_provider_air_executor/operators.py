@@ -7,16 +7,17 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from airflow.sdk import BaseOperator
 from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from airflow_provider_air_executor import triggers
 from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
     InvalidJobError,
     JobExistsError,
-    JobFailedError,
     JobNotFoundError,
     JobTimeoutError,
 )
@@ -32,23 +33,32 @@ from airflow_provider_air_executor.jobs.models import (
     parse_tasks,
     valid_job_name,
 )
+from airflow_provider_air_executor.jobs.stream import LogStream
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+OnRetry = Literal["failed_tasks", "all"]
+OnKill = Literal["cancel", "leave"]
 
 # The trigger's own deadline comes first; this is for a trigger that does not run at all.
 _BACKSTOP_SECONDS = 60
 # A job that takes no longer ends before a deferral would have begun.
 _QUICK_SECONDS = 0.2
+_LOG_LINES = 20  # of what a task has printed, that are shown when the job has ended
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
 class AirExecutorSubmitOperator(BaseOperator):
     """Submits a job with a list of tasks, and waits until it has ended.
 
-    The job's name and id are in XCom (``job_name``, ``job_id``) before the wait begins; the name is also the return
-    value. If the Airflow task is tried again, it takes up its own job: it goes on waiting for one that runs, and
-    lets one that failed run again what failed. If it was cleared, the job is replaced by a new one.
+    The job's name and id are in XCom (``job_name``, ``job_id``) before the wait begins. The return value is a dict of
+    what the job's tasks have written as JSON to the files ``$AIR_EXECUTOR_OUTPUT``, by their ids, at most 1 MB each.
+    Without waiting, it is the job's name.
+
+    If the Airflow task is tried again, it takes up its own job: it goes on waiting for one that runs, and lets one that
+    failed run again what failed. If it was cleared, the job is replaced by a new one. The job is cancelled when the
+    Airflow task is cleared or marked while it is deferred, and when one of its timeouts is over.
 
     :param tasks: the tasks (templated): a list of dicts, of :class:`~airflow_provider_air_executor.jobs.models.Task`,
         or of bash lines. A dict has ``command`` and ``args``, or ``bash`` with a line of shell code, and may have
@@ -63,7 +73,15 @@ class AirExecutorSubmitOperator(BaseOperator):
         ``[operators] default_deferrable``.
     :param poll_interval: seconds between two looks at the job where the system does not tell of its changes, and at
         least between two lines of progress in the log; default 5.
-    :param timeout: seconds after which the job is cancelled and the task fails; default: no limit.
+    :param timeout: seconds after which the job is cancelled and the task fails; default: no limit. The task's own
+        ``execution_timeout`` does the same, deferred or not.
+    :param on_retry: what a retry of the Airflow task runs of a job that failed: ``failed_tasks`` (default) keeps what
+        has completed, ``all`` starts over with a new job.
+    :param on_kill: what becomes of the job if the worker is told to end while it waits, be it for a user or for a
+        deployment, which it cannot tell apart: ``cancel`` (default), or ``leave``; the next try takes it up then.
+    :param stream_logs: whether what the tasks print appears in the log of the Airflow task while they run, looked for
+        every ``poll_interval`` seconds, each line with the id of its task before it; default False: the last lines
+        of each when the job has ended.
     :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
     """
 
@@ -83,6 +101,9 @@ class AirExecutorSubmitOperator(BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float = 5.0,
         timeout: float | timedelta | None = None,
+        on_retry: OnRetry = "failed_tasks",
+        on_kill: OnKill = "cancel",
+        stream_logs: bool = False,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -97,7 +118,14 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        self.on_retry = on_retry
+        self.when_killed = on_kill
+        self.stream_logs = stream_logs
         self.air_executor_conn_id = air_executor_conn_id
+        self._waits_for = ""  # the job, while this process waits for it
+        for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
+            if given not in known:
+                raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
         if self.poll_interval <= 0:
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:
@@ -108,7 +136,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         """The job filesystem."""
         return AirExecutorHook(self.air_executor_conn_id)
 
-    def execute(self, context: Context) -> str:
+    def execute(self, context: Context) -> Any:
         """Submit the job, and wait for it."""
         owner = _submitted_by(context)
         name = valid_job_name(self.job_name) if self.job_name else _default_name(owner)
@@ -117,14 +145,28 @@ class AirExecutorSubmitOperator(BaseOperator):
         context["ti"].xcom_push(key="job_id", value=job.id)
         if not self.wait_for_completion:
             return job.name
-        deadline = None if self.timeout is None else time.time() + self.timeout
-        if self.deferrable:
-            self._defer_unless_quick(job.name, after_attempt, deadline)
-        else:
-            self._wait_here(job.name, after_attempt)
-        return job.name
+        self._waits_for = job.name
+        try:
+            if self.deferrable:
+                return self._defer_unless_quick(job.name, after_attempt, owner)
+            return self._wait_here(job.name, after_attempt)
+        except AirflowTaskTimeout:
+            self.log.error("job %s did not end within the task's execution_timeout; it is cancelled", job.name)
+            self.hook.cancel_job(job.name)
+            raise
 
-    def execute_complete(self, context: Context, event: Any = None) -> str:
+    def on_kill(self) -> None:
+        """The worker is told to end: cancel the job, or leave it to the next try."""
+        if self.when_killed != "cancel":
+            self.log.info("job %s is left as it is", self._waits_for)
+        elif self._waits_for:
+            try:
+                if self.hook.cancel_job(self._waits_for):
+                    self.log.info("job %s is cancelled, since its task was killed", self._waits_for)
+            except (AirExecutorError, OSError) as error:
+                self.log.error("job %s could not be cancelled: %s", self._waits_for, error)
+
+    def execute_complete(self, context: Context, event: Any = None) -> Any:
         """Take up what the trigger has found."""
         found = triggers.validate_event(event)
         name = found["job_name"]
@@ -132,8 +174,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             self._give_up(name, found["message"])
         elif found["status"] == triggers.NOT_FOUND:
             raise JobNotFoundError(name, self.hook.store.base_path)
-        self._finish(self.hook.get_job(name))
-        return name
+        return self._finish(self.hook.get_job(name))
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -149,8 +190,14 @@ class AirExecutorSubmitOperator(BaseOperator):
             job = self.hook.get_job(name)
             if job.submitted_by is None or not job.submitted_by.is_same_task(owner):
                 raise
-        if job.submitted_by.max_tries != owner.max_tries or job.reason is Reason.INVALID:
-            self.log.info("job %s is of an earlier run of this task, which was cleared; it is replaced", name)
+        starts_over = self.on_retry == "all" and job.state is JobState.FAILED
+        if not job.submitted_by.is_same_run(owner) or job.reason is Reason.INVALID or starts_over:
+            why = (
+                "failed, and is to start over"
+                if starts_over
+                else "is of an earlier run of this task, which was cleared"
+            )
+            self.log.info("job %s %s; it is replaced", name, why)
             if self.hook.cancel_job(name):
                 self.hook.wait_for_job(name, poll_interval=self.poll_interval)
             self.hook.delete_job(name)
@@ -177,25 +224,30 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     # -- waiting -------------------------------------------------------------------------------------------
 
-    def _defer_unless_quick(self, name: str, after_attempt: int, deadline: float | None) -> None:
+    def _defer_unless_quick(self, name: str, after_attempt: int, owner: SubmittedBy) -> Any:
+        limits = [self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else None]
+        limit = min((seconds for seconds in limits if seconds is not None), default=None)
         try:
-            self._finish(self.hook.wait_for_job(name, timeout=_QUICK_SECONDS, after_attempt=after_attempt))
+            return self._finish(self.hook.wait_for_job(name, timeout=_QUICK_SECONDS, after_attempt=after_attempt))
         except JobTimeoutError:
             trigger = triggers.AirExecutorJobTrigger(
                 name,
                 str(self.hook.store.base_path),
                 embedded=self.hook.location.embedded,
                 poll_interval=self.poll_interval,
-                deadline=deadline,
+                deadline=None if limit is None else time.time() + limit,
                 after_attempt=after_attempt,
+                owner=owner.model_dump(mode="json"),
+                stream_logs=self.stream_logs,
             )
-            backstop = None if self.timeout is None else timedelta(seconds=self.timeout + _BACKSTOP_SECONDS)
+            backstop = None if limit is None else timedelta(seconds=limit + _BACKSTOP_SECONDS)
             self.defer(trigger=trigger, method_name="execute_complete", timeout=backstop)
 
-    def _wait_here(self, name: str, after_attempt: int) -> None:
+    def _wait_here(self, name: str, after_attempt: int) -> Any:
         last = [""]
 
         def say_how_far(job: Job) -> None:
+            self._stream(job)
             line = summary.progress(self.hook.get_tasks(job.name))
             if line != last[0]:
                 last[0] = line
@@ -212,18 +264,33 @@ class AirExecutorSubmitOperator(BaseOperator):
         except JobTimeoutError as error:
             self._give_up(name, str(error))
         else:
-            self._finish(job)
+            return self._finish(job)
 
-    def _give_up(self, name: str, message: str) -> None:
+    def _stream(self, job: Job) -> None:
+        """Let what the tasks have printed since the last time appear in our log."""
+        if self.stream_logs:
+            stream = LogStream(self.hook.store, job.name, triggers.STREAM_READER)
+            tasks = self.hook.get_tasks(job.name)
+            stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=job.state.is_terminal)
+
+    def _give_up(self, name: str, message: str) -> NoReturn:
         cancelled = self.hook.cancel_job(name)
         ending = "it is cancelled" if cancelled else "it has ended meanwhile"
-        raise JobTimeoutError(f"job {name!r} did not end within {self.timeout} s ({message}); {ending}")
+        raise JobTimeoutError(f"job {name!r} did not end in the time allowed for it ({message}); {ending}")
 
-    def _finish(self, job: Job) -> None:
-        if job.state is not JobState.COMPLETED:
-            raise JobFailedError(job.name, summary.failure(self.hook.store, job))
-        for line in summary.describe(self.hook.store, job):
+    def _finish(self, job: Job) -> dict[str, Any]:
+        """Say how the job has ended, task by task.
+
+        :return: what its tasks have handed over.
+        """
+        self._stream(job)
+        # What a failed job has printed stands in the error.
+        log_lines = 0 if self.stream_logs or job.state is JobState.FAILED else _LOG_LINES
+        for line in summary.describe(self.hook.store, job, log_lines=log_lines):
             self.log.info("%s", line)
+        if job.state is not JobState.COMPLETED:
+            raise summary.error_of(self.hook.store, job)
+        return self.hook.store.get_outputs(job.name)
 
 
 def check_before_rendering(tasks: Any) -> None:

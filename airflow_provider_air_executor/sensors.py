@@ -13,7 +13,7 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSensorTimeout
 
 from airflow_provider_air_executor import triggers
-from airflow_provider_air_executor.exceptions import CorruptFileError, JobFailedError, JobNotFoundError
+from airflow_provider_air_executor.exceptions import CorruptFileError, JobNotFoundError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, JobState, valid_job_name
@@ -110,6 +110,6 @@ class AirExecutorJobSensor(BaseSensorOperator):
 
     def _finish(self, job: Job) -> None:
         if job.state is not JobState.COMPLETED:
-            raise JobFailedError(job.name, summary.failure(self.hook.store, job))
+            raise summary.error_of(self.hook.store, job)
         for line in summary.describe(self.hook.store, job):
             self.log.info("%s", line)

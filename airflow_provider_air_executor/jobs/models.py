@@ -240,6 +240,10 @@ class SubmittedBy(Record):
             other.map_index,
         )
 
+    def is_same_run(self, other: SubmittedBy) -> bool:
+        """Whether both are tries of the same task without somebody having cleared it in between."""
+        return self.is_same_task(other) and self.max_tries == other.max_tries
+
     def __str__(self) -> str:
         mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
         return f"task {self.task_id}{mapped} of DAG {self.dag_id}, run {self.run_id}"

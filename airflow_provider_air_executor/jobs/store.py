@@ -15,6 +15,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import json
 import os
 import re
 import time
@@ -31,6 +32,7 @@ from airflow_provider_air_executor.exceptions import (
     JobExistsError,
     JobNotFoundError,
     JobStateError,
+    OutputError,
 )
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import (
@@ -39,6 +41,7 @@ from airflow_provider_air_executor.jobs.models import (
     Record,
     SubmittedBy,
     Task,
+    TaskStatus,
     Timestamp,
     check_stored_name,
     check_submitted_name,
@@ -52,6 +55,7 @@ from airflow_provider_air_executor.jobs.models import (
 T = TypeVar("T")
 
 DEFAULT_BASE_PATH = ".air-executor"
+MAX_OUTPUT_BYTES = 1_000_000  # of what one task may hand over as its result
 
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
@@ -149,6 +153,10 @@ class JobStore:
     def run_path(self, name: str, task_id: str, attempt: int) -> Path:
         """The file in which the runner of one attempt leaves its result."""
         return self.runs_path(name) / f"{task_id}.{attempt}"
+
+    def output_path(self, name: str, task_id: str, attempt: int) -> Path:
+        """The file to which one attempt of a task may write its result, as JSON: its ``$AIR_EXECUTOR_OUTPUT``."""
+        return self.runs_path(name) / f"{task_id}.{attempt}.output"
 
     def create_directories(self) -> None:
         """Make the directories that all jobs share, each of mode 0700, where they are missing."""
@@ -386,6 +394,38 @@ class JobStore:
         chunk = self.read_log(name, task_id, offset=-65536)
         return "\n".join(chunk.text.splitlines()[-lines:])
 
+    def get_outputs(self, name: str, *, limit: int = MAX_OUTPUT_BYTES) -> dict[str, Any]:
+        """What the tasks of a job that have completed have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
+
+        :param limit: bytes that one of them may have written.
+        :raises JobNotFoundError: if there is no such job.
+        :raises OutputError: if what one of them has written is not JSON, or longer.
+        """
+        outputs = {}
+        for task in self.get_tasks(name):
+            if task.status is TaskStatus.COMPLETED:
+                with contextlib.suppress(FileNotFoundError):
+                    outputs[task.id] = self._read_output(name, task, limit)
+        return outputs
+
+    def _read_output(self, name: str, task: Task, limit: int) -> Any:
+        path = self.output_path(name, check_task_id(task.id), task.attempt)
+        try:
+            if not files.is_real_directory(path.parent):
+                raise FileNotFoundError(path)
+            with open(files.open_regular(path), "rb") as file:
+                data = file.read(limit + 1)
+        except OSError as error:
+            if error.errno in _NOT_A_FILE:
+                raise OutputError(name, task.id, f"{path} is not a regular file") from None
+            raise
+        if len(data) > limit:
+            raise OutputError(name, task.id, f"{path} is longer than {limit} bytes; write what is long to a file")
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise OutputError(name, task.id, f"{path} is not JSON: {error}") from None
+
     # -- asking the manager --------------------------------------------------------------------------------
 
     def cancel(self, name: str) -> bool:
@@ -423,7 +463,11 @@ class JobStore:
         job = self.get_job(name)
         if job.state.is_terminal:
             raise JobStateError(f"job {name!r} is {job.state}; tasks can be added only before it ends")
+        # The requests first: one that is gone when we look is in the list.
+        asked = [task for request in self._pending_requests(name) for task in request.tasks]
         present = self.get_tasks(name)
+        known = {task.id for task in present}
+        present += tuple(task for task in asked if task.id not in known)
         now = utc_now()
         listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
         added = [self._fresh(task, name, now) for task in parse_tasks(listed, present=present)]
@@ -442,6 +486,14 @@ class JobStore:
         ]
         self._ask(Request(request=Action.ADD_TASKS, job=name, tasks=tuple(added)))
         return tuple(task.id for task in added)
+
+    def _pending_requests(self, name: str) -> Iterator[Request]:
+        """What has been asked about a job, and not been done yet."""
+        for path in self.requests():
+            with contextlib.suppress(CorruptFileError, FileNotFoundError):
+                request = self.load_request(path)
+                if request.job == name:
+                    yield request
 
     def _ask(self, request: Request) -> None:
         self.create_directories()

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    JobCancelledError,
+    JobFailedError,
+    JobInvalidError,
+    JobLostError,
+)
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 
+_ERRORS: dict[Reason | None, type[JobFailedError]] = {
+    Reason.CANCELLED: JobCancelledError,
+    Reason.LOST: JobLostError,
+    Reason.INVALID: JobInvalidError,
+    Reason.SPAWN: JobInvalidError,
+}
 _SHOWN = 3  # tasks named one by one; the rest is counted
+_ROWS = 50  # of a table
+_LOGS = 10  # tasks whose output is shown
 
 
 def progress(tasks: Sequence[Task]) -> str:
@@ -26,18 +40,31 @@ def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:_SHOWN]) + more
 
 
-def outcome(task: Task) -> str:
-    """How a task stands, in one line: ``transform: failed (exit code 3, 2 attempts, 1.2 s)``."""
-    facts = []
-    if task.reason is not None and task.exit_code is None:
-        facts.append(task.reason.value)
-    if task.exit_code is not None:
-        facts.append(f"exit code {task.exit_code}")
-    if task.attempt > 1:
-        facts.append(f"{task.attempt} attempts")
-    if task.seconds is not None:
-        facts.append(f"{task.seconds:.1f} s")
-    return f"{task.id}: {task.status.value}" + (f" ({', '.join(facts)})" if facts else "")
+def table(tasks: Sequence[Task]) -> list[str]:
+    """How the tasks stand, as the lines of a table; of a long list those that failed, and the first ones."""
+    shown = list(tasks)
+    if len(shown) > _ROWS:
+        shown.sort(key=lambda task: task.status is not TaskStatus.FAILED)
+        shown = shown[:_ROWS]
+    rows = [("task", "status", "attempts", "seconds", "exit code", "reason")]
+    for task in shown:
+        seconds = f"{task.seconds:.1f}" if task.seconds is not None else ""
+        code = str(task.exit_code) if task.exit_code is not None else ""
+        rows.append(
+            (task.id, task.status.value, str(task.attempt), seconds, code, task.reason.value if task.reason else "")
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numbers = (2, 3, 4)  # columns that are aligned to the right
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if len(tasks) > len(shown):
+        lines.append(f"and {len(tasks) - len(shown)} more")
+    return lines
 
 
 def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
@@ -60,11 +87,21 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
     return "\n".join(lines)
 
 
+def error_of(store: JobStore, job: Job) -> JobFailedError:
+    """The error that says why a job failed, of a class that tells the kinds of failure apart."""
+    error = _ERRORS.get(job.reason, JobFailedError)
+    return error(job.name, failure(store, job), job.reason.value if job.reason is not None else None)
+
+
 def describe(store: JobStore, job: Job, *, log_lines: int = 20) -> list[str]:
-    """A job that has ended, task by task: how each ended, and the end of what it printed."""
-    lines = [f"job {job.name}: {job.state.value}" + (f": {job.error}" if job.error else "")]
-    for task in store.get_tasks(job.name):
-        lines.append(outcome(task))
+    """A job that has ended: a table of its tasks, and the end of what they printed, of those that failed first.
+
+    :param log_lines: how many lines of each log are shown; 0: none.
+    """
+    tasks = store.get_tasks(job.name)
+    lines = [f"job {job.name}: {job.state.value}" + (f": {job.error}" if job.error else ""), *table(tasks)]
+    failed_first = sorted(tasks, key=lambda task: task.status is not TaskStatus.FAILED)
+    for task in failed_first[:_LOGS] if log_lines else ():
         lines += [f"  {task.id} | {line}" for line in store.tail(job.name, task.id, log_lines).splitlines()]
     if job.state is JobState.FAILED:
         lines.append(f"logs: {store.logs_path(job.name)}")

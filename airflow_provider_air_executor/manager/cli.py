@@ -422,6 +422,37 @@ def cancel(base_path: str | None, job_name: str) -> None:
         click.echo(f"{job_name}: has ended already ({store.get_job(job_name).state})")
 
 
+@main.command("add-task", context_settings={"allow_interspersed_args": False})
+@_base_path
+@click.option("--job", "job_name", envvar="AIR_EXECUTOR_JOB", required=True, help="The job; default: the task's own.")
+@click.option("--id", "task_id", default="", help="Id of the new task; one is made up otherwise.")
+@click.option("--depends-on", multiple=True, metavar="ID", help="A task that must have completed; may be repeated.")
+@click.option("--bash", metavar="LINE", help="A line of bash, in place of a command.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="After which it is killed.")
+@click.option("--retries", type=int, default=0, help="How many more attempts are made after a failed one.")
+@click.argument("command", nargs=-1)
+def add_task(
+    base_path: str | None,
+    job_name: str,
+    task_id: str,
+    depends_on: tuple[str, ...],
+    bash: str | None,
+    timeout: float | None,
+    retries: int,
+    command: tuple[str, ...],
+) -> None:
+    """Add a task to a job that has not ended: air-executor add-task --depends-on a -- COMMAND ARG...
+
+    A task can add tasks to its own job, and to no other unless it is named. Prints the id of the new task.
+    """
+    if (bash is None) == (not command):
+        raise click.UsageError("give either a command, or --bash")
+    what = {"bash": bash} if bash is not None else {"command": command[0], "args": command[1:]}
+    given = {"id": task_id, "dependencies": depends_on, "timeout": timeout, "retries": retries}
+    (added,) = _store(base_path).add_tasks(job_name, [{**what, **given}])
+    click.echo(added)
+
+
 @main.command()
 @_base_path
 @click.argument("job_name", metavar="JOB")

@@ -125,6 +125,12 @@ class Installation:
             )
         return process.pid
 
+    def stop_component(self, name: str) -> None:
+        """End one of Airflow's processes as an operator of it does."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(60)
+
     def kill_component(self, name: str) -> None:
         """``kill -9`` of one of Airflow's processes, and of nothing else."""
         process = self._processes.pop(name)

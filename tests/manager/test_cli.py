@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -129,6 +130,33 @@ def test_cancel_and_retry(run: Any, store: JobStore, manager: object, tmp_path: 
     (tmp_path / "flag").touch()
     assert run("retry", "j").stdout == "j: retry requested\n"
     wait_until(lambda: store.get_job("j").state == "completed", what="it has completed")
+
+
+def test_a_task_adds_tasks_to_its_own_job(run: Any, store: JobStore, manager: object, tmp_path: Path) -> None:
+    """Also one that depends on a task which was added a moment before, and on itself, which has not ended."""
+    add = f"{' '.join(map(shlex.quote, CLI))} add-task"
+    line = f"""
+{add} --id first -- sh -c 'echo first >> {tmp_path}/out' &&
+{add} --id second --depends-on first --depends-on adds --retries 1 --bash 'echo second >> {tmp_path}/out' &&
+{add} --depends-on second -- true
+echo adds >> {tmp_path}/out
+"""
+    store.submit("j", [{"id": "adds", "bash": line}], max_parallel_tasks=1)
+    assert ended(store, "j").state == "completed"
+    tasks = store.get_tasks("j")
+    assert [task.id for task in tasks][:3] == ["adds", "first", "second"]
+    assert tasks[3].id.startswith("task-")
+    assert tasks[2].retries == 1
+    assert (tmp_path / "out").read_text() == "adds\nfirst\nsecond\n"
+
+
+def test_adding_needs_one_task(run: Any, store: JobStore, manager: object) -> None:
+    store.submit("j", ["sleep 1000"])
+    assert run("add-task", "--job", "j").returncode == 2
+    assert run("add-task", "--job", "j", "--bash", "true", "true").returncode == 2
+    assert "no task 'nope'" in run("add-task", "--job", "j", "--depends-on", "nope", "true").stderr
+    assert run("add-task", "true").returncode == 2  # whose job?
+    store.cancel("j")
 
 
 def test_prune(run: Any, store: JobStore, manager: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -14,8 +15,11 @@ from airflow_provider_air_executor.exceptions import (
     InvalidJobError,
     JobExistsError,
     JobFailedError,
+    JobInvalidError,
+    JobLostError,
     JobNotFoundError,
     JobTimeoutError,
+    OutputError,
 )
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -63,6 +67,11 @@ class TestParsing:
     )
     def test_what_a_template_decides_is_checked_later(self, tasks: Any) -> None:
         operator(tasks)
+
+    @pytest.mark.parametrize("bad", [{"on_retry": "failed"}, {"on_kill": True}])
+    def test_words_that_do_not_exist(self, bad: dict[str, Any]) -> None:
+        with pytest.raises(InvalidJobError, match=f"{next(iter(bad))}: must be one of"):
+            operator(["true"], **bad)
 
     @pytest.mark.parametrize("bad", [{"poll_interval": 0}, {"timeout": 0}, {"timeout": timedelta(seconds=-1)}])
     def test_bad_numbers(self, bad: dict[str, Any]) -> None:
@@ -112,8 +121,76 @@ class TestWaiting:
             operator(["exit 1"], job_name="j").execute(given)
         assert given["ti"].pushed == {"job_name": "j", "job_id": store.get_job("j").id}
 
-    def test_it_returns_the_name(self, store: JobStore) -> None:
-        assert operator(["true"], job_name="j").execute(context()) == "j"
+    def test_it_returns_what_the_tasks_have_written(self, store: JobStore) -> None:
+        tasks = [
+            {"id": "a", "bash": """echo '{"rows": [1, null]}' > $AIR_EXECUTOR_OUTPUT"""},
+            {"id": "b", "bash": "[ $AIR_EXECUTOR_ATTEMPT = 2 ] && echo 2 > $AIR_EXECUTOR_OUTPUT", "retries": 1},
+            {"id": "silent", "command": "true"},
+        ]
+        assert operator(tasks, job_name="j").execute(context()) == {"a": {"rows": [1, None]}, "b": 2}
+
+    @pytest.mark.parametrize(
+        ("line", "says"),
+        [
+            ("echo '{' > $AIR_EXECUTOR_OUTPUT", "is not JSON"),
+            ("head -c 1000003 /dev/zero | tr '\\0' 1 > $AIR_EXECUTOR_OUTPUT", "longer than 1000000 bytes"),
+            ("ln -s /etc/hostname $AIR_EXECUTOR_OUTPUT", "not a regular file"),
+        ],
+    )
+    def test_a_result_that_cannot_be_taken(self, store: JobStore, line: str, says: str) -> None:
+        with pytest.raises(OutputError, match=says):
+            operator([line], job_name="j").execute(context())
+
+    def test_the_output_of_its_tasks_appears_while_they_run(self, store: JobStore) -> None:
+        from structlog.testing import capture_logs
+
+        tasks = [{"id": "talks", "bash": "echo one; sleep 0.5; printf two"}]
+        with capture_logs() as captured:
+            operator(tasks, job_name="j", stream_logs=True).execute(context())
+        lines = [line["event"] % line.get("positional_args", ()) for line in captured]
+        assert [line for line in lines if "|" in line] == ["talks | one", "talks | two"]
+        assert lines.index("talks | one") < lines.index("job j: completed")
+        header = next(index for index, line in enumerate(lines) if line.split()[:2] == ["task", "status"])
+        assert lines[header + 1].split()[:3] == ["talks", "completed", "1"]
+
+    def test_the_execution_timeout_cancels_the_job(self, store: JobStore) -> None:
+        from airflow.sdk.exceptions import AirflowTaskTimeout
+        from airflow.sdk.execution_time.timeout import timeout
+
+        tested = operator(["sleep 1000"], job_name="j", on_kill="leave")
+        with pytest.raises(AirflowTaskTimeout), timeout(1):
+            tested.execute(context())
+        wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
+
+    @pytest.mark.parametrize(("on_kill", "state"), [("cancel", "failed"), ("leave", "working")])
+    def test_a_worker_that_is_killed(self, store: JobStore, on_kill: Any, state: str) -> None:
+        class KilledError(Exception):
+            pass
+
+        tested = operator(["sleep 2"], job_name="j", on_kill=on_kill)
+
+        def kill(*_: object) -> None:
+            tested.on_kill()
+            raise KilledError
+
+        signal.signal(signal.SIGALRM, kill)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KilledError):
+            tested.execute(context())
+        wait_until(lambda: store.get_job("j").state == state, what=f"it is {state}")
+
+    @pytest.mark.parametrize(
+        ("task", "kind"),
+        [
+            ("exit 3", JobFailedError),
+            ({"command": "/no/such/command"}, JobInvalidError),
+            ("kill -9 $PPID", JobLostError),
+        ],
+    )
+    def test_kinds_of_failure(self, store: JobStore, task: Any, kind: type[JobFailedError]) -> None:
+        with pytest.raises(JobFailedError) as failed:
+            operator([task], job_name="j").execute(context())
+        assert type(failed.value) is kind
 
     def test_a_failure_says_what_failed_and_shows_the_end_of_its_log(self, store: JobStore) -> None:
         tasks = [
@@ -165,17 +242,25 @@ class TestDeferring:
         assert given["ti"].pushed["job_name"] == "j"
         assert arguments["base_path"] == str(store.base_path)
         assert arguments["embedded"] is True
+        assert arguments["owner"]["task_id"] == "t"
         assert deferred.value.timeout == timedelta(seconds=90)
         assert arguments["deadline"] - datetime.now(tz=UTC).timestamp() < 31
 
+    def test_the_execution_timeout_counts_while_deferred_too(self, store: JobStore) -> None:
+        with pytest.raises(TaskDeferred) as deferred:
+            operator(
+                ["sleep 2"], job_name="j", deferrable=True, timeout=30, execution_timeout=timedelta(seconds=10)
+            ).execute(context())
+        assert deferred.value.trigger.serialize()[1]["deadline"] - datetime.now(tz=UTC).timestamp() < 11
+
     def test_a_quick_job_is_not_worth_it(self, store: JobStore) -> None:
-        assert operator(["true"], job_name="j", deferrable=True).execute(context()) == "j"
+        assert operator(["true"], job_name="j", deferrable=True).execute(context()) == {}
 
     def test_events(self, store: JobStore) -> None:
         tested = operator(["true"], job_name="j")
         tested.execute(context())
         event = {"job_name": "j", "message": "", "status": "completed"}
-        assert tested.execute_complete(context(), event) == "j"
+        assert tested.execute_complete(context(), event) == {}
         with pytest.raises(JobNotFoundError):
             tested.execute_complete(context(), {**event, "status": "not_found"})
         for unknown in (None, {}, {**event, "status": "fine"}, {"status": "completed"}):
@@ -201,7 +286,7 @@ class TestTriedAgain:
     def test_it_takes_up_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
         line = f"echo x >> {tmp_path}/out; sleep 0.5"
         operator([line], job_name="j", wait_for_completion=False).execute(context())
-        assert operator([line], job_name="j").execute(context(try_number=2)) == "j"
+        assert operator([line], job_name="j").execute(context(try_number=2)) == {}
         assert (tmp_path / "out").read_text() == "x\n"
 
     def test_it_lets_what_failed_run_again(self, store: JobStore, tmp_path: Any) -> None:
@@ -209,8 +294,23 @@ class TestTriedAgain:
         with pytest.raises(JobFailedError):
             operator(tasks, job_name="j").execute(context())
         (tmp_path / "flag").touch()
-        assert operator(tasks, job_name="j").execute(context(try_number=2)) == "j"
+        assert operator(tasks, job_name="j").execute(context(try_number=2)) == {}
         assert (tmp_path / "out").read_text() == "x\n"
+
+    def test_it_starts_over_if_it_is_told_to(self, store: JobStore, tmp_path: Any) -> None:
+        tasks = [f"echo x >> {tmp_path}/out", f"[ -e {tmp_path}/flag ]"]
+        with pytest.raises(JobFailedError):
+            operator(tasks, job_name="j").execute(context())
+        (tmp_path / "flag").touch()
+        operator(tasks, job_name="j", on_retry="all").execute(context(try_number=2))
+        assert (tmp_path / "out").read_text() == "x\nx\n"
+
+    def test_outputs_are_kept_when_what_failed_runs_again(self, store: JobStore, tmp_path: Any) -> None:
+        tasks = ["echo 1 > $AIR_EXECUTOR_OUTPUT", f"[ -e {tmp_path}/flag ]"]
+        with pytest.raises(JobFailedError):
+            operator(tasks, job_name="j").execute(context())
+        (tmp_path / "flag").touch()
+        assert operator(tasks, job_name="j").execute(context(try_number=2)) == {"task-1": 1}
 
     def test_when_it_was_cleared_everything_runs_anew(self, store: JobStore, tmp_path: Any) -> None:
         tasks = [f"echo x >> {tmp_path}/out"]

@@ -44,6 +44,9 @@ def test_every_module_and_class_that_is_named_exists() -> None:
         for item in info[kind]:
             for module in item["python-modules"]:
                 importlib.import_module(module)
+    for item in info["task-decorators"]:
+        module, _, name = item["class-name"].rpartition(".")
+        assert callable(getattr(importlib.import_module(module), name))
     module, _, name = info["connection-types"][0]["hook-class-name"].rpartition(".")
     hook = getattr(importlib.import_module(module), name)
     assert hook.conn_type == info["connection-types"][0]["connection-type"]

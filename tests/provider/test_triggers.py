@@ -14,6 +14,7 @@ import pytest
 
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
 from tests.waiting import wait_until
@@ -142,3 +143,67 @@ def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.Mon
     asyncio.run(scenario())
     assert threads
     assert threading.get_ident() not in threads
+
+
+OWNER = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "max_tries": 1}
+
+
+@pytest.mark.parametrize(
+    ("state", "submitted_by", "is_cancelled"),
+    [
+        (None, {"try_number": 1}, True),  # cleared; the job was submitted by an earlier try
+        ("failed", {}, True),  # marked
+        ("deferred", {}, False),  # another triggerer waits for it
+        (None, {"max_tries": 2}, False),  # it has been cleared, and has submitted another job since
+        ("failed", {"task_id": "other"}, False),
+    ],
+)
+def test_a_user_ends_the_task(
+    store: JobStore,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str | None,
+    submitted_by: dict[str, Any],
+    is_cancelled: bool,
+) -> None:
+    async def task_state(owner: SubmittedBy) -> str | None:
+        assert owner == SubmittedBy(**OWNER)
+        return state
+
+    monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+    hook = AirExecutorHook()
+    hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**{**OWNER, **submitted_by}))
+    asyncio.run(trigger(store, owner=OWNER).on_kill())
+    if is_cancelled:
+        assert hook.wait_for_job("j", timeout=20).reason == "cancelled"
+    else:
+        assert not store.requests()
+        assert store.get_job("j").cancel_requested_at is None
+        store.cancel("j")
+
+
+def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["sleep 1000"])
+    asyncio.run(trigger(store).on_kill())
+    assert not store.requests()
+    store.cancel("j")
+
+
+def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobStore) -> None:
+    from structlog.testing import capture_logs
+
+    AirExecutorHook().create_job("j", [{"id": "a", "bash": "echo one; sleep 1; echo two; sleep 1; printf three"}])
+
+    async def interrupted() -> None:
+        waiting = asyncio.create_task(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
+        await asyncio.sleep(0.5)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    with capture_logs() as lines:
+        asyncio.run(interrupted())
+        before = len(lines)
+        asyncio.run(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
+    said = [line["event"] % line.get("positional_args", ()) for line in lines]
+    assert [line for line in said if "|" in line] == ["a | one", "a | two", "a | three"]
+    assert "a | one" in said[:before]

@@ -87,6 +87,7 @@ TASK_VARIABLES = (
     "AIR_EXECUTOR_TASK",
     "AIR_EXECUTOR_ATTEMPT",
     "AIR_EXECUTOR_JOB_DIR",
+    "AIR_EXECUTOR_OUTPUT",
     RUN_VARIABLE,
 )
 _SERIALS = itertools.count()
@@ -212,6 +213,8 @@ class LocalRunner:
         directory = self._directory(job_name)
         command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
         log_path = f"{directory}/logs/{task_id}.log"
+        with contextlib.suppress(FileNotFoundError):  # left from an earlier run of a job that was reset by hand
+            os.unlink(self._output_path(attempt))
         words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log_path, task.cwd or "", command]
         forking = Forking(attempt, task, words + list(task.args))
         if task.runner == "warm":
@@ -229,6 +232,7 @@ class LocalRunner:
             "AIR_EXECUTOR_TASK": attempt.task_id,
             "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
             "AIR_EXECUTOR_JOB_DIR": self._directory(attempt.job_name),
+            "AIR_EXECUTOR_OUTPUT": self._output_path(attempt),
         }
 
     def _start_shell(self, what: Forking) -> None:
@@ -405,6 +409,9 @@ class LocalRunner:
 
     def _record_path(self, attempt: Attempt) -> str:
         return f"{self._directory(attempt.job_name)}/runs/{attempt.task_id}.{attempt.number}"
+
+    def _output_path(self, attempt: Attempt) -> str:
+        return f"{self._record_path(attempt)}.output"
 
     @staticmethod
     def _resolve(task: Task, search_path: str) -> str:

@@ -1,0 +1,80 @@
+"""What the tasks of a job print, line by line as it comes, for one reader that may be replaced by another one.
+
+How far the reader has come is kept in a file beside the logs (``logs/.<reader>.offsets``). It is written after the
+lines have been handed on: who is killed in between repeats the last lines, and loses none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+
+from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
+
+_PASS_BYTES = 65_536  # of one task's log that are read at a time
+_LINE_BYTES = 16_384  # of a line without an end, after which it is handed on as it is
+
+
+class LogStream:
+    """Follows the logs of all tasks of a job.
+
+    :param reader: who reads, a word of letters and digits; another reader has its own position.
+    """
+
+    def __init__(self, store: JobStore, job_name: str, reader: str) -> None:
+        self._store = store
+        self._job_name = job_name
+        self._path = store.logs_path(job_name) / f".{reader}.offsets"
+        self._offsets: dict[str, int] | None = None
+
+    def follow(self, tasks: Iterable[Task], say: Callable[[str], None], *, is_over: bool = False) -> bool:
+        """Hand on the lines that have come since the last call.
+
+        :param say: gets each line, with the id of its task before it.
+        :param is_over: whether the job has ended: then all there is is handed on, the last line without an end too.
+        :return: whether there was anything.
+        """
+        offsets = self._offsets = self._load() if self._offsets is None else self._offsets
+        said = False
+        try:
+            for task in tasks:
+                if task.attempt or task.status.is_terminal:
+                    while self._read_some(task.id, offsets, say, is_over=is_over):
+                        said = True
+        finally:
+            if said:
+                self._save()
+        return said
+
+    def _read_some(self, task_id: str, offsets: dict[str, int], say: Callable[[str], None], *, is_over: bool) -> bool:
+        """Hand on some lines of one task; False if there are none."""
+        offset = offsets.get(task_id, 0)
+        try:
+            data = self._store.read_log(self._job_name, task_id, offset, _PASS_BYTES).data
+        except (AirExecutorError, OSError):
+            return False
+        end = data.rfind(b"\n") + 1
+        if not end and data and (is_over or len(data) >= _LINE_BYTES):
+            end = len(data)
+        if not end:
+            return False
+        for line in data[:end].decode(errors="replace").splitlines():
+            say(f"{task_id} | {line}")
+        offsets[task_id] = offset + end
+        return True
+
+    def _load(self) -> dict[str, int]:
+        try:
+            found = json.loads(files.read(self._path)[0])
+            return {str(key): int(value) for key, value in found.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def _save(self) -> None:
+        try:
+            files.publish(self._path, json.dumps(self._offsets).encode())
+        except OSError:  # the job is gone, or the disk is full: the next reader repeats some lines
+            return
