@@ -148,7 +148,7 @@ def test_the_worker_is_killed(airflow: Installation, store: JobStore) -> None:
     run_id = airflow.trigger("holds_a_worker", {"seconds": 15})
     (job,) = working(store, run_id)
     tasks = JobStore(airflow.tasks_path)
-    (workload,) = [one for one in jobs_of(tasks, run_id) if one.state == "working"]
+    (workload,) = working(tasks, run_id)
     os.kill(int((tasks.runs_path(workload.name) / "workload.1").read_text().split()[0]), signal.SIGKILL)
     state, _ = airflow.follow("holds_a_worker", run_id, timeout=120)
     assert state == "success", airflow.explain("holds_a_worker", run_id)
