@@ -20,9 +20,8 @@ to the database as it has requests: with its default of 15, requests that need a
 many tasks that start at once stand still for 30 s.
 
 The CPU time of a run includes what an idle Airflow uses meanwhile, and a second before and after, in which what the
-tasks have left to do is done. The memory is looked at in a round of its own, the last one, every 0.2 s: a process
-stands still while its memory is counted, and where 32 ran at a time that took almost as long as the tasks themselves.
-The other figures of that round do not count, and stand in no ratio.
+tasks have left to do is done. The memory is looked at every 0.2 s, in a round of its own, the last one, so that this
+cannot disturb the other figures; those of that round stand in no ratio.
 """
 
 from __future__ import annotations
