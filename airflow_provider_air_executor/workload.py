@@ -84,12 +84,38 @@ def preload() -> None:
 
 def _warm_up() -> None:
     """Do once what is done late otherwise, by each task for itself."""
+    import jinja2.lexer
     from airflow.sdk.api.client import Client
+    from airflow.sdk.execution_time import comms, task_runner
     from airflow.sdk.execution_time.supervisor import ensure_secrets_backend_loaded
 
     _workloads()
     ensure_secrets_backend_loaded()
     Client(base_url="http://localhost/execution/", token="").close()
+    jinja2.lexer.get_lexer(jinja2.Environment(autoescape=True))  # kept by jinja2, for all with these delimiters
+    _share_type_adapters(comms, "ToTask")
+    _share_type_adapters(task_runner, "JsonValue", "StartupDetails")
+
+
+def _share_type_adapters(module: Any, *names: str) -> None:
+    """Let a module of Airflow's make its pydantic adapters once, and not in each task.
+
+    :param names: the types in it for which they are made now.
+    """
+    make = getattr(module, "TypeAdapter", None)
+    if make is None:
+        return
+    made: dict[int, tuple[Any, Any]] = {}  # by the identity of a type, which stays as long as it is held here
+
+    def shared(kind: Any) -> Any:
+        if id(kind) not in made:
+            made[id(kind)] = kind, make(kind)
+        return made[id(kind)][1]
+
+    module.TypeAdapter = shared
+    for name in names:
+        if hasattr(module, name):
+            shared(getattr(module, name))
 
 
 def main() -> int:

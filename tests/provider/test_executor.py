@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import subprocess
+import sys
 import time
 import uuid
 from pathlib import Path
@@ -365,3 +368,19 @@ def test_queues_and_teams_have_job_filesystems_of_their_own(
     monkeypatch.setenv("AIRFLOW__BLUE___AIR_EXECUTOR__BASE_PATH", str(tmp_path / "blue"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
     assert team.settings.sites[None].store.base_path == tmp_path / "blue"
+
+
+_SHARES = """
+from airflow_provider_air_executor import workload
+workload.preload()
+from airflow.sdk.execution_time import comms
+one, two = (comms.CommsDecoder(socket=None) for _ in range(2))
+assert one.body_decoder is two.body_decoder is two.err_decoder
+assert one.body_decoder.validate_python({"type": "OKResponse", "ok": True}).ok
+"""
+
+
+def test_what_each_task_would_make_for_itself_is_made_once(home: Path) -> None:
+    """In a process of its own, as the fork server is one."""
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    subprocess.run([sys.executable, "-c", _SHARES], env=environment, check=True, timeout=120)
