@@ -19,7 +19,15 @@ def get_provider_info() -> dict[str, Any]:
         "operators": [{"integration-name": name, "python-modules": [f"{module}.operators"]}],
         "sensors": [{"integration-name": name, "python-modules": [f"{module}.sensors"]}],
         "hooks": [{"integration-name": name, "python-modules": [f"{module}.hooks"]}],
-        "triggers": [{"integration-name": name, "python-modules": [f"{module}.triggers"]}],
+        "triggers": [{"integration-name": name, "python-modules": [f"{module}.triggers", f"{module}.event_triggers"]}],
+        "transfers": [
+            {
+                "source-integration-name": source,
+                "target-integration-name": target,
+                "python-module": f"{module}.transfers",
+            }
+            for source, target in (("Common SQL", name), (name, "Common SQL"))
+        ],
         "connection-types": [
             {
                 "connection-type": "air_executor",
@@ -45,6 +53,9 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "task-decorators": [{"name": "air_executor", "class-name": f"{module}.decorators.air_executor_task"}],
+        "notifications": [f"{module}.notifications.AirExecutorNotifier"],
+        "extra-links": [f"{module}.links.AirExecutorJobLink"],
+        "plugins": [{"name": "air_executor", "plugin-class": f"{module}.plugin.AirExecutorPlugin"}],
         "executors": [f"{module}.executor.AirExecutorExecutor"],
         "cli": [f"{module}.cli.get_cli_commands"],
         "config": {

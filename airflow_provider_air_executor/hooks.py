@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
+    CorruptFileError,
     JobTimeoutError,
     ManagerError,
     ManagerRunningError,
@@ -101,6 +102,7 @@ class AirExecutorHook(BaseHook):
         timeout: float | None = None,
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
+        outlets: Iterable[str] = (),
         submitted_by: SubmittedBy | None = None,
     ) -> Job:
         """Submit a job; it exists exactly once, or not at all. See :meth:`JobStore.submit` for the parameters.
@@ -115,6 +117,7 @@ class AirExecutorHook(BaseHook):
             timeout=timeout,
             priority=priority,
             labels=labels,
+            outlets=outlets,
             submitted_by=submitted_by,
         )
         self.ensure_manager()
@@ -145,16 +148,24 @@ class AirExecutorHook(BaseHook):
         """
         return self.store.read_log(job_name, task_id, offset, limit)
 
-    def cancel_job(self, job_name: str) -> bool:
+    def cancel_job(self, job_name: str, owner: SubmittedBy | None = None) -> bool:
         """Ask for a job to be cancelled.
 
-        :return: False if it had ended already.
+        :param owner: the Airflow task that asks, if it is to be cancelled only as long as it belongs to that.
+        :return: False if it had ended already, or belongs to somebody else.
         :raises JobNotFoundError: if there is no such job.
         """
-        requested = self.store.cancel(job_name)
+        requested = self.store.cancel(job_name, owner)
         if requested:
             self.ensure_manager()
         return requested
+
+    def take_up(self, job_name: str, owner: SubmittedBy) -> None:
+        """Say that this try of an Airflow task waits for the job from now on: an earlier one must not cancel it.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        self.store.take_up(job_name, owner)
 
     def retry_job(self, job_name: str) -> None:
         """Ask for a failed job to go on: failed tasks run again, and what depends on them; the rest is kept.
@@ -198,20 +209,34 @@ class AirExecutorHook(BaseHook):
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_FIRST_POLL_SECONDS, poll_interval)
         alive_until = time.monotonic() + _ALIVE_SECONDS
+        problem = ""
         while True:
-            job = self.get_job(job_name)
-            if job.state.is_terminal and job.attempt > after_attempt:
+            job, problem = self._job_if_readable(job_name, problem)
+            if job is not None and job.state.is_terminal and job.attempt > after_attempt:
                 return job
-            if on_poll is not None:
+            if job is not None and on_poll is not None:
                 on_poll(job)
             now = time.monotonic()
             if deadline is not None and now >= deadline:
-                raise JobTimeoutError(f"job {job_name!r} is still {job.state} after {timeout:g} s")
+                state = job.state.value if job is not None else "not readable"
+                raise JobTimeoutError(f"job {job_name!r} is still {state} after {timeout:g} s")
             if now >= alive_until:
                 self.ensure_manager()
                 alive_until = now + _ALIVE_SECONDS
             time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
             pause = min(pause * 1.5, poll_interval)
+
+    def _job_if_readable(self, job_name: str, problem: str) -> tuple[Job | None, str]:
+        """The job; None and the problem if it cannot be read now, which is not the job's failure.
+
+        :param problem: what was said last about it.
+        """
+        try:
+            return self.get_job(job_name), ""
+        except (CorruptFileError, OSError) as error:
+            if str(error) != problem:
+                self.log.warning("job %s cannot be read now: %s", job_name, error)
+            return None, str(error)
 
     def delete_job(self, job_name: str) -> None:
         """Remove a job that has ended, with its logs.

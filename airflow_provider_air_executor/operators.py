@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.exceptions import (
+    AirflowSkipException,
+    AirflowTaskTimeout,
+    TaskDeferralError,
+    TaskDeferralTimeout,
+)
+from airflow.triggers.base import StartTriggerArgs
 
-from airflow_provider_air_executor import triggers
+from airflow_provider_air_executor import lineage, links, triggers
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
+    CorruptFileError,
     InvalidJobError,
     JobExistsError,
     JobNotFoundError,
@@ -29,13 +37,14 @@ from airflow_provider_air_executor.jobs.models import (
     Reason,
     SubmittedBy,
     Task,
-    name_with_digest,
+    default_job_name,
     parse_tasks,
     valid_job_name,
 )
 from airflow_provider_air_executor.jobs.stream import LogStream
 
 if TYPE_CHECKING:
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
 OnRetry = Literal["failed_tasks", "all"]
@@ -46,7 +55,6 @@ _BACKSTOP_SECONDS = 60
 # A job that takes no longer ends before a deferral would have begun.
 _QUICK_SECONDS = 0.2
 _LOG_LINES = 20  # of what a task has printed, that are shown when the job has ended
-_TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
 class AirExecutorSubmitOperator(BaseOperator):
@@ -79,14 +87,28 @@ class AirExecutorSubmitOperator(BaseOperator):
         has completed, ``all`` starts over with a new job.
     :param on_kill: what becomes of the job if the worker is told to end while it waits, be it for a user or for a
         deployment, which it cannot tell apart: ``cancel`` (default), or ``leave``; the next try takes it up then.
+    :param job_outlets: the URIs of what the job makes or changes, for who waits for that with an
+        :class:`~airflow_provider_air_executor.event_triggers.AirExecutorJobEventTrigger` (templated). The assets among
+        the task's ``outlets`` are declared in any case.
+    :param start_from_trigger: whether the job is submitted in the triggerer, so that a task whose job completes needs
+        no worker at all; default False. Where that cannot be, a worker submits the job, and the task defers: when it is
+        mapped, tried again or cleared, when ``tasks`` comes from another task, when Airflow is older than 3.3 and
+        there are templates. The end needs a worker if the job fails, or the task has ``outlets``.
+    :param skip_on_exit_code: exit codes of job tasks that skip the Airflow task instead of failing it, if no task
+        failed otherwise; one, or several; default: none.
     :param stream_logs: whether what the tasks print appears in the log of the Airflow task while they run, looked for
         every ``poll_interval`` seconds, each line with the id of its task before it; default False: the last lines
         of each when the job has ended.
+    :param openlineage_inject_parent_job_info: whether the tasks find in their environment which Airflow task they
+        belong to (``OPENLINEAGE_PARENT_ID``, ``OPENLINEAGE_ROOT_PARENT_ID``), so that OpenLineage links to it what they
+        report; their own ``env`` wins. As with any ``env``, a fresh shell is started for each task then, and none runs
+        warm. Default: ``[openlineage] spark_inject_parent_job_info``.
     :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
     """
 
-    template_fields: Sequence[str] = ("tasks", "job_name", "labels", "air_executor_conn_id")
-    template_fields_renderers = {"tasks": "json", "labels": "json"}
+    template_fields: Sequence[str] = ("tasks", "job_name", "labels", "job_outlets", "air_executor_conn_id")
+    template_fields_renderers = {"tasks": "json", "labels": "json", "job_outlets": "json"}
+    operator_extra_links = (links.AirExecutorJobLink(),)
     ui_color = "#cfe2f3"
 
     def __init__(
@@ -97,13 +119,19 @@ class AirExecutorSubmitOperator(BaseOperator):
         max_parallel_tasks: int | None = None,
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
+        job_outlets: Sequence[str] = (),
         wait_for_completion: bool = True,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         poll_interval: float = 5.0,
         timeout: float | timedelta | None = None,
         on_retry: OnRetry = "failed_tasks",
         on_kill: OnKill = "cancel",
+        skip_on_exit_code: int | Collection[int] = (),
         stream_logs: bool = False,
+        start_from_trigger: bool = False,
+        openlineage_inject_parent_job_info: bool = conf.getboolean(
+            "openlineage", "spark_inject_parent_job_info", fallback=False
+        ),
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
@@ -114,15 +142,20 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
         self.labels = labels
+        self.job_outlets = job_outlets
         self.wait_for_completion = wait_for_completion
         self.deferrable = deferrable
         self.poll_interval = poll_interval
         self.timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         self.on_retry = on_retry
         self.when_killed = on_kill
+        self.skip_on_exit_code = {skip_on_exit_code} if isinstance(skip_on_exit_code, int) else set(skip_on_exit_code)
         self.stream_logs = stream_logs
+        self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.air_executor_conn_id = air_executor_conn_id
+        self._lineage_parent: dict[str, str] = {}  # environment variables
         self._waits_for = ""  # the job, while this process waits for it
+        self._owner: SubmittedBy | None = None
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
                 raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
@@ -130,6 +163,11 @@ class AirExecutorSubmitOperator(BaseOperator):
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:
             raise InvalidJobError(f"timeout: must be greater than 0 seconds, not {self.timeout!r}")
+        self.start_from_trigger = start_from_trigger and self._can_start_from_trigger()
+        if start_from_trigger:
+            self.deferrable = True
+        if self.start_from_trigger:
+            self.start_trigger_args = self._start_trigger_args()
 
     @cached_property
     def hook(self) -> AirExecutorHook:
@@ -139,20 +177,20 @@ class AirExecutorSubmitOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Submit the job, and wait for it."""
         owner = _submitted_by(context)
-        name = valid_job_name(self.job_name) if self.job_name else _default_name(owner)
-        job, after_attempt = self._submit(name, owner)
-        context["ti"].xcom_push(key="job_name", value=job.name)
-        context["ti"].xcom_push(key="job_id", value=job.id)
+        if self.openlineage_inject_parent_job_info:
+            self._lineage_parent = lineage.parent_environment(context["ti"])
+        job, after_attempt = self._submit(self._name_for(owner), owner)
+        self._push_identity(context, job)
         if not self.wait_for_completion:
             return job.name
-        self._waits_for = job.name
+        self._waits_for, self._owner = job.name, owner
         try:
             if self.deferrable:
-                return self._defer_unless_quick(job.name, after_attempt, owner)
-            return self._wait_here(job.name, after_attempt)
+                return self._defer_unless_quick(context, job.name, after_attempt)
+            return self._wait_here(context, job.name, after_attempt)
         except AirflowTaskTimeout:
             self.log.error("job %s did not end within the task's execution_timeout; it is cancelled", job.name)
-            self.hook.cancel_job(job.name)
+            self.hook.cancel_job(job.name, owner)
             raise
 
     def on_kill(self) -> None:
@@ -161,7 +199,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             self.log.info("job %s is left as it is", self._waits_for)
         elif self._waits_for:
             try:
-                if self.hook.cancel_job(self._waits_for):
+                if self.hook.cancel_job(self._waits_for, self._owner):
                     self.log.info("job %s is cancelled, since its task was killed", self._waits_for)
             except (AirExecutorError, OSError) as error:
                 self.log.error("job %s could not be cancelled: %s", self._waits_for, error)
@@ -170,11 +208,104 @@ class AirExecutorSubmitOperator(BaseOperator):
         """Take up what the trigger has found."""
         found = triggers.validate_event(event)
         name = found["job_name"]
+        if found["status"] == triggers.NOT_SUBMITTED:
+            return self.execute(context)
+        if self.start_from_trigger:
+            with contextlib.suppress(JobNotFoundError):
+                self._push_identity(context, self.hook.get_job(name))
         if found["status"] == triggers.TIMEOUT:
-            self._give_up(name, found["message"])
+            self._give_up(name, found["message"], _submitted_by(context))
         elif found["status"] == triggers.NOT_FOUND:
             raise JobNotFoundError(name, self.hook.store.base_path)
-        return self._finish(self.hook.get_job(name))
+        return self._finish(context, self.hook.get_job(name))
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Called by Airflow in place of :meth:`execute` when the task goes on.
+
+        If Airflow gives the deferral up by itself, because the triggerer was away when the time was over, or the
+        trigger failed, nobody else cancels the job. After a failure the next try takes it up; if there is none, it is
+        cancelled too.
+        """
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except (TaskDeferralError, TaskDeferralTimeout) as error:
+            owner = _submitted_by(context)
+            is_last = (owner.try_number or 0) > (owner.max_tries or 0)
+            if isinstance(error, TaskDeferralTimeout) or is_last:
+                name = self._name_for(owner)
+                try:
+                    self._give_up(name, "the triggerer did not look at it in time, or failed", owner)
+                except JobNotFoundError:
+                    self.log.warning("job %s has not been submitted", name)
+            raise
+
+    def _name_for(self, owner: SubmittedBy) -> str:
+        return valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
+
+    def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
+        """Called by OpenLineage's extractor before the task begins."""
+        try:
+            tasks = parse_tasks(_from_json(self.tasks))
+        except InvalidJobError:  # not valid, or not known before the task runs
+            tasks = ()
+        return lineage.of_tasks(self, tasks)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Called by OpenLineage's extractor when the task has ended, well or badly."""
+        name = self._name_for(_submitted_by({"ti": task_instance}))
+        return self.get_openlineage_facets_on_start().merge(lineage.of_job(self.hook.store, name))
+
+    def _push_identity(self, context: Context, job: Job) -> None:
+        """Say which job this task has, also for a task that fails."""
+        links.push_job(context, job.name, self.air_executor_conn_id)
+        context["ti"].xcom_push(key="job_id", value=job.id)
+
+    # -- starting in the triggerer -------------------------------------------------------------------------
+
+    def _can_start_from_trigger(self) -> bool:
+        """Whether all that the triggerer must know for the submission can be told when the DAG is parsed."""
+        told = [self.tasks, self.job_name, self.labels, self.job_outlets, self.air_executor_conn_id]
+        is_plain = isinstance(self.tasks, list | tuple) and all(isinstance(task, Mapping | str) for task in self.tasks)
+        is_enough = not self.openlineage_inject_parent_job_info  # the DAG run is not known there
+        return self.wait_for_completion and is_plain and is_enough and triggers.can_render(told)
+
+    def _start_trigger_args(self) -> StartTriggerArgs:
+        trigger = triggers.AirExecutorSubmitTrigger(
+            tasks=self.tasks,
+            job_name=self.job_name,
+            air_executor_conn_id=self.air_executor_conn_id,
+            max_parallel_tasks=self.max_parallel_tasks,
+            priority=self.priority,
+            labels=self.labels,
+            job_outlets=self._declared_outlets(),
+            retries=self.retries or 0,
+            timeout=self._limit,
+            job_timeout=self._job_timeout,
+            poll_interval=self.poll_interval,
+            stream_logs=self.stream_logs,
+            end_from_trigger=not self.outlets,
+            push_results=self.do_xcom_push,
+        )
+        classpath, kwargs = trigger.serialize()
+        return StartTriggerArgs(trigger_cls=classpath, trigger_kwargs=kwargs, next_method="execute_complete")
+
+    @property
+    def _limit(self) -> float | None:
+        """Seconds after which the job is given up."""
+        limits = [self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else None]
+        return min((seconds for seconds in limits if seconds is not None), default=None)
+
+    @property
+    def _job_timeout(self) -> float | None:
+        """Seconds after which the manager kills the job by itself, lest it run on when nobody waits for it any more."""
+        if self.timeout is None or not self.wait_for_completion:
+            return self.timeout
+        return self.timeout + _BACKSTOP_SECONDS
+
+    def _declared_outlets(self) -> list[str]:
+        """The URIs of what the job makes or changes."""
+        assets = [outlet.uri for outlet in self.outlets if isinstance(outlet, Asset)]
+        return list(dict.fromkeys([*self.job_outlets, *assets]))
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -183,15 +314,18 @@ class AirExecutorSubmitOperator(BaseOperator):
 
         :return: the job, and the last of its attempts whose end we know and do not wait for.
         """
-        tasks = parse_tasks(_from_json(self.tasks))
-        try:
-            return self._create(name, tasks, owner), -1
-        except JobExistsError:
-            job = self.hook.get_job(name)
-            if job.submitted_by is None or not job.submitted_by.is_same_task(owner):
-                raise
+        job = self._own_job(name, owner)
+        if job is None:
+            tasks = self._tasks_to_submit()
+            try:
+                return self._create(name, tasks, owner), -1
+            except JobExistsError:
+                job = self._own_job(name, owner)  # another try, that is still alive, was faster
+                if job is None:
+                    raise
         starts_over = self.on_retry == "all" and job.state is JobState.FAILED
-        if not job.submitted_by.is_same_run(owner) or job.reason is Reason.INVALID or starts_over:
+        is_same_run = job.submitted_by is not None and job.submitted_by.is_same_run(owner)
+        if not is_same_run or job.reason is Reason.INVALID or starts_over:
             why = (
                 "failed, and is to start over"
                 if starts_over
@@ -200,23 +334,40 @@ class AirExecutorSubmitOperator(BaseOperator):
             self.log.info("job %s %s; it is replaced", name, why)
             if self.hook.cancel_job(name):
                 self.hook.wait_for_job(name, poll_interval=self.poll_interval)
+            tasks = self._tasks_to_submit()
             self.hook.delete_job(name)
             return self._create(name, tasks, owner), -1
         if job.state is JobState.FAILED:
             self.log.info("job %s failed (%s); what failed of it runs again", name, job.error)
+            self.hook.take_up(name, owner)
             self.hook.retry_job(name)
             return job, job.attempt
         self.log.info("job %s was submitted by an earlier try of this task and is %s", name, job.state.value)
+        self.hook.take_up(name, owner)
         self.hook.ensure_manager()
         return job, -1
+
+    def _own_job(self, name: str, owner: SubmittedBy) -> Job | None:
+        """The job that an earlier try of this task has submitted, if there is one."""
+        try:
+            job = self.hook.get_job(name)
+        except JobNotFoundError:
+            return None
+        return job if job.submitted_by is not None and job.submitted_by.is_same_task(owner) else None
+
+    def _tasks_to_submit(self) -> tuple[Task, ...]:
+        """The tasks of a new job. It is not called where a job of an earlier try is taken up."""
+        return parse_tasks(_from_json(self.tasks))
 
     def _create(self, name: str, tasks: tuple[Task, ...], owner: SubmittedBy) -> Job:
         job = self.hook.create_job(
             name,
-            tasks,
+            lineage.with_environment(tasks, self._lineage_parent),
             max_parallel_tasks=self.max_parallel_tasks or len(tasks),
+            timeout=self._job_timeout,
             priority=self.priority,
             labels=self.labels,
+            outlets=self._declared_outlets(),
             submitted_by=owner,
         )
         self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.store.base_path)
@@ -224,11 +375,11 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     # -- waiting -------------------------------------------------------------------------------------------
 
-    def _defer_unless_quick(self, name: str, after_attempt: int, owner: SubmittedBy) -> Any:
-        limits = [self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else None]
-        limit = min((seconds for seconds in limits if seconds is not None), default=None)
+    def _defer_unless_quick(self, context: Context, name: str, after_attempt: int) -> Any:
+        limit = self._limit
         try:
-            return self._finish(self.hook.wait_for_job(name, timeout=_QUICK_SECONDS, after_attempt=after_attempt))
+            job = self.hook.wait_for_job(name, timeout=_QUICK_SECONDS, after_attempt=after_attempt)
+            return self._finish(context, job)
         except JobTimeoutError:
             trigger = triggers.AirExecutorJobTrigger(
                 name,
@@ -237,18 +388,21 @@ class AirExecutorSubmitOperator(BaseOperator):
                 poll_interval=self.poll_interval,
                 deadline=None if limit is None else time.time() + limit,
                 after_attempt=after_attempt,
-                owner=owner.model_dump(mode="json"),
+                owner=_submitted_by(context).model_dump(mode="json"),
                 stream_logs=self.stream_logs,
             )
             backstop = None if limit is None else timedelta(seconds=limit + _BACKSTOP_SECONDS)
             self.defer(trigger=trigger, method_name="execute_complete", timeout=backstop)
 
-    def _wait_here(self, name: str, after_attempt: int) -> Any:
+    def _wait_here(self, context: Context, name: str, after_attempt: int) -> Any:
         last = [""]
 
         def say_how_far(job: Job) -> None:
-            self._stream(job)
-            line = summary.progress(self.hook.get_tasks(job.name))
+            try:
+                self._stream(job)
+                line = summary.progress(self.hook.get_tasks(job.name))
+            except (CorruptFileError, OSError) as error:
+                line = f"its tasks cannot be read now: {error}"
             if line != last[0]:
                 last[0] = line
                 self.log.info("job %s: %s", job.name, line)
@@ -262,9 +416,9 @@ class AirExecutorSubmitOperator(BaseOperator):
                 on_poll=say_how_far,
             )
         except JobTimeoutError as error:
-            self._give_up(name, str(error))
+            self._give_up(name, str(error), _submitted_by(context))
         else:
-            return self._finish(job)
+            return self._finish(context, job)
 
     def _stream(self, job: Job) -> None:
         """Let what the tasks have printed since the last time appear in our log."""
@@ -273,12 +427,12 @@ class AirExecutorSubmitOperator(BaseOperator):
             tasks = self.hook.get_tasks(job.name)
             stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=job.state.is_terminal)
 
-    def _give_up(self, name: str, message: str) -> NoReturn:
-        cancelled = self.hook.cancel_job(name)
+    def _give_up(self, name: str, message: str, owner: SubmittedBy | None = None) -> NoReturn:
+        cancelled = self.hook.cancel_job(name, owner)
         ending = "it is cancelled" if cancelled else "it has ended meanwhile"
         raise JobTimeoutError(f"job {name!r} did not end in the time allowed for it ({message}); {ending}")
 
-    def _finish(self, job: Job) -> dict[str, Any]:
+    def _finish(self, context: Context, job: Job) -> dict[str, Any]:
         """Say how the job has ended, task by task.
 
         :return: what its tasks have handed over.
@@ -289,8 +443,28 @@ class AirExecutorSubmitOperator(BaseOperator):
         for line in summary.describe(self.hook.store, job, log_lines=log_lines):
             self.log.info("%s", line)
         if job.state is not JobState.COMPLETED:
+            self._push_partial_results(context, job)
+            self._skip_if_meant(job)
             raise summary.error_of(self.hook.store, job)
         return self.hook.store.get_outputs(job.name)
+
+    def _push_partial_results(self, context: Context, job: Job) -> None:
+        """Leave what the tasks that have completed have handed over, of a job that has failed."""
+        try:
+            outputs = self.hook.store.get_outputs(job.name)
+        except (AirExecutorError, OSError) as error:  # the failure of the job is what counts
+            self.log.warning("results of job %s cannot be taken: %s", job.name, error)
+            return
+        if outputs and self.do_xcom_push:
+            context["ti"].xcom_push(key="partial_results", value=outputs)
+
+    def _skip_if_meant(self, job: Job) -> None:
+        try:
+            codes = {task.exit_code for task in summary.culprits(self.hook.get_tasks(job.name))}
+        except AirExecutorError:  # a list that is not valid, for instance
+            return
+        if codes and codes <= self.skip_on_exit_code:
+            raise AirflowSkipException(f"job {job.name!r} failed with exit code {', '.join(sorted(map(str, codes)))}")
 
 
 def check_before_rendering(tasks: Any) -> None:
@@ -302,14 +476,14 @@ def check_before_rendering(tasks: Any) -> None:
     :raises InvalidJobError: naming the field that is not valid.
     """
     if isinstance(tasks, str):
-        if not _has_template(tasks):
+        if not triggers.has_template(tasks):
             raise InvalidJobError("tasks: must be a list of tasks; a single bash line goes into a list too")
     elif isinstance(tasks, Mapping | bytes | int | float) or tasks is None:
         raise InvalidJobError(f"tasks: must be a list of tasks, not {type(tasks).__name__}")
     elif isinstance(tasks, list | tuple) and all(isinstance(task, Task | Mapping | str) for task in tasks):
         plain = _without_records(tasks)
         names = [name for task in plain if isinstance(task, Mapping) for name in _names_in(task)]
-        if not any(isinstance(name, str) and _has_template(name) for name in names):
+        if not any(triggers.has_template(name) for name in names):
             parse_tasks(plain)
     elif isinstance(tasks, list | tuple) and any(isinstance(task, int | float | bytes | None) for task in tasks):
         parse_tasks(tasks)
@@ -318,10 +492,6 @@ def check_before_rendering(tasks: Any) -> None:
 def _names_in(task: Mapping[str, Any]) -> list[Any]:
     dependencies = task.get("dependencies") or ()
     return [task.get("id"), *(dependencies if isinstance(dependencies, list | tuple) else (dependencies,))]
-
-
-def _has_template(text: str) -> bool:
-    return any(mark in text for mark in _TEMPLATE_MARKS)
 
 
 def _without_records(tasks: Any) -> Any:
@@ -351,9 +521,3 @@ def _submitted_by(context: Context) -> SubmittedBy:
         try_number=ti.try_number,
         max_tries=ti.max_tries,
     )
-
-
-def _default_name(owner: SubmittedBy) -> str:
-    parts = [owner.dag_id, owner.run_id, owner.task_id, owner.map_index]
-    mapped = f"__{owner.map_index}" if owner.map_index >= 0 else ""
-    return name_with_digest(f"{owner.dag_id}__{owner.task_id}{mapped}__{owner.run_id}", json.dumps(parts))

@@ -8,11 +8,12 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSensorTimeout
+from airflow.triggers.base import StartTriggerArgs
 
-from airflow_provider_air_executor import triggers
+from airflow_provider_air_executor import links, triggers
 from airflow_provider_air_executor.exceptions import CorruptFileError, JobNotFoundError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import summary
@@ -30,17 +31,21 @@ class AirExecutorJobSensor(BaseSensorOperator):
 
     A job that is not there yet is waited for. When it fails, the sensor fails with the reason of each task that
     failed and the end of its log; ``soft_fail`` does not turn that into a skip, but the sensor's ``timeout`` does it
-    turn into one.
+    turn into one. The return value is that of :class:`AirExecutorSubmitOperator`.
 
     :param job_name: the job (templated); the name that was given to :class:`AirExecutorSubmitOperator`, or that it
         returned.
     :param deferrable: whether to wait in the triggerer, without a worker slot; default:
         ``[operators] default_deferrable``. Then ``mode`` does not matter.
+    :param start_from_trigger: whether the waiting begins in the triggerer, so that a sensor whose job completes needs
+        no worker at all; default False. Where that cannot be, a worker begins: when it is mapped, or Airflow is older
+        than 3.3 and there are templates. The end needs a worker if the job fails, or the sensor has ``outlets``.
     :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
     :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds), ``mode``, ``soft_fail``.
     """
 
     template_fields: Sequence[str] = ("job_name", "air_executor_conn_id")
+    operator_extra_links = (links.AirExecutorJobLink(),)
     ui_color = "#d9ead3"
 
     def __init__(
@@ -48,13 +53,35 @@ class AirExecutorJobSensor(BaseSensorOperator):
         *,
         job_name: str,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        start_from_trigger: bool = False,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.job_name = job_name
-        self.deferrable = deferrable
+        self.deferrable = deferrable or start_from_trigger
         self.air_executor_conn_id = air_executor_conn_id
+        if start_from_trigger and triggers.can_render([job_name, air_executor_conn_id]):
+            self.start_from_trigger = True
+            self.start_trigger_args = self._start_trigger_args()
+
+    def _start_trigger_args(self) -> StartTriggerArgs:
+        trigger = triggers.AirExecutorJobTrigger(
+            self.job_name,
+            air_executor_conn_id=self.air_executor_conn_id,
+            poll_interval=self.poke_interval,
+            must_exist=False,
+            end_from_trigger=not self.outlets,
+            push_results=self.do_xcom_push,
+        )
+        classpath, kwargs = trigger.serialize()
+        # The timeout is Airflow's own here: no deadline is known yet, and there is no job to be cancelled.
+        return StartTriggerArgs(
+            trigger_cls=classpath,
+            trigger_kwargs=kwargs,
+            next_method="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
 
     @cached_property
     def hook(self) -> AirExecutorHook:
@@ -63,10 +90,12 @@ class AirExecutorJobSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait, in this process or in the triggerer."""
+        links.push_job(context, valid_job_name(self.job_name), self.air_executor_conn_id)
         if not self.deferrable:
             return super().execute(context)
-        if self.poke(context):
-            return None
+        poked = self.poke(context)
+        if poked:
+            return poked.xcom_value
         self.defer(
             trigger=triggers.AirExecutorJobTrigger(
                 valid_job_name(self.job_name),
@@ -81,17 +110,22 @@ class AirExecutorJobSensor(BaseSensorOperator):
         )
         return None
 
-    def execute_complete(self, context: Context, event: Any = None) -> None:
-        """Take up what the trigger has found."""
+    def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
+        """Take up what the trigger has found.
+
+        :return: what the tasks of the job have handed over.
+        """
         found = triggers.validate_event(event)
+        if self.start_from_trigger:
+            links.push_job(context, found["job_name"], self.air_executor_conn_id)
         if found["status"] == triggers.TIMEOUT:
             raise AirflowSensorTimeout(
                 f"job {found['job_name']!r} did not end within {self.timeout:g} s: {found['message']}"
             )
-        self._finish(self.hook.get_job(found["job_name"]))
+        return self._finish(self.hook.get_job(found["job_name"]))
 
-    def poke(self, context: Context) -> bool:
-        """Whether the job has completed.
+    def poke(self, context: Context) -> PokeReturnValue:
+        """Whether the job has completed, and what its tasks have handed over.
 
         :raises JobFailedError: if it has failed.
         """
@@ -101,15 +135,15 @@ class AirExecutorJobSensor(BaseSensorOperator):
             job = self.hook.get_job(name)
             if not job.state.is_terminal:
                 self.log.info("job %s: %s", name, summary.progress(self.hook.get_tasks(name)))
-                return False
+                return PokeReturnValue(is_done=False)
         except (JobNotFoundError, CorruptFileError, OSError) as error:
             self.log.info("job %s: %s", name, error)
-            return False
-        self._finish(job)
-        return True
+            return PokeReturnValue(is_done=False)
+        return PokeReturnValue(is_done=True, xcom_value=self._finish(job))
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: Job) -> dict[str, Any]:
         if job.state is not JobState.COMPLETED:
             raise summary.error_of(self.hook.store, job)
         for line in summary.describe(self.hook.store, job):
             self.log.info("%s", line)
+        return self.hook.store.get_outputs(job.name)

@@ -1,30 +1,42 @@
-"""AirExecutorJobTrigger: waits in the triggerer until a job has ended."""
+"""The triggers of tasks: one waits for a job in the triggerer, and one submits it before."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_air_executor.exceptions import AirExecutorError, CorruptFileError, JobNotFoundError
-from airflow_provider_air_executor.hooks import start_manager_if_none
-from airflow_provider_air_executor.jobs.models import Job, SubmittedBy
+from airflow_provider_air_executor import links
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    CorruptFileError,
+    JobExistsError,
+    JobNotFoundError,
+)
+from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
+from airflow_provider_air_executor.jobs import summary
+from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, default_job_name, valid_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
-from airflow_provider_air_executor.jobs.summary import progress
 from airflow_provider_air_executor.jobs.watch import Waiter, watching
 
 COMPLETED, FAILED, TIMEOUT, NOT_FOUND = "completed", "failed", "timeout", "not_found"
-STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND)
+NOT_SUBMITTED = "not_submitted"  # the worker is to submit the job
+STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND, NOT_SUBMITTED)
 
 STREAM_READER = "airflow"  # whose position in the logs of a job is kept
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
+_AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
 # Since Airflow 3.3 a trigger is told that a user has ended its task; before that it is only cancelled.
 _IS_TOLD = hasattr(BaseTrigger, "on_kill")
+# And the templates of a task that starts from its trigger are rendered there.
+_RENDERS = _IS_TOLD
+_TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
 class AirExecutorJobTrigger(BaseTrigger):
@@ -33,25 +45,30 @@ class AirExecutorJobTrigger(BaseTrigger):
     The event is a dict with ``status`` (one of :data:`STATUSES`), ``job_name`` and ``message``. All triggers of one
     base path share one watcher, and no file is read in the event loop.
 
-    :param job_name: the job.
-    :param base_path: the job filesystem.
-    :param embedded: whether the manager is started again if it is gone.
+    :param job_name: the job (templated where a task starts from this trigger).
+    :param base_path: the job filesystem; default: that of the connection.
+    :param air_executor_conn_id: the connection, which is looked up if there is no ``base_path``; default:
+        ``air_executor_default``.
+    :param embedded: whether the manager is started again if it is gone; default False, or as the connection says.
     :param poll_interval: seconds between two passes over the jobs for file systems that do not notify, and at least
-        between two lines of progress in the log.
+        between two lines of progress in the log; default 5.
     :param deadline: when to give up, in seconds since the epoch; default: never.
-    :param must_exist: whether a job that is not there ends the waiting; otherwise it may still come.
-    :param after_attempt: the end of this attempt of the job, or an earlier one, does not count.
+    :param must_exist: whether a job that is not there ends the waiting (default); otherwise it may still come.
+    :param after_attempt: the end of this attempt of the job, or an earlier one, does not count; default: all do.
     :param owner: the Airflow task that waits, as the fields of
         :class:`~airflow_provider_air_executor.jobs.models.SubmittedBy`, if the job is to be cancelled when a user
-        clears or marks that task; None: it never is.
-    :param stream_logs: whether what the tasks print goes to the log of the Airflow task as it comes.
+        clears or marks that task; default: it never is.
+    :param stream_logs: whether what the tasks print goes to the log of the Airflow task as it comes; default False.
+    :param end_from_trigger: whether a job that has completed ends the Airflow task, without a worker; default False.
+    :param push_results: whether what the tasks hand over becomes the return value then; default True.
     """
 
     def __init__(
         self,
         job_name: str,
-        base_path: str,
+        base_path: str | None = None,
         *,
+        air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         embedded: bool = False,
         poll_interval: float = 5.0,
         deadline: float | None = None,
@@ -59,10 +76,13 @@ class AirExecutorJobTrigger(BaseTrigger):
         after_attempt: int = -1,
         owner: dict[str, Any] | None = None,
         stream_logs: bool = False,
+        end_from_trigger: bool = False,
+        push_results: bool = True,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.job_name = job_name
         self.base_path = base_path
+        self.air_executor_conn_id = air_executor_conn_id
         self.embedded = embedded
         self.poll_interval = poll_interval
         self.deadline = deadline
@@ -70,8 +90,10 @@ class AirExecutorJobTrigger(BaseTrigger):
         self.after_attempt = after_attempt
         self.owner = owner
         self.stream_logs = stream_logs
+        self.end_from_trigger = end_from_trigger
+        self.push_results = push_results
         self._stream: LogStream | None = None
-        self._store = JobStore(base_path)
+        self._store = JobStore(base_path or "")
         self._progress = ""
         self._problem = ""
 
@@ -82,6 +104,7 @@ class AirExecutorJobTrigger(BaseTrigger):
             {
                 "job_name": self.job_name,
                 "base_path": self.base_path,
+                "air_executor_conn_id": self.air_executor_conn_id,
                 "embedded": self.embedded,
                 "poll_interval": self.poll_interval,
                 "deadline": self.deadline,
@@ -89,11 +112,24 @@ class AirExecutorJobTrigger(BaseTrigger):
                 "after_attempt": self.after_attempt,
                 "owner": self.owner,
                 "stream_logs": self.stream_logs,
+                "end_from_trigger": self.end_from_trigger,
+                "push_results": self.push_results,
             },
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the job, and say in the task's log how far it is."""
+        await self._locate()
+        self.job_name = valid_job_name(self.job_name)
+        yield await self._wait_for_end()
+
+    async def _locate(self) -> None:
+        """Find out where the job filesystem is."""
+        if self.base_path is None:
+            self.base_path, self.embedded = await location_of(self.air_executor_conn_id)
+            self._store = JobStore(self.base_path)
+
+    async def _wait_for_end(self) -> TriggerEvent:
         keep_alive = self._keep_alive if self.embedded else None
         interval = max(self.poll_interval, 0.05)
         try:
@@ -103,7 +139,19 @@ class AirExecutorJobTrigger(BaseTrigger):
             if not _IS_TOLD:
                 await self._cancel_if_ended_by_user()
             raise
-        yield TriggerEvent(event)
+        if self.end_from_trigger and event["status"] == COMPLETED:
+            try:
+                return TaskSuccessEvent(xcoms=await asyncio.to_thread(self._results))
+            except (AirExecutorError, OSError) as error:
+                self.log.info("the worker is to look at job %s: %s", self.job_name, error)
+        return TriggerEvent(event)
+
+    def _results(self) -> dict[str, Any]:
+        """What a task that ends here leaves in XCom; it says how the job has ended, too."""
+        for line in summary.describe(self._store, self._store.get_job(self.job_name)):
+            self.log.info("%s", line)
+        results: dict[str, Any] = {**links.xcoms_of(self.job_name, self.air_executor_conn_id)}
+        return {**results, "return_value": self._store.get_outputs(self.job_name)} if self.push_results else results
 
     async def on_kill(self) -> None:
         """A user has cleared or marked the task that waits: cancel its job.
@@ -137,11 +185,14 @@ class AirExecutorJobTrigger(BaseTrigger):
         return found
 
     def _cancel_for(self, owner: SubmittedBy) -> bool:
-        """Cancel the job if it is still the owner's: a task that was cleared may have submitted another one."""
-        job = self._store.get_job(self.job_name)
-        if job.submitted_by is None or not job.submitted_by.is_same_run(owner):
-            return False
-        return self._store.cancel(self.job_name)
+        """Cancel the job if it is still the owner's: a task that was cleared may have submitted another one.
+
+        If the manager is away, the next one cancels it.
+        """
+        is_asked = self._store.cancel(self.job_name, owner)
+        if is_asked and self.embedded:
+            self._keep_alive()
+        return is_asked
 
     async def _wait(self, waiter: Waiter) -> dict[str, str]:
         changed, next_progress = True, 0.0
@@ -180,7 +231,7 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     def _log_progress(self) -> None:
         try:
-            line = progress(self._store.load_tasks(self.job_name)[0])
+            line = summary.progress(self._store.load_tasks(self.job_name)[0])
             if not self.embedded and not self._store.manager_is_running():
                 line += f" (no manager is running: air-executor manager --base-path {self.base_path})"
         except (AirExecutorError, OSError):
@@ -209,6 +260,152 @@ class AirExecutorJobTrigger(BaseTrigger):
         return {"status": status, "job_name": self.job_name, "message": message}
 
 
+class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
+    """Submits a job, and waits for it: a task of the operator that starts from here needs no worker.
+
+    It does so for a task that runs for the first time. What is not that simple (a retry, a task that was cleared, a
+    name that is taken, a list that is not valid) it leaves to the worker, by an event :data:`NOT_SUBMITTED`.
+
+    :param tasks: the tasks (templated), as :class:`~airflow_provider_air_executor.operators.AirExecutorSubmitOperator`
+        takes them.
+    :param job_name: the name of the job (templated); default: made of DAG, run, task and map index.
+    :param air_executor_conn_id: the connection (templated).
+    :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
+    :param priority: jobs with a higher number start their tasks first; default 0.
+    :param labels: words by which the job can be found (templated).
+    :param job_outlets: the URIs of what the job makes or changes (templated).
+    :param retries: of the Airflow task.
+    :param timeout: seconds after its submission at which the job is given up; default: no limit.
+    :param job_timeout: seconds after its start at which the manager kills it by itself; default: no limit.
+    :param poll_interval: seconds, see :class:`AirExecutorJobTrigger`.
+    :param stream_logs: see there.
+    :param end_from_trigger: see there; default True.
+    :param push_results: see there.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Any],
+        job_name: str | None = None,
+        air_executor_conn_id: str = AirExecutorHook.default_conn_name,
+        max_parallel_tasks: int | None = None,
+        priority: int = 0,
+        labels: Mapping[str, str] | None = None,
+        job_outlets: Collection[str] = (),
+        retries: int = 0,
+        timeout: float | None = None,
+        job_timeout: float | None = None,
+        poll_interval: float = 5.0,
+        stream_logs: bool = False,
+        end_from_trigger: bool = True,
+        push_results: bool = True,
+    ) -> None:
+        super().__init__(
+            job_name or "",
+            air_executor_conn_id=air_executor_conn_id,
+            poll_interval=poll_interval,
+            stream_logs=stream_logs,
+            end_from_trigger=end_from_trigger,
+            push_results=push_results,
+        )
+        self.tasks = tasks
+        self.max_parallel_tasks = max_parallel_tasks
+        self.priority = priority
+        self.labels = labels
+        self.job_outlets = list(job_outlets)
+        self.retries = retries
+        self.timeout = timeout
+        self.job_timeout = job_timeout
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class and its arguments, to be made again in the triggerer."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "tasks": list(self.tasks),
+                "job_name": self.job_name or None,
+                "air_executor_conn_id": self.air_executor_conn_id,
+                "max_parallel_tasks": self.max_parallel_tasks,
+                "priority": self.priority,
+                "labels": self.labels,
+                "job_outlets": self.job_outlets,
+                "retries": self.retries,
+                "timeout": self.timeout,
+                "job_timeout": self.job_timeout,
+                "poll_interval": self.poll_interval,
+                "stream_logs": self.stream_logs,
+                "end_from_trigger": self.end_from_trigger,
+                "push_results": self.push_results,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Submit the job, or find it submitted, and wait for it."""
+        ti: Any = self.task_instance
+        owner = SubmittedBy(
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=-1 if ti.map_index is None else ti.map_index,
+            try_number=ti.try_number,
+            max_tries=self.retries,
+        )
+        self.job_name = valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
+        job = None
+        if owner.try_number == 1:
+            try:
+                await self._locate()
+                job = await asyncio.to_thread(self._submit, owner)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker meets it too, and can say so
+                self.log.info("job %s is not submitted here: %s", self.job_name, error)
+        if job is None:
+            yield TriggerEvent(self._event(NOT_SUBMITTED, "the worker is to submit it"))
+            return
+        self.owner = owner.model_dump(mode="json")
+        self.deadline = self._deadline_of(job)
+        yield await self._wait_for_end()
+
+    def _submit(self, owner: SubmittedBy) -> Job:
+        """The job of this task: submitted now, or by a triggerer before this one.
+
+        :raises AirExecutorError: if it cannot be submitted.
+        """
+        tasks = list(self.tasks)
+        try:
+            job = self._store.submit(
+                self.job_name,
+                tasks,
+                max_parallel_tasks=self.max_parallel_tasks or len(tasks) or None,
+                timeout=self.job_timeout,
+                priority=self.priority,
+                labels=self.labels,
+                outlets=self.job_outlets,
+                submitted_by=owner,
+            )
+            self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.base_path)
+        except JobExistsError:
+            job = self._store.get_job(self.job_name)
+            if not job.belongs_to(owner):
+                raise
+        if self.embedded:
+            start_manager_if_none(self._store)
+        return job
+
+    def _deadline_of(self, job: Job) -> float | None:
+        """When to give up: the same moment for each triggerer, and before Airflow gives up itself."""
+        limits = []
+        if self.timeout is not None and job.created_at is not None:
+            limits.append(job.created_at.timestamp() + self.timeout)
+        given: datetime | None = getattr(self, "timeout_after", None)
+        if given is not None:
+            limits.append(given.timestamp() - _AHEAD_SECONDS)
+        return min(limits, default=None)
+
+    def _results(self) -> dict[str, Any]:
+        return {**super()._results(), "job_id": self._store.get_job(self.job_name).id}
+
+
 def validate_event(event: object) -> dict[str, str]:
     """Return the event of an :class:`AirExecutorJobTrigger` if it is one.
 
@@ -217,3 +414,33 @@ def validate_event(event: object) -> dict[str, str]:
     if not isinstance(event, dict) or event.get("status") not in STATUSES or "job_name" not in event:
         raise ValueError(f"the trigger fired an event that is not known here: {event!r}")
     return event
+
+
+async def location_of(conn_id: str) -> tuple[str, bool]:
+    """Where the job filesystem of a connection is, and whether its manager is embedded."""
+    return await sync_to_async(lambda: AirExecutorHook(conn_id).location)()
+
+
+def has_template(value: Any) -> bool:
+    """Whether there is a template in a value, or in what it consists of."""
+    if isinstance(value, str):
+        return any(mark in value for mark in _TEMPLATE_MARKS)
+    if isinstance(value, Mapping):
+        return any(has_template(part) for pair in value.items() for part in pair)
+    return isinstance(value, list | tuple) and any(has_template(part) for part in value)
+
+
+def can_render(values: Sequence[Any]) -> bool:
+    """Whether a task with these values can start from its trigger: are there templates, they are to be rendered there.
+
+    What is neither plain nor a template, the output of another task for instance, cannot be known there.
+    """
+    return all(_is_plain(value) for value in values) and (_RENDERS or not has_template(values))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(part) for pair in value.items() for part in pair)
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float)

@@ -8,6 +8,7 @@ a reader may drop them. Fields that are not known here are kept when a record is
 from __future__ import annotations
 
 import enum
+import json
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -256,6 +257,7 @@ class Job(Record):
     :param timeout: seconds from its start after which the whole job is killed.
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param labels: words by which jobs can be told apart.
+    :param outlets: the URIs of what it makes or changes, for who waits for that.
     :param attempt: how often the job has been started; a retry adds one.
     """
 
@@ -270,12 +272,17 @@ class Job(Record):
     timeout: Seconds | None = None
     priority: int = 0
     labels: dict[str, str] = {}
+    outlets: tuple[NonEmptyText, ...] = ()
     submitted_by: SubmittedBy | None = None
     attempt: Annotated[int, Field(ge=0)] = 0
     cancel_requested_at: Timestamp | None = None
     reason: Reason | None = None
     error: str | None = None
     format_version: int = FORMAT_VERSION
+
+    def belongs_to(self, owner: SubmittedBy | None) -> bool:
+        """Whether the job was submitted by this run of an Airflow task; to nobody in particular any job belongs."""
+        return owner is None or (self.submitted_by is not None and self.submitted_by.is_same_run(owner))
 
 
 TASK_LIST = TypeAdapter(tuple[Task, ...], config=ConfigDict(defer_build=True))
@@ -325,6 +332,13 @@ def name_with_digest(readable: str, identity: str) -> str:
     digest = hashlib.sha256(identity.encode(errors="surrogatepass")).hexdigest()[:16]
     head = re.sub(r"[^A-Za-z0-9_-]+", "_", readable).strip("_")[: MAX_NAME_LENGTH - 17]
     return f"{head or 'job'}-{digest}"
+
+
+def default_job_name(owner: SubmittedBy) -> str:
+    """The name of a job that an Airflow task submits without naming it: always the same, and only its own."""
+    parts = [owner.dag_id, owner.run_id, owner.task_id, owner.map_index]
+    mapped = f"__{owner.map_index}" if owner.map_index >= 0 else ""
+    return name_with_digest(f"{owner.dag_id}__{owner.task_id}{mapped}__{owner.run_id}", json.dumps(parts))
 
 
 def printable(text: str) -> str:

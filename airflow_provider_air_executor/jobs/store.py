@@ -35,6 +35,7 @@ from airflow_provider_air_executor.exceptions import (
     OutputError,
 )
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
     TASK_LIST,
     Job,
@@ -56,6 +57,7 @@ T = TypeVar("T")
 
 DEFAULT_BASE_PATH = ".air-executor"
 MAX_OUTPUT_BYTES = 1_000_000  # of what one task may hand over as its result
+MAX_OUTPUTS_BYTES = 5_000_000  # of what all tasks of a job may, together
 
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
@@ -76,11 +78,16 @@ class Action(enum.StrEnum):
 
 
 class Request(Record):
-    """A file in the inbox: what somebody asks of the manager about one job."""
+    """A file in the inbox: what somebody asks of the manager about one job.
+
+    :param owner: who asks, if it is to be done only while the job is his; by the time it is done, another job may have
+        taken its name.
+    """
 
     request: Action
     job: str
     created_at: Timestamp | None = None
+    owner: SubmittedBy | None = None
     tasks: tuple[Task, ...] = ()
 
 
@@ -154,6 +161,18 @@ class JobStore:
         """The file in which the runner of one attempt leaves its result."""
         return self.runs_path(name) / f"{task_id}.{attempt}"
 
+    def waiter_path(self, name: str) -> Path:
+        """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
+        return self.job_path(name) / ".waiter"
+
+    def seen_path(self, name: str, reader: str) -> Path:
+        """What tells that a reader of :class:`~.ends.JobEnds` has been told of the end of this job."""
+        return self.job_path(name) / f".seen-{reader}"
+
+    def reader_path(self, reader: str) -> Path:
+        """The file that a reader of :class:`~.ends.JobEnds` holds; it is as old as the reader."""
+        return self.base_path / "readers" / reader
+
     def output_path(self, name: str, task_id: str, attempt: int) -> Path:
         """The file to which one attempt of a task may write its result, as JSON: its ``$AIR_EXECUTOR_OUTPUT``."""
         return self.runs_path(name) / f"{task_id}.{attempt}.output"
@@ -174,6 +193,7 @@ class JobStore:
         timeout: float | None = None,
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
+        outlets: Iterable[str] = (),
         submitted_by: SubmittedBy | None = None,
         attached: Mapping[str, bytes] | None = None,
         durable: bool = True,
@@ -186,6 +206,7 @@ class JobStore:
         :param timeout: seconds from its start after which the whole job is killed; default: no limit.
         :param priority: jobs with a higher number start their tasks first.
         :param labels: words by which the job can be found.
+        :param outlets: the URIs of what it makes or changes.
         :param submitted_by: the Airflow task that submits it.
         :param attached: files for its tasks, by name, that are published with it in its directory, of mode 0600.
         :param durable: whether it must survive a power cut; False for who would submit it again after one.
@@ -207,6 +228,7 @@ class JobStore:
                 "timeout": timeout,
                 "priority": priority,
                 "labels": dict(labels or {}),
+                "outlets": outlets if isinstance(outlets, str) else tuple(outlets),
                 "submitted_by": submitted_by,
             },
             "",
@@ -327,6 +349,14 @@ class JobStore:
         """
         return _patiently(lambda: self.load_tasks(name))[0]
 
+    def get_attempts(self, name: str) -> tuple[AttemptRecord, ...]:
+        """What is known of the attempts of a job's tasks, task by task in the order of the list, the latest one last.
+
+        :raises JobNotFoundError: if there is no such job.
+        :raises CorruptFileError: if its ``tasks.json`` stays unreadable.
+        """
+        return tuple(attempts_of(self.get_tasks(name), self.runs_path(name)))
+
     def load_job(self, name: str) -> tuple[Job, files.Stamp]:
         """Read ``state.json`` once; see :meth:`get_job`."""
         path = self.state_path(name)
@@ -397,18 +427,23 @@ class JobStore:
     def get_outputs(self, name: str, *, limit: int = MAX_OUTPUT_BYTES) -> dict[str, Any]:
         """What the tasks of a job that have completed have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
 
-        :param limit: bytes that one of them may have written.
+        :param limit: bytes that one of them may have written; all together may have five times as many.
         :raises JobNotFoundError: if there is no such job.
         :raises OutputError: if what one of them has written is not JSON, or longer.
         """
-        outputs = {}
+        outputs, left = {}, limit * MAX_OUTPUTS_BYTES // MAX_OUTPUT_BYTES
         for task in self.get_tasks(name):
             if task.status is TaskStatus.COMPLETED:
                 with contextlib.suppress(FileNotFoundError):
-                    outputs[task.id] = self._read_output(name, task, limit)
+                    outputs[task.id], size = self._read_output(name, task, limit)
+                    left -= size
+                if left < 0:
+                    raise OutputError(
+                        name, task.id, "those of all tasks are too long together; write what is long to files"
+                    )
         return outputs
 
-    def _read_output(self, name: str, task: Task, limit: int) -> Any:
+    def _read_output(self, name: str, task: Task, limit: int) -> tuple[Any, int]:
         path = self.output_path(name, check_task_id(task.id), task.attempt)
         try:
             if not files.is_real_directory(path.parent):
@@ -422,22 +457,47 @@ class JobStore:
         if len(data) > limit:
             raise OutputError(name, task.id, f"{path} is longer than {limit} bytes; write what is long to a file")
         try:
-            return json.loads(data)
+            return json.loads(data), len(data)
         except ValueError as error:
             raise OutputError(name, task.id, f"{path} is not JSON: {error}") from None
 
     # -- asking the manager --------------------------------------------------------------------------------
 
-    def cancel(self, name: str) -> bool:
+    def cancel(self, name: str, owner: SubmittedBy | None = None) -> bool:
         """Ask for a job to be cancelled: what runs is killed, nothing more is started.
 
-        :return: False if the job had ended already and nothing was asked.
+        What is asked is not lost if no manager runs: the next one does it.
+
+        :param owner: the try of an Airflow task that asks, if the job is to be cancelled only as long as it belongs to
+            this run of the task, and no later try waits for it; default: in any case.
+        :return: False if the job had ended already, or is somebody else's, and nothing was asked.
         :raises JobNotFoundError: if there is no such job.
         """
-        if self.get_job(name).state.is_terminal:
+        job = self.get_job(name)
+        if job.state.is_terminal or not self.may_cancel(job, owner):
             return False
-        self._ask(Request(request=Action.CANCEL, job=name))
+        self._ask(Request(request=Action.CANCEL, job=name, owner=owner))
         return True
+
+    def may_cancel(self, job: Job, owner: SubmittedBy | None) -> bool:
+        """Whether the job is still that of this try of an Airflow task; see :meth:`cancel`."""
+        if owner is None or not job.belongs_to(owner):
+            return owner is None
+        try:
+            waiter = SubmittedBy.model_validate_json(files.read(self.waiter_path(job.name))[0])
+        except (OSError, ValidationError):
+            waiter = job.submitted_by or owner
+        return (waiter.try_number or 0) <= (owner.try_number or 0)
+
+    def take_up(self, name: str, owner: SubmittedBy) -> None:
+        """Say that this try of an Airflow task waits for the job from now on: an earlier one must not cancel it.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        try:
+            files.publish(self.waiter_path(name), owner.model_dump_json().encode())
+        except FileNotFoundError:
+            raise JobNotFoundError(name, self.base_path) from None
 
     def retry(self, name: str) -> None:
         """Ask for a failed job to go on: failed tasks, and what depends on them, run again; the rest is kept.

@@ -67,6 +67,11 @@ def table(tasks: Sequence[Task]) -> list[str]:
     return lines
 
 
+def culprits(tasks: Sequence[Task]) -> list[Task]:
+    """The tasks that failed by themselves, and not because another one did."""
+    return [task for task in tasks if task.status is TaskStatus.FAILED and task.reason is not Reason.DEPENDENCY]
+
+
 def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
     """Why a job failed: the error of each task that failed by itself, and the end of its log.
 
@@ -77,12 +82,12 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
         tasks = store.get_tasks(job.name)
     except AirExecutorError as error:
         return "\n".join([*lines, str(error)])
-    culprits = [task for task in tasks if task.status is TaskStatus.FAILED and task.reason is not Reason.DEPENDENCY]
-    for task in culprits[:_SHOWN]:
+    failed = culprits(tasks)
+    for task in failed[:_SHOWN]:
         lines.append(f"task {task.id}: {task.error or task.status.value}")
         lines += [f"  {task.id} | {line}" for line in store.tail(job.name, task.id, log_lines).splitlines()]
-    if len(culprits) > _SHOWN:
-        lines.append(f"and {len(culprits) - _SHOWN} more tasks failed")
+    if len(failed) > _SHOWN:
+        lines.append(f"and {len(failed) - _SHOWN} more tasks failed")
     lines.append(f"logs: {store.logs_path(job.name)}")
     return "\n".join(lines)
 

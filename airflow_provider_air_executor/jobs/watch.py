@@ -1,7 +1,8 @@
 """One watcher per base path that serves any number of waiters of an event loop.
 
 A waiter is woken when a file of its job changes, by inotify. For file systems that do not notify, one pass in a
-thread looks at the jobs of all waiters; it costs two ``stat`` calls a job. What waits costs nothing else.
+thread looks at the jobs of all waiters; it costs two ``stat`` calls a job, and is made less often where there are so
+many that it would take more than a hundredth of the time. What waits costs nothing else.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 
@@ -20,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _JOBS = "/jobs"  # key of the notifier; no job can be called so
 _WATCHED = ("state.json", "tasks.json")
+_PASS_SHARE = 100  # a pass over all jobs may take one part of so many of the time
 
 _Key = tuple[str, float]
 _watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, JobWatcher]] = weakref.WeakKeyDictionary()
@@ -55,7 +58,7 @@ async def watching(
 ) -> AsyncIterator[Waiter]:
     """Watch a job, which need not exist yet, with the watcher that all waiters of this base path share.
 
-    :param interval: seconds between two passes over the jobs of all waiters.
+    :param interval: seconds between two passes over the jobs of all waiters, at least.
     :param on_pass: called in each pass, in its thread.
     """
     watchers = _watchers.setdefault(asyncio.get_running_loop(), {})
@@ -147,11 +150,13 @@ class JobWatcher:
             waiter.wake()
 
     async def _pass_over_all(self) -> None:
+        pause = self._interval
         while True:
-            await asyncio.sleep(self._interval)
-            names = list(self._waiters)
+            await asyncio.sleep(pause)
+            names, began = list(self._waiters), time.monotonic()
             try:
                 found = await asyncio.to_thread(self._stamps_of, names)
+                pause = max(self._interval, _PASS_SHARE * (time.monotonic() - began))
             except OSError as error:  # the file system is away for a moment
                 log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
                 continue

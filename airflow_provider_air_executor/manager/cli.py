@@ -264,7 +264,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     """Submit a job from a file ("-": standard input).
 
     The file holds {"name": ..., "tasks": [{"command": "echo", "args": ["hi"]}, ...]}, and what else a job may say:
-    max_parallel_tasks, timeout, priority, labels.
+    max_parallel_tasks, timeout, priority, labels, outlets.
     """
     store = _store(base_path, must_exist=False)
     job = store.submit(**_read_job(file, name))
@@ -288,7 +288,7 @@ def _read_job(file: Any, name: str | None) -> dict[str, Any]:
         raise exceptions.InvalidJobError(f"{file.name}: must be an object with name and tasks")
     if name is not None:
         content["name"] = name
-    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels"}
+    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels", "outlets"}
     for key in content.keys() - allowed:
         raise exceptions.InvalidJobError(f"{key}: there is no such field; a job has {', '.join(sorted(allowed))}")
     for key in ("name", "tasks"):

@@ -667,8 +667,10 @@ class Manager:
         :raises AirExecutorError: if it cannot be carried out at all.
         """
         job = self._active.get(request.job)
-        if job is None:
-            stored, _ = self._store.load_job(request.job)
+        stored = job.job if job is not None else self._store.load_job(request.job)[0]
+        if not self._store.may_cancel(stored, request.owner):
+            log.info("job %s is not cancelled: it does not belong to %s any more", request.job, request.owner)
+        elif job is None:
             if request.request is not Action.CANCEL:
                 self._reopen(stored, request.tasks)
             elif not stored.state.is_terminal:

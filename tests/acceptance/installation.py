@@ -245,8 +245,8 @@ class Installation:
         found: list[dict[str, Any]] = self.api(path)["task_instances"]
         return found
 
-    def clear(self, dag_id: str, run_id: str, *task_ids: str) -> None:
-        """Let tasks run again, also if they run at the moment."""
+    def clear(self, dag_id: str, run_id: str, *task_ids: str | tuple[str, int]) -> None:
+        """Let tasks run again, also if they run at the moment; one of a mapped task is named with its index."""
         body = {"dry_run": False, "only_failed": False, "dag_run_id": run_id, "task_ids": list(task_ids)}
         self.api(f"/dags/{dag_id}/clearTaskInstances", body)
 
@@ -311,6 +311,12 @@ class Installation:
         """A value that a task has left in XCom."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/xcomEntries/{key}"
         return self.api(f"{path}?deserialize=true")["value"]
+
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str]:
+        """The extra links of a task, by their names."""
+        path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/links"
+        found: dict[str, str] = self.api(path)["extra_links"]
+        return found
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """The log of a task, as the UI shows it."""

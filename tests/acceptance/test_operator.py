@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.installation import Installation
 from tests.acceptance.postgresql import PostgreSQL
 from tests.acceptance.test_example_dags import EXECUTOR
+from tests.acceptance.test_executor import _NEW
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(600)
@@ -75,8 +78,8 @@ def is_cancelled(store: JobStore, name: str) -> bool:
     return store.get_job(name).reason == "cancelled"
 
 
-def test_what_a_job_prints_and_returns(airflow: Installation, store: JobStore) -> None:
-    """Complaint: the logs are missing while the task is deferred (#28647, #58676)."""
+def test_complaint_6_the_logs_are_missing_while_the_task_is_deferred(airflow: Installation, store: JobStore) -> None:
+    """#28647, #58676. And what a task hands over is returned."""
     run_id = start_and_defer(airflow, store, "waits", 8)
     wait_until(lambda: "work | line 2" in airflow.log("waits", run_id, "submit"), timeout=30, what="it is heard")
     assert airflow.task_states("waits", run_id) == {"submit": "deferred"}
@@ -86,8 +89,8 @@ def test_what_a_job_prints_and_returns(airflow: Installation, store: JobStore) -
     assert airflow.xcom("waits", run_id, "submit") == {"work": "done"}
 
 
-def test_a_deferred_task_is_cleared(airflow: Installation, store: JobStore) -> None:
-    """Complaint: it is cleared, and the job runs on (#36090, #20580, #19929). The new run gets a new job."""
+def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(airflow: Installation, store: JobStore) -> None:
+    """#36090, #20580, #19929. The new run gets a new job."""
     run_id = start_and_defer(airflow, store, "waits", 5)
     (old,) = jobs_of(store, run_id)
     pid = int((store.runs_path(old.name) / "work.1").read_text().split()[0])
@@ -103,8 +106,9 @@ def test_a_deferred_task_is_cleared(airflow: Installation, store: JobStore) -> N
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_deferred_task_is_marked(airflow: Installation, store: JobStore, state: str) -> None:
-    """Complaint: the same as when it is cleared."""
+def test_complaint_1_a_deferred_task_is_marked_and_the_job_runs_on(
+    airflow: Installation, store: JobStore, state: str
+) -> None:
     run_id = start_and_defer(airflow, store, "waits", 600)
     (job,) = jobs_of(store, run_id)
     airflow.mark("waits", run_id, "submit", state)
@@ -112,7 +116,7 @@ def test_a_deferred_task_is_marked(airflow: Installation, store: JobStore, state
     assert airflow.task_states("waits", run_id) == {"submit": state}
 
 
-def test_one_of_the_mapped_tasks_is_marked(airflow: Installation, store: JobStore) -> None:
+def test_complaint_1_one_of_the_mapped_tasks_is_marked(airflow: Installation, store: JobStore) -> None:
     run_id = start_and_defer(airflow, store, "mapped_jobs", 20, number=3)
     jobs = jobs_of(store, run_id)
     airflow.mark("mapped_jobs", run_id, "submit/1", "failed")
@@ -121,8 +125,20 @@ def test_one_of_the_mapped_tasks_is_marked(airflow: Installation, store: JobStor
     assert [store.get_job(job.name).state for job in jobs] == ["completed", "failed", "completed"]
 
 
-def test_the_triggerer_is_killed(airflow: Installation, store: JobStore) -> None:
-    """Complaint: jobs are killed when triggers restart or move (#41231, #39442). Fifty wait; all complete, once."""
+def test_complaint_1_one_of_the_mapped_tasks_is_cleared(airflow: Installation, store: JobStore) -> None:
+    """Its job is replaced, the others go on."""
+    run_id = start_and_defer(airflow, store, "mapped_jobs", 15, number=3)
+    before = jobs_of(store, run_id)
+    airflow.clear("mapped_jobs", run_id, ("submit", 1))
+    state, _ = airflow.follow("mapped_jobs", run_id, timeout=120)
+    assert state == "success", airflow.explain("mapped_jobs", run_id)
+    after = jobs_of(store, run_id)
+    assert [job.state for job in after] == ["completed"] * 3
+    assert [old.started_at == new.started_at for old, new in zip(before, after, strict=True)] == [True, False, True]
+
+
+def test_complaint_2_jobs_are_killed_when_the_triggerer_is_killed(airflow: Installation, store: JobStore) -> None:
+    """#41231, #39442. Fifty wait; all complete, once."""
     run_id = start_and_defer(airflow, store, "many_jobs", 25, number=50)
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")
@@ -132,7 +148,7 @@ def test_the_triggerer_is_killed(airflow: Installation, store: JobStore) -> None
     assert [(job.state, job.attempt) for job in jobs] == [("completed", 1)] * 50
 
 
-def test_the_triggerer_is_stopped_and_started(airflow: Installation, store: JobStore) -> None:
+def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(airflow: Installation, store: JobStore) -> None:
     run_id = start_and_defer(airflow, store, "waits", 20)
     airflow.stop_component("triggerer")
     airflow.start_component("triggerer")
@@ -143,8 +159,8 @@ def test_the_triggerer_is_stopped_and_started(airflow: Installation, store: JobS
     assert all(f"work | line {number}\n" in log for number in range(1, 21))
 
 
-def test_the_worker_is_killed(airflow: Installation, store: JobStore) -> None:
-    """Complaint: a lost worker means a second submit (#67118). The next try waits for the same job."""
+def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, store: JobStore) -> None:
+    """#67118. The next try waits for the same job."""
     run_id = airflow.trigger("holds_a_worker", {"seconds": 15})
     (job,) = working(store, run_id)
     tasks = JobStore(airflow.tasks_path)
@@ -156,6 +172,201 @@ def test_the_worker_is_killed(airflow: Installation, store: JobStore) -> None:
     after = store.get_job(job.name)
     assert (after.id, after.attempt, after.state) == (job.id, 1, "completed")
     assert airflow.xcom("holds_a_worker", run_id, "submit") == {"work": "done"}
+
+
+def test_complaint_3_the_worker_is_lost_between_submission_and_deferral(airflow: Installation, store: JobStore) -> None:
+    """#67118, in the deferred path: the next try finds the job that nobody has told Airflow of."""
+    run_id = airflow.trigger("dies_before_deferral")
+    (job,) = working(store, run_id)
+    state, seen = airflow.follow("dies_before_deferral", run_id, timeout=120)
+    assert state == "success", airflow.explain("dies_before_deferral", run_id)
+    assert [task["try_number"] for task in airflow.tasks("dies_before_deferral", run_id)] == [2]
+    assert "deferred" in seen["submit"]
+    after = store.get_job(job.name)
+    assert (after.id, after.attempt, after.state) == (job.id, 1, "completed")
+    assert airflow.xcom("dies_before_deferral", run_id, "submit") == {"work": "done"}
+
+
+@pytest.mark.parametrize("dag_id", ["times_out", "times_out_in_the_worker"])
+def test_complaint_4_a_timeout_leaks_the_job(airflow: Installation, store: JobStore, dag_id: str) -> None:
+    """#61467, #64048: ``execution_timeout`` and the operator's own, deferred and in a worker."""
+    run_id = airflow.trigger(dag_id)
+    assert airflow.follow(dag_id, run_id, timeout=120)[0] == "failed"
+    jobs = jobs_of(store, run_id)
+    assert len(jobs) == 2
+    wait_until(lambda: all(is_cancelled(store, job.name) for job in jobs), timeout=15, what="both are cancelled")
+    for task_id in ("by_execution_timeout", "by_timeout"):
+        assert "it is cancelled" in airflow.log(dag_id, run_id, task_id)
+
+
+def test_complaint_4_the_triggerer_is_away_when_the_time_is_over(airflow: Installation, store: JobStore) -> None:
+    """Airflow then ends the deferral itself, and tells neither trigger nor operator to cancel."""
+    run_id = airflow.trigger("times_out")
+    jobs = working(store, run_id, 2)
+
+    def are_deferred() -> bool:
+        return all(task["state"] == "deferred" for task in airflow.tasks("times_out", run_id))
+
+    wait_until(are_deferred, timeout=30, what="they are deferred", interval=0.2)
+    airflow.kill_component("triggerer")
+    try:
+        assert airflow.follow("times_out", run_id, timeout=180)[0] == "failed"
+    finally:
+        airflow.start_component("triggerer")
+    # Of one with a timeout of its own the manager knows, too, and it may be earlier.
+    wait_until(
+        lambda: all(store.get_job(job.name).state == "failed" for job in jobs), timeout=15, what="both have ended"
+    )
+    assert {store.get_job(job.name).reason for job in jobs} <= {"cancelled", "timeout"}
+
+
+def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store: JobStore) -> None:
+    """#67219, #46908: the state is half-written for a while, as foreign writers leave it."""
+    run_id = start_and_defer(airflow, store, "waits", 8)
+    (job,) = jobs_of(store, run_id)
+    path = store.state_path(job.name)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:40])
+    time.sleep(3)
+    assert airflow.task_states("waits", run_id) == {"submit": "deferred"}
+    path.write_bytes(whole)
+    state, _ = airflow.follow("waits", run_id, timeout=120)
+    assert state == "success", airflow.explain("waits", run_id)
+    assert store.get_job(job.name).attempt == 1
+
+
+def test_complaint_7_soft_fail_and_timeouts_disagree(airflow: Installation, store: JobStore) -> None:
+    """#61130, #71255: a timeout is skipped, a job that failed is a failure."""
+    run_id = airflow.trigger("sensors")
+    assert airflow.follow("sensors", run_id, timeout=120)[0] == "failed"
+    states = airflow.task_states("sensors", run_id)
+    assert (states["too_long"], states["broken"]) == ("skipped", "failed")
+    for job in jobs_of(store, run_id):
+        store.cancel(job.name)
+
+
+def test_complaint_8_the_triggerer_is_blocked(airflow: Installation) -> None:
+    """#50185, #64620: of all that the tests before this one have made it do, nothing has held its loop up.
+
+    It says so itself from 0.2 s on; loading the code of a trigger, and other processes, may take it some more here.
+    """
+    said = re.findall(r"async thread was blocked for ([\d.]+) seconds", (airflow.home / "triggerer.out").read_text())
+    print("blocked for", said)
+    assert max(map(float, said), default=0) < 1
+
+
+def test_complaint_9_ids_and_links_are_missing_on_failure(airflow: Installation, store: JobStore) -> None:
+    """#58227."""
+    run_id = airflow.trigger("no_worker_fails")
+    wait_until(lambda: len(jobs_of(store, run_id)) == 2, timeout=60, what="both jobs are there")
+    assert airflow.follow("no_worker_fails", run_id, timeout=120)[0] == "failed"
+    for job in jobs_of(store, run_id):
+        assert job.submitted_by is not None
+        task_id = job.submitted_by.task_id
+        assert airflow.xcom("no_worker_fails", run_id, task_id, "job_name") == job.name
+        assert airflow.xcom("no_worker_fails", run_id, task_id, "job_id") == job.id
+        (link,) = airflow.links("no_worker_fails", run_id, task_id).values()
+        assert job.name in link
+
+
+def test_complaint_10_what_has_completed_runs_again(airflow: Installation, store: JobStore) -> None:
+    """#29250."""
+    run_id = airflow.trigger("fails_once")
+    state, _ = airflow.follow("fails_once", run_id, timeout=120)
+    assert state == "success", airflow.explain("fails_once", run_id)
+    assert [task["try_number"] for task in airflow.tasks("fails_once", run_id)] == [2]
+    (job,) = jobs_of(store, run_id)
+    attempts = {task.id: task.attempt for task in store.get_tasks(job.name)}
+    assert attempts == {"download": 1, "report": 2, "send": 1}
+
+
+def test_a_task_without_a_worker(airflow: Installation, store: JobStore) -> None:
+    """Submitted, waited for and ended in the triggerer, with what it returns, prints, and links to."""
+    run_id = airflow.trigger("no_worker")
+    state, seen = airflow.follow("no_worker", run_id, timeout=120)
+    assert state == "success", airflow.explain("no_worker", run_id)
+    assert seen["submit"][-2:] == ["deferred", "success"]
+    assert jobs_of(JobStore(airflow.tasks_path), run_id) == []  # no worker was asked for
+    (job,) = jobs_of(store, run_id)
+    assert (job.state, job.attempt) == ("completed", 1)
+    assert airflow.xcom("no_worker", run_id, "submit") == {"work": "done"}
+    assert airflow.xcom("no_worker", run_id, "submit", "job_name") == job.name
+    log = airflow.log("no_worker", run_id, "submit")
+    assert f"submitted job {job.name} with 1 tasks" in log
+    assert f"job {job.name}: completed" in log
+
+
+def test_a_task_without_a_worker_that_fails_is_tried_again_by_one(airflow: Installation, store: JobStore) -> None:
+    run_id = airflow.trigger("no_worker_fails")
+    assert airflow.follow("no_worker_fails", run_id, timeout=120)[0] == "failed"
+    jobs = {job.submitted_by.task_id: job for job in jobs_of(store, run_id) if job.submitted_by is not None}
+    assert (jobs["submit"].attempt, jobs["submit"].state) == (2, "failed")  # the retry let it run again
+    assert "work | broken" in airflow.log("no_worker_fails", run_id, "submit", 2)
+    assert is_cancelled(store, jobs["waits"].name)  # by its execution_timeout
+    assert airflow.task_states("no_worker_fails", run_id) == {"submit": "failed", "waits": "failed"}
+
+
+def test_a_task_without_a_worker_is_marked(airflow: Installation, store: JobStore) -> None:
+    run_id = airflow.trigger("no_worker_fails")
+    wait_until(lambda: len(jobs_of(store, run_id)) == 2, timeout=60, what="both jobs are there")
+    airflow.mark("no_worker_fails", run_id, "waits", "success")
+    (job,) = [job for job in jobs_of(store, run_id) if job.submitted_by and job.submitted_by.task_id == "waits"]
+    wait_until(lambda: is_cancelled(store, job.name), timeout=30, what="its job is cancelled")
+
+
+def reactions(airflow: Installation, dag_id: str) -> list[str]:
+    """What the runs of a DAG that is scheduled by the ends of jobs have been told, all together."""
+    found: list[str] = []
+    for run in airflow.api(f"/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]:
+        if run["state"] == "success":
+            found += airflow.xcom(dag_id, run["dag_run_id"], "take_in")
+    return sorted(found)
+
+
+def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: JobStore, tmp_path: Path) -> None:
+    """Whoever has submitted the job, and also across a restart of the triggerer in which some of them end."""
+    for dag_id in ("reacts_to_ends", "reacts_to_reports"):
+        airflow.wait_for_dag(dag_id)
+    wait_until(lambda: len(list((store.base_path / "readers").glob("*"))) == 2, timeout=60, what="both triggers run")
+    airflow.air_executor("manager", "--detach", check=False)  # if none runs
+    expected = []
+
+    def submit(name: str, line: str, **more: object) -> None:
+        file = tmp_path / "job.json"
+        file.write_text(json.dumps({"name": name, "tasks": [line], **more}))
+        airflow.air_executor("submit", str(file))
+        if name.startswith("watched-"):
+            expected.append(f"{name} {'failed' if 'exit' in line else 'completed'}")
+
+    submit("watched-1", "true", outlets=["file:///report"])
+    submit("watched-2", "exit 1", outlets=["file:///report"])
+    submit("unwatched", "true", outlets=["file:///report"])
+    submit("watched-later", "sleep 12")
+    wait_until(lambda: len(reactions(airflow, "reacts_to_ends")) >= 2, timeout=90, what="it has reacted", interval=1)
+    airflow.stop_component("triggerer")
+    submit("watched-meanwhile", "true")
+    wait_until(lambda: store.get_job("watched-later").state == "completed", timeout=30, what="it has ended")
+    airflow.start_component("triggerer")
+    submit("watched-after", "true")
+    wait_until(
+        lambda: reactions(airflow, "reacts_to_ends") == sorted(expected), timeout=120, what="it has reacted", interval=1
+    )
+    # Nothing comes twice, also if it is killed.
+    time.sleep(8)
+    airflow.kill_component("triggerer")
+    airflow.start_component("triggerer")
+    submit("watched-last", "true")
+    wait_until(
+        lambda: reactions(airflow, "reacts_to_ends") == sorted(expected), timeout=120, what="it has reacted", interval=1
+    )
+    assert reactions(airflow, "reacts_to_reports") == ["unwatched completed", "watched-1 completed"]
+
+
+@pytest.mark.skipif(not _NEW, reason="before Airflow 3.3 there are no retry policies")
+def test_a_retry_policy_tells_the_kinds_of_failure_apart(airflow: Installation) -> None:
+    run_id = airflow.trigger("policy")
+    assert airflow.follow("policy", run_id, timeout=60)[0] == "failed"
+    assert [task["try_number"] for task in airflow.tasks("policy", run_id)] == [1]
 
 
 def test_taskflow(airflow: Installation) -> None:

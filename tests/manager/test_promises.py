@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import Managers, ended, outcomes, task
 from tests.waiting import wait_until
@@ -644,6 +645,22 @@ class TestCrashes:
 
 
 class TestRequests:
+    def test_who_asked_for_a_cancellation_gets_it_from_the_next_manager(
+        self, store: JobStore, managers: Managers
+    ) -> None:
+        """But not for a job that has taken the name meanwhile, and belongs to another run of the Airflow task."""
+        owners = [SubmittedBy(dag_id="d", run_id="r", task_id="t", max_tries=number) for number in range(2)]
+        for name in ("mine", "another"):
+            store.submit(name, [task("a", "sleep 2")], submitted_by=owners[0])
+            assert not store.cancel(name, owners[1])
+            assert store.cancel(name, owners[0])
+        os.rename(store.job_path("another"), store.base_path / "away")
+        store.submit("another", [task("a", "sleep 2")], submitted_by=owners[1])
+        managers.start()
+        assert ended(store, "mine").reason == "cancelled"
+        assert ended(store, "another").state == "completed"
+        assert not store.requests()
+
     def test_cancel_kills_what_runs_and_starts_nothing_more(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:

@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from airflow.sdk import DAG
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk import DAG, Asset
+from airflow.sdk.bases.operator import TriggerFailureReason
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferralError, TaskDeferred
 
 from airflow_provider_air_executor.exceptions import (
     InvalidJobError,
@@ -21,7 +22,7 @@ from airflow_provider_air_executor.exceptions import (
     JobTimeoutError,
     OutputError,
 )
-from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.models import SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from tests.provider.conftest import TaskInstance, context
@@ -119,7 +120,8 @@ class TestWaiting:
         given = context()
         with pytest.raises(JobFailedError):
             operator(["exit 1"], job_name="j").execute(given)
-        assert given["ti"].pushed == {"job_name": "j", "job_id": store.get_job("j").id}
+        pushed = given["ti"].pushed
+        assert (pushed["job_name"], pushed["job_id"]) == ("j", store.get_job("j").id)
 
     def test_it_returns_what_the_tasks_have_written(self, store: JobStore) -> None:
         tasks = [
@@ -140,6 +142,33 @@ class TestWaiting:
     def test_a_result_that_cannot_be_taken(self, store: JobStore, line: str, says: str) -> None:
         with pytest.raises(OutputError, match=says):
             operator([line], job_name="j").execute(context())
+
+    def test_results_that_are_too_long_together(self, store: JobStore) -> None:
+        line = "printf '\"%0900000d\"' 1 > $AIR_EXECUTOR_OUTPUT"
+        with pytest.raises(OutputError, match="too long together"):
+            operator([line] * 6).execute(context())
+
+    def test_what_has_completed_of_a_failed_job_is_not_lost(self, store: JobStore) -> None:
+        given = context()
+        tasks = [{"id": "good", "bash": "echo 7 > $AIR_EXECUTOR_OUTPUT"}, {"id": "bad", "bash": "exit 1"}]
+        with pytest.raises(JobFailedError):
+            operator(tasks).execute(given)
+        assert given["ti"].pushed["partial_results"] == {"good": 7}
+
+    @pytest.mark.parametrize(
+        ("codes", "lines", "error"),
+        [
+            (99, ["exit 99"], AirflowSkipException),
+            ((98, 99), ["exit 99", "exit 98"], AirflowSkipException),
+            (99, ["exit 99", "exit 1"], JobFailedError),
+            ((), ["exit 99"], JobFailedError),
+        ],
+    )
+    def test_an_exit_code_that_means_skipped(
+        self, store: JobStore, codes: Any, lines: list[str], error: type[Exception]
+    ) -> None:
+        with pytest.raises(error):
+            operator([*lines, "true"], skip_on_exit_code=codes).execute(context())
 
     def test_the_output_of_its_tasks_appears_while_they_run(self, store: JobStore) -> None:
         from structlog.testing import capture_logs
@@ -167,14 +196,14 @@ class TestWaiting:
         class KilledError(Exception):
             pass
 
-        tested = operator(["sleep 2"], job_name="j", on_kill=on_kill)
+        tested = operator(["sleep 5"], job_name="j", on_kill=on_kill)
 
         def kill(*_: object) -> None:
             tested.on_kill()
             raise KilledError
 
         signal.signal(signal.SIGALRM, kill)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, 3)  # it has submitted the job by then
         with pytest.raises(KilledError):
             tested.execute(context())
         wait_until(lambda: store.get_job("j").state == state, what=f"it is {state}")
@@ -281,6 +310,66 @@ class TestDeferring:
             tested.execute_complete(context(), {"job_name": "j", "message": "", "status": "timeout"})
         wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
 
+    @pytest.mark.parametrize(
+        ("reason", "try_number", "is_cancelled"),
+        [
+            (TriggerFailureReason.TRIGGER_TIMEOUT, 1, True),  # the triggerer was away
+            (TriggerFailureReason.TRIGGER_FAILURE, 1, False),  # the second try takes it up
+            (TriggerFailureReason.TRIGGER_FAILURE, 2, True),  # nobody would
+        ],
+    )
+    def test_airflow_gives_the_deferral_up(
+        self, store: JobStore, reason: TriggerFailureReason, try_number: int, is_cancelled: bool
+    ) -> None:
+        given = context(max_tries=1, try_number=try_number)
+        tested = operator(["sleep 1000"], job_name="j", deferrable=True)
+        with pytest.raises(TaskDeferred):
+            tested.execute(given)
+        with pytest.raises(JobTimeoutError if is_cancelled else TaskDeferralError):
+            tested.resume_execution("__fail__", {"error": reason}, given)
+        if is_cancelled:
+            assert tested.hook.wait_for_job("j", timeout=20).reason == "cancelled"
+        else:
+            assert not store.requests()
+            store.cancel("j")
+
+    def test_the_manager_kills_the_job_by_itself_long_after_its_timeout(self, store: JobStore) -> None:
+        operator(["true"], job_name="j", timeout=100).execute(context())
+        assert store.get_job("j").timeout == 160
+
+
+class TestStartingInTheTriggerer:
+    def test_the_trigger_is_told_everything(self, store: JobStore) -> None:
+        report = Asset(uri="file:///report", name="report")
+        tested = operator(
+            ["echo {{ ds }}"], job_name="x-{{ run_id }}", start_from_trigger=True, timeout=60, outlets=[report]
+        )
+        if not tested.start_from_trigger:
+            pytest.skip("this Airflow renders no templates in the triggerer")
+        assert tested.start_trigger_args is not None
+        arguments = tested.start_trigger_args.trigger_kwargs or {}
+        assert (arguments["tasks"], arguments["job_name"]) == (["echo {{ ds }}"], "x-{{ run_id }}")
+        assert (arguments["timeout"], arguments["job_outlets"]) == (60, ["file:///report"])
+        assert arguments["end_from_trigger"] is False  # outlets are told of by a worker
+
+    @pytest.mark.parametrize(
+        ("tasks", "more"),
+        [
+            ("{{ ti.xcom_pull('other') }}", {}),  # what another task returns
+            (["true"], {"wait_for_completion": False}),
+        ],
+    )
+    def test_it_starts_in_a_worker_where_it_must(self, store: JobStore, tasks: Any, more: dict[str, Any]) -> None:
+        tested = operator(tasks, start_from_trigger=True, **more)
+        assert (tested.start_from_trigger, tested.deferrable) == (False, True)
+
+    def test_a_worker_goes_on_where_the_triggerer_could_not(self, store: JobStore) -> None:
+        given = context()
+        event = {"status": "not_submitted", "job_name": "j", "message": ""}
+        tested = operator([{"id": "a", "bash": "echo 7 > $AIR_EXECUTOR_OUTPUT"}], job_name="j")
+        assert tested.execute_complete(given, event) == {"a": 7}
+        assert given["ti"].pushed["job_name"] == "j"
+
 
 class TestTriedAgain:
     def test_it_takes_up_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
@@ -317,6 +406,21 @@ class TestTriedAgain:
         operator(tasks, job_name="j").execute(context())
         operator(tasks, job_name="j").execute(context(try_number=2, max_tries=1))
         assert (tmp_path / "out").read_text() == "x\nx\n"
+
+    def test_an_earlier_try_cannot_cancel_any_more(self, store: JobStore) -> None:
+        """A trigger of the first try that has stood still in a triggerer, say."""
+        tested = operator(["sleep 1000"], job_name="j", deferrable=True)
+        first, second = context(max_tries=1), context(max_tries=1, try_number=2)
+        for given in (first, second):
+            with pytest.raises(TaskDeferred) as deferred:
+                tested.execute(given)
+        owners = [
+            SubmittedBy(dag_id="d", run_id="manual__1+00:00", task_id="t", try_number=n, max_tries=1) for n in (1, 2)
+        ]
+        assert deferred.value.trigger.owner == owners[1].model_dump(mode="json")
+        assert not store.cancel("j", owners[0])
+        assert store.cancel("j", owners[1])
+        assert tested.hook.wait_for_job("j", timeout=20).reason == "cancelled"
 
     def test_the_job_of_somebody_else_is_not_touched(self, store: JobStore) -> None:
         operator(["true"], job_name="j").execute(context())

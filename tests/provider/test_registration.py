@@ -47,9 +47,20 @@ def test_every_module_and_class_that_is_named_exists() -> None:
     for item in info["task-decorators"]:
         module, _, name = item["class-name"].rpartition(".")
         assert callable(getattr(importlib.import_module(module), name))
+    plugins = [plugin["plugin-class"] for plugin in info["plugins"]]
+    for path in (*info["notifications"], *info["extra-links"], *plugins):
+        module, _, name = path.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), type)
     module, _, name = info["connection-types"][0]["hook-class-name"].rpartition(".")
     hook = getattr(importlib.import_module(module), name)
     assert hook.conn_type == info["connection-types"][0]["connection-type"]
+
+
+def test_airflow_loads_the_plugin_from_its_entry_point() -> None:
+    (plugin,) = airflow_provider_air_executor.get_provider_info()["plugins"]
+    (found,) = (point for point in entry_points(group="airflow.plugins") if point.name == plugin["name"])
+    assert found.value.replace(":", ".") == plugin["plugin-class"]
+    assert found.load().name == plugin["name"]
 
 
 def test_airflow_lists_provider_and_hook(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
+from airflow_provider_air_executor import triggers
 from airflow_provider_air_executor.exceptions import JobFailedError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -20,17 +21,20 @@ def sensor(name: str = "j", **kwargs: Any) -> AirExecutorJobSensor:
 
 
 def test_poke_waits_for_the_end(store: JobStore) -> None:
-    AirExecutorHook().create_job("j", ["sleep 0.5"])
-    sensor().execute(context())
+    AirExecutorHook().create_job("j", [{"id": "a", "bash": "sleep 0.5; echo 7 > $AIR_EXECUTOR_OUTPUT"}])
+    assert sensor().execute(context()) == {"a": 7}
     assert store.get_job("j").state == "completed"
+    assert sensor(deferrable=True).execute(context()) == {"a": 7}
+    event = {"status": "completed", "job_name": "j", "message": ""}
+    assert sensor().execute_complete(context(), event) == {"a": 7}
 
 
 def test_poke_says_true_only_when_it_has_completed(store: JobStore) -> None:
-    assert sensor().poke(context()) is False
+    assert not sensor().poke(context())
     AirExecutorHook().create_job("j", ["sleep 3"])
-    assert sensor().poke(context()) is False
+    assert not sensor().poke(context())
     AirExecutorHook().wait_for_job("j")
-    assert sensor().poke(context()) is True
+    assert sensor().poke(context())
 
 
 def test_a_run_id_names_the_same_job_as_for_the_operator(store: JobStore) -> None:
@@ -38,7 +42,7 @@ def test_a_run_id_names_the_same_job_as_for_the_operator(store: JobStore) -> Non
 
     name = "x_manual__2026-11-22T10:00:00+00:00"
     AirExecutorSubmitOperator(task_id="t", tasks=["true"], job_name=name).execute(context())
-    assert sensor(name).poke(context()) is True
+    assert sensor(name).poke(context())
 
 
 @pytest.mark.parametrize("soft_fail", [False, True])
@@ -79,3 +83,21 @@ def test_it_does_not_defer_for_a_job_that_has_completed(store: JobStore) -> None
     AirExecutorHook().create_job("j", ["true"])
     AirExecutorHook().wait_for_job("j")
     sensor(deferrable=True).execute(context())
+
+
+def test_it_can_start_in_the_triggerer(store: JobStore) -> None:
+    tested = sensor(start_from_trigger=True, timeout=30)
+    assert tested.start_from_trigger
+    assert tested.start_trigger_args is not None
+    assert tested.start_trigger_args.timeout == timedelta(seconds=30)
+    arguments = tested.start_trigger_args.trigger_kwargs or {}
+    assert (arguments["job_name"], arguments["base_path"], arguments["end_from_trigger"]) == ("j", None, True)
+
+
+def test_it_starts_in_a_worker_where_the_triggerer_would_not_render_its_template(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_RENDERS", False)
+    tested = sensor("{{ run_id }}", start_from_trigger=True)
+    assert (tested.start_from_trigger, tested.deferrable) == (False, True)
+    assert tested.start_trigger_args is None

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
+from airflow_provider_air_executor import triggers
+from airflow_provider_air_executor.event_triggers import AirExecutorJobEventTrigger, event_of
+from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
+from airflow_provider_air_executor.triggers import AirExecutorJobTrigger, AirExecutorSubmitTrigger
+from tests.provider.conftest import TaskInstance
 from tests.waiting import wait_until
 
 
@@ -207,3 +214,129 @@ def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobSto
     said = [line["event"] % line.get("positional_args", ()) for line in lines]
     assert [line for line in said if "|" in line] == ["a | one", "a | two", "a | three"]
     assert "a | one" in said[:before]
+
+
+def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:
+    """A trigger that a task starts from, as the triggerer makes it."""
+    from airflow.serialization.serialized_objects import BaseSerialization
+
+    retries = kwargs.pop("retries", 0)
+    task_instance = TaskInstance(**kwargs.pop("ti", {}))
+    given = {"tasks": [{"id": "a", "bash": "echo 7 > $AIR_EXECUTOR_OUTPUT"}], "poll_interval": 0.1, **kwargs}
+    _, arguments = AirExecutorSubmitTrigger(retries=retries, **given).serialize()
+    made = AirExecutorSubmitTrigger(**BaseSerialization.deserialize(BaseSerialization.serialize(arguments)))
+    made.task_instance = task_instance
+    return made
+
+
+async def ended(tested: AirExecutorSubmitTrigger) -> TriggerEvent:
+    async with asyncio.timeout(20):
+        (event,) = [event async for event in tested.run()]
+    return event
+
+
+@pytest.fixture
+def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The triggerer's own way to connections is not here."""
+
+    async def location(conn_id: str) -> tuple[str, bool]:
+        return AirExecutorHook(conn_id).location
+
+    monkeypatch.setattr(triggers, "location_of", location)
+
+
+@pytest.mark.usefixtures("here")
+class TestSubmitting:
+    def test_a_task_begins_and_ends_in_the_triggerer(self, store: JobStore) -> None:
+        event = asyncio.run(ended(submitting(retries=2)))
+        assert isinstance(event, TaskSuccessEvent)
+        assert event.xcoms is not None
+        assert event.xcoms["return_value"] == {"a": 7}
+        job = store.get_job(event.xcoms["job_name"])
+        assert event.xcoms["job_id"] == job.id
+        assert job.submitted_by is not None
+        assert (job.submitted_by.task_id, job.submitted_by.max_tries) == ("t", 2)
+
+    def test_a_second_triggerer_finds_the_job(self, store: JobStore) -> None:
+        for _ in range(2):
+            event = asyncio.run(ended(submitting(job_name="j", push_results=False)))
+            assert event.xcoms is not None  # type: ignore[attr-defined]
+            assert "return_value" not in event.xcoms  # type: ignore[attr-defined]
+        assert store.get_job("j").attempt == 1
+
+    def test_a_failure_is_told_to_a_worker(self, store: JobStore) -> None:
+        event = asyncio.run(ended(submitting(tasks=["exit 3"], job_name="j")))
+        assert not isinstance(event, TaskSuccessEvent)
+        assert event.payload["status"] == "failed"
+
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"ti": {"try_number": 2}},  # it may be a retry, or have been cleared
+            {"tasks": [{"command": "a", "dependencies": ["b"]}]},
+            {"job_name": "taken"},
+        ],
+    )
+    def test_what_is_not_simple_is_left_to_a_worker(self, store: JobStore, more: dict[str, Any]) -> None:
+        AirExecutorHook().create_job("taken", ["true"])
+        event = asyncio.run(ended(submitting(**more)))
+        assert event.payload["status"] == "not_submitted"
+        assert store.job_names() == ["taken"]
+
+    def test_the_deadline_is_the_same_for_the_next_triggerer(self, store: JobStore) -> None:
+        tested = submitting(tasks=["sleep 1000"], job_name="j", timeout=1)
+        assert asyncio.run(ended(tested)).payload["status"] == "timeout"
+        created = store.get_job("j").created_at
+        assert created is not None
+        assert tested.deadline == created.timestamp() + 1
+        store.cancel("j")
+
+
+class TestEndsOfJobs:
+    def test_it_fires_for_what_matches(self, store: JobStore) -> None:
+        tested = AirExecutorJobEventTrigger(
+            job_name="a-*", labels={"team": "x"}, states=["completed"], base_path=str(store.base_path)
+        )
+
+        async def scenario() -> list[Any]:
+            events: list[Any] = []
+
+            async def take() -> None:
+                async for event in tested.run():
+                    events.append(event.payload)  # noqa: PERF401 - it goes on for ever
+
+            reading = asyncio.create_task(take())
+            await asyncio.sleep(0.3)
+            hook = AirExecutorHook()
+            for name, line, team in (
+                ("b-1", "true", "x"),
+                ("a-1", "exit 1", "x"),
+                ("a-2", "true", "y"),
+                ("a-3", "true", "x"),
+            ):
+                await asyncio.to_thread(hook.create_job, name, [line], labels={"team": team}, outlets=["file:///x"])
+            await asyncio.to_thread(wait_until, lambda: events, what="it has fired")
+            await asyncio.sleep(0.3)
+            reading.cancel()
+            return events
+
+        (event,) = asyncio.run(scenario())
+        assert (event["job_name"], event["state"], event["outlets"]) == ("a-3", "completed", ["file:///x"])
+        assert event["job_id"] == store.get_job("a-3").id
+
+    def test_what_it_tells_can_be_stored(self, store: JobStore) -> None:
+        AirExecutorHook().create_job("j", ["exit 1"], submitted_by=SubmittedBy(**OWNER))
+        AirExecutorHook().wait_for_job("j")
+        told = json.loads(json.dumps(event_of(store.get_job("j"))))
+        assert (told["state"], told["reason"], told["submitted_by"]["dag_id"]) == ("failed", "exit", "d")
+
+    def test_another_state_is_refused(self) -> None:
+        with pytest.raises(InvalidJobError, match="states"):
+            AirExecutorJobEventTrigger(states=["working"])
+
+    def test_equal_triggers_are_one_reader_and_others_are_not(self) -> None:
+        readers = {
+            AirExecutorJobEventTrigger(**arguments)._reader()
+            for arguments in ({}, {"poll_interval": 9}, {"job_name": "a"}, {"outlet": "file:///x"})
+        }
+        assert len(readers) == 3

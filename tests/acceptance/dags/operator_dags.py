@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import os
+import signal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, task
+from airflow.sdk import DAG, Asset, AssetWatcher, Context, task
 
+from airflow_provider_air_executor.event_triggers import AirExecutorJobEventTrigger
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
+from airflow_provider_air_executor.sensors import AirExecutorJobSensor
+
+try:
+    from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+except ImportError:  # before Airflow 3.3
+    ExceptionRetryPolicy = None  # type: ignore[assignment, misc]
 
 ARGUMENTS = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "schedule": None, "catchup": False}
 
@@ -52,3 +61,131 @@ with DAG("many_jobs", params={"seconds": 60}, max_active_tasks=100, **ARGUMENTS)
     AirExecutorSubmitOperator.partial(task_id="submit", deferrable=True, poll_interval=1).expand(
         tasks=[["sleep {{ params.seconds }}"]] * 50
     )
+
+
+class DiesBeforeDeferral(AirExecutorSubmitOperator):
+    """The worker of its first try ends by itself, as if by ``kill -9``, when the job has been submitted."""
+
+    def _defer_unless_quick(self, context: Context, name: str, after_attempt: int) -> Any:
+        if context["ti"].try_number == 1:
+            os.kill(os.getppid(), signal.SIGKILL)  # its supervisor, which would report the end
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._defer_unless_quick(context, name, after_attempt)
+
+
+with DAG("dies_before_deferral", params={"seconds": 8}, **ARGUMENTS):
+    DiesBeforeDeferral(
+        task_id="submit",
+        tasks=[{"id": "work", "bash": LINE + "$AIR_EXECUTOR_OUTPUT"}],
+        deferrable=True,
+        poll_interval=1,
+        retries=1,
+        retry_delay=0,
+    )
+
+for dag_id, deferrable in (("times_out", True), ("times_out_in_the_worker", False)):
+    with DAG(dag_id, **ARGUMENTS):
+        AirExecutorSubmitOperator(
+            task_id="by_execution_timeout",
+            tasks=["sleep 600"],
+            deferrable=deferrable,
+            poll_interval=1,
+            execution_timeout=timedelta(seconds=6),
+        )
+        AirExecutorSubmitOperator(
+            task_id="by_timeout", tasks=["sleep 600"], deferrable=deferrable, poll_interval=1, timeout=6
+        )
+
+with DAG("fails_once", **ARGUMENTS):
+    AirExecutorSubmitOperator(
+        task_id="submit",
+        tasks=[
+            {"id": "download", "bash": "echo downloaded"},
+            {"id": "report", "bash": "[ $AIR_EXECUTOR_ATTEMPT = 2 ] || exit 3", "dependencies": ["download"]},
+            {"id": "send", "bash": "echo sent", "dependencies": ["report"]},
+        ],
+        deferrable=True,
+        poll_interval=1,
+        retries=1,
+        retry_delay=0,
+    )
+
+with DAG("sensors", **ARGUMENTS):
+    for name, line in (("too_long", "sleep 60"), ("broken", "exit 3")):
+        submit = AirExecutorSubmitOperator(
+            task_id=f"submit_{name}", job_name=f"{name}-{{{{ run_id }}}}", tasks=[line], wait_for_completion=False
+        )
+        submit >> AirExecutorJobSensor(
+            task_id=name,
+            job_name=f"{name}-{{{{ run_id }}}}",
+            deferrable=True,
+            soft_fail=True,
+            timeout=8,
+            poke_interval=1,
+        )
+
+# Before Airflow 3.3 no template is rendered for what starts from its trigger.
+NAMED = "no-worker" if ExceptionRetryPolicy is None else "no-worker-{{ run_id }}"
+
+with DAG("no_worker", **ARGUMENTS):
+    AirExecutorSubmitOperator(
+        task_id="submit",
+        job_name=NAMED,
+        tasks=[{"id": "work", "bash": "sleep 3; echo '\"done\"' > $AIR_EXECUTOR_OUTPUT"}],
+        start_from_trigger=True,
+        stream_logs=True,
+        poll_interval=1,
+        retries=1,
+        retry_delay=0,
+    ) >> AirExecutorJobSensor(task_id="wait", job_name=NAMED, start_from_trigger=True, timeout=60)
+
+with DAG("no_worker_fails", **ARGUMENTS):
+    AirExecutorSubmitOperator(
+        task_id="submit",
+        tasks=[{"id": "work", "bash": "sleep 1; echo broken; exit 3"}],
+        start_from_trigger=True,
+        poll_interval=1,
+        retries=1,
+        retry_delay=0,
+    )
+    AirExecutorSubmitOperator(
+        task_id="waits", tasks=["sleep 600"], start_from_trigger=True, execution_timeout=timedelta(seconds=10)
+    )
+
+ENDS = Asset("ends", watchers=[AssetWatcher(name="ends", trigger=AirExecutorJobEventTrigger(job_name="watched-*"))])
+REPORTS = Asset(
+    "reports",
+    watchers=[
+        AssetWatcher(name="reports", trigger=AirExecutorJobEventTrigger(outlet="file:///report", states=["completed"]))
+    ],
+)
+
+for asset in (ENDS, REPORTS):
+    with DAG(f"reacts_to_{asset.name}", start_date=ARGUMENTS["start_date"], schedule=[asset], max_active_runs=16):
+
+        @task(inlets=[asset])
+        def take_in(triggering_asset_events: Any = None) -> list[str]:
+            """What has happened: the names of the jobs that have ended."""
+            return [
+                f"{event.extra['payload']['job_name']} {event.extra['payload']['state']}"
+                for events in triggering_asset_events.values()
+                for event in events
+            ]
+
+        take_in()
+
+if ExceptionRetryPolicy is not None:
+    with DAG("policy", **ARGUMENTS):
+        AirExecutorSubmitOperator(
+            task_id="submit",
+            tasks=[{"command": "there-is-no-such-command"}],
+            retries=3,
+            retry_delay=0,
+            retry_policy=ExceptionRetryPolicy(
+                rules=[
+                    RetryRule(
+                        exception="airflow_provider_air_executor.exceptions.JobInvalidError", action=RetryAction.FAIL
+                    )
+                ]
+            ),
+        )

@@ -1,0 +1,179 @@
+"""AirExecutorJobEventTrigger: schedules DAGs when jobs end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import hashlib
+import json
+from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
+from typing import Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs.models import Job, JobState
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.triggers import location_of
+
+try:
+    from airflow.triggers.shared_stream import SharedStreamProducer
+except ImportError:  # before Airflow 3.3 a trigger is not told when its events have been stored
+    SharedStreamProducer = None  # type: ignore[assignment, misc]
+
+_STORED_SECONDS = 5.0  # after which Airflow has stored an event, if it does not tell
+_ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
+
+
+class AirExecutorJobEventTrigger(BaseEventTrigger):
+    """Fires at the end of each job that matches, whoever submitted it: for an ``AssetWatcher``, to schedule DAGs.
+
+    The event tells ``job_name``, ``job_id``, ``state``, ``reason``, ``error``, ``attempt``, ``labels``, ``outlets``,
+    ``ended_at`` and ``submitted_by``. Jobs that ended before the trigger was there for the first time do not count;
+    those that end while no triggerer runs do, when there is one again. Each end fires once, also across restarts. Only
+    if a triggerer is killed within the moment in which Airflow stores an event may that come twice: a second, or 5 s
+    before Airflow 3.3, which does not tell a trigger that an event is stored.
+
+    :param job_name: names that match, with ``*``, ``?`` and ``[...]`` as in a shell; default: all.
+    :param labels: labels that the job must have, with their values; default: any.
+    :param states: how it must have ended: ``completed``, ``failed``, or both (default).
+    :param outlet: the URI of something that the job must have declared to make or change; default: any.
+    :param air_executor_conn_id: the connection; default ``air_executor_default``.
+    :param base_path: the job filesystem, instead of the connection's.
+    :param poll_interval: seconds between two passes over the jobs for file systems that do not notify; default 5.
+    :raises InvalidJobError: for another state.
+    """
+
+    def __init__(
+        self,
+        *,
+        job_name: str = "*",
+        labels: Mapping[str, str] | None = None,
+        states: Collection[str] = _ENDS,
+        outlet: str | None = None,
+        air_executor_conn_id: str = AirExecutorHook.default_conn_name,
+        base_path: str | None = None,
+        poll_interval: float = 5.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        for state in states:
+            if state not in _ENDS:
+                raise InvalidJobError(f"states: must be {' or '.join(_ENDS)}, not {state!r}")
+        self.job_name = job_name
+        self.labels = dict(labels or {})
+        self.states = sorted(states)
+        self.outlet = outlet
+        self.air_executor_conn_id = air_executor_conn_id
+        self.base_path = base_path
+        self.poll_interval = poll_interval
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """The class and its arguments, to be made again in the triggerer."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "job_name": self.job_name,
+                "labels": self.labels,
+                "states": self.states,
+                "outlet": self.outlet,
+                "air_executor_conn_id": self.air_executor_conn_id,
+                "base_path": self.base_path,
+                "poll_interval": self.poll_interval,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Fire at each end; for an Airflow that does not tell when it has stored an event."""
+        ends = await self.ends()
+        confirming: set[asyncio.Task[None]] = set()
+
+        async def confirm(job: Job) -> None:
+            await asyncio.sleep(_STORED_SECONDS)
+            await asyncio.to_thread(ends.confirm, job)
+
+        try:
+            async for job in ends.follow():
+                yield TriggerEvent(event_of(job))
+                task = asyncio.create_task(confirm(job))
+                confirming.add(task)
+                task.add_done_callback(confirming.discard)
+        finally:
+            for task in confirming:
+                task.cancel()
+
+    async def ends(self) -> JobEnds:
+        """The ends that are to be told here."""
+        base_path = self.base_path or (await location_of(self.air_executor_conn_id))[0]
+        return JobEnds(JobStore(base_path), self._reader(), interval=self.poll_interval, matches=self.matches)
+
+    def _reader(self) -> str:
+        """A name that is the same for this trigger in each triggerer, and another one for each other trigger."""
+        kwargs = {**self.serialize()[1], "poll_interval": None}
+        return "airflow-" + hashlib.sha256(json.dumps(kwargs, sort_keys=True).encode()).hexdigest()[:16]
+
+    def matches(self, job: Job) -> bool:
+        """Whether the end of this job is to be told."""
+        return (
+            job.state.value in self.states
+            and fnmatch.fnmatchcase(job.name, self.job_name)
+            and self.labels.items() <= job.labels.items()
+            and (self.outlet is None or self.outlet in job.outlets)
+        )
+
+    # Since Airflow 3.3 a trigger can learn when its events have been stored, if it is the reader of a stream.
+
+    def shared_stream_key(self) -> Hashable | None:
+        """The stream of ends that belongs to this trigger alone, since each one has confirmed others."""
+        return None if SharedStreamProducer is None else ("air-executor", self._reader())
+
+    @classmethod
+    def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Any:
+        """What opens the stream."""
+        return _EndsProducer(cls(**kwargs))
+
+    async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
+        """Fire at each end that comes from the stream."""
+        async for event in shared_stream:
+            yield TriggerEvent(event)
+
+
+if SharedStreamProducer is not None:
+
+    class _EndsProducer(SharedStreamProducer):
+        """Tells the ends of jobs, and confirms those whose events have been stored."""
+
+        def __init__(self, trigger: AirExecutorJobEventTrigger) -> None:
+            self._trigger = trigger
+            self._ends: JobEnds | None = None
+
+        async def open_stream(self) -> AsyncIterator[tuple[Any, Any]]:
+            self._ends = await self._trigger.ends()
+            async with contextlib.aclosing(self._ends.follow()) as found:
+                async for job in found:
+                    yield event_of(job), job
+
+        async def advance(self, batch: Sequence[Any]) -> None:
+            ends = self._ends
+            if ends is None:
+                return
+            for job, outcome in batch:
+                await asyncio.to_thread(ends.confirm if outcome.is_clean else ends.tell_again, job)
+
+
+def event_of(job: Job) -> dict[str, Any]:
+    """What the event of the end of a job tells."""
+    return {
+        "job_name": job.name,
+        "job_id": job.id,
+        "state": job.state.value,
+        "reason": job.reason.value if job.reason is not None else None,
+        "error": job.error,
+        "attempt": job.attempt,
+        "labels": job.labels,
+        "outlets": list(job.outlets),
+        "ended_at": job.updated_at.isoformat() if job.updated_at is not None else None,
+        "submitted_by": job.submitted_by.model_dump(mode="json") if job.submitted_by is not None else None,
+    }

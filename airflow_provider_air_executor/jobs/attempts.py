@@ -1,0 +1,108 @@
+"""What is known of the attempts of a job's tasks.
+
+``tasks.json`` describes the latest attempt of each task. Of earlier ones there is what their runners have recorded in
+``runs/<task id>.<attempt>``: the first line holds the time of the start, the second one the exit code. A job that was
+retried may have lost the records of what it had run before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
+
+_RECORD_BYTES = 200
+
+
+class AttemptRecord(NamedTuple):
+    """One attempt of a task, as far as it is known.
+
+    Of an attempt that is not the latest one, reason and error are not recorded. A task that waits for its next attempt,
+    or failed without it, has that one as its latest, which has not started.
+    """
+
+    task_id: str
+    number: int  # 1 for the first
+    status: TaskStatus
+    reason: Reason | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    started_at: datetime | None = None  # None: it has not started
+    completed_at: datetime | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it ran, in seconds, if that is known."""
+        if self.started_at is None or self.completed_at is None:
+            return None
+        return (self.completed_at - self.started_at).total_seconds()
+
+
+def attempts_of(tasks: Iterable[Task], runs_path: Path) -> Iterator[AttemptRecord]:
+    """The attempts of some tasks, task by task in their order, each with its latest one last.
+
+    :param runs_path: the directory with what the runners of these tasks have recorded.
+    """
+    latest = {task.id: _latest(task) for task in tasks}
+    earlier: dict[str, list[AttemptRecord]] = {task_id: [] for task_id in latest}
+    for task_id, number in sorted(_recorded(runs_path)):
+        if task_id in latest and 0 < number < latest[task_id].number:
+            earlier[task_id] += _read(runs_path / f"{task_id}.{number}", task_id, number)
+    for task_id, attempt in latest.items():
+        yield from earlier[task_id]
+        yield attempt
+
+
+def _latest(task: Task) -> AttemptRecord:
+    """The attempt that ``tasks.json`` describes."""
+    return AttemptRecord(
+        task_id=task.id,
+        # Other systems do not count attempts.
+        number=task.attempt + 1 if task.started_at is None else max(task.attempt, 1),
+        status=task.status,
+        reason=task.reason,
+        exit_code=task.exit_code,
+        error=task.error,
+        started_at=task.started_at,
+        # Of a task that waits, it is the end of the attempt before.
+        completed_at=task.completed_at if task.status.is_terminal else None,
+    )
+
+
+def _recorded(runs_path: Path) -> Iterator[tuple[str, int]]:
+    """Which attempts have left a record."""
+    if not files.is_real_directory(runs_path):
+        return
+    for name in os.listdir(runs_path):
+        task_id, _, number = name.rpartition(".")
+        if task_id and number.isascii() and number.isdecimal() and str(int(number)) == number:
+            yield task_id, int(number)
+
+
+def _read(path: Path, task_id: str, number: int) -> list[AttemptRecord]:
+    """What is recorded of an attempt that another one has followed, so that it must have failed; empty if nothing."""
+    try:
+        with open(files.open_regular(path), "rb") as file:
+            # What follows the last newline may be half a number.
+            lines = file.read(_RECORD_BYTES).split(b"\n")[:-1]
+            modified_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
+        _, started, _ = lines[0].decode().split(" ")
+        started_at = datetime.fromisoformat(started)
+        if started_at.tzinfo is None:
+            return []
+        started_at = started_at.astimezone(UTC)
+        exit_code = int(lines[1]) if len(lines) > 1 else None
+    except (OSError, ValueError, IndexError, OverflowError):  # not a record, or gone
+        return []
+    # The clock of a file system is some milliseconds late.
+    ended_at = None if exit_code is None else max(modified_at, started_at)
+    return [
+        AttemptRecord(
+            task_id, number, TaskStatus.FAILED, exit_code=exit_code, started_at=started_at, completed_at=ended_at
+        )
+    ]
