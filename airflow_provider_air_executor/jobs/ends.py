@@ -110,14 +110,14 @@ class JobEnds:
 
     def _look(self, notifier: Notifier, names: Iterable[str] | None) -> list[Job]:
         """The ends that are to be told; among some jobs, or among all."""
-        began = time.monotonic()
+        began = time.thread_time()
         if names is None:
             notifier.add(_JOBS, self._store.jobs_path)
             names = self._store.job_names()
             for gone in self._stamps.keys() - set(names):
                 del self._stamps[gone]
         found = [job for name in names if (job := self._look_at(notifier, name)) is not None]
-        self._pause = max(self._interval, _PASS_SHARE * (time.monotonic() - began))
+        self._pause = max(self._interval, _PASS_SHARE * (time.thread_time() - began))
         return sorted(found, key=lambda job: job.updated_at.timestamp() if job.updated_at else 0.0)
 
     def _look_at(self, notifier: Notifier, name: str) -> Job | None:

@@ -125,6 +125,10 @@ class Installation:
             )
         return process.pid
 
+    def pid_of(self, name: str) -> int:
+        """The process id of one of Airflow's processes."""
+        return self._processes[name].pid
+
     def stop_component(self, name: str) -> None:
         """End one of Airflow's processes as an operator of it does."""
         process = self._processes.pop(name)
