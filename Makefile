@@ -44,6 +44,7 @@ format: $(READY)
 benchmark: $(READY)
 	$(BIN)/python benchmarks/manager.py
 	$(BIN)/python benchmarks/executor.py
+	$(BIN)/python benchmarks/triggers.py
 
 # Debian splits venv off from Python; it is installed where it is missing and may be.
 $(BIN)/uv: $(CONSTRAINTS)

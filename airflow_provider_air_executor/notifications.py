@@ -19,7 +19,7 @@ from airflow_provider_air_executor.jobs.models import (
     parse_tasks,
     valid_job_name,
 )
-from airflow_provider_air_executor.operators import _from_json, _without_records, check_before_rendering
+from airflow_provider_air_executor.operators import check_before_rendering, list_of, without_records
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -65,7 +65,7 @@ class AirExecutorNotifier(BaseNotifier):
     ) -> None:
         super().__init__(context)
         check_before_rendering(tasks)
-        self.tasks = _without_records(tasks)
+        self.tasks = without_records(tasks)
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
@@ -96,7 +96,7 @@ class AirExecutorNotifier(BaseNotifier):
         """
         event = _event(context)
         name = valid_job_name(self.job_name) if self.job_name else self._default_name(event)
-        tasks = parse_tasks(_from_json(self.tasks))
+        tasks = parse_tasks(list_of(self.tasks))
         hook = AirExecutorHook(self.air_executor_conn_id)
         try:
             hook.create_job(
@@ -119,8 +119,7 @@ class AirExecutorNotifier(BaseNotifier):
         task = f"__{event.task_id}" if event.task_id else ""
         mapped = f"__{event.map_index}" if event.map_index >= 0 else ""
         identity = event.model_dump_json() + self._unrendered
-        kind = event.model_dump()["callback"]
-        return name_with_digest(f"{kind}__{event.dag_id}{task}{mapped}__{event.run_id}", identity)
+        return name_with_digest(f"{event.callback}__{event.dag_id}{task}{mapped}__{event.run_id}", identity)
 
 
 def _event(context: Context) -> SubmittedBy:

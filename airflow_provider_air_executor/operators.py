@@ -137,7 +137,7 @@ class AirExecutorSubmitOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         check_before_rendering(tasks)
-        self.tasks = _without_records(tasks)
+        self.tasks = without_records(tasks)
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
@@ -245,7 +245,7 @@ class AirExecutorSubmitOperator(BaseOperator):
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
         """Called by OpenLineage's extractor before the task begins."""
         try:
-            tasks = parse_tasks(_from_json(self.tasks))
+            tasks = parse_tasks(list_of(self.tasks))
         except InvalidJobError:  # not valid, or not known before the task runs
             tasks = ()
         return lineage.of_tasks(self, tasks)
@@ -357,7 +357,7 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     def _tasks_to_submit(self) -> tuple[Task, ...]:
         """The tasks of a new job. It is not called where a job of an earlier try is taken up."""
-        return parse_tasks(_from_json(self.tasks))
+        return parse_tasks(list_of(self.tasks))
 
     def _create(self, name: str, tasks: tuple[Task, ...], owner: SubmittedBy) -> Job:
         job = self.hook.create_job(
@@ -481,7 +481,7 @@ def check_before_rendering(tasks: Any) -> None:
     elif isinstance(tasks, Mapping | bytes | int | float) or tasks is None:
         raise InvalidJobError(f"tasks: must be a list of tasks, not {type(tasks).__name__}")
     elif isinstance(tasks, list | tuple) and all(isinstance(task, Task | Mapping | str) for task in tasks):
-        plain = _without_records(tasks)
+        plain = without_records(tasks)
         names = [name for task in plain if isinstance(task, Mapping) for name in _names_in(task)]
         if not any(triggers.has_template(name) for name in names):
             parse_tasks(plain)
@@ -494,14 +494,14 @@ def _names_in(task: Mapping[str, Any]) -> list[Any]:
     return [task.get("id"), *(dependencies if isinstance(dependencies, list | tuple) else (dependencies,))]
 
 
-def _without_records(tasks: Any) -> Any:
+def without_records(tasks: Any) -> Any:
     """The tasks with each record as a dict, in which Airflow can render templates."""
     if not isinstance(tasks, list | tuple):
         return tasks
     return [task.model_dump(mode="json", exclude_unset=True) if isinstance(task, Task) else task for task in tasks]
 
 
-def _from_json(tasks: Any) -> Any:
+def list_of(tasks: Any) -> Any:
     """A list that a template has rendered as text."""
     if isinstance(tasks, str):
         try:

@@ -223,14 +223,16 @@ class Task(Record):
 
 
 class SubmittedBy(Record):
-    """The Airflow task that submitted a job."""
+    """The Airflow task that submitted a job, or the callback of a task or a DAG run."""
 
     dag_id: str
     run_id: str
-    task_id: str
+    task_id: str  # empty: the DAG run itself
     map_index: int = -1
     try_number: int | None = None
     max_tries: int | None = None  # Airflow raises it when the task is cleared, not when it is tried again
+    callback: str | None = None  # which one, if it was a callback
+    clear_number: int | None = None  # how often the DAG run had been cleared, if it was a callback of that
 
     def is_same_task(self, other: SubmittedBy) -> bool:
         """Whether both are tries of the same task of the same run."""
@@ -247,7 +249,8 @@ class SubmittedBy(Record):
 
     def __str__(self) -> str:
         mapped = f"[{self.map_index}]" if self.map_index >= 0 else ""
-        return f"task {self.task_id}{mapped} of DAG {self.dag_id}, run {self.run_id}"
+        task = f"task {self.task_id}{mapped} of " if self.task_id else ""
+        return f"{task}DAG {self.dag_id}, run {self.run_id}"
 
 
 class Job(Record):

@@ -133,6 +133,23 @@ def test_a_job_that_fails(airflow: Installation) -> None:
     assert airflow.xcom("example_failing_job", run_id, "fails", "job_name") == job.name
 
 
+def test_a_dag_that_begins_when_a_job_ends(airflow: Installation) -> None:
+    for dag_id in ("example_asset_consumer", "example_asset_producer"):
+        airflow.wait_for_dag(dag_id)
+    readers = store_of(airflow).base_path / "readers"
+    wait_until(lambda: readers.exists() and list(readers.iterdir()), timeout=60, what="somebody watches")
+    run_id = airflow.trigger("example_asset_producer")
+    assert airflow.follow("example_asset_producer", run_id)[0] == "success"
+
+    def consumed() -> object:
+        runs = airflow.api("/dags/example_asset_consumer/dagRuns")["dag_runs"]
+        done = [run["dag_run_id"] for run in runs if run["state"] == "success"]
+        return done and airflow.xcom("example_asset_consumer", done[0], "consume")
+
+    names = wait_until(consumed, timeout=90, what="the other DAG ran", interval=0.5)
+    assert names == [job_of(airflow, run_id).name]
+
+
 def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: Installation) -> None:
     store = store_of(airflow)
     if "AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT" in airflow.environment:
