@@ -21,8 +21,8 @@ class AirExecutorDecoratedOperator(DecoratedOperator, AirExecutorSubmitOperator)
 
     :param python_callable: the function; it returns what :class:`AirExecutorSubmitOperator` takes as ``tasks``, and
         templates in it are rendered. Each try calls it again; its list counts where a new job is submitted.
-    :param op_args: the positional arguments of the call (templated).
-    :param op_kwargs: the keyword arguments of the call (templated).
+    :param op_args: the positional arguments of the call (templated); default: none.
+    :param op_kwargs: the keyword arguments of the call (templated); default: none.
     :param kwargs: those of :class:`AirExecutorSubmitOperator`.
     """
 

@@ -42,7 +42,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
     :param states: how it must have ended: ``completed``, ``failed``, or both (default).
     :param outlet: the URI of something that the job must have declared to make or change; default: any.
     :param air_executor_conn_id: the connection; default ``air_executor_default``.
-    :param base_path: the job filesystem, instead of the connection's.
+    :param base_path: the job filesystem; default: that of the connection.
     :param poll_interval: seconds between two passes over the jobs for file systems that do not notify; default 5.
     :raises InvalidJobError: for another state.
     """

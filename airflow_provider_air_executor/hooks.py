@@ -51,7 +51,7 @@ class AirExecutorHook(BaseHook):
     An embedded manager is a process of its own. It outlives the Airflow task that started it, and ends after
     ``[air_executor] embedded_idle_timeout`` seconds (default 600) without work.
 
-    :param air_executor_conn_id: the connection.
+    :param air_executor_conn_id: the connection; default ``air_executor_default``.
     """
 
     conn_name_attr = "air_executor_conn_id"

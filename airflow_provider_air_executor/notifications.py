@@ -44,9 +44,9 @@ class AirExecutorNotifier(BaseNotifier):
         are an error of the second one. Default: see above.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
-    :param labels: words by which the job can be found (templated).
+    :param labels: words by which the job can be found (templated); default: none.
     :param air_executor_conn_id: the connection (templated), see
-        :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
+        :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     :param context: given by Airflow where it awaits the notifier.
     """
 

@@ -75,7 +75,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         instance, is mapped to one that is, always the same. Default: made of DAG, run, task and map index.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
-    :param labels: words by which the job can be found (templated).
+    :param labels: words by which the job can be found (templated); default: none.
     :param wait_for_completion: whether to wait for the end of the job; default True.
     :param deferrable: whether to wait in the triggerer, without a worker slot; default:
         ``[operators] default_deferrable``.
@@ -89,7 +89,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         deployment, which it cannot tell apart: ``cancel`` (default), or ``leave``; the next try takes it up then.
     :param job_outlets: the URIs of what the job makes or changes, for who waits for that with an
         :class:`~airflow_provider_air_executor.event_triggers.AirExecutorJobEventTrigger` (templated). The assets among
-        the task's ``outlets`` are declared in any case.
+        the task's ``outlets`` are declared in any case. Default: no others.
     :param start_from_trigger: whether the job is submitted in the triggerer, so that a task whose job completes needs
         no worker at all; default False. Where that cannot be, a worker submits the job, and the task defers: when it is
         mapped, tried again or cleared, when ``tasks`` comes from another task, when Airflow is older than 3.3 and
@@ -103,7 +103,8 @@ class AirExecutorSubmitOperator(BaseOperator):
         belong to (``OPENLINEAGE_PARENT_ID``, ``OPENLINEAGE_ROOT_PARENT_ID``), so that OpenLineage links to it what they
         report; their own ``env`` wins. As with any ``env``, a fresh shell is started for each task then, and none runs
         warm. Default: ``[openlineage] spark_inject_parent_job_info``.
-    :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
+    :param air_executor_conn_id: the connection (templated), see
+        :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     """
 
     template_fields: Sequence[str] = ("tasks", "job_name", "labels", "job_outlets", "air_executor_conn_id")

@@ -40,7 +40,8 @@ class AirExecutorJobSensor(BaseSensorOperator):
     :param start_from_trigger: whether the waiting begins in the triggerer, so that a sensor whose job completes needs
         no worker at all; default False. Where that cannot be, a worker begins: when it is mapped, or Airflow is older
         than 3.3 and there are templates. The end needs a worker if the job fails, or the sensor has ``outlets``.
-    :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
+    :param air_executor_conn_id: the connection (templated), see
+        :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds), ``mode``, ``soft_fail``.
     """
 

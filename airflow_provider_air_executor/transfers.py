@@ -77,7 +77,8 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
     :param task: the pattern of the tasks (templated): what one of the ``tasks`` of :class:`AirExecutorSubmitOperator`
         may be, without ``id`` and ``dependencies``.
     :param conn_id: the connection to the database (templated).
-    :param parameters: what the query's placeholders stand for (templated), a list or a dict as its driver wants it.
+    :param parameters: what the query's placeholders stand for (templated), a list or a dict as its driver wants it;
+        default: nothing.
     :param rows_as: how a row reaches its task. ``args`` (default): its values follow the arguments of ``command``; for
         a ``bash`` line they are ``$1``, ``$2``, ...; NULL is an empty argument. ``env``: they are environment
         variables, called like the columns in upper case, over those of the pattern's own ``env``; NULL is left out.
@@ -86,7 +87,7 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
         give a column twice. Default: ``task-1``, ``task-2``, ...
     :param max_tasks: how many rows there may be; if there are more, nothing is submitted. Default 1000.
     :param on_empty: what happens if there is no row: ``skip`` (default) skips the Airflow task, ``fail`` fails it.
-    :param hook_params: parameters of the database's hook (templated).
+    :param hook_params: parameters of the database's hook (templated); default: none.
     :param kwargs: those of :class:`AirExecutorSubmitOperator`, without ``tasks``.
     """
 
@@ -256,8 +257,9 @@ class AirExecutorToSqlOperator(BaseOperator):
     :param create_table: whether to create the table if it is not there (SQLite, PostgreSQL); default False.
     :param include_command: whether to write the tasks' commands and arguments, as a JSON list; default False, since
         there may be secrets in them.
-    :param hook_params: parameters of the database's hook (templated).
-    :param air_executor_conn_id: the connection, see :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`.
+    :param hook_params: parameters of the database's hook (templated); default: none.
+    :param air_executor_conn_id: the connection (templated), see
+        :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     """
 
     template_fields: Sequence[str] = ("job_name", "conn_id", "table", "hook_params", "air_executor_conn_id")

@@ -269,15 +269,15 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     :param tasks: the tasks (templated), as :class:`~airflow_provider_air_executor.operators.AirExecutorSubmitOperator`
         takes them.
     :param job_name: the name of the job (templated); default: made of DAG, run, task and map index.
-    :param air_executor_conn_id: the connection (templated).
+    :param air_executor_conn_id: the connection (templated); default ``air_executor_default``.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
-    :param labels: words by which the job can be found (templated).
-    :param job_outlets: the URIs of what the job makes or changes (templated).
-    :param retries: of the Airflow task.
+    :param labels: words by which the job can be found (templated); default: none.
+    :param job_outlets: the URIs of what the job makes or changes (templated); default: none.
+    :param retries: of the Airflow task; default 0.
     :param timeout: seconds after its submission at which the job is given up; default: no limit.
     :param job_timeout: seconds after its start at which the manager kills it by itself; default: no limit.
-    :param poll_interval: seconds, see :class:`AirExecutorJobTrigger`.
+    :param poll_interval: seconds, see :class:`AirExecutorJobTrigger`; default 5.
     :param stream_logs: see there.
     :param end_from_trigger: see there; default True.
     :param push_results: see there.
