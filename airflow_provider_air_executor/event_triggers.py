@@ -25,6 +25,7 @@ except ImportError:  # before Airflow 3.3 a trigger is not told when its events 
     SharedStreamProducer = None  # type: ignore[assignment, misc]
 
 _STORED_SECONDS = 5.0  # after which Airflow has stored an event, if it does not tell
+_UNCONFIRMED = 100  # ends that are told before Airflow has stored the first of them
 _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 
 
@@ -51,7 +52,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
         self,
         *,
         job_name: str = "*",
-        labels: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | Sequence[Sequence[str]] | None = None,
         states: Collection[str] = _ENDS,
         outlet: str | None = None,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
@@ -63,7 +64,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
             if state not in _ENDS:
                 raise InvalidJobError(f"states: must be {' or '.join(_ENDS)}, not {state!r}")
         self.job_name = job_name
-        self.labels = dict(labels or {})
+        self.labels: dict[str, str] = dict(labels or {})  # type: ignore[arg-type]
         self.states = sorted(states)
         self.outlet = outlet
         self.air_executor_conn_id = air_executor_conn_id
@@ -76,7 +77,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
                 "job_name": self.job_name,
-                "labels": self.labels,
+                "labels": [list(label) for label in sorted(self.labels.items())],  # before 3.3 a dict arrives encoded
                 "states": self.states,
                 "outlet": self.outlet,
                 "air_executor_conn_id": self.air_executor_conn_id,
@@ -111,8 +112,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
     def _reader(self) -> str:
         """A name that is the same for this trigger in each triggerer, and another one for each other trigger."""
-        kwargs = {**self.serialize()[1], "poll_interval": None}
-        return "airflow-" + hashlib.sha256(json.dumps(kwargs, sort_keys=True).encode()).hexdigest()[:16]
+        return "airflow-" + hashlib.sha256(json.dumps(self.serialize()[1], sort_keys=True).encode()).hexdigest()[:16]
 
     def matches(self, job: Job) -> bool:
         """Whether the end of this job is to be told."""
@@ -148,11 +148,14 @@ if SharedStreamProducer is not None:
         def __init__(self, trigger: AirExecutorJobEventTrigger) -> None:
             self._trigger = trigger
             self._ends: JobEnds | None = None
+            # A subscriber that is behind by more than [triggerer] shared_stream_subscriber_queue_size is ended.
+            self._room = asyncio.Semaphore(_UNCONFIRMED)
 
         async def open_stream(self) -> AsyncIterator[tuple[Any, Any]]:
             self._ends = await self._trigger.ends()
             async with contextlib.aclosing(self._ends.follow()) as found:
                 async for job in found:
+                    await self._room.acquire()
                     yield event_of(job), job
 
         async def advance(self, batch: Sequence[Any]) -> None:
@@ -160,6 +163,7 @@ if SharedStreamProducer is not None:
             if ends is None:
                 return
             for job, outcome in batch:
+                self._room.release()
                 await asyncio.to_thread(ends.confirm if outcome.is_clean else ends.tell_again, job)
 
 

@@ -92,8 +92,9 @@ class AirExecutorSubmitOperator(BaseOperator):
         the task's ``outlets`` are declared in any case. Default: no others.
     :param start_from_trigger: whether the job is submitted in the triggerer, so that a task whose job completes needs
         no worker at all; default False. Where that cannot be, a worker submits the job, and the task defers: when it is
-        mapped, tried again or cleared, when ``tasks`` comes from another task, when Airflow is older than 3.3 and
-        there are templates. The end needs a worker if the job fails, or the task has ``outlets``.
+        mapped, tried again or cleared, when ``tasks`` comes from another task, when there are templates with macros
+        of the DAG's own, or Airflow is older than 3.3. The end needs a worker if the job fails, or the task has
+        ``outlets``.
     :param skip_on_exit_code: exit codes of job tasks that skip the Airflow task instead of failing it, if no task
         failed otherwise; one, or several; default: none.
     :param stream_logs: whether what the tasks print appears in the log of the Airflow task while they run, looked for

@@ -38,8 +38,9 @@ class AirExecutorJobSensor(BaseSensorOperator):
     :param deferrable: whether to wait in the triggerer, without a worker slot; default:
         ``[operators] default_deferrable``. Then ``mode`` does not matter.
     :param start_from_trigger: whether the waiting begins in the triggerer, so that a sensor whose job completes needs
-        no worker at all; default False. Where that cannot be, a worker begins: when it is mapped, or Airflow is older
-        than 3.3 and there are templates. The end needs a worker if the job fails, or the sensor has ``outlets``.
+        no worker at all; default False. Where that cannot be, a worker begins: when it is mapped, there are templates
+        with macros of the DAG's own, or Airflow is older than 3.3. The end needs a worker if the job fails, or the
+        sensor has ``outlets``.
     :param air_executor_conn_id: the connection (templated), see
         :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds), ``mode``, ``soft_fail``.
@@ -117,6 +118,9 @@ class AirExecutorJobSensor(BaseSensorOperator):
         :return: what the tasks of the job have handed over.
         """
         found = triggers.validate_event(event)
+        if found["status"] == triggers.NOT_SUBMITTED:
+            result: dict[str, Any] = self.execute(context)
+            return result
         if self.start_from_trigger:
             links.push_job(context, found["job_name"], self.air_executor_conn_id)
         if found["status"] == triggers.TIMEOUT:

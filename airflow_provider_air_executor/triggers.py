@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import jinja2
+import msgspec
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -34,8 +36,8 @@ _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
 # Since Airflow 3.3 a trigger is told that a user has ended its task; before that it is only cancelled.
 _IS_TOLD = hasattr(BaseTrigger, "on_kill")
-# And the templates of a task that starts from its trigger are rendered there.
-_RENDERS = _IS_TOLD
+# And the scheduler lets a task start from its trigger.
+_STARTS = _IS_TOLD
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
@@ -96,6 +98,21 @@ class AirExecutorJobTrigger(BaseTrigger):
         self._store = JobStore(base_path or "")
         self._progress = ""
         self._problem = ""
+        self._unrendered = ""  # why the templates could not be rendered
+        self._submitting: asyncio.Future[Job] | None = None
+
+    def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
+        """Render the templates, as Airflow asks for it where a task starts from this trigger.
+
+        Here are neither the DAG's own macros and filters nor its ``template_undefined``. What is not known must not
+        become an empty text, as it would by default, but is left to a worker.
+        """
+        environment = jinja_env or self.get_template_env()
+        environment.undefined = jinja2.StrictUndefined
+        try:
+            super().render_template_fields(context, environment)
+        except Exception as error:  # noqa: BLE001 - whatever a template does
+            self._unrendered = f"{type(error).__name__}: {error}"
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class and its arguments, to be made again in the triggerer."""
@@ -119,6 +136,10 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the job, and say in the task's log how far it is."""
+        if self._unrendered:
+            self.log.info("a worker is to begin, since a template cannot be rendered here: %s", self._unrendered)
+            yield TriggerEvent(self._event(NOT_SUBMITTED, self._unrendered))
+            return
         await self._locate()
         self.job_name = valid_job_name(self.job_name)
         yield await self._wait_for_end()
@@ -141,10 +162,20 @@ class AirExecutorJobTrigger(BaseTrigger):
             raise
         if self.end_from_trigger and event["status"] == COMPLETED:
             try:
-                return TaskSuccessEvent(xcoms=await asyncio.to_thread(self._results))
-            except (AirExecutorError, OSError) as error:
+                return await asyncio.to_thread(self._success)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the worker meets it too, and can say so
                 self.log.info("the worker is to look at job %s: %s", self.job_name, error)
         return TriggerEvent(event)
+
+    def _success(self) -> TriggerEvent:
+        """What ends the task.
+
+        :raises Exception: if Airflow could not hand it on, which would end the triggerer: a number of more than 64 bits
+            in a result, for instance.
+        """
+        event = TaskSuccessEvent(xcoms=self._results())
+        msgspec.msgpack.encode(event.model_dump())
+        return event
 
     def _results(self) -> dict[str, Any]:
         """What a task that ends here leaves in XCom; it says how the job has ended, too."""
@@ -162,6 +193,8 @@ class AirExecutorJobTrigger(BaseTrigger):
         if self.owner is None:
             return
         owner = SubmittedBy.model_validate(self.owner)
+        if self._submitting is not None:  # it goes on in its thread
+            await asyncio.wait([self._submitting])
         if await self._task_state(owner) == "deferred":
             self.log.info("job %s goes on: the task is still deferred, another triggerer waits for it", self.job_name)
         elif await asyncio.to_thread(self._cancel_for, owner):
@@ -189,7 +222,10 @@ class AirExecutorJobTrigger(BaseTrigger):
 
         If the manager is away, the next one cancels it.
         """
-        is_asked = self._store.cancel(self.job_name, owner)
+        try:
+            is_asked = self._store.cancel(self.job_name, owner)
+        except JobNotFoundError:
+            return False
         if is_asked and self.embedded:
             self._keep_alive()
         return is_asked
@@ -351,18 +387,20 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             try_number=ti.try_number,
             max_tries=self.retries,
         )
-        self.job_name = valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
+        if not self._unrendered:
+            self.job_name = valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
         job = None
-        if owner.try_number == 1:
+        if owner.try_number == 1 and not self._unrendered:
             try:
                 await self._locate()
-                job = await asyncio.to_thread(self._submit, owner)
+                self.owner = owner.model_dump(mode="json")
+                self._submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, owner))
+                job = await asyncio.shield(self._submitting)
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker meets it too, and can say so
                 self.log.info("job %s is not submitted here: %s", self.job_name, error)
         if job is None:
-            yield TriggerEvent(self._event(NOT_SUBMITTED, "the worker is to submit it"))
+            yield TriggerEvent(self._event(NOT_SUBMITTED, self._unrendered or "the worker is to submit it"))
             return
-        self.owner = owner.model_dump(mode="json")
         self.deadline = self._deadline_of(job)
         yield await self._wait_for_end()
 
@@ -431,11 +469,11 @@ def has_template(value: Any) -> bool:
 
 
 def can_render(values: Sequence[Any]) -> bool:
-    """Whether a task with these values can start from its trigger: are there templates, they are to be rendered there.
+    """Whether a task with these values can start from its trigger.
 
     What is neither plain nor a template, the output of another task for instance, cannot be known there.
     """
-    return all(_is_plain(value) for value in values) and (_RENDERS or not has_template(values))
+    return _STARTS and all(_is_plain(value) for value in values)
 
 
 def _is_plain(value: Any) -> bool:

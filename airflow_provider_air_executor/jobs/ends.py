@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import re
+import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 
@@ -46,16 +47,19 @@ class JobEnds:
         self._stamps: dict[str, files.Stamp] = {}  # of the state.json of jobs that have ended, and been dealt with
         self._told: dict[str, str] = {}  # the ends that have been told and are not confirmed yet, by the job's name
         self._pause = interval
+        self._guard = threading.Lock()
+        self._lock = -1
+        self._has_let_go = False
 
     async def follow(self) -> AsyncGenerator[Job, None]:
-        """Tell each end, the oldest first, until the caller has had enough."""
-        notifier, lock = Notifier(), -1
+        """Tell each end, the oldest first, until the caller has had enough; it can be called once."""
+        notifier = Notifier()
         changed = asyncio.Event()
         loop = asyncio.get_running_loop()
         if notifier.works:
             loop.add_reader(notifier.fileno(), changed.set)
         try:
-            while (lock := await asyncio.to_thread(self._be_the_only_one)) < 0:  # noqa: ASYNC110 - another process
+            while not await asyncio.to_thread(self._be_the_only_one):  # noqa: ASYNC110 - another process
                 await asyncio.sleep(self._interval)
             names: set[str] | None = None
             while True:
@@ -67,8 +71,7 @@ class JobEnds:
             if notifier.works:
                 loop.remove_reader(notifier.fileno())
             notifier.close()
-            if lock >= 0:
-                os.close(lock)
+            self._let_go()
 
     def confirm(self, job: Job) -> None:
         """The end of this job has been dealt with for good."""
@@ -83,8 +86,8 @@ class JobEnds:
         self._told.pop(job.name, None)
         self._stamps.pop(job.name, None)
 
-    def _be_the_only_one(self) -> int:
-        """A descriptor that holds the reader's lock, or -1 if another process does."""
+    def _be_the_only_one(self) -> bool:
+        """Take the reader's lock; False if another process has it."""
         path = self._store.reader_path(self._reader)
         self._store.create_directories()
         path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -93,9 +96,21 @@ class JobEnds:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
-            return -1
+            return False
         self._since = os.fstat(lock).st_mtime
-        return lock
+        with self._guard:
+            if self._has_let_go:  # while we asked for it, in a thread
+                os.close(lock)
+            else:
+                self._lock = lock
+        return True
+
+    def _let_go(self) -> None:
+        with self._guard:
+            self._has_let_go = True
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
 
     async def _changes(self, notifier: Notifier, changed: asyncio.Event) -> set[str] | None:
         """Wait until jobs may have changed: their names, or None if all must be looked at."""

@@ -333,7 +333,7 @@ def test_callbacks_have_submitted_their_jobs(airflow: ApiServer, run_id: str) ->
     store = JobStore(airflow.base_path)
     found = {}
     for job in store.list_jobs():
-        if job.submitted_by is not None and "callback" in (job.submitted_by.model_extra or {}):
+        if job.submitted_by is not None and job.submitted_by.callback is not None:
             found[printed(store, job.name)] = job
     assert sorted(found) == ["another job", "fails has failed", "mapped 0", "mapped 1"]
     assert found["fails has failed"].name.startswith("failure__seen__fails__manual__")

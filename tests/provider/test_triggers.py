@@ -283,6 +283,48 @@ class TestSubmitting:
         assert event.payload["status"] == "not_submitted"
         assert store.job_names() == ["taken"]
 
+    @pytest.mark.parametrize("output", ["18446744073709551616", '\\"\\\\ud800\\"', "[" * 5000 + "]" * 5000])
+    def test_a_result_that_airflow_cannot_hand_on_is_left_to_a_worker(self, store: JobStore, output: str) -> None:
+        """It would end the triggerer, again and again."""
+        line = f'printf "%s" "{output}" > $AIR_EXECUTOR_OUTPUT'
+        event = asyncio.run(ended(submitting(tasks=[line], job_name="j")))
+        assert not isinstance(event, TaskSuccessEvent)
+        assert event.payload["status"] == "completed"
+
+    def test_a_template_that_is_not_known_is_left_to_a_worker(self, store: JobStore) -> None:
+        tested = submitting(tasks=["rm -rf {{ my_dir }}/out"])
+        tested.template_fields = ("tasks",)
+        tested.render_template_fields({})
+        assert asyncio.run(ended(tested)).payload["status"] == "not_submitted"
+        assert store.job_names() == []
+
+    def test_a_task_that_is_ended_while_it_is_submitted_leaves_no_job(
+        self, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def task_state(owner: SubmittedBy) -> str | None:
+            return "success"
+
+        monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+        tested = submitting(tasks=["sleep 1000"], job_name="j")
+        submit = tested._submit
+
+        def slowly(owner: SubmittedBy) -> Any:
+            time.sleep(0.5)
+            return submit(owner)
+
+        monkeypatch.setattr(tested, "_submit", slowly)
+
+        async def scenario() -> None:
+            running = asyncio.create_task(ended(tested))
+            await asyncio.sleep(0.2)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+            await tested.on_kill()
+
+        asyncio.run(scenario())
+        assert AirExecutorHook().wait_for_job("j", timeout=20).reason == "cancelled"
+
     def test_the_deadline_is_the_same_for_the_next_triggerer(self, store: JobStore) -> None:
         tested = submitting(tasks=["sleep 1000"], job_name="j", timeout=1)
         assert asyncio.run(ended(tested)).payload["status"] == "timeout"
@@ -339,4 +381,4 @@ class TestEndsOfJobs:
             AirExecutorJobEventTrigger(**arguments)._reader()
             for arguments in ({}, {"poll_interval": 9}, {"job_name": "a"}, {"outlet": "file:///x"})
         }
-        assert len(readers) == 3
+        assert len(readers) == 4

@@ -124,8 +124,7 @@ with DAG("sensors", **ARGUMENTS):
             poke_interval=1,
         )
 
-# Before Airflow 3.3 no template is rendered for what starts from its trigger.
-NAMED = "no-worker" if ExceptionRetryPolicy is None else "no-worker-{{ run_id }}"
+NAMED = "no-worker-{{ run_id }}"
 
 with DAG("no_worker", **ARGUMENTS):
     AirExecutorSubmitOperator(
