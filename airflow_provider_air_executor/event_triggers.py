@@ -35,8 +35,8 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
     The event tells ``job_name``, ``job_id``, ``state``, ``reason``, ``error``, ``attempt``, ``labels``, ``outlets``,
     ``ended_at`` and ``submitted_by``. Jobs that ended before the trigger was there for the first time do not count;
     those that end while no triggerer runs do, when there is one again. Each end fires once, also across restarts. Only
-    if a triggerer is killed within the moment in which Airflow stores an event may that come twice: a second, or 5 s
-    before Airflow 3.3, which does not tell a trigger that an event is stored.
+    if a triggerer ends between the moment in which Airflow stores an event and that in which the trigger is told so
+    may it come twice: a second or two, or 5 s before Airflow 3.3, which does not tell it at all.
 
     :param job_name: names that match, with ``*``, ``?`` and ``[...]`` as in a shell; default: all.
     :param labels: labels that the job must have, with their values; default: any.

@@ -353,6 +353,12 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     submit("watched-2", "exit 1", outlets=["file:///report"])
     submit("unwatched", "true", outlets=["file:///report"])
     wait_until(all_are_told, timeout=30, what="the first ones are told", interval=0.5)
+
+    def are_marked() -> bool:
+        marks = [len(list(store.job_path(name).glob(".seen-*"))) for name in ("watched-1", "watched-2", "unwatched")]
+        return marks == [2, 1, 1]
+
+    wait_until(are_marked, timeout=30, what="they are marked as told")  # a triggerer that ends before tells them again
     submit("watched-later", "sleep 12")
     airflow.stop_component("triggerer")
     submit("watched-meanwhile", "true")
