@@ -252,7 +252,7 @@ def test_complaint_8_the_triggerer_is_blocked(airflow: Installation) -> None:
     """
     said = re.findall(r"async thread was blocked for ([\d.]+) seconds", (airflow.home / "triggerer.out").read_text())
     print("blocked for", said)
-    assert max(map(float, said), default=0) < 1
+    assert max(map(float, said), default=0) < 2
 
 
 def test_complaint_9_ids_and_links_are_missing_on_failure(airflow: Installation, store: JobStore) -> None:

@@ -291,6 +291,7 @@ class TestSubmitting:
         assert not isinstance(event, TaskSuccessEvent)
         assert event.payload["status"] == "completed"
 
+    @pytest.mark.skipif(not triggers._STARTS, reason="before Airflow 3.3 a worker begins")
     def test_a_template_that_is_not_known_is_left_to_a_worker(self, store: JobStore) -> None:
         tested = submitting(tasks=["rm -rf {{ my_dir }}/out"])
         tested.template_fields = ("tasks",)
