@@ -1,5 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 #   make demo    a real Airflow runs an example DAG, in a temporary home
+#   make up      a real Airflow with its UI, until Ctrl-C
 #   make test    all tests
 #   make check   ruff and mypy
 
@@ -14,12 +15,15 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-lowest postgresql check format benchmark clean
+.PHONY: demo up test test-lowest postgresql chromium vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
 
-test: $(READY) postgresql
+up: $(READY)
+	@exec $(BIN)/python demo.py --up
+
+test: $(READY) postgresql chromium
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
@@ -27,6 +31,10 @@ postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
 	  mkdir -p /etc/postgresql-common && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf && \
 	  apt-get update -qq && apt-get install -y -qq postgresql >/dev/null; }
+
+# The tests of the pages use a browser.
+chromium:
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:
@@ -58,6 +66,10 @@ $(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
 	$(BIN)/python -m compileall -q airflow_provider_air_executor
 	@touch $@
+
+# The libraries of the pages, as their packages have them; needs npm. The result is committed, so nobody else does.
+vendor:
+	$(PYTHON) vendor.py
 
 clean:
 	rm -rf .venv .venv-lowest

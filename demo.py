@@ -1,19 +1,23 @@
-"""What `make demo` runs: a real Airflow, in a temporary home, runs a DAG that submits a job and waits deferred.
+"""What `make demo` and `make up` run: a real Airflow, in a temporary home, with the example DAGs.
 
-It exits with 0 if the DAG succeeds and its wait was seen deferred, and with 1 otherwise. Nothing is left behind.
+The demo runs a DAG that submits a job and waits deferred. It exits with 0 if the DAG succeeds and its wait was seen
+deferred, and with 1 otherwise. `--up` keeps Airflow running until it is interrupted. Nothing is left behind.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
-from tests.acceptance.installation import Installation
+from tests.acceptance.installation import Installation, free_port
 
 HERE = Path(__file__).resolve().parent
 DAG_ID = "example_submit_and_wait"
+PORT = 8080  # Airflow's own
 
 
 def main(dag_id: str) -> int:
@@ -41,7 +45,40 @@ def main(dag_id: str) -> int:
         deferred = any("deferred" in states for states in seen.values())
         if not deferred:
             say("no task was seen deferred")
+        print(f"The jobs' page was at {airflow.jobs_url}. To keep Airflow running and look at it: make up")
     return 0 if state == "success" and deferred else 1
+
+
+def up(port: int) -> int:
+    """Run Airflow with the example DAGs until SIGINT or SIGTERM.
+
+    :param port: where its UI is; 0: at 8080 if nobody listens there, else anywhere.
+    :return: the exit code.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    print("Starting Airflow: API server, scheduler, triggerer, dag-processor ...", flush=True)
+    try:
+        with Installation(HERE / "example_dags", port=port or (PORT if is_free(PORT) else free_port())) as airflow:
+            airflow.trigger("example_diamond")
+            print(f"\nAirflow (no password):       {airflow.url}")
+            print(f"Jobs, also in menu Browse:   {airflow.jobs_url}")
+            print(f"In a terminal:               air-executor status --watch --base-path {airflow.base_path}")
+            print("Start example DAGs in the UI. Ctrl-C ends everything and leaves nothing behind.", flush=True)
+            signal.pause()
+    except KeyboardInterrupt:
+        pass
+    return 0
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def show_jobs(airflow: Installation) -> None:
@@ -68,4 +105,7 @@ def show_logs(airflow: Installation, dag_id: str, run_id: str, tasks: list[str])
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dag_id", nargs="?", default=DAG_ID, help="one of example_dags/ (default: %(default)s)")
-    sys.exit(main(parser.parse_args().dag_id))
+    parser.add_argument("--up", action="store_true", help="run until interrupted, for a look at the UI")
+    parser.add_argument("--port", type=int, default=0, help="of the UI with --up (default: 8080 if it is free)")
+    arguments = parser.parse_args()
+    sys.exit(up(arguments.port) if arguments.up else main(arguments.dag_id))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
@@ -22,6 +23,7 @@ from airflow_provider_air_executor.exceptions import (
     ManagerRunningError,
     SettingsError,
 )
+from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 
@@ -29,6 +31,7 @@ _START_SECONDS = 60.0
 _START_ATTEMPTS = 3
 _ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
 _FIRST_POLL_SECONDS = 0.02
+_MARK = "\x00"  # in place of a secret; in no text of a task
 _DEFAULT_IDLE_SECONDS = 600
 # What an Airflow process is told about itself must not reach the tasks of other jobs.
 _PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
@@ -110,15 +113,18 @@ class AirExecutorHook(BaseHook):
         :raises InvalidJobError: naming the field that is not valid; nothing was written.
         :raises JobExistsError: if the name is taken.
         """
+        listed = _listed(tasks)
+        secrets = _secrets_of(listed)
         job = self.store.submit(
             job_name,
-            tasks,
+            listed,
             max_parallel_tasks=max_parallel_tasks,
             timeout=timeout,
             priority=priority,
             labels=labels,
             outlets=outlets,
             submitted_by=submitted_by,
+            attached={masking.FILE: masking.dump(secrets)} if secrets else None,
         )
         self.ensure_manager()
         return job
@@ -183,7 +189,12 @@ class AirExecutorHook(BaseHook):
         :raises JobStateError: if the job has ended.
         :raises InvalidJobError: naming the field that is not valid; nothing was asked.
         """
-        added = self.store.add_tasks(job_name, tasks)
+        listed = _listed(tasks)
+        secrets = _secrets_of(listed)
+        if secrets:  # before they can be seen
+            known = masking.load(self.store, job_name).secrets
+            self.store.attach(job_name, masking.FILE, masking.dump(secrets.union(known)))
+        added = self.store.add_tasks(job_name, listed)
         self.ensure_manager()
         return added
 
@@ -270,6 +281,31 @@ class AirExecutorHook(BaseHook):
         """
         if self.location.embedded:
             start_manager_if_none(self.store)
+
+
+def _listed(tasks: Iterable[Task | Mapping[str, Any] | str]) -> Any:
+    """The tasks to look at them twice; what is no list of tasks is left to whom refuses it."""
+    return tasks if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable) else list(tasks)
+
+
+def _secrets_of(listed: Any) -> set[str]:
+    """What of the tasks' texts Airflow masks: passwords of connections and sensitive variables that were read here."""
+    secrets: set[str] = set()
+
+    def look(value: Any, name: str | None = None) -> None:
+        if isinstance(value, Task):
+            value = value.model_dump(include={"command", "args", "env"})
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                look(item, str(key))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                look(item)
+        elif isinstance(value, str):
+            secrets.update(masking.masked_parts(value, str(redact(value, name, replacement=_MARK)), _MARK))
+
+    look(listed)
+    return secrets
 
 
 def embedded_base_path() -> str:

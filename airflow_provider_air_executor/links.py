@@ -7,6 +7,7 @@ operator and sensor leave the link in XCom as soon as they know the job (:func:`
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -55,12 +56,6 @@ def job_url(job_name: str, conn_id: str = AirExecutorHook.default_conn_name) -> 
     return f"{root_path()}{URL_PREFIX}/jobs/{quote(job_name, safe='')}{query}"
 
 
-def log_url(job_name: str, task_id: str, conn_id: str = AirExecutorHook.default_conn_name) -> str:
-    """The address of the log of one of its tasks, without the host."""
-    page, _, query = job_url(job_name, conn_id).partition("?")
-    return f"{page}/logs/{quote(task_id, safe='')}" + (f"?{query}" if query else "")
-
-
 def run_url(owner: SubmittedBy) -> str:
     """The address of a DAG run in Airflow's UI, without the host."""
     return f"{root_path()}/dags/{quote(owner.dag_id, safe='')}/runs/{quote(owner.run_id, safe='')}"
@@ -72,6 +67,7 @@ def task_url(owner: SubmittedBy) -> str:
     return f"{run_url(owner)}/tasks/{quote(owner.task_id, safe='')}{mapped}"
 
 
+@cache
 def root_path() -> str:
     """The path below which Airflow is served, from ``[api] base_url``; empty if it is not below one."""
     return urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")

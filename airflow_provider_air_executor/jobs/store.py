@@ -349,13 +349,14 @@ class JobStore:
         """
         return _patiently(lambda: self.load_tasks(name))[0]
 
-    def get_attempts(self, name: str) -> tuple[AttemptRecord, ...]:
+    def get_attempts(self, name: str, tasks: Iterable[Task] | None = None) -> tuple[AttemptRecord, ...]:
         """What is known of the attempts of a job's tasks, task by task in the order of the list, the latest one last.
 
+        :param tasks: those of its tasks that are meant, as they were read; default: all.
         :raises JobNotFoundError: if there is no such job.
         :raises CorruptFileError: if its ``tasks.json`` stays unreadable.
         """
-        return tuple(attempts_of(self.get_tasks(name), self.runs_path(name)))
+        return tuple(attempts_of(self.get_tasks(name) if tasks is None else tuple(tasks), self.runs_path(name)))
 
     def load_job(self, name: str) -> tuple[Job, files.Stamp]:
         """Read ``state.json`` once; see :meth:`get_job`."""
@@ -418,6 +419,11 @@ class JobStore:
             file.seek(offset)
             data = file.readall() if limit is None else file.read(limit)
         return LogChunk(data or b"", offset + len(data or b""))
+
+    def log_size(self, name: str, task_id: str) -> int:
+        """How many bytes a task has printed so far."""
+        stamp = files.stamp(self.log_path(name, check_task_id(task_id)))
+        return stamp.size if stamp is not None else 0
 
     def tail(self, name: str, task_id: str, lines: int = 20) -> str:
         """The last lines of a task's log, of at most 64 KiB, as text."""

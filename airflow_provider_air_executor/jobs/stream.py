@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 
@@ -29,6 +29,7 @@ class LogStream:
         self._job_name = job_name
         self._path = store.logs_path(job_name) / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
+        self._mask: masking.Mask | None = None
 
     def follow(self, tasks: Iterable[Task], say: Callable[[str], None], *, is_over: bool = False) -> bool:
         """Hand on the lines that have come since the last call.
@@ -53,6 +54,8 @@ class LogStream:
         """Hand on some lines of one task; False if there are none."""
         offset = offsets.get(task_id, 0)
         try:
+            if self._mask is None:
+                self._mask = masking.load(self._store, self._job_name)
             data = self._store.read_log(self._job_name, task_id, offset, _PASS_BYTES).data
         except (AirExecutorError, OSError):
             return False
@@ -61,7 +64,7 @@ class LogStream:
             end = len(data)
         if not end:
             return False
-        for line in data[:end].decode(errors="replace").splitlines():
+        for line in self._mask.text(data[:end].decode(errors="replace")).splitlines():
             say(f"{task_id} | {line}")
         offsets[task_id] = offset + end
         return True

@@ -11,6 +11,7 @@ from airflow_provider_air_executor.exceptions import (
     JobInvalidError,
     JobLostError,
 )
+from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 
@@ -79,17 +80,21 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
     """
     lines = [job.error or (job.reason.value if job.reason else "no reason is recorded")]
     try:
-        tasks = store.get_tasks(job.name)
+        tasks, mask = store.get_tasks(job.name), masking.load(store, job.name)
     except AirExecutorError as error:
         return "\n".join([*lines, str(error)])
     failed = culprits(tasks)
     for task in failed[:_SHOWN]:
         lines.append(f"task {task.id}: {task.error or task.status.value}")
-        lines += [f"  {task.id} | {line}" for line in store.tail(job.name, task.id, log_lines).splitlines()]
+        lines += _last_lines(store, job.name, task.id, log_lines, mask)
     if len(failed) > _SHOWN:
         lines.append(f"and {len(failed) - _SHOWN} more tasks failed")
     lines.append(f"logs: {store.logs_path(job.name)}")
     return "\n".join(lines)
+
+
+def _last_lines(store: JobStore, job_name: str, task_id: str, count: int, mask: masking.Mask) -> list[str]:
+    return [f"  {task_id} | {line}" for line in mask.text(store.tail(job_name, task_id, count)).splitlines()]
 
 
 def error_of(store: JobStore, job: Job) -> JobFailedError:
@@ -103,11 +108,11 @@ def describe(store: JobStore, job: Job, *, log_lines: int = 20) -> list[str]:
 
     :param log_lines: how many lines of each log are shown; 0: none.
     """
-    tasks = store.get_tasks(job.name)
+    tasks, mask = store.get_tasks(job.name), masking.load(store, job.name)
     lines = [f"job {job.name}: {job.state.value}" + (f": {job.error}" if job.error else ""), *table(tasks)]
     failed_first = sorted(tasks, key=lambda task: task.status is not TaskStatus.FAILED)
     for task in failed_first[:_LOGS] if log_lines else ():
-        lines += [f"  {task.id} | {line}" for line in store.tail(job.name, task.id, log_lines).splitlines()]
+        lines += _last_lines(store, job.name, task.id, log_lines, mask)
     if job.state is JobState.FAILED:
         lines.append(f"logs: {store.logs_path(job.name)}")
     return lines

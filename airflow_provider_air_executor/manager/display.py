@@ -10,19 +10,24 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.jobs.index import JobIndex, TaskCounts
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.summary import progress
 
 _REFRESH_SECONDS = 0.25
+_BAR_WIDTH = 10
+_OTHER_LINES = 3  # of the screen: heading, summary, and that of the cursor
+_OTHER_COLUMNS = 58  # of the screen: those that are not the name's
+_NAME_WIDTH = 16
 _COLOURS = {"completed": "green", "failed": "red", "working": "yellow", "running": "yellow"}
 
 
 def show(store: JobStore, job_name: str | None, limit: int) -> None:
     """Print all jobs, or one with its tasks."""
     console = Console(highlight=False)
-    console.print(_overview(store, limit) if job_name is None else _details(store, store.get_job(job_name)))
+    found = _overview(store, JobIndex(store), limit) if job_name is None else _details(store, store.get_job(job_name))
+    console.print(found)
 
 
 def watch(store: JobStore, job_name: str | None, limit: int) -> Job | None:
@@ -34,10 +39,17 @@ def watch(store: JobStore, job_name: str | None, limit: int) -> Job | None:
 
     console = Console(highlight=False)
     if job_name is None:
-        with Live(_overview(store, limit), console=console, auto_refresh=False) as live:
+        index = JobIndex(store)  # it looks at what has changed only
+
+        def shown() -> RenderableType:
+            fitting = console.height - _OTHER_LINES if console.is_terminal else limit
+            width = max(_NAME_WIDTH, console.width - _OTHER_COLUMNS) if console.is_terminal else None
+            return _overview(store, index, max(1, min(limit, fitting)), name_width=width)
+
+        with Live(shown(), console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(_REFRESH_SECONDS)
-                live.update(_overview(store, limit), refresh=True)
+                live.update(shown(), refresh=True)
     job = store.get_job(job_name)
     if not console.is_terminal:
         return _print_progress(store, job, console)
@@ -64,14 +76,23 @@ def _print_progress(store: JobStore, job: Job, console: Console) -> Job:
         time.sleep(_REFRESH_SECONDS)
 
 
-def _overview(store: JobStore, limit: int) -> RenderableType:
-    jobs = sorted(store.list_jobs(), key=lambda job: job.created_at.timestamp() if job.created_at else 0, reverse=True)
+def _overview(store: JobStore, index: JobIndex, limit: int, *, name_width: int | None = None) -> RenderableType:
+    """The newest jobs.
+
+    :param name_width: to how many characters names are cut, so that each job has one line; default: they are folded.
+    """
+    jobs = index.jobs()
     table = Table(box=None, pad_edge=False)
-    for heading in ("JOB", "STATE", "TASKS", "AGE", "TOOK", "REASON"):
+    for heading in ("JOB", "STATE", "", "TASKS", "AGE", "TOOK", "REASON"):
         table.add_column(heading, overflow="fold" if heading == "JOB" else "ellipsis", no_wrap=heading != "JOB")
     for job in jobs[:limit]:
         table.add_row(
-            Text(job.name), _coloured(job.state), _count(store, job), _age(job.created_at), _took(job), job.reason or ""
+            Text(_cut(job.name, name_width)),
+            _coloured(job.state),
+            *_how_far(job, index.counts(job.name)),
+            _age(job.created_at),
+            _took(job),
+            job.reason or "",
         )
     pid = store.manager_pid()
     manager = f"manager {pid}" if pid else "no manager is running"
@@ -81,9 +102,9 @@ def _overview(store: JobStore, limit: int) -> RenderableType:
 
 def _details(store: JobStore, job: Job) -> RenderableType:
     tasks = store.get_tasks(job.name)
-    done = sum(task.status.is_terminal for task in tasks)
+    done = sum(task.status is TaskStatus.COMPLETED for task in tasks)
     heading = Table.grid(padding=(0, 1))
-    heading.add_row(_coloured(job.state), ProgressBar(len(tasks), done, width=20), Text(progress(tasks)))
+    heading.add_row(_coloured(job.state), _bar(done, len(tasks), 2 * _BAR_WIDTH, job.state), Text(progress(tasks)))
     table = Table(box=None, pad_edge=False)
     for name in ("TASK", "STATUS", "TRY", "TOOK", "EXIT", "ERROR"):
         table.add_column(name, overflow="fold" if name in ("TASK", "ERROR") else "ellipsis")
@@ -106,12 +127,25 @@ def _coloured(word: JobState | TaskStatus) -> Text:
     return Text(word.value, style=_COLOURS.get(word.value, ""))
 
 
-def _count(store: JobStore, job: Job) -> str:
-    try:
-        tasks = store.load_tasks(job.name)[0]
-    except AirExecutorError:
-        return "?"
-    return f"{sum(task.status is TaskStatus.COMPLETED for task in tasks)}/{len(tasks)}"
+def _cut(name: str, width: int | None) -> str:
+    """A name without its middle, if it is longer: names differ most at their beginning and end."""
+    if width is None or len(name) <= width:
+        return name
+    end = width // 3
+    return f"{name[: width - end - 1]}…{name[-end:]}"
+
+
+def _how_far(job: Job, counts: TaskCounts) -> tuple[RenderableType, str]:
+    """A bar, and how many tasks of how many are done."""
+    if not counts:
+        return "", "?"
+    done, total = counts.get(TaskStatus.COMPLETED, 0), sum(counts.values())
+    return _bar(done, total, _BAR_WIDTH, job.state), f"{done}/{total}"
+
+
+def _bar(done: int, total: int, width: int, state: JobState) -> ProgressBar:
+    colour = _COLOURS.get(state.value, "default")
+    return ProgressBar(total, done, width=width, complete_style=colour, finished_style=colour)
 
 
 def _age(since: datetime | None) -> str:

@@ -1,60 +1,348 @@
-"""The routes below ``/air-executor``. They read only, and each asks for a login and for the right to see the job."""
+"""The routes below ``/air-executor``: pages, their JSON API, and the files that the pages load.
+
+Each route asks for a login, and each that is about a job for the rights that :mod:`.access` describes.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import html
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Annotated, Any
+from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import get_user
-from fastapi import Depends, FastAPI, HTTPException, Query, Response, status
+from airflow.models.log import Log
+from airflow.utils.session import create_session
+from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response, status
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.plugin import page
-from airflow_provider_air_executor.plugin.access import FoundJob, job_for
+from airflow_provider_air_executor import links
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobStateError
+from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.attempts import AttemptRecord
+from airflow_provider_air_executor.jobs.masking import Mask
+from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus
+from airflow_provider_air_executor.plugin import live
+from airflow_provider_air_executor.plugin.access import (
+    FoundJob,
+    RightsDep,
+    connection_ids,
+    hook_of,
+    index_of,
+    job_for,
+    same_site,
+)
+from airflow_provider_air_executor.plugin.records import Asked, JobDetails, JobList, JobSummary, TaskDetails, TaskList
+
+log = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 1_048_576  # of one answer
+MAX_JOBS = 500  # of one answer
+MAX_TASKS = 2_000  # of one answer
 _FARTHEST = 2**40  # offset; file systems refuse one that no file could have
 
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
     ),
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+_STATIC_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
+_STATIC = files(__package__) / "static"
 
-# No pages of documentation: those would be public.
+SeenJob = Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_INSTANCE))]
+SeenLog = Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_LOGS))]
+EditedJob = Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_INSTANCE, "PUT"))]
+Offset = Annotated[
+    int, Query(ge=-_FARTHEST, le=_FARTHEST, description="Where to start, in bytes; negative: so many before the end.")
+]
+
+# No pages of documentation, which would be public; /api/openapi.json is ours.
 app = FastAPI(title="Air-Executor", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(get_user)])
 
 
-@app.get("/jobs/{job_name}")
-def show_job(found: Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_INSTANCE))]) -> Response:
+@app.exception_handler(StarletteHTTPException)
+async def _show_error(request: Request, error: StarletteHTTPException) -> Response:
+    """Errors are JSON for programs, and a sentence for people."""
+    if "text/html" not in request.headers.get("accept", ""):
+        return await http_exception_handler(request, error)
+    root = html.escape(links.root_path())
+    text = html.escape(str(error.detail))
+    if error.status_code == status.HTTP_401_UNAUTHORIZED:
+        here = quote(request.url.path + (f"?{request.url.query}" if request.url.query else ""), safe="")
+        text = f'<a href="{root}/auth/login?next={here}" target="_top">Log in to Airflow</a> to see this page.'
+    page = _page("Air-Executor", f'<main class="message"><p>{text}</p><p><a href="{root}/">Airflow</a></p></main>')
+    return HTMLResponse(page, error.status_code, {**_HEADERS, **(error.headers or {})})
+
+
+@app.exception_handler(AirExecutorError)
+@app.exception_handler(OSError)
+async def _show_unreadable(request: Request, error: Exception) -> Response:
+    """The job's files are gone, are not valid, or cannot be reached now."""
+    known = isinstance(error, JobStateError)
+    code = status.HTTP_409_CONFLICT if known else status.HTTP_404_NOT_FOUND
+    if not known:
+        log.warning("%s: %s", request.url.path, error)
+    detail = str(error) if known else "the files of the job cannot be read"
+    return JSONResponse({"detail": detail}, code, _HEADERS)
+
+
+# -- pages -------------------------------------------------------------------------------------------------
+
+
+@app.get("/jobs", response_class=HTMLResponse)
+def show_jobs() -> Response:
+    """The page of all jobs."""
+    return _show("jobs", "Jobs")
+
+
+@app.get("/jobs/{job_name}", response_class=HTMLResponse)
+def show_job(found: SeenJob) -> Response:
     """The page of a job."""
-    html = page.render(
-        found.store, found.job, conn_id=found.conn_id, with_logs=found.permits(DagAccessEntity.TASK_LOGS)
+    return _show("job", found.job.name, {"job": found.job.name})
+
+
+@app.get("/owned", response_class=HTMLResponse)
+def show_owned() -> Response:
+    """The jobs of one DAG run or task instance, which the query names: the tab in Airflow's pages of those."""
+    return _show("owned", "Jobs")
+
+
+@app.get("/static/{path:path}")
+def get_static(path: str) -> Response:
+    """A file that the pages load."""
+    content = _static_files().get(path)
+    if content is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such file")
+    kind = _STATIC_TYPES[path[path.rindex(".") :]]
+    return Response(content, media_type=kind, headers={**_HEADERS, "Cache-Control": "private, no-cache"})
+
+
+# -- the JSON API ------------------------------------------------------------------------------------------
+
+
+@app.get("/api/openapi.json")
+def get_openapi() -> dict[str, Any]:
+    """This API, described in OpenAPI's way."""
+    return app.openapi()
+
+
+@app.get("/api/connections")
+def list_connections() -> list[str]:
+    """The ids of the connections that lead to job filesystems."""
+    return connection_ids()
+
+
+@app.get("/api/jobs")
+def list_jobs(
+    response: Response,
+    rights: RightsDep,
+    name: Annotated[str, Query(description="Part of the job's name, in whatever case.")] = "",
+    state: Annotated[Sequence[JobState], Query(description="One of these states.")] = (),
+    label: Annotated[Sequence[str], Query(description="All of these labels: `key`, or `key=value`.")] = (),
+    dag_id: Annotated[str | None, Query(description="Submitted by this DAG.")] = None,
+    run_id: Annotated[str | None, Query(description="Submitted by this DAG run.")] = None,
+    task_id: Annotated[str | None, Query(description="Submitted by this Airflow task.")] = None,
+    map_index: Annotated[int | None, Query(description="Submitted by this task instance of a mapped task.")] = None,
+    limit: Annotated[int, Query(ge=0, le=MAX_JOBS)] = 50,
+    offset: Annotated[int, Query(ge=0, description="How many jobs to pass over.")] = 0,
+) -> JobList:
+    """The jobs that the user may see, the newest first. Asking for those of a DAG needs the right to see it."""
+    _never_cached(response)
+    if dag_id is not None and not rights.permit_dag(dag_id, DagAccessEntity.TASK_INSTANCE):
+        raise HTTPException(status.HTTP_403_FORBIDDEN, "Forbidden")
+    hook = hook_of(rights.conn_id)
+    if hook is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "this is no connection to a job filesystem")
+    owner = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id, "map_index": map_index}
+    asked = {key: value for key, value in owner.items() if value is not None}
+    index = index_of(hook.store)
+    # Filter by filter, since there may be very many jobs and most requests have none.
+    found: Sequence[Job] = index.jobs()
+    if name:
+        found = [job for job in found if name.lower() in job.name.lower()]
+    if asked:
+        found = [job for job in found if _is_owned(job, asked)]
+    if label:
+        wanted = [text.partition("=") for text in label]
+        found = [job for job in found if _has_labels(job, wanted)]
+    found = [job for job in found if rights.permit(job, DagAccessEntity.TASK_INSTANCE)]
+    state_counts = Counter(job.state for job in found)
+    shown = [job for job in found if job.state in state] if state else found
+    rows = [JobSummary.of(job, index.counts(job.name)) for job in shown[offset : offset + limit]]
+    return JobList(jobs=rows, total=len(shown), state_counts={one: state_counts[one] for one in JobState})
+
+
+@app.get("/api/jobs/{job_name}")
+def get_job(response: Response, found: SeenJob) -> JobDetails:
+    """A job."""
+    _never_cached(response)
+    job = found.job
+    return JobDetails.shown(
+        job,
+        index_of(found.store).counts(job.name),
+        masking.load(found.store, job.name),
+        may_edit=found.permits(DagAccessEntity.TASK_INSTANCE, "PUT"),
+        may_read_logs=found.permits(DagAccessEntity.TASK_LOGS),
     )
-    return Response(html, media_type="text/html", headers=_HEADERS)
 
 
-@app.get("/jobs/{job_name}/logs/{task_id}")
-def show_log(
-    found: Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_LOGS))],
+@app.get("/api/jobs/{job_name}/tasks")
+def list_tasks(
+    response: Response,
+    found: SeenJob,
+    task_status: Annotated[Sequence[TaskStatus], Query(alias="status", description="With one of these statuses.")] = (),
+    text: Annotated[str, Query(description="Part of the task's id, in whatever case.")] = "",
+    limit: Annotated[int, Query(ge=0, le=MAX_TASKS)] = 500,
+    offset: Annotated[int, Query(ge=0, description="How many tasks to pass over.")] = 0,
+) -> TaskList:
+    """The tasks of a job, in the order of its list."""
+    _never_cached(response)
+    store, name = found.store, found.job.name
+    wanted: list[Task] = [
+        task
+        for task in store.get_tasks(name)
+        if (not task_status or task.status in task_status) and text.lower() in task.id.lower()
+    ]
+    page = wanted[offset : offset + limit]
+    attempts: dict[str, list[AttemptRecord]] = {task.id: [] for task in page}
+    for record in store.get_attempts(name, page):
+        attempts[record.task_id].append(record)
+    mask = masking.load(store, name)
+    return TaskList(tasks=[TaskDetails.of(task, attempts[task.id], mask) for task in page], total=len(wanted))
+
+
+@app.get("/api/jobs/{job_name}/tasks/{task_id}/log")
+def get_log(
+    found: SeenLog,
     task_id: str,
-    offset: Annotated[int, Query(ge=-_FARTHEST, le=_FARTHEST)] = 0,
-    limit: Annotated[int, Query(ge=0)] = MAX_LOG_BYTES,
+    offset: Offset = 0,
+    limit: Annotated[int, Query(ge=0, description="At most so many bytes.")] = MAX_LOG_BYTES,
 ) -> Response:
-    """What a task of a job has printed, byte for byte.
+    """What a task has printed, byte for byte, but for secrets. `X-Next-Offset` says where to go on."""
+    mask = _mask_for_log(found, task_id)
+    is_over = found.job.state.is_terminal
+    chunk = mask.read_log(found.store, found.job.name, task_id, offset, min(limit, MAX_LOG_BYTES), is_over=is_over)
+    headers = {**_HEADERS, "Content-Disposition": "inline", "X-Next-Offset": str(chunk.next_offset)}
+    return Response(chunk.data, media_type="text/plain", headers=headers)
 
-    :param offset: where to start, in bytes; negative: that many bytes before the end.
-    :param limit: at most so many bytes; there are never more than :data:`MAX_LOG_BYTES`.
-    """
-    name = found.job.name
-    try:
-        if all(task.id != task_id for task in found.store.get_tasks(name)):
-            raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task in this job")
-        log = found.store.read_log(name, task_id, offset, min(limit, MAX_LOG_BYTES))
-    except (AirExecutorError, OSError):
-        raise HTTPException(status.HTTP_404_NOT_FOUND, "the log cannot be read") from None
-    headers = {**_HEADERS, "Content-Disposition": "inline"}
-    return Response(log.data, media_type="text/plain", headers=headers)
+
+@app.get("/api/jobs/{job_name}/events")
+def follow_job(found: SeenJob) -> StreamingResponse:
+    """Server-sent events of a job: `changed` when its files have changed, `end` when it has ended."""
+    return _stream(found, Mask(), None)
+
+
+@app.get("/api/jobs/{job_name}/tasks/{task_id}/events")
+def follow_log(
+    found: SeenLog, task_id: str, offset: Offset = 0, last_event_id: Annotated[int | None, Header()] = None
+) -> StreamingResponse:
+    """Server-sent events of a job, and `log` with `text` and `next_offset` when this task has printed something."""
+    mask = _mask_for_log(found, task_id)
+    return _stream(found, mask, (task_id, offset if last_event_id is None else last_event_id))
+
+
+@app.post("/api/jobs/{job_name}/cancel", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
+def cancel_job(found: EditedJob) -> Asked:
+    """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
+    requested = found.hook.cancel_job(found.job.name)
+    if requested:
+        _record("cancel", found)
+    return Asked(requested=requested)
+
+
+@app.post("/api/jobs/{job_name}/retry", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
+def retry_job(found: EditedJob) -> Asked:
+    """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
+    found.hook.retry_job(found.job.name)
+    _record("retry", found)
+    return Asked(requested=True)
+
+
+# -- parts -------------------------------------------------------------------------------------------------
+
+
+def _show(kind: str, title: str, data: Mapping[str, str] | None = None) -> Response:
+    """A page; its script gets all data from the API, so that none is part of the markup."""
+    attributes = "".join(
+        f' data-{name}="{html.escape(value)}"'
+        for name, value in {"page": kind, "root": links.root_path(), **(data or {})}.items()
+    )
+    body = f'<main id="app"{attributes}></main><noscript>This page needs JavaScript.</noscript>'
+    return HTMLResponse(_page(title, body, script=True), headers=_HEADERS)
+
+
+def _page(title: str, body: str, *, script: bool = False) -> str:
+    static = html.escape(f"{links.root_path()}{links.URL_PREFIX}/static")
+    scripts = "".join(
+        f'<script type="module" src="{static}/{name}"></script>' for name in ("theme.js", "app.js") if script
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{html.escape(title)}</title><link rel="icon" href="{static}/icon.svg">'
+        f'<link rel="stylesheet" href="{static}/style.css">{scripts}</head><body>{body}</body></html>'
+    )
+
+
+def _static_files() -> Mapping[str, bytes]:
+    if not _static_cache:
+        for folder in ("", "vendor"):
+            for entry in (_STATIC / folder if folder else _STATIC).iterdir():
+                if entry.is_file() and entry.name.endswith(tuple(_STATIC_TYPES)):
+                    _static_cache[f"{folder}/{entry.name}".lstrip("/")] = entry.read_bytes()
+    return _static_cache
+
+
+_static_cache: dict[str, bytes] = {}
+
+
+def _never_cached(response: Response) -> None:
+    response.headers.update(_HEADERS)
+
+
+def _is_owned(job: Job, asked: Mapping[str, Any]) -> bool:
+    return job.submitted_by is not None and all(
+        getattr(job.submitted_by, field) == value for field, value in asked.items()
+    )
+
+
+def _has_labels(job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:
+    return all(key in job.labels and (not equals or job.labels[key] == value) for key, equals, value in wanted)
+
+
+def _mask_for_log(found: FoundJob, task_id: str) -> Mask:
+    if all(task.id != task_id for task in found.store.get_tasks(found.job.name)):
+        raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task in this job")
+    return masking.load(found.store, found.job.name)
+
+
+def _stream(found: FoundJob, mask: Mask, followed: tuple[str, int] | None) -> StreamingResponse:
+    events = live.events(found.store, found.job.name, mask, followed)
+    # Proxies are asked not to keep what is to be seen at once.
+    return StreamingResponse(events, media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"})
+
+
+def _record(event: str, found: FoundJob) -> None:
+    """Leave in Airflow's audit log who has asked for what."""
+    user, owner = found.rights.user, found.job.submitted_by
+    fields = {} if owner is None else owner.model_dump(include={"dag_id", "run_id", "task_id", "map_index"})
+    entry = Log(
+        event=f"air_executor.{event}_job",
+        owner=str(user.get_id()),
+        owner_display_name=user.get_name(),
+        extra=json.dumps({"job": found.job.name, "conn_id": found.rights.conn_id}),
+        **{key: value for key, value in fields.items() if value != ""},
+    )
+    with create_session() as session:
+        session.add(entry)

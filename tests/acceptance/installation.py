@@ -41,14 +41,16 @@ class Installation:
 
     :param dags: the directory of DAG files.
     :param settings: more environment variables for all components.
+    :param port: of the API server; default: a free one.
     """
 
-    def __init__(self, dags: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(self, dags: Path, settings: Mapping[str, str] | None = None, *, port: int | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
         self.base_path = self.home / "air-executor"  # of the embedded manager
         self.tasks_path = self.home / "air-executor-tasks"  # of the executor
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://localhost:{self.port}"
+        self.jobs_url = f"{self.url}/plugin/air-executor"  # the page of all jobs, within Airflow's own
         self.environment = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AIR_EXECUTOR"))},
             "AIRFLOW_HOME": str(self.home),

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pytest
 
-from airflow_provider_air_executor.jobs.models import SubmittedBy
+from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
@@ -27,7 +28,8 @@ pytestmark = pytest.mark.timeout(600)
 DAG_FILE = Path(__file__).parent / "dags" / "plugin_dags.py"
 ROOT = Path(__file__).resolve().parents[2]
 
-USERS = {"ada": "ADMIN", "bob": "VIEWER", WITHOUT_LOGS: "VIEWER"}
+USERS = {"ada": "ADMIN", "bob": "VIEWER", "eve": "USER", WITHOUT_LOGS: "VIEWER"}
+PLAIN = "plain"  # a connection to a job filesystem whose manager nobody starts
 BELOW = "/airflow"  # the path that Airflow is served at
 HOSTILE = "<script>alert(1)</script>"
 
@@ -75,11 +77,15 @@ class ApiServer(Installation):
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def get(self, path: str, user: str = "") -> Answer:
+    def get(
+        self, path: str, user: str = "", *, method: str = "GET", headers: Mapping[str, str] | None = None
+    ) -> Answer:
         """Ask for a page; its path is below Airflow's, or one that was found in a page."""
         path = path.removeprefix(BELOW)
-        headers = {"Cookie": f"_token={self.token(user)}"} if user else {}
-        request = urllib.request.Request(f"{self.url}{BELOW}{path}", headers=headers)
+        cookie = {"Cookie": f"_token={self.token(user)}"} if user else {}
+        request = urllib.request.Request(
+            f"{self.url}{BELOW}{path}", headers={**cookie, **(headers or {})}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return Answer(answer.status, answer.read().decode(errors="replace"), answer.headers)
@@ -108,64 +114,143 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 @pytest.fixture(scope="module")
 def store(airflow: ApiServer) -> JobStore:
-    """The embedded job filesystem, with jobs that no manager has looked at."""
-    found = JobStore(airflow.base_path)
+    """A job filesystem without a manager, with jobs that have failed."""
+    found = JobStore(airflow.home / "plain")
+    found.create_directories()
+    extra = json.dumps({"base_path": str(found.base_path)})
+    airflow.airflow("connections", "add", PLAIN, "--conn-type", "air_executor", "--conn-extra", extra)
     tasks = [{"id": "talk", "command": HOSTILE, "args": ["a b"], "env": {"SECRET": "hunter2"}}]
     for name, dag_id in (("of-seen", "seen"), ("of-hidden", "hidden"), ("of-unknown", "unknown"), ("of-none", "")):
         owner = SubmittedBy(dag_id=dag_id, run_id="r/1", task_id="t", map_index=2) if dag_id else None
-        found.submit(name, tasks, submitted_by=owner)
+        job = found.submit(name, tasks, submitted_by=owner, labels={"of": dag_id or "none"})
         found.log_path(name, "talk").write_bytes(b"0123456789\n\xff" + HOSTILE.encode() + b"\x1b[31m\n")
+        found.write_job(job.evolve(state=JobState.FAILED, error=HOSTILE))
     return found
+
+
+def api(path: str, **query: Any) -> str:
+    """A path of the JSON API."""
+    return f"/air-executor/api{path}?{urlencode({'conn_id': PLAIN, **query}, doseq=True)}"
 
 
 # -- who may see what --------------------------------------------------------------------------------------
 
+# Routes that are about no job in particular; the tests below say what they show to whom.
+OF_NO_JOB = {"/jobs", "/owned", "/static/{path:path}", "/api/openapi.json", "/api/connections", "/api/jobs"}
+EDITING = {"/api/jobs/{job_name}/cancel", "/api/jobs/{job_name}/retry"}
+OF_LOGS = {"/api/jobs/{job_name}/tasks/{task_id}/log", "/api/jobs/{job_name}/tasks/{task_id}/events"}
 
-def addresses(job_name: str) -> list[str]:
-    """All routes there are, for a job."""
-    return [f"/air-executor{route.path}".format(job_name=job_name, task_id="talk") for route in app.routes]  # type: ignore[attr-defined]
+
+def routes() -> Iterator[tuple[str, str]]:
+    """All routes there are, with their methods."""
+    for route in app.routes:
+        for method in route.methods:  # type: ignore[attr-defined]
+            yield method, route.path  # type: ignore[attr-defined]
 
 
-def test_all_routes_read_only() -> None:
-    assert len(app.routes) == 2
-    assert all(route.methods == {"GET"} for route in app.routes)  # type: ignore[attr-defined]
+def ask(airflow: ApiServer, method: str, route: str, job_name: str, user: str, conn_id: str = PLAIN) -> Answer:
+    path = route.replace("{path:path}", "app.js").format(job_name=job_name, task_id="talk")
+    return airflow.get(f"/air-executor{path}?conn_id={quote(conn_id, safe='')}", user, method=method)
+
+
+def test_each_route_is_about_a_job_or_listed_here() -> None:
+    found = set(routes())
+    assert {route for _, route in found if "{job_name}" not in route} == OF_NO_JOB
+    assert {route for method, route in found if method != "GET"} == EDITING
+    assert {method for method, _ in found} == {"GET", "POST"}
+    assert {route for _, route in found if "log" in route or "{task_id}" in route} == OF_LOGS
+
+
+@pytest.mark.parametrize(("method", "route"), sorted(routes()))
+def test_every_route_needs_a_login(airflow: ApiServer, store: JobStore, method: str, route: str) -> None:
+    for job_name in ("of-seen", "of-none", "no-such-job"):
+        assert ask(airflow, method, route, job_name, "").status == 401
+    airflow.tokens["mallory"] = airflow.token("ada")[:-4] + "AAAA"
+    assert ask(airflow, method, route, "of-seen", "mallory").status in (401, 403)
 
 
 @pytest.mark.parametrize(
-    ("user", "job_name", "status"),
+    ("user", "job_name", "may_see", "may_edit"),
     [
-        ("", "of-seen", 401),
-        ("", "of-none", 401),
-        ("", "no-such-job", 401),
-        ("bob", "of-seen", 200),
-        ("bob", "of-hidden", 403),
-        ("bob", "of-unknown", 403),
-        ("bob", "of-none", 403),
-        ("bob", "no-such-job", 403),  # or bob would learn which jobs there are
-        ("ada", "of-seen", 200),
-        ("ada", "of-hidden", 200),
-        ("ada", "of-unknown", 403),  # fails closed
-        ("ada", "of-none", 200),
-        ("ada", "no-such-job", 404),
+        ("bob", "of-seen", 200, 403),
+        ("bob", "of-hidden", 403, 403),
+        ("bob", "of-unknown", 403, 403),
+        ("bob", "of-none", 403, 403),
+        ("bob", "no-such-job", 403, 403),  # or bob would learn which jobs there are
+        ("eve", "of-hidden", 200, 202),
+        ("eve", "of-none", 200, 403),  # she may not edit the connection
+        ("ada", "of-seen", 200, 202),
+        ("ada", "of-hidden", 200, 202),
+        ("ada", "of-unknown", 403, 403),  # fails closed
+        ("ada", "of-none", 200, 202),
+        ("ada", "no-such-job", 404, 404),
     ],
 )
-def test_who_may_see_a_job(airflow: ApiServer, store: JobStore, user: str, job_name: str, status: int) -> None:
-    for path in addresses(job_name):
-        assert airflow.get(path, user).status == status, path
+@pytest.mark.parametrize(("method", "route"), sorted(route for route in routes() if "{job_name}" in route[1]))
+def test_who_may_see_and_edit_a_job(
+    airflow: ApiServer, store: JobStore, method: str, route: str, user: str, job_name: str, may_see: int, may_edit: int
+) -> None:
+    expected = may_edit if route in EDITING else may_see
+    assert ask(airflow, method, route, job_name, user).status == expected
 
 
-def test_a_token_that_is_not_valid_is_no_login(airflow: ApiServer, store: JobStore) -> None:
-    airflow.tokens["mallory"] = airflow.token("ada")[:-4] + "AAAA"
-    for path in addresses("of-seen"):
-        assert airflow.get(path, "mallory").status in (401, 403)
+@pytest.mark.parametrize(("method", "route"), sorted(route for route in routes() if "{job_name}" in route[1]))
+def test_who_may_not_see_the_dags_logs(airflow: ApiServer, store: JobStore, method: str, route: str) -> None:
+    answer = ask(airflow, method, route, "of-seen", WITHOUT_LOGS)
+    assert answer.status == (403 if route in OF_LOGS | EDITING else 200)
+    assert "0123456789" not in answer.text
 
 
-def test_who_may_not_see_the_dags_logs(airflow: ApiServer, store: JobStore) -> None:
-    page, log = (airflow.get(path, WITHOUT_LOGS) for path in addresses("of-seen"))
-    assert (page.status, log.status) == (200, 403)
-    assert "0123456789" in airflow.get(addresses("of-seen")[0], "bob").text
-    assert "0123456789" not in page.text
-    assert "/logs/" not in page.text
+def test_what_a_user_may_do_is_told_to_the_page(airflow: ApiServer, store: JobStore) -> None:
+    def told(user: str) -> tuple[bool, bool]:
+        job = json.loads(airflow.get(api("/jobs/of-seen"), user).text)
+        return job["may_edit"], job["may_read_logs"]
+
+    assert (told("ada"), told("bob"), told(WITHOUT_LOGS)) == ((True, True), (False, True), (False, False))
+
+
+def listed(airflow: ApiServer, user: str, **query: Any) -> list[str]:
+    found = json.loads(airflow.get(api("/jobs", **query), user).text)
+    assert sum(found["state_counts"].values()) >= found["total"] >= len(found["jobs"])
+    return sorted(job["name"] for job in found["jobs"] if job["name"].startswith("of-"))
+
+
+def test_the_list_has_what_the_user_may_see(airflow: ApiServer, store: JobStore) -> None:
+    wait_until(lambda: len(listed(airflow, "ada")) == 3, what="the index has seen the jobs")
+    assert listed(airflow, "ada") == ["of-hidden", "of-none", "of-seen"]
+    assert listed(airflow, "bob") == ["of-seen"]
+    assert json.loads(airflow.get(api("/jobs"), "bob").text)["total"] == 1
+    assert airflow.get(api("/jobs", dag_id="hidden"), "bob").status == 403
+    assert airflow.get(api("/jobs", dag_id="unknown"), "ada").status == 403
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ({"name": "SEEN"}, ["of-seen"]),
+        ({"state": "failed"}, ["of-hidden", "of-none", "of-seen"]),
+        ({"state": ["waiting", "failed"], "name": "of-s"}, ["of-seen"]),
+        ({"state": "completed"}, []),
+        ({"label": "of"}, ["of-hidden", "of-none", "of-seen"]),
+        ({"label": "of=none"}, ["of-none"]),
+        ({"label": ["of", "of=seen"]}, ["of-seen"]),
+        ({"label": "of=seen=x"}, []),
+        ({"dag_id": "seen"}, ["of-seen"]),
+        ({"dag_id": "seen", "run_id": "r/1", "task_id": "t", "map_index": 2}, ["of-seen"]),
+        ({"dag_id": "seen", "run_id": "r/1", "task_id": "t", "map_index": -1}, []),
+        ({"dag_id": "seen", "run_id": "r/2"}, []),
+        ({"name": "of-", "limit": 2}, ["of-hidden", "of-none"]),  # the newest first
+        ({"name": "of-", "limit": 2, "offset": 2}, ["of-seen"]),
+        ({"limit": 0}, []),
+    ],
+)
+def test_filters_and_pages(airflow: ApiServer, store: JobStore, query: dict[str, Any], names: list[str]) -> None:
+    assert listed(airflow, "ada", **query) == names
+
+
+@pytest.mark.parametrize("query", ["state=odd", "limit=-1", "limit=501", "offset=-1", "map_index=x"])
+def test_filters_that_are_none(airflow: ApiServer, store: JobStore, query: str) -> None:
+    assert airflow.get(f"/air-executor/api/jobs?{query}", "ada").status == 422
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
@@ -175,89 +260,178 @@ def test_nothing_is_public(airflow: ApiServer, path: str) -> None:
 
 @pytest.mark.parametrize("conn_id", ["other", "missing", "", "/tmp", "../air-executor"])
 def test_only_our_connections_lead_to_a_job_filesystem(airflow: ApiServer, store: JobStore, conn_id: str) -> None:
-    for path in addresses("of-seen"):
-        assert airflow.get(f"{path}?conn_id={quote(conn_id, safe='')}", "ada").status == 404
+    for method, route in routes():
+        if route not in OF_NO_JOB - {"/api/jobs"}:
+            assert ask(airflow, method, route, "of-seen", "ada", conn_id).status == 404, route
 
 
-def test_a_connection_of_our_own(airflow: ApiServer, store: JobStore, tmp_path: Path) -> None:
-    extra = json.dumps({"base_path": str(tmp_path)})
-    airflow.airflow("connections", "add", "elsewhere", "--conn-type", "air_executor", "--conn-extra", extra)
-    other = JobStore(tmp_path)
-    other.submit("there", [{"id": "talk", "command": "true"}])
-    other.log_path("there", "talk").write_text("from elsewhere")
-    page, log = (airflow.get(f"{path}?conn_id=elsewhere", "ada") for path in addresses("there"))
-    assert log.text == "from elsewhere"
-    (link,) = re.findall(r'<td><a href="([^"]+)">talk', page.text)
-    assert airflow.get(link, "ada").text == "from elsewhere"
-    assert airflow.get("/air-executor/jobs/there", "ada").status == 404
+def test_the_connections_of_our_type(airflow: ApiServer, store: JobStore) -> None:
+    assert json.loads(airflow.get("/air-executor/api/connections", "bob").text) == ["air_executor_default", PLAIN]
 
 
-# -- what it looks like ------------------------------------------------------------------------------------
+# -- who may change what -----------------------------------------------------------------------------------
 
 
-def test_what_a_job_says_is_text_and_no_markup(airflow: ApiServer, store: JobStore) -> None:
-    page = airflow.get("/air-executor/jobs/of-seen", "ada")
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 202),  # no browser
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://whatever.example"}, 202),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "none"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+    ],
+)
+def test_another_site_cannot_act_for_a_user(
+    airflow: ApiServer, store: JobStore, action: str, headers: dict[str, str], status: int
+) -> None:
+    path = f"/air-executor/api/jobs/of-seen/{action}?conn_id={PLAIN}"
+    assert airflow.get(path, "ada", method="POST", headers=headers).status == status
+    assert airflow.get(path, "ada", method="GET").status == 405
+    assert airflow.get(path, "ada", method="POST", headers={"Origin": airflow.url}).status == 202
+
+
+def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: ApiServer, store: JobStore) -> None:
+    store.submit("of-eve", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
+    before = set(store.requests())
+    assert airflow.get(api("/jobs/of-eve/retry"), "eve", method="POST").status == 409
+    answer = airflow.get(api("/jobs/of-eve/cancel"), "eve", method="POST")
+    assert (answer.status, json.loads(answer.text)) == (202, {"requested": True})
+    (asked,) = (store.load_request(path) for path in set(store.requests()) - before)
+    assert (asked.request, asked.job) == ("cancel", "of-eve")
+    logged = json.loads(airflow.get("/api/v2/eventLogs?event=air_executor.cancel_job&dag_id=hidden", "ada").text)
+    (entry,) = logged["event_logs"]
+    assert (entry["owner"], entry["task_id"], json.loads(entry["extra"])["job"]) == ("eve", "t", "of-eve")
+
+
+# -- what is shown -----------------------------------------------------------------------------------------
+
+
+def test_a_page_has_no_data_but_the_name(airflow: ApiServer, store: JobStore) -> None:
+    page = ask(airflow, "GET", "/jobs/{job_name}", "of-seen", "ada")
     assert page.headers.get_content_type() == "text/html"
-    assert "<script" not in page.text
-    assert "hunter2" not in page.text
-    assert page.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 2  # the command, and what it printed
-    assert "\x1b" not in page.text
-    assert 'href="/airflow/dags/seen/runs/r%2F1/tasks/t/mapped/2"' in page.text
-    assert "script-src" not in page.headers["Content-Security-Policy"]
-    assert page.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'unsafe-inline';")
-    assert not re.findall(r"(?:src|href)=\"?(?:https?:)?//", page.text)
+    assert 'data-page="job" data-root="/airflow" data-job="of-seen"' in page.text
+    assert "alert" not in page.text
+    policy = page.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(loaded) == 4
+    for path in loaded:
+        assert path.startswith(f"{BELOW}/air-executor/static/")
+        file = airflow.get(path, "bob")
+        assert (file.status, file.headers["X-Content-Type-Options"]) == (200, "nosniff")
+
+
+def test_errors_are_pages_for_people(airflow: ApiServer, store: JobStore) -> None:
+    people = {"Accept": "text/html,*/*"}
+    login = airflow.get("/air-executor/jobs/of-seen?conn_id=plain", headers=people)
+    assert login.status == 401
+    assert f'href="{BELOW}/auth/login?next=%2Fairflow%2Fair-executor%2Fjobs%2Fof-seen%3Fconn_id%3Dplain"' in login.text
+    assert "<p>Forbidden</p>" in airflow.get("/air-executor/jobs/of-hidden", "bob", headers=people).text
+
+
+@pytest.mark.parametrize(
+    "path", ["app.js%2f..%2fapp.js", "../app.py", "%2e%2e/app.py", "vendor", "vendor/dagre.LICENSE", "", "/etc/passwd"]
+)
+def test_only_the_pages_files_are_served(airflow: ApiServer, path: str) -> None:
+    assert airflow.get(f"/air-executor/static/{path}", "ada").status == 404
+
+
+def test_what_a_job_says_is_data(airflow: ApiServer, store: JobStore) -> None:
+    job, tasks = (airflow.get(api(f"/jobs/of-seen{rest}"), "bob") for rest in ("", "/tasks"))
+    for answer in (job, tasks):
+        assert answer.headers.get_content_type() == "application/json"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "hunter2" not in answer.text
+    details = json.loads(job.text)
+    assert details["error"] == HOSTILE
+    assert details["owner"]["task_url"] == "/airflow/dags/seen/runs/r%2F1/tasks/t/mapped/2"
+    ((task,), total) = json.loads(tasks.text).values()
+    assert (total, task["id"], task["environment"]) == (1, "talk", ["SECRET"])
+    assert task["command"] == f"'{HOSTILE}' 'a b'"
+
+
+def test_tasks_come_in_pages(airflow: ApiServer, store: JobStore) -> None:
+    store.submit("many", [{"id": f"t{number}", "command": "true"} for number in range(2_500)])
+
+    def found(**query: Any) -> tuple[list[str], int]:
+        answer = json.loads(airflow.get(api("/jobs/many/tasks", **query), "ada").text)
+        return [task["id"] for task in answer["tasks"]], answer["total"]
+
+    assert found() == ([f"t{number}" for number in range(500)], 2_500)
+    assert found(offset=2_498) == (["t2498", "t2499"], 2_500)
+    assert found(text="T2499") == (["t2499"], 1)
+    assert found(status="failed") == ([], 0)
+    assert airflow.get(api("/jobs/many/tasks", limit=2_001), "ada").status == 422
+
+
+def test_events(airflow: ApiServer, store: JobStore) -> None:
+    answer = airflow.get(api("/jobs/of-seen/tasks/talk/events", offset=4), "bob")
+    assert answer.headers.get_content_type() == "text/event-stream"
+    assert re.findall("event: (.*)", answer.text) == ["changed", "log", "end"]
+    assert '"text": "456789\\n\\ufffd<script>' in answer.text
+    again = airflow.get(api("/jobs/of-seen/tasks/talk/events", offset=4), "bob", headers={"Last-Event-ID": "9"})
+    assert '"text": "9\\n' in again.text
+    assert re.findall("event: (.*)", airflow.get(api("/jobs/of-seen/events"), "bob").text) == ["changed", "end"]
 
 
 @pytest.mark.parametrize(
     ("query", "text"),
     [
-        ("", "0123456789\n\ufffd<script>alert(1)</script>\x1b[31m\n"),
-        ("?offset=2&limit=3", "234"),
-        ("?offset=-6&limit=9", "\x1b[31m\n"),
-        ("?offset=999999", ""),
-        ("?offset=1099511627776", ""),
-        ("?limit=0", ""),
+        ({}, "0123456789\n\ufffd<script>alert(1)</script>\x1b[31m\n"),
+        ({"offset": 2, "limit": 3}, "234"),
+        ({"offset": -6, "limit": 9}, "\x1b[31m\n"),
+        ({"offset": 999999}, ""),
+        ({"offset": 1099511627776}, ""),
+        ({"limit": 0}, ""),
     ],
 )
-def test_a_log_is_text(airflow: ApiServer, store: JobStore, query: str, text: str) -> None:
-    log = airflow.get(f"/air-executor/jobs/of-seen/logs/talk{query}", "bob")
+def test_a_log_is_text(airflow: ApiServer, store: JobStore, query: dict[str, int], text: str) -> None:
+    log = airflow.get(api("/jobs/of-seen/tasks/talk/log", **query), "bob")
     assert log.text == text
     assert log.headers.get_content_type() == "text/plain"
     assert log.headers["X-Content-Type-Options"] == "nosniff"
     assert log.headers["Content-Disposition"] == "inline"
+    assert int(log.headers["X-Next-Offset"]) >= query.get("offset", 0)
 
 
 def test_a_long_log_comes_in_pieces(airflow: ApiServer, store: JobStore) -> None:
     store.submit("long", [{"id": "talk", "command": "true"}])
     store.log_path("long", "talk").write_bytes(b"x" * (MAX_LOG_BYTES + 5))
-    pieces = [airflow.get(f"/air-executor/jobs/long/logs/talk?limit=9999999&offset={n}", "ada") for n in (0, 2**20)]
+    pieces = [airflow.get(api("/jobs/long/tasks/talk/log", limit=9_999_999, offset=n), "ada") for n in (0, 2**20)]
     assert [len(piece.text) for piece in pieces] == [MAX_LOG_BYTES, 5]
-    assert len(airflow.get("/air-executor/jobs/long", "ada").text) < 50_000
 
 
-@pytest.mark.parametrize("query", ["offset=x", "limit=-1", f"offset={2**63}", "offset=1.5"])
-def test_numbers_that_are_none(airflow: ApiServer, store: JobStore, query: str) -> None:
-    assert airflow.get(f"/air-executor/jobs/of-seen/logs/talk?{query}", "ada").status == 422
+@pytest.mark.parametrize("query", [{"offset": "x"}, {"limit": -1}, {"offset": 2**63}, {"offset": 1.5}])
+def test_numbers_that_are_none(airflow: ApiServer, store: JobStore, query: dict[str, Any]) -> None:
+    assert airflow.get(api("/jobs/of-seen/tasks/talk/log", **query), "ada").status == 422
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        "/jobs/..",
-        "/jobs/%2e%2e",
-        "/jobs/%2e%2e%2f%2e%2e%2fetc",
-        "/jobs/..%5c..",
-        "/jobs/of-seen%00",
-        "/jobs/.submit-1",
-        "/jobs/of-seen%0a",
-        "/jobs/of-seen/logs/..%2f..%2fstate",
-        "/jobs/of-seen/logs/%2e%2e",
-        "/jobs/of-seen/logs/talk.log",
-        "/jobs/of-seen/logs/.airflow.offsets",
-        "/jobs/of-seen/logs/talk%00",
-        "/jobs/of-seen/logs/linked",
-        "/jobs/linked-job",
-        "/jobs/linked-job/logs/talk",
+        "/..",
+        "/%2e%2e",
+        "/%2e%2e%2f%2e%2e%2fetc",
+        "/..%5c..",
+        "/of-seen%00",
+        "/.submit-1",
+        "/of-seen%0a",
+        "/of-seen/tasks/..%2f..%2fstate/log",
+        "/of-seen/tasks/%2e%2e/log",
+        "/of-seen/tasks/talk.log/log",
+        "/of-seen/tasks/.airflow.offsets/log",
+        "/of-seen/tasks/talk%00/log",
+        "/of-seen/tasks/talk%00/events",
+        "/of-seen/tasks/linked/log",
+        "/linked-job",
+        "/linked-job/tasks",
+        "/linked-job/tasks/talk/log",
     ],
 )
 def test_names_that_lead_elsewhere(airflow: ApiServer, store: JobStore, path: str, tmp_path: Path) -> None:
@@ -267,23 +441,31 @@ def test_names_that_lead_elsewhere(airflow: ApiServer, store: JobStore, path: st
     ):
         if not link.is_symlink():
             link.symlink_to(target)
-    assert airflow.get(f"/air-executor{path}", "ada").status == 404
+    assert airflow.get(api(f"/jobs{path}"), "ada").status == 404
 
 
 def test_a_log_that_is_a_link_is_not_followed(airflow: ApiServer, store: JobStore) -> None:
-    store.submit("bad-log", [{"id": "talk", "command": "true"}])
+    job = store.submit("bad-log", [{"id": "talk", "command": "true"}])
+    store.write_job(job.evolve(state=JobState.FAILED))
     store.log_path("bad-log", "talk").symlink_to("/etc/passwd")
-    page, log = (airflow.get(path, "ada") for path in addresses("bad-log"))
-    assert (page.status, log.status) == (200, 404)
-    assert "root:" not in page.text
+    assert airflow.get(api("/jobs/bad-log/tasks/talk/log"), "ada").status == 404
+    assert "root:" not in airflow.get(api("/jobs/bad-log/tasks/talk/events"), "ada").text
 
 
 def test_files_that_cannot_be_read(airflow: ApiServer, store: JobStore) -> None:
     store.submit("half", [{"id": "talk", "command": "true"}])
+    paths = [api(f"/jobs/half{rest}") for rest in ("", "/tasks", "/tasks/talk/log")]
     store.tasks_path("half").write_text("[{")
-    assert [airflow.get(path, "ada").status for path in addresses("half")] == [200, 404]
+    assert [airflow.get(path, "ada").status for path in paths] == [200, 404, 404]
+    store.attached_path("half", masking.FILE).write_text("[")  # nobody knows what must not be shown
+    assert airflow.get(paths[0], "ada").status == 404
     store.state_path("half").write_text("{")
-    assert [airflow.get(path, "ada").status for path in addresses("half")] == [404, 404]
+    assert [airflow.get(path, "ada").status for path in paths] == [404, 404, 404]
+
+
+def test_the_api_describes_itself(airflow: ApiServer) -> None:
+    described = json.loads(airflow.get("/air-executor/api/openapi.json", "bob").text)
+    assert set(described["paths"]) == {re.sub(":path}", "}", route) for _, route in routes()}
 
 
 # -- a DAG run ---------------------------------------------------------------------------------------------
@@ -308,11 +490,11 @@ def test_every_task_has_its_link(airflow: ApiServer, run_id: str) -> None:
         links = json.loads(airflow.get(f"{tasks}/{ti['task_id']}/links{query}", "ada").text)["extra_links"]
         states[ti["task_id"], ti["map_index"]] = ti["state"]
         assert links["Job"].startswith(f"{BELOW}/air-executor/jobs/")
-        page = airflow.get(links["Job"], "bob")
-        assert page.status == 200
+        assert airflow.get(links["Job"], "bob").status == 200
+        job = json.loads(airflow.get(links["Job"].replace("/jobs/", "/api/jobs/"), "bob").text)
         task_id = "submit" if ti["task_id"] == "wait" else ti["task_id"]
         mapped = f"/mapped/{ti['map_index']}" if ti["map_index"] >= 0 else ""
-        assert f'href="{BELOW}/dags/seen/runs/{quote(run_id, safe="")}/tasks/{task_id}{mapped}"' in page.text
+        assert job["owner"]["task_url"] == f"{BELOW}/dags/seen/runs/{quote(run_id, safe='')}/tasks/{task_id}{mapped}"
         assert airflow.get(links["Job"]).status == 401
     assert states == {
         ("submit", -1): "success",
@@ -339,8 +521,8 @@ def test_callbacks_have_submitted_their_jobs(airflow: ApiServer, run_id: str) ->
     assert found["fails has failed"].name.startswith("failure__seen__fails__manual__")
     assert found["another job"].name.startswith("alert-manual__")
     assert found["another job"].labels == {"task": "fails"}
-    page = airflow.get(f"/air-executor/jobs/{found['mapped 1'].name}", "bob")
-    assert "task mapped[1]</a>" in page.text
+    job = json.loads(airflow.get(f"/air-executor/api/jobs/{found['mapped 1'].name}", "bob").text)
+    assert (job["owner"]["task_id"], job["owner"]["map_index"]) == ("mapped", 1)
 
 
 def events(airflow: ApiServer, task_id: str) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
+import re
 import shlex
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +110,55 @@ def test_watching_a_job_ends_with_it(run: Any, store: JobStore, manager: object)
     assert done.returncode == 1
     assert "j: 0 of 2 tasks done" in done.stdout
     assert "task task-2: exit code 1" in done.stdout
+
+
+def on_terminal(arguments: list[str], environment: dict[str, str], until: str) -> str:
+    """What a command shows on a terminal of 80 columns and 12 lines, until it has shown this."""
+    main, side = pty.openpty()
+    fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 80, 0, 0))
+    environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
+    process = subprocess.Popen(
+        [*CLI, *arguments], env={**environment, "TERM": "xterm"}, stdin=side, stdout=side, stderr=side
+    )
+    os.close(side)
+    shown = b""
+    try:
+        while re.search(until, shown.decode(errors="replace")) is None:
+            shown += os.read(main, 65536)
+        process.send_signal(signal.SIGINT)
+        process.wait(10)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
+    text = shown.decode(errors="replace").replace("\r", "").replace("\x1b[1A", "\n")
+    return re.sub(r"\x1b\[[0-?]*[@-~]", "", text)
+
+
+def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, manager: object) -> None:
+    names = [f"nightly_report_of_a_long_name_{number}" + "-x" * 30 for number in range(20)]
+    for name in names:
+        store.submit(name, ["true"])
+        ended(store, name)
+    store.submit("the-last", ["sleep 1", "true", "exit 3"])
+    environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
+    shown = on_terminal(["status", "--watch"], environment, "the-last[^\n]+failed[^\n]+2/3[^\n]+exit")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(re.fullmatch("the-last +working +[━╸╺]+ +0/3 .*", line) for line in lines)
+    assert any(re.fullmatch("nightly_report.*…x-x-x-x +completed +━+ +1/1 .*", line) for line in lines)
+    screen = lines[-12:]
+    assert len([line for line in screen if line.startswith(("the-last", "nightly"))]) == 9
+    assert "21 jobs in" in shown
+
+
+def test_watching_a_job_on_a_terminal(store: JobStore, managers: Managers, manager: object) -> None:
+    store.submit("j", ["sleep 1", {"id": "x" * 20, "bash": "exit 3"}])
+    environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
+    shown = on_terminal(["status", "j", "--watch"], environment, "exit code 3")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert re.search("working ━* *.*0 of 2 tasks done, running: task-1", shown)
+    assert re.search("failed .*1 of 2 tasks done, failed: x", shown)
 
 
 def test_logs(run: Any, store: JobStore, manager: object) -> None:

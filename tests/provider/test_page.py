@@ -1,91 +1,190 @@
-"""The page of a job, without a server; see ``tests/acceptance/test_plugin.py`` for the rest."""
+"""What the pages are given, without a server; see ``tests/acceptance/test_plugin.py`` for the rest."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
+import time
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
 from typing import Any
 
 import pytest
+from airflow.sdk.log import mask_secret
 
-from airflow_provider_air_executor.jobs.models import SubmittedBy, TaskStatus
+import vendor
+from airflow_provider_air_executor import plugin
+from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.masking import Mask
+from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.plugin import page
+from airflow_provider_air_executor.plugin import live
+from airflow_provider_air_executor.plugin.records import JobDetails, JobSummary, TaskDetails
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
-
-
-class Elements(HTMLParser):
-    """The elements of a page, with their attributes, and its text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+STATIC = files(plugin) / "static"
 
 
-def rendered(store: JobStore, name: str, **changes: Any) -> str:
-    return page.render(store, store.get_job(name), **{"conn_id": "air_executor_default", "with_logs": True, **changes})
+# -- secrets -----------------------------------------------------------------------------------------------
 
 
-def test_nothing_in_a_job_becomes_markup(store: JobStore) -> None:
-    owner = SubmittedBy(dag_id=HOSTILE, run_id=HOSTILE, task_id=HOSTILE, map_index=1)
-    task_id = HOSTILE.replace("/", "")
-    job = store.submit("j", [{"id": task_id, "command": HOSTILE, "args": [HOSTILE]}], submitted_by=owner)
-    store.write_job(job.evolve(error=HOSTILE))
-    store.log_path("j", task_id).write_text(f"{HOSTILE}\n\x1b[1mbold\x1b[0m \x00\x9b")
-    found = Elements(rendered(store, "j", conn_id=HOSTILE))
-    allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "span", "a", "div", "code", "pre"}
-    assert {tag for tag, _ in found.found} == allowed | {"table", "tr", "th", "td"}
-    assert not [name for _, attributes in found.found for name in attributes if name.startswith("on")]
-    assert all(attributes["href"].startswith("/") for tag, attributes in found.found if tag == "a")  # type: ignore[union-attr]
-    assert found.text.count("alert(1)") >= 8
-    assert "bold" in found.text
-    assert "\x1b" not in found.text
+@pytest.fixture
+def hook(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[AirExecutorHook]:
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT",
+        json.dumps({"conn_type": "air_executor", "extra": {"base_path": str(store.base_path)}}),
+    )
+    mask_secret("hunter2-of-conn")
+    yield AirExecutorHook()
+    from airflow.sdk._shared.secrets_masker import reset_secrets_masker
+
+    reset_secrets_masker()
 
 
-def test_it_fits_light_and_dark_and_small_screens(store: JobStore) -> None:
-    store.submit("j", ["true"])
-    html = rendered(store, "j")
-    assert "@media (prefers-color-scheme: dark)" in html
-    assert 'name="viewport" content="width=device-width' in html
-    assert re.search(r"\.wide \{ overflow-x: auto; \}", html)
-    assert "http" not in html.replace('http-equiv="refresh"', "")
+def test_what_airflow_masks_is_left_beside_the_job(hook: AirExecutorHook) -> None:
+    tasks: list[Any] = [
+        "curl -u me:hunter2-of-conn x",
+        {"command": "x", "args": ["--pw=hunter2-of-conn"], "env": {"API_TOKEN": "by its name", "OTHER": "plain"}},
+        Task(command="y", env={"PASSWORD": "of a record"}),
+    ]
+    hook.create_job("j", tasks)
+    assert set(masking.load(hook.store, "j").secrets) == {"hunter2-of-conn", "by its name", "of a record"}
+    hook.create_job("plain", ["echo hello"])
+    assert not hook.store.attached_path("plain", masking.FILE).exists()
 
 
-@pytest.mark.parametrize(("state", "refreshes"), [("working", True), ("completed", False), ("failed", False)])
-def test_it_is_loaded_again_until_the_job_has_ended(store: JobStore, state: str, refreshes: bool) -> None:
+def test_what_airflow_masks_of_added_tasks_too(hook: AirExecutorHook) -> None:
+    hook.create_job("j", [{"command": "x", "env": {"PASSWORD": "the first"}}])
+    hook.add_tasks("j", ["echo plain"])
+    hook.add_tasks("j", ["echo hunter2-of-conn"])
+    assert set(masking.load(hook.store, "j").secrets) == {"hunter2-of-conn", "the first"}
+
+
+def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutorHook) -> None:
+    hook.create_job("j", [{"command": "curl", "args": ["-u", "hunter2-of-conn"], "env": {"A": "not to be seen"}}])
+    store, mask = hook.store, masking.load(hook.store, "j")
+    task = store.get_tasks("j")[0].evolve(status=TaskStatus.FAILED, error="no hunter2-of-conn")
+    job = store.get_job("j").evolve(error="task-1: hunter2-of-conn")
+    shown = TaskDetails.of(task, [], mask)
+    assert (shown.command, shown.environment, shown.error) == ("curl -u '***'", ["A"], "no ***")
+    details = JobDetails.shown(job, {}, mask, may_edit=True, may_read_logs=True)
+    assert details.error == "task-1: ***"
+    for record in (shown, details):
+        assert "hunter2" not in record.model_dump_json()
+        assert "not to be seen" not in record.model_dump_json()
+
+
+# -- records -----------------------------------------------------------------------------------------------
+
+
+def test_a_line_of_shell_code_is_shown_as_it_was_written() -> None:
+    assert TaskDetails.of(Task(id="t", bash="echo 'a b' | wc"), [], Mask()).command == "echo 'a b' | wc"
+    assert TaskDetails.of(Task(id="t", command="echo", args=("a b",)), [], Mask()).command == "echo 'a b'"
+    long = TaskDetails.of(Task(id="t", bash="x" * 100_000), [], Mask()).command
+    assert len(long) < 2_100
+
+
+def test_who_submitted_a_job(store: JobStore) -> None:
+    owner = SubmittedBy(dag_id="d", run_id="r/1", task_id="t", map_index=3)
+    row = JobSummary.of(store.submit("j", ["true"], submitted_by=owner), {})
+    assert row.owner is not None
+    assert (row.owner.run_url, row.owner.task_url) == (
+        "/dags/d/runs/r%2F1",
+        "/dags/d/runs/r%2F1/tasks/t/mapped/3",
+    )
+    of_run = JobSummary.of(store.submit("k", ["true"], submitted_by=owner.evolve(task_id="")), {})
+    assert of_run.owner is not None
+    assert of_run.owner.task_url is None
+
+
+# -- events ------------------------------------------------------------------------------------------------
+
+
+def parsed(text: str) -> tuple[str, int, dict[str, Any]]:
+    fields = dict(line.split(": ", 1) for line in text.strip().splitlines())
+    return fields["event"], int(fields["id"]), json.loads(fields["data"])
+
+
+async def next_of(events: AsyncIterator[str]) -> tuple[str, int, dict[str, Any]]:
+    return parsed(await asyncio.wait_for(anext(events), 10))
+
+
+def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
     job = store.submit("j", ["true"])
-    store.write_job(job.evolve(state=type(job.state)(state)))
-    assert ('http-equiv="refresh"' in rendered(store, "j")) is refreshes
+    log = store.log_path("j", "task-1")
+    log.write_bytes(b"first\n")
+
+    async def follow() -> None:
+        events = live.events(store, "j", Mask(["hunter2"]), ("task-1", -1000))
+        assert (await anext(events)).startswith("retry: ")
+        assert await next_of(events) == ("changed", -1000, {})
+        assert await next_of(events) == ("log", 6, {"text": "first\n", "next_offset": 6})
+        log.write_bytes("first\nhunter2 £".encode()[:-1])  # half a character
+        assert await next_of(events) == ("log", 14, {"text": "*** ", "next_offset": 14})
+        store.write_job(job.evolve(state=JobState.WORKING))
+        assert (await next_of(events))[0] == "changed"
+        log.write_bytes("first\nhunter2 £ end".encode())
+        store.write_job(job.evolve(state=JobState.COMPLETED))
+        rest = [parsed(event) async for event in events]
+        assert [kind for kind, _, _ in rest if kind != "changed"] == ["log", "end"]
+        assert "".join(data.get("text", "") for _, _, data in rest) == "£ end"
+        again = live.events(store, "j", Mask(), ("task-1", 6))
+        assert [parsed(event)[0] async for event in again if "event:" in event] == ["changed", "log", "end"]
+
+    asyncio.run(follow())
 
 
-def test_of_a_long_job_what_failed_comes_first(store: JobStore) -> None:
-    store.submit("j", ["true"] * 1_000)
-    tasks = list(store.get_tasks("j"))
-    tasks[900] = tasks[900].evolve(status=TaskStatus.FAILED, exit_code=3)
-    store.reset_tasks("j", tasks)
-    for task in tasks[890:]:
-        store.log_path("j", task.id).write_text("x" * 100_000)
-    html = rendered(store, "j")
-    rows = re.findall(r"<td><a [^>]+>(task-\d+)</a></td>", html)
-    assert (rows[0], len(rows), html.count("<pre>")) == ("task-901", 200, 10)
-    assert "and 800 more" in html
-    assert len(html) < 400_000
+def test_a_job_that_is_gone_ends_the_events(store: JobStore) -> None:
+    async def follow() -> list[str]:
+        return [event async for event in live.events(store, "missing", Mask(), ("task-1", 0))]
+
+    assert [parsed(event)[0] for event in asyncio.run(follow())[1:]] == ["changed", "end"]
 
 
-def test_the_environment_of_tasks_is_not_shown(store: JobStore) -> None:
-    store.submit("j", [{"command": "true", "env": {"TOKEN": "hunter2"}}])
-    assert "hunter2" not in rendered(store, "j")
+def test_a_stream_ends_by_itself_and_a_log_costs_one_stat_a_second(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.submit("j", ["true"])
+    monkeypatch.setattr(live, "STREAM_SECONDS", 5.0)
+    looked: list[str] = []
+    lstat, stat = os.lstat, os.stat
+    monkeypatch.setattr(os, "lstat", lambda path, **how: (looked.append(str(path)), lstat(path, **how))[1])
+    monkeypatch.setattr(os, "stat", lambda path, **how: (looked.append(str(path)), stat(path, **how))[1])
+
+    async def follow() -> list[str]:
+        return [event async for event in live.events(store, "j", Mask(), ("task-1", 0))]
+
+    began = time.monotonic()
+    found = asyncio.run(follow())
+    assert 4.5 < time.monotonic() - began < 8
+    assert [parsed(event)[0] for event in found[1:]] == ["changed"]
+    of_log = [path for path in looked if path.endswith("task-1.log")]
+    assert 4 <= len(of_log) <= 6
+    assert len(looked) - len(of_log) <= 6  # when it begins
+
+
+# -- what the pages load -----------------------------------------------------------------------------------
+
+
+def test_the_libraries_are_those_that_are_listed() -> None:
+    listed = {name for package in vendor.PACKAGES for name in package.files.values()}
+    assert {entry.name for entry in (STATIC / "vendor").iterdir()} == listed
+    licensed = {package.files["LICENSE"] for package in vendor.PACKAGES}
+    assert all("ermission" in (STATIC / "vendor" / name).read_text() for name in licensed)
+
+
+def test_nothing_is_loaded_from_elsewhere() -> None:
+    ours = [entry for entry in STATIC.iterdir() if entry.is_file()]
+    assert len(ours) >= 12
+    for entry in ours:
+        text = entry.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?:|//[a-z0-9-]+\.[a-z]|@import|\beval\b|innerHTML|dangerously", text), entry.name
+        for path in re.findall(r'from "([^"]+)"', text):
+            assert (STATIC / path).is_file(), path
 
 
 def test_other_processes_of_airflow_do_not_load_the_web_application() -> None:
@@ -99,5 +198,6 @@ assert loaded == {"airflow_provider_air_executor.plugin"}, loaded
 for plugin in (AirExecutorPlugin, AirExecutorPlugin()):
     (app,) = plugin.fastapi_apps
     assert app["url_prefix"] == "/air-executor"
+    assert [view["destination"] for view in plugin.external_views] == ["nav", "task_instance", "dag_run"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

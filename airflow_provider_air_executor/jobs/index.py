@@ -1,0 +1,124 @@
+"""All jobs of a base path at a glance, for who looks again and again.
+
+A look at a job that has not changed costs one ``stat``, and all looks of the same second share them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import Counter
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic_core import from_json
+
+from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Job, TaskStatus
+from airflow_provider_air_executor.jobs.store import JobStore
+
+_FRESH_SECONDS = 1.0
+_IDLE_SECONDS = 10.0  # after which nobody seems to ask any more
+_SHARE = 20  # the looks may take one part of so many of the time
+_COUNTS = 5_000  # jobs whose counts of tasks are remembered
+
+TaskCounts = dict[TaskStatus, int]
+
+
+class JobIndex:
+    """The jobs of a base path, the newest first. It may be used by several threads.
+
+    Directories without a readable ``state.json`` are passed over.
+
+    :param ahead: whether a thread looks as long as somebody asks now and then, so that nobody waits for a look.
+    """
+
+    def __init__(self, store: JobStore, *, ahead: bool = False) -> None:
+        self._store = store
+        self._ahead = ahead
+        self._lock = threading.Lock()
+        self._known: dict[str, tuple[files.Stamp, Job]] = {}
+        self._jobs: tuple[Job, ...] | None = None
+        self._fresh_until = 0.0
+        self._asked_at = 0.0
+        self._looks_ahead = False
+
+    def jobs(self) -> tuple[Job, ...]:
+        """All jobs, as they were at most a second ago, or longer if there are very many of them.
+
+        :raises OSError: if the file system is away.
+        """
+        self._asked_at = time.monotonic()
+        # Whoever comes while somebody looks is content with what was seen before.
+        if self._asked_at >= self._fresh_until and self._lock.acquire(blocking=self._jobs is None):
+            try:
+                if self._asked_at >= self._fresh_until and not self._looks_ahead:
+                    self._look()
+                    if self._ahead:
+                        self._looks_ahead = True
+                        threading.Thread(target=self._look_ahead, name="air-executor-index", daemon=True).start()
+            finally:
+                self._lock.release()
+        return self._jobs or ()
+
+    def _look_ahead(self) -> None:
+        try:
+            while time.monotonic() - self._asked_at < _IDLE_SECONDS:
+                time.sleep(max(0.0, self._fresh_until - time.monotonic()))
+                with self._lock:
+                    self._look()
+        except OSError:
+            self._fresh_until = 0.0  # who asks next is told
+        finally:
+            self._looks_ahead = False
+
+    def counts(self, job_name: str) -> TaskCounts:
+        """How many tasks of a job have which status; empty if its list cannot be read."""
+        path = self._store.tasks_path(job_name)
+        stamp = files.stamp(path)
+        return {} if stamp is None else _counts(path, stamp)
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        known, changed = {}, self._jobs is None
+        folder = str(self._store.jobs_path)  # put together as text: a Path takes ten times as long
+        for name in self._names():
+            before = self._known.get(name)
+            if before is not None and before[0] == files.stamp(f"{folder}/{name}/state.json"):
+                known[name] = before
+                continue
+            with contextlib.suppress(AirExecutorError, OSError):
+                job, read = self._store.load_job(name)
+                known[name] = (read, job)
+                changed = True
+        if changed or len(known) != len(self._known):
+            self._jobs = tuple(sorted((job for _, job in known.values()), key=_age, reverse=True))
+        self._known = known
+        now = time.monotonic()
+        self._fresh_until = now + max(_FRESH_SECONDS, _SHARE * (now - began))
+
+    def _names(self) -> list[str]:
+        """The names of directories that may be jobs; of those that are known, nothing is checked again."""
+        try:
+            listed = os.listdir(self._store.jobs_path)
+        except FileNotFoundError:
+            return []
+        if all(name in self._known for name in listed):
+            return listed
+        return self._store.job_names()
+
+
+def _age(job: Job) -> tuple[float, str]:
+    return (job.created_at.timestamp() if job.created_at else 0.0, job.name)
+
+
+@lru_cache(maxsize=_COUNTS)
+def _counts(path: Path, _stamp: files.Stamp) -> TaskCounts:
+    try:
+        listed = from_json(files.read(path)[0])
+        return dict(Counter(TaskStatus(task.get("status", TaskStatus.PENDING)) for task in listed))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}

@@ -1,0 +1,59 @@
+// What a task prints, as it comes.
+
+import { html, useEffect, useRef, useState } from "./preact.js";
+import { apiAddress, taskPath } from "./api.js";
+
+export const FIRST_BYTES = 65536; // of a long log, its end
+const MAX_CHARACTERS = 2_000_000; // that are kept on the page
+
+// Colours and other commands to a terminal.
+const COMMANDS = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b\][^\u0007\u001b]*(?:\u0007|\u001b\\)|[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]/g;
+
+const printable = (text) => text.replace(/\r\n/g, "\n").replace(/\r/g, "\n").replace(COMMANDS, "");
+
+// The log of one task; `listen` is given a function that gets each piece of it.
+export function Log({ job, task, connId, listen, isLive }) {
+  const box = useRef(null);
+  const follows = useRef(true);
+  const [isEmpty, setEmpty] = useState(true);
+  const [follow, setFollow] = useState(true);
+  const toEnd = () => {
+    if (follows.current && box.current) box.current.scrollTop = box.current.scrollHeight;
+  };
+  const set = (value) => {
+    follows.current = value;
+    setFollow(value);
+    toEnd();
+  };
+  useEffect(() => {
+    let length = 0;
+    return listen(task, (text) => {
+      if (box.current === null) return; // it is going
+      const node = document.createTextNode(printable(text));
+      box.current.append(node);
+      length += node.length;
+      while (length > MAX_CHARACTERS && box.current.firstChild !== node) {
+        length -= box.current.firstChild.length;
+        box.current.firstChild.remove();
+      }
+      setEmpty(false);
+      toEnd();
+    });
+  }, [job, task]);
+  const scrolled = () => {
+    const { scrollTop, scrollHeight, clientHeight } = box.current;
+    const isAtEnd = scrollHeight - scrollTop - clientHeight < 24;
+    if (isAtEnd !== follows.current) {
+      follows.current = isAtEnd;
+      setFollow(isAtEnd);
+    }
+  };
+  return html`<section class="log" aria-label="Log of ${task}">
+    <div class="head"><h3>Log</h3>
+      ${isLive ? html`<label><input type="checkbox" checked=${follow} onChange=${(event) => set(event.target.checked)} /> Follow</label>` : null}
+      <a href=${apiAddress(`${taskPath(job, task)}/log`, { conn_id: connId })} download="${task}.log">Download</a>
+    </div>
+    ${isEmpty ? html`<p class="quiet">${isLive ? "Nothing printed yet." : "Nothing was printed."}</p>` : null}
+    <pre ref=${box} class=${isEmpty ? "none" : ""} tabindex="0" aria-label="What ${task} has printed" onScroll=${scrolled}></pre>
+  </section>`;
+}

@@ -1,0 +1,76 @@
+// The jobs of one DAG run or task instance: the tab in Airflow's pages of those.
+
+import { html, useEffect, useState } from "./preact.js";
+import { get, getFromAirflow, query, repeatedly } from "./api.js";
+import { Job } from "./job.js";
+import { JobTable } from "./jobs.js";
+import { Problem } from "./parts.js";
+
+const REFRESH_MS = 3000;
+const LIMIT = 500; // jobs of one run that are shown
+
+const owner = Object.fromEntries(["dag_id", "run_id", "task_id"].map((key) => [key, query.get(key) ?? ""]));
+const mapIndex = /^-?\d+$/.test(query.get("map_index") ?? "") ? Number(query.get("map_index")) : -1;
+
+// The job that the task waits for, whoever submitted it: Airflow knows the link to its page.
+async function linked() {
+  const parts = [owner.dag_id, owner.run_id, owner.task_id].map(encodeURIComponent);
+  const path = `/dags/${parts[0]}/dagRuns/${parts[1]}/taskInstances/${parts[2]}/links`;
+  const { extra_links: links } = await getFromAirflow(path, { map_index: mapIndex });
+  const url = links?.Job && new URL(links.Job, location.href);
+  const match = url && url.pathname.match(/\/air-executor\/jobs\/([^/]+)$/);
+  if (!match) return [];
+  const connId = url.searchParams.get("conn_id") ?? "";
+  return [{ ...(await get(`/jobs/${match[1]}`, { conn_id: connId })), connId }];
+}
+
+async function submitted() {
+  const asked = { ...owner, limit: LIMIT, map_index: owner.task_id ? mapIndex : undefined };
+  const connections = await get("/connections");
+  const lists = await Promise.all(
+    connections.map(async (connId) => {
+      try {
+        const { jobs } = await get("/jobs", { ...asked, conn_id: connId });
+        return jobs.map((job) => ({ ...job, connId }));
+      } catch (error) {
+        if (error.status === 404) return []; // a connection that is not valid
+        throw error;
+      }
+    }),
+  );
+  return lists.flat();
+}
+
+async function look() {
+  const found = await submitted();
+  if (!owner.task_id) return found;
+  const others = await linked().catch(() => []);
+  const known = new Set(found.map((job) => `${job.connId} ${job.name}`));
+  return [...others.filter((job) => !known.has(`${job.connId || "air_executor_default"} ${job.name}`)), ...found];
+}
+
+export function Owned() {
+  const [jobs, setJobs] = useState(null);
+  const [error, setError] = useState(null);
+  useEffect(() => {
+    let current = true;
+    const end = repeatedly(async () => {
+      try {
+        const found = await look();
+        if (current) setJobs(found), setError(null);
+      } catch (problem) {
+        if (current) setError(problem);
+      }
+    }, REFRESH_MS);
+    return () => {
+      current = false;
+      end();
+    };
+  }, []);
+  if (jobs === null) return html`<${Problem} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
+  if (owner.task_id && jobs.length === 1) return html`<${Job} key=${jobs[0].name} name=${jobs[0].name} connId=${jobs[0].connId} />`;
+  return html`<${Problem} error=${error} />
+    ${jobs.length
+      ? html`<${JobTable} jobs=${jobs} caption="Jobs that were submitted here, the newest first" />`
+      : html`<p class="empty">${owner.task_id ? "This task has no job of Air-Executor." : "No task of this run has submitted a job to Air-Executor."}</p>`}`;
+}

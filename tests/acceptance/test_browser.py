@@ -1,0 +1,361 @@
+"""The pages as somebody sees them: Chromium, and a real Airflow with all its parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwright
+
+from airflow_provider_air_executor.hooks import start_manager_if_none
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.acceptance.installation import Installation
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(600)
+DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
+ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS") or Path(__file__).resolve().parents[2] / "test-artifacts")
+USER = "ada"
+HOSTILE = "<img src=x onerror='window.hacked = true'>"
+WIDE = {"width": 1280, "height": 800}
+NARROW = {"width": 400, "height": 800}
+COLOUR = """element => {
+    const context = document.createElement("canvas").getContext("2d");
+    context.fillStyle = getComputedStyle(element).backgroundColor;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+}"""
+
+# Beyond this, something hangs; on a busy machine Airflow's own page takes its time.
+expect.set_options(timeout=30_000)
+
+
+class WithLogin(Installation):
+    """Airflow with a user who has a password."""
+
+    def start(self) -> None:
+        passwords = self.home / "passwords.json"
+        passwords.write_text(json.dumps({USER: USER}))
+        self.environment |= {
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:ADMIN",
+        }
+        super().start()
+        self._token = self._request("/auth/token", {"username": USER, "password": USER}, "POST", {})["access_token"]
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithLogin]:
+    dags = tmp_path_factory.mktemp("dags")
+    (dags / DAG_FILE.name).symlink_to(DAG_FILE)
+    with WithLogin(dags) as installation:
+        installation.wait_for_dag("waiting")
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def store(airflow: WithLogin) -> JobStore:
+    """The job filesystem of the embedded manager, which runs."""
+    found = JobStore(airflow.base_path)
+    start_manager_if_none(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # There is no GPU here, root has no sandbox, and /dev/shm is small in containers.
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        chromium = playwright.chromium.launch(
+            executable_path=os.environ.get("CHROMIUM", "/usr/bin/chromium"), args=flags
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def cookies(airflow: WithLogin, browser: Browser) -> Any:
+    """What the browser has after somebody logged in, from a page of ours that asked for it."""
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    answer = page.goto(f"{airflow.url}/air-executor/jobs")
+    assert answer is not None
+    assert answer.status == 401
+    page.get_by_role("link", name="Log in").click()
+    page.get_by_label("Username").fill(USER)
+    page.get_by_label("Password").fill(USER)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Air-Executor jobs")).to_be_visible()
+    assert page.url.startswith(f"{airflow.url}/air-executor/jobs")
+    found = context.cookies()
+    context.close()
+    return found
+
+
+@pytest.fixture
+def page(browser: Browser, cookies: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """A page of somebody who is logged in; no script of it may fail."""
+    context = browser.new_context(viewport=WIDE)
+    context.add_cookies(cookies)
+    found = context.new_page()
+    errors: list[str] = []
+    found.on("pageerror", lambda error: errors.append(str(error)))
+    found.on("console", lambda line: errors.append(line.text) if "Content Security Policy" in line.text else None)
+    yield found
+    keep(found, request.node.name.removeprefix("test_"))
+    context.close()
+    assert errors == []
+
+
+def keep(page: Page, name: str) -> None:
+    """Keep a screenshot."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{re.sub('[^a-z0-9-]+', '-', name)}.png")
+
+
+def job_url(airflow: WithLogin, name: str) -> str:
+    return f"{airflow.url}/air-executor/jobs/{name}"
+
+
+def row(page: Page | FrameLocator, task_id: str) -> Any:
+    """A task's row of the timeline."""
+    return page.locator(".timeline tbody tr").filter(has=page.get_by_role("button", name=task_id, exact=True))
+
+
+def go_on(store: JobStore, name: str) -> None:
+    """Let a job that waits for it go on."""
+    (store.job_path(name) / "go").touch()
+
+
+def start(airflow: WithLogin, store: JobStore, name: str) -> str:
+    """Start a DAG run that submits the job, and wait until its second task runs."""
+    run_id = airflow.trigger("watched", {"job": name})
+    wait_until(lambda: name in store.job_names(), timeout=90, what=f"job {name} is there")
+    wait_until(lambda: store.get_tasks(name)[1].status == "running", timeout=60, what="it runs")
+    return run_id
+
+
+def test_a_running_job_progresses_without_reload(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    start(airflow, store, "progress")
+    page.goto(job_url(airflow, "progress"))
+    page.evaluate("window.notLoadedAgain = true")
+    expect(row(page, "extract")).to_contain_text("completed")
+    expect(row(page, "transform-a")).to_contain_text("running")
+    expect(row(page, "load")).to_contain_text("pending")
+    expect(page.locator("header.job")).to_contain_text("working")
+    expect(page.get_by_role("button", name="transform-a: running")).to_be_visible()  # in the graph
+    expect(page.get_by_role("progressbar").first).to_have_attribute("aria-valuenow", "2")
+    keep(page, "job-running")
+    go_on(store, "progress")
+    expect(row(page, "load")).to_contain_text("completed")
+    expect(page.locator("header.job")).to_contain_text("completed")
+    expect(page.get_by_role("button", name="load: completed")).to_be_visible()
+    expect(page.locator(".run.completed")).to_have_count(4)
+    assert page.evaluate("window.notLoadedAgain") is True
+
+
+def test_a_log_is_followed(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    start(airflow, store, "followed")
+    page.goto(job_url(airflow, "followed"))
+    log = page.get_by_label("What transform-a has printed")  # what runs is shown first
+    expect(log).to_contain_text("tick 10\n")
+    expect(log).to_contain_text("tick 40\n")
+    at_end = "box => box.scrollHeight - box.scrollTop - box.clientHeight < 24"
+    wait_until(lambda: log.evaluate(at_end), what="the end is in sight")
+    log.evaluate("box => { box.scrollTop = 0 }")  # who looks back is not torn away
+    expect(page.get_by_label("Follow")).not_to_be_checked()
+    expect(log).to_contain_text("tick 50\n")
+    assert log.evaluate("box => box.scrollTop") == 0
+    go_on(store, "followed")
+    expect(log).to_contain_text(re.compile(r"over\s*$"))
+    text = log.inner_text()
+    assert re.findall(r"tick (\d+)", text) == [str(number + 1) for number in range(text.count("tick"))]
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    assert Path(download.value.path()).read_text() == store.read_log("followed", "transform-a").text
+
+
+def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    start(airflow, store, "cancelled")
+    page.goto(job_url(airflow, "cancelled"))
+    page.get_by_role("button", name="Cancel job").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog).to_contain_text("Cancel this job?")
+    dialog.get_by_role("button", name="Let it run").click()
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Cancel job").click()
+    dialog.get_by_role("button", name="Cancel the job").click()
+    expect(page.locator("header.job")).to_contain_text("failed cancelled")
+    assert store.get_job("cancelled").state == "failed"
+    expect(row(page, "transform-a")).to_contain_text("cancelled")
+    keep(page, "job-cancelled")
+    page.get_by_role("button", name="Retry failed tasks").click()
+    expect(row(page, "transform-a")).to_contain_text("running")
+    expect(page.get_by_role("button", name="Cancel job")).to_be_visible()
+    go_on(store, "cancelled")
+    expect(page.locator("header.job")).to_contain_text("completed")
+    tasks = store.get_tasks("cancelled")
+    assert [task.attempt for task in tasks] == [1, 2, *(task.attempt for task in tasks[2:])]
+
+
+def test_the_tabs_of_task_instance_and_run(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    run_id = start(airflow, store, "tabs")
+    run = f"{airflow.url}/dags/watched/runs/{quote(run_id, safe='')}"
+    page.goto(f"{run}/tasks/process")
+    page.get_by_role("link", name="Job", exact=True).click()
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_role("heading", name="tabs")).to_be_visible()
+    expect(row(frame, "transform-a")).to_contain_text("running")
+    expect(frame.get_by_label("What transform-a has printed")).to_contain_text("tick 5")
+    keep(page, "tab-of-task-instance")
+    go_on(store, "tabs")
+    expect(row(frame, "load")).to_contain_text("completed")
+    # The link leads the page around the frame to the run, and the run has its jobs.
+    frame.get_by_role("link", name="watched").click()
+    expect(page).to_have_url(re.compile(r"/dags/watched/runs/[^/]+$"))
+    page.get_by_role("link", name="Jobs", exact=True).click()
+    expect(frame.get_by_role("row").filter(has_text="tabs")).to_contain_text("4/4")
+    frame.get_by_role("link", name="tabs").click()
+    expect(row(frame, "load")).to_contain_text("completed")
+
+
+def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    store.submit("of-nobody", [{"id": "tick", "bash": 'until [ -e "$AIR_EXECUTOR_JOB_DIR/go" ]; do sleep 0.2; done'}])
+    run_id = airflow.trigger("waiting")
+    page.goto(f"{airflow.url}/dags/waiting/runs/{quote(run_id, safe='')}/tasks/wait")
+    page.get_by_role("link", name="Job", exact=True).click()
+    frame = page.frame_locator("iframe")
+    expect(frame.get_by_role("heading", name="of-nobody")).to_be_visible(timeout=60_000)
+    go_on(store, "of-nobody")
+    expect(frame.locator("header.job")).to_contain_text("completed")
+
+
+def test_the_list_of_jobs(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    for number in range(120):
+        command = "true" if number % 10 else "false"
+        store.submit(f"row-{number:03}", [command], labels={"kind": "odd" if number % 2 else "even"})
+    page.goto(airflow.url)
+    page.get_by_role("button", name="Browse").click()
+    page.get_by_role("menuitem", name="Air-Executor jobs").click()
+    frame = page.frame_locator("iframe")
+    rows = frame.locator("table.jobs tbody tr")
+    frame.get_by_label("Name").fill("ROW-")
+    expect(frame.locator(".pager")).to_contain_text("1 to 50 of 120 jobs")
+    expect(rows).to_have_count(50)
+    expect(rows.first).to_contain_text("row-119")
+    expect(frame.locator(".filters").get_by_role("button", name="failed")).to_contain_text("12")
+    keep(page, "jobs")
+    frame.get_by_role("button", name="Next").click()
+    frame.get_by_role("button", name="Next").click()
+    expect(rows).to_have_count(20)
+    frame.get_by_role("button", name="failed").click()
+    expect(rows).to_have_count(12)
+    frame.get_by_label("Label").fill("kind=odd")
+    expect(frame.get_by_text("No job fits.")).to_be_visible()
+    frame.get_by_label("Label").fill("kind=even")
+    expect(rows).to_have_count(12)
+    store.submit("row-new", ["true"], labels={"kind": "even"})
+    frame.get_by_role("button", name="failed").click()
+    expect(rows.first).to_contain_text("row-new")  # by itself
+
+
+def test_light_and_dark_as_airflow_is(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    page.goto(airflow.url)
+    for theme, others in (("dark", "light"), ("light", "dark")):
+        page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
+        page.goto(f"{airflow.url}/plugin/air-executor")
+        frame = page.frame_locator("iframe")
+        expect(frame.get_by_role("heading", name="Air-Executor jobs")).to_be_visible()
+        outside, inside = page.locator("html").evaluate(COLOUR), frame.locator("body").evaluate(COLOUR)
+        assert outside == inside
+        assert (sum(inside[:3]) < 200) is (theme == "dark")
+        if theme == "dark":
+            keep(page, "jobs-dark")
+        # Somebody switches while the page is open.
+        page.evaluate("([on, off]) => document.documentElement.classList.replace(on, off)", [theme, others])
+        expect(frame.locator("html")).to_have_class(
+            re.compile("dark") if others == "dark" else re.compile("^(?!.*dark)")
+        )
+    page.evaluate("localStorage.setItem('theme', 'dark')")
+    page.goto(f"{airflow.url}/air-executor/jobs")  # alone, without Airflow's page around it
+    expect(page.locator("html")).to_have_class("dark")
+
+
+def test_nothing_in_a_job_becomes_markup(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    task_id = HOSTILE.replace("/", "")
+    script = r"""printf '%s\n\033[1mbold\033[0m \000end' "$0"; exit 3"""
+    task = {"id": task_id, "command": "bash", "args": ["-c", script, HOSTILE]}
+    store.submit("hostile", [task], labels={HOSTILE: HOSTILE})
+    page.goto(job_url(airflow, "hostile"))
+    log = page.get_by_label(f"What {task_id} has printed")
+    expect(log).to_contain_text("bold end")
+    assert log.inner_text() == f"{HOSTILE}\nbold end"
+    expect(page.locator("pre.command")).to_contain_text("onerror")
+    expect(page.locator("main img")).to_have_count(0)
+    page.goto(f"{airflow.url}/air-executor/jobs?name=hostile")
+    expect(page.locator("table.jobs")).to_contain_text("onerror")
+    expect(page.locator("main img")).to_have_count(0)
+    assert page.evaluate("window.hacked") is None
+
+
+def test_a_narrow_screen(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    finished(store, "narrow")
+    page.set_viewport_size(NARROW)
+    fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    for path in ("/air-executor/jobs", "/air-executor/jobs/narrow", "/air-executor/owned?dag_id=watched&run_id=x"):
+        page.goto(f"{airflow.url}{path}")
+        expect(page.locator("table, .empty").first).to_be_visible()
+        assert page.evaluate(fits), path
+    page.goto(job_url(airflow, "narrow"))
+    row(page, "second").get_by_role("button").click()
+    heading = page.get_by_role("heading", name="second")
+    expect(heading).to_be_in_viewport()  # below the list, and yet in sight
+    assert page.evaluate(fits)
+    keep(page, "job-400px")
+
+
+def finished(store: JobStore, name: str) -> None:
+    """A job that has failed in its second task."""
+    tasks = [
+        {"id": "first", "bash": "echo one"},
+        {"id": "second", "bash": "echo oops; false", "dependencies": ["first"]},
+        {"id": "a-task-with-a-name-of-some-length-that-is-cut", "bash": "true", "dependencies": ["first", "second"]},
+    ]
+    job = store.submit(name, tasks)
+    wait_until(lambda: store.get_job(job.name).state.is_terminal, what="it has ended")
+
+
+def test_the_keyboard_and_a_screen_reader_are_enough(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    finished(store, "keys")
+    page.goto(job_url(airflow, "keys"))
+    expect(page.get_by_label("Task second")).to_be_visible()  # what went wrong is shown first
+    node = page.get_by_role("button", name="first: completed")
+    node.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Task first")).to_be_visible()
+    expect(node).to_have_attribute("aria-pressed", "true")
+    page.get_by_role("button", name="Close the task").press("Enter")
+    expect(page.get_by_label("Task first")).to_have_count(0)
+    row(page, "second").get_by_role("button").press("Enter")
+    expect(page.get_by_label("Task second")).to_contain_text("Exit code")
+    reached: set[str] = set()
+    page.locator("body").focus()
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.innerText")
+        )
+    assert {"Retry failed tasks", "first: completed", "first", "Download", "What second has printed"} <= reached
+    nameless = """() => [...document.querySelectorAll('button, a, input, select, [role=button]')].filter(element =>
+        !(element.innerText || element.textContent || element.getAttribute('aria-label') || element.labels?.length))
+        .map(element => element.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.get_by_role("heading", level=1).count() == 1

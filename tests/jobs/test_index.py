@@ -1,0 +1,132 @@
+"""The index of jobs sees what has changed, and looks no oftener than it must."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs import index as module
+from airflow_provider_air_executor.jobs.index import JobIndex
+from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_SHARE", 0)
+
+
+def names(index: JobIndex) -> list[str]:
+    return [job.name for job in index.jobs()]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_it_sees_every_change(store: JobStore) -> None:
+    index = JobIndex(store)
+    assert names(index) == []
+    first = store.submit("first", ["true"])
+    store.submit("second", ["true", "false"])
+    assert names(index) == ["second", "first"]
+    store.write_job(first.evolve(state=JobState.WORKING, updated_at=utc_now()))
+    assert [job.state for job in index.jobs()] == ["waiting", "working"]
+    store.write_job(first.evolve(state=JobState.FAILED, updated_at=utc_now()))
+    store.delete("first")
+    assert names(index) == ["second"]
+    store.state_path("second").write_text("{half")
+    assert names(index) == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_has_not_changed_is_not_read_again(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(3):
+        store.submit(f"j{number}", ["true"])
+    index = JobIndex(store)
+    index.jobs()
+    read: list[str] = []
+    load = JobStore.load_job
+    monkeypatch.setattr(JobStore, "load_job", lambda self, name: read.append(name) or load(self, name))
+    index.jobs()
+    assert read == []
+    store.write_job(store.get_job("j1").evolve(priority=1))
+    read.clear()
+    index.jobs()
+    assert read == ["j1"]
+
+
+def test_looks_of_the_same_second_are_one(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = JobIndex(store)
+    looks: list[None] = []
+    look = index._look
+    monkeypatch.setattr(index, "_look", lambda: (looks.append(None), look()))
+    threads = [threading.Thread(target=index.jobs) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    index.jobs()
+    assert len(looks) == 1
+
+
+def test_a_thread_looks_ahead_as_long_as_somebody_asks(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.5)
+    store.submit("first", ["true"])
+    index = JobIndex(store, ahead=True)
+    assert names(index) == ["first"]
+    store.submit("second", ["true"])
+    wait_until(lambda: names(index) == ["second", "first"], what="it has looked again")
+    asked = threading.current_thread()
+    looked_by: list[threading.Thread] = []
+    look = index._look
+    monkeypatch.setattr(index, "_look", lambda: (looked_by.append(threading.current_thread()), look()))
+    for _ in range(20):
+        index.jobs()
+        time.sleep(0.01)
+    assert looked_by
+    assert asked not in looked_by
+    wait_until(lambda: not index._looks_ahead, what="it has ended, since nobody asks")
+    store.submit("third", ["true"])
+    wait_until(lambda: names(index)[0] == "third", what="who asks again is told")
+    assert asked in looked_by
+
+
+def test_a_file_system_that_is_away(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.05)
+    store.submit("first", ["true"])
+    index = JobIndex(store, ahead=True)
+    index.jobs()
+
+    def away() -> None:
+        raise OSError(5, "away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, "_look", away)
+        wait_until(lambda: not index._looks_ahead, what="the thread has ended")
+        with pytest.raises(OSError, match="away"):
+            index.jobs()
+    assert names(index) == ["first"]
+
+
+def test_counts_of_tasks(store: JobStore) -> None:
+    store.submit("j", ["true", "false", "sleep 1"])
+    index = JobIndex(store)
+    assert index.counts("j") == {TaskStatus.PENDING: 3}
+    first, *rest = store.get_tasks("j")
+    store.reset_tasks("j", [first.evolve(status=TaskStatus.COMPLETED), *rest])
+    assert index.counts("j") == {TaskStatus.PENDING: 2, TaskStatus.COMPLETED: 1}
+    assert index.counts("missing") == {}
+    for broken in ('{"half', '["x"]', '[{"status": "odd"}]', "3"):
+        store.tasks_path("j").write_text(broken)
+        os.utime(store.tasks_path("j"), ns=(1, hash(broken) % 10**18))
+        assert index.counts("j") == {}

@@ -1,0 +1,115 @@
+"""Secrets are masked, wherever pieces of a log begin and end."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.jobs import masking, summary
+from airflow_provider_air_executor.jobs.masking import Mask
+from airflow_provider_air_executor.jobs.models import TaskStatus
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.stream import LogStream
+
+SECRET = "hunter2!"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    found = JobStore(tmp_path)
+    found.submit("j", ["true"], attached={masking.FILE: masking.dump([SECRET, "abc"])})
+    return found
+
+
+def test_the_file_is_for_its_owner_only(store: JobStore) -> None:
+    path = store.attached_path("j", masking.FILE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert masking.load(store, "j").secrets == (SECRET,)  # what is short is found in too much
+
+
+def test_a_job_without_secrets(store: JobStore) -> None:
+    store.submit("other", ["true"])
+    assert masking.load(store, "other").secrets == ()
+    assert masking.load(store, "missing").secrets == ()
+
+
+def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -> None:
+    store.attached_path("j", masking.FILE).write_text("{not json")
+    store.log_path("j", "task-1").write_text("text\n")
+    with pytest.raises(AirExecutorError, match="cannot be read"):
+        masking.load(store, "j")
+    said: list[str] = []
+    LogStream(store, "j", "reader").follow([task.evolve(attempt=1) for task in store.get_tasks("j")], said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("text", "masked", "parts"),
+    [
+        ("a", "a", set()),
+        ("x secret y", "x \0 y", {"secret"}),
+        ("secret", "\0", {"secret"}),
+        ("-u a:one -p two *** \nthree", "-u a:\0 -p \0 *** \n\0", {"one", "two", "three"}),
+        ("oneTwo", "\0\0", {"oneTwo"}),
+        ("changed otherwise", "\0 otherwise?", {"changed otherwise"}),
+    ],
+)
+def test_which_parts_were_masked(text: str, masked: str, parts: set[str]) -> None:
+    assert masking.masked_parts(text, masked, "\0") == parts
+
+
+def pieces(store: JobStore, mask: Mask, size: int, *, is_over: bool) -> str:
+    shown, offset = b"", 0
+    while True:
+        chunk = mask.read_log(store, "j", "task-1", offset, size, is_over=is_over)
+        if chunk.next_offset == offset:
+            return shown.decode()
+        shown, offset = shown + chunk.data, chunk.next_offset
+
+
+@given(
+    parts=st.lists(st.sampled_from([SECRET, "hunt", "hunter2", "!", "x", "\n", "ünder"]), max_size=12),
+    size=st.integers(1, 12),
+)
+def test_pieces_of_any_size_are_the_masked_whole(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[str], size: int
+) -> None:
+    store = JobStore(tmp_path_factory.mktemp("base"))
+    store.submit("j", ["true"])
+    text, mask = "".join(parts), Mask([SECRET])
+    store.log_path("j", "task-1").write_text(text)
+    assert pieces(store, mask, size, is_over=True) == text.replace(SECRET, "***")
+    shown = pieces(store, mask, size, is_over=False)
+    assert text.replace(SECRET, "***").startswith(shown)
+    for offset in range(len(text.encode()) + 1):
+        data = mask.read_log(store, "j", "task-1", offset, size, is_over=True).data
+        assert data.startswith(b"***") or data in text.replace(SECRET, "***").encode()
+
+
+def test_half_a_secret_waits_for_the_other_half(store: JobStore) -> None:
+    log, mask = store.log_path("j", "task-1"), masking.load(store, "j")
+    log.write_text("it is hunt")
+    first = mask.read_log(store, "j", "task-1", 0, 1000, is_over=False)
+    assert first == (b"it is ", 6)
+    log.write_text("it is hunter2!\n")
+    assert mask.read_log(store, "j", "task-1", 6, 1000, is_over=False) == (b"***\n", 15)
+    log.write_text("it is hunt")
+    assert mask.read_log(store, "j", "task-1", 6, 1000, is_over=True) == (b"hunt", 10)
+    assert mask.read_log(store, "j", "task-1", -4, 1000, is_over=True) == (b"hunt", 10)
+
+
+def test_neither_the_airflow_log_nor_a_failure_shows_them(store: JobStore) -> None:
+    (task,) = store.get_tasks("j")
+    store.log_path("j", "task-1").write_text(f"password {SECRET}\n")
+    failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
+    store.reset_tasks("j", [failed])
+    said: list[str] = []
+    LogStream(store, "j", "reader").follow([failed], said.append)
+    assert said == ["task-1 | password ***"]
+    assert "  task-1 | password ***" in summary.failure(store, store.get_job("j")).splitlines()
+    assert "  task-1 | password ***" in summary.describe(store, store.get_job("j"))
