@@ -31,7 +31,6 @@ _START_SECONDS = 60.0
 _START_ATTEMPTS = 3
 _ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
 _FIRST_POLL_SECONDS = 0.02
-_MARK = "\x00"  # in place of a secret; in no text of a task
 _DEFAULT_IDLE_SECONDS = 600
 # What an Airflow process is told about itself must not reach the tasks of other jobs.
 _PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
@@ -114,7 +113,8 @@ class AirExecutorHook(BaseHook):
         :raises JobExistsError: if the name is taken.
         """
         listed = _listed(tasks)
-        secrets = _secrets_of(listed)
+        outlets = outlets if isinstance(outlets, str) else tuple(outlets)
+        secrets = _secrets_of(listed, labels, outlets)
         job = self.store.submit(
             job_name,
             listed,
@@ -192,8 +192,7 @@ class AirExecutorHook(BaseHook):
         listed = _listed(tasks)
         secrets = _secrets_of(listed)
         if secrets:  # before they can be seen
-            known = masking.load(self.store, job_name).secrets
-            self.store.attach(job_name, masking.FILE, masking.dump(secrets.union(known)))
+            self.store.append_attached(job_name, masking.FILE, masking.dump(secrets))
         added = self.store.add_tasks(job_name, listed)
         self.ensure_manager()
         return added
@@ -288,13 +287,13 @@ def _listed(tasks: Iterable[Task | Mapping[str, Any] | str]) -> Any:
     return tasks if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable) else list(tasks)
 
 
-def _secrets_of(listed: Any) -> set[str]:
-    """What of the tasks' texts Airflow masks: passwords of connections and sensitive variables that were read here."""
+def _secrets_of(*values: Any) -> set[str]:
+    """What of these texts Airflow masks: passwords of connections and sensitive variables that were read here."""
     secrets: set[str] = set()
 
     def look(value: Any, name: str | None = None) -> None:
         if isinstance(value, Task):
-            value = value.model_dump(include={"command", "args", "env"})
+            value = value.model_dump(include={"command", "args", "env", "cwd"})
         if isinstance(value, Mapping):
             for key, item in value.items():
                 look(item, str(key))
@@ -302,10 +301,25 @@ def _secrets_of(listed: Any) -> set[str]:
             for item in value:
                 look(item)
         elif isinstance(value, str):
-            secrets.update(masking.masked_parts(value, str(redact(value, name, replacement=_MARK)), _MARK))
+            masked = str(redact(value, name))
+            if masked != value:
+                secrets.update(_masked_parts(value, masked))
 
-    look(listed)
+    look(values)
     return secrets
+
+
+def _masked_parts(text: str, masked: str) -> set[str]:
+    """Which parts of a text Airflow has masked; all of it where that cannot be told."""
+    if masked == masking.REPLACEMENT:
+        return {text}
+    try:
+        from airflow.sdk._shared.secrets_masker import _secrets_masker
+
+        replacer = _secrets_masker().replacer
+        return set(replacer.findall(text) if replacer is not None else ()) or {text}
+    except (ImportError, AttributeError):  # another Airflow, which keeps them elsewhere
+        return {text}
 
 
 def embedded_base_path() -> str:

@@ -15,6 +15,8 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +97,7 @@ def _warm_up() -> None:
     jinja2.lexer.get_lexer(jinja2.Environment(autoescape=True))  # kept by jinja2, for all with these delimiters
     _share_type_adapters(comms, "ToTask")
     _share_type_adapters(task_runner, "JsonValue", "StartupDetails")
+    _find_plugins_once()
 
 
 def _share_type_adapters(module: Any, *names: str) -> None:
@@ -116,6 +119,34 @@ def _share_type_adapters(module: Any, *names: str) -> None:
     for name in names:
         if hasattr(module, name):
             shared(getattr(module, name))
+
+
+def _find_plugins_once() -> None:
+    """Import the plugins of installed packages here, so that no task has to search the packages for them.
+
+    Airflow goes on to load them in each task. Those that start threads are left to the tasks altogether: it is tried
+    out in another process first.
+    """
+    from airflow.sdk import plugins_manager
+
+    find = getattr(plugins_manager, "_load_entrypoint_plugins", None)
+    if find is None or not _leaves_no_threads(find):
+        return
+    found = find()
+    plugins_manager._load_entrypoint_plugins = lambda: found  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+def _leaves_no_threads(call: Callable[[], Any]) -> bool:
+    """Whether a call succeeds, and the process has one thread after it."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            call()
+            code = int(threading.active_count() != 1)
+        finally:
+            os._exit(code)
+    return os.waitpid(pid, 0)[1] == 0
 
 
 def main() -> int:

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
@@ -206,7 +205,7 @@ def count_looks(store: JobStore, seconds: float) -> None:
         return lstat(path, **how)
 
     async def follow() -> None:
-        async for _ in live.events(store, "counted", Mask(), ("task-1", 0)):
+        async for _ in live.events(store, "counted", ("task-1", 0)):
             pass
 
     live.STREAM_SECONDS = seconds

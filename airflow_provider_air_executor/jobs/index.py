@@ -78,7 +78,10 @@ class JobIndex:
     def counts(self, job_name: str) -> TaskCounts:
         """How many tasks of a job have which status; empty if its list cannot be read."""
         path = self._store.tasks_path(job_name)
-        stamp = files.stamp(path)
+        try:
+            stamp = files.stamp(path)
+        except OSError:
+            return {}
         return {} if stamp is None else _counts(path, stamp)
 
     def _look(self) -> None:
@@ -87,10 +90,10 @@ class JobIndex:
         folder = str(self._store.jobs_path)  # put together as text: a Path takes ten times as long
         for name in self._names():
             before = self._known.get(name)
-            if before is not None and before[0] == files.stamp(f"{folder}/{name}/state.json"):
-                known[name] = before
-                continue
             with contextlib.suppress(AirExecutorError, OSError):
+                if before is not None and before[0] == files.stamp(f"{folder}/{name}/state.json"):
+                    known[name] = before
+                    continue
                 job, read = self._store.load_job(name)
                 known[name] = (read, job)
                 changed = True

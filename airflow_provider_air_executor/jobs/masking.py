@@ -1,22 +1,25 @@
 """Secrets in what the tasks of a job are called with, which nobody is to see in what they print either.
 
 Who submits a job knows which of its texts are secrets; it leaves them beside the job in a file of mode 0600
-(:data:`FILE`). The tasks have them in ``tasks.json`` anyway. Whatever shows the job's texts to people masks them.
+(:data:`FILE`), a JSON list on each line. The tasks have them in ``tasks.json`` anyway. Whatever shows the job's texts
+to people masks them.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 
-FILE = "secrets.json"  # attached to the job
+FILE = "secrets.jsonl"  # attached to the job
 REPLACEMENT = "***"
 MIN_LENGTH = 5  # what is shorter is found in too much that is none
+_TAIL_BYTES = 65_536
 
 
 class Mask:
@@ -26,15 +29,16 @@ class Mask:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        self.secrets = tuple(sorted({text for text in secrets if len(text) >= MIN_LENGTH}, key=len, reverse=True))
+        self.secrets = frozenset(text for text in secrets if len(text) >= MIN_LENGTH)
         self._encoded = tuple(secret.encode(errors="replace") for secret in self.secrets)
-        self._text = re.compile("|".join(map(re.escape, self.secrets))) if self.secrets else None
-        self._bytes = re.compile(b"|".join(map(re.escape, self._encoded))) if self.secrets else None
         self._longest = max(map(len, self._encoded), default=1)
 
     def text(self, text: str) -> str:
         """The text without secrets."""
-        return text if self._text is None else self._text.sub(REPLACEMENT, text)
+        if not self._encoded:
+            return text
+        data = text.encode(errors="surrogatepass")
+        return self._masked(data, 0, len(data))[0].decode(errors="surrogatepass")
 
     def read_log(
         self, store: JobStore, job_name: str, task_id: str, offset: int, limit: int, *, is_over: bool
@@ -47,7 +51,7 @@ class Mask:
         :param is_over: whether nothing more will be printed; otherwise what may be the beginning of a secret at the
             end of the log is left for the next call.
         """
-        if self._bytes is None:
+        if not self._encoded:
             return store.read_log(job_name, task_id, offset, limit)
         if offset < 0:
             offset = max(0, store.log_size(job_name, task_id) + offset)
@@ -55,19 +59,45 @@ class Mask:
         found = store.read_log(job_name, task_id, start, offset - start + limit + self._longest - 1).data
         begin = min(offset - start, len(found))
         end = min(begin + limit, len(found))
-        if not is_over and end == len(found):
-            end = max(begin, end - self._begun(found))
+        if not is_over:
+            end = max(begin, min(end, len(found) - self._begun(found)))
+        shown, next_position = self._masked(found, begin, end)
+        return LogChunk(shown, start + next_position)
+
+    def tail(self, store: JobStore, job_name: str, task_id: str, lines: int) -> list[str]:
+        """The last lines of a log, of at most 64 KiB, without secrets."""
+        chunk = self.read_log(store, job_name, task_id, -_TAIL_BYTES, 2 * _TAIL_BYTES, is_over=True)
+        return chunk.text.splitlines()[-lines:]
+
+    def _masked(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
+        """The bytes between two places without secrets, and where to go on: after a secret that lies across the end."""
         shown, position = bytearray(), begin
-        for match in self._bytes.finditer(found):
-            if match.end() <= begin:
+        for first, last in self._places(data):
+            if last <= begin:
                 continue
-            if match.start() >= end:
+            if first >= end:
                 break
-            if match.start() >= begin:
-                shown += found[position : match.start()] + REPLACEMENT.encode()
-            position = match.end()
-        shown += found[position : max(end, position)]
-        return LogChunk(bytes(shown), start + max(end, position))
+            if first >= begin:
+                shown += data[position:first] + REPLACEMENT.encode()
+            position = last
+        shown += data[position : max(end, position)]
+        return bytes(shown), max(end, position)
+
+    def _places(self, data: bytes) -> list[tuple[int, int]]:
+        """Where secrets begin and end; those that overlap are one."""
+        found = []
+        for secret in self._encoded:
+            first = data.find(secret)
+            while first >= 0:
+                found.append((first, first + len(secret)))
+                first = data.find(secret, first + 1)
+        places: list[tuple[int, int]] = []
+        for first, last in sorted(found):
+            if places and first < places[-1][1]:
+                places[-1] = places[-1][0], max(places[-1][1], last)
+            else:
+                places.append((first, last))
+        return places
 
     def _begun(self, data: bytes) -> int:
         """How many bytes at the end may be the beginning of a secret."""
@@ -85,25 +115,17 @@ def load(store: JobStore, job_name: str) -> Mask:
     """
     path = store.attached_path(job_name, FILE)
     try:
-        return Mask(json.loads(files.read(path)[0]))
-    except (FileNotFoundError, NotADirectoryError):
-        return Mask()
+        stamp = files.stamp(path)
+        return Mask() if stamp is None else _load(path, stamp)
     except (OSError, ValueError, TypeError) as error:
         raise AirExecutorError(f"{path}, which says what must not be shown, cannot be read: {error}") from None
 
 
+@lru_cache(maxsize=1_000)
+def _load(path: Path, _stamp: files.Stamp) -> Mask:
+    return Mask(secret for line in files.read(path)[0].splitlines() for secret in json.loads(line))
+
+
 def dump(secrets: Iterable[str]) -> bytes:
-    """The bytes of the file that says which texts are secrets."""
-    return json.dumps(sorted(set(secrets))).encode()
-
-
-def masked_parts(text: str, masked: str, mark: str) -> set[str]:
-    """Which parts of a text are secrets.
-
-    :param masked: the text with each secret replaced by the mark, which is not part of the text.
-    """
-    if text == masked:
-        return set()
-    pattern = "(.+?)".join(re.escape(part) for part in re.split(f"(?:{re.escape(mark)})+", masked))
-    match = re.fullmatch(pattern, text, re.DOTALL)
-    return set(match.groups()) if match else {text}
+    """A line of the file that says which texts are secrets."""
+    return json.dumps(sorted(set(secrets))).encode() + b"\n"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
@@ -441,3 +442,23 @@ def check_task_list(tasks: Sequence[Task], *, where: str = "tasks", present: Seq
     except CycleError as error:
         cycle = " -> ".join(reversed(error.args[1]))
         raise InvalidJobError(f"{where}: the dependencies form a cycle: {cycle}") from None
+
+
+def nearest_tasks(tasks: Sequence[Task], task_id: str, count: int) -> list[Task]:
+    """The tasks nearest to one of them along the dependencies, in either direction, in the order of the list.
+
+    :param task_id: that one; if it is not there, nothing is near.
+    :param count: at most so many, itself among them.
+    """
+    neighbours: dict[str, list[str]] = {task.id: list(task.dependencies) for task in tasks}
+    for task in tasks:
+        for dependency in task.dependencies:
+            neighbours.setdefault(dependency, []).append(task.id)
+    found: dict[str, None] = {}
+    waiting = deque([task_id])
+    while waiting and len(found) < count:
+        name = waiting.popleft()
+        if name not in found:
+            found[name] = None
+            waiting.extend(neighbours.get(name, ()))
+    return [task for task in tasks if task.id in found]

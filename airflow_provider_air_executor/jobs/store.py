@@ -295,6 +295,21 @@ class JobStore:
         except FileNotFoundError:
             return False
 
+    def append_attached(self, name: str, file: str, line: bytes) -> None:
+        """Append a line to an attached file, which need not be there; others may do so at the same time.
+
+        :raises JobNotFoundError: if there is no such job.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.attached_path(name, file), flags, 0o600)
+        except FileNotFoundError:
+            raise JobNotFoundError(name, self.base_path) from None
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
     def attach(self, name: str, file: str, data: bytes) -> None:
         """Give a job an attached file, or put new content in its place.
 

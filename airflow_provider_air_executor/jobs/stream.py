@@ -29,7 +29,6 @@ class LogStream:
         self._job_name = job_name
         self._path = store.logs_path(job_name) / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
-        self._mask: masking.Mask | None = None
 
     def follow(self, tasks: Iterable[Task], say: Callable[[str], None], *, is_over: bool = False) -> bool:
         """Hand on the lines that have come since the last call.
@@ -54,20 +53,20 @@ class LogStream:
         """Hand on some lines of one task; False if there are none."""
         offset = offsets.get(task_id, 0)
         try:
-            if self._mask is None:
-                self._mask = masking.load(self._store, self._job_name)
+            mask = masking.load(self._store, self._job_name)  # tasks that are added may bring secrets of their own
             data = self._store.read_log(self._job_name, task_id, offset, _PASS_BYTES).data
+            end = data.rfind(b"\n") + 1
+            if not end and data and (is_over or len(data) >= _LINE_BYTES):
+                end = len(data)
+            if not end:
+                return False
+            chunk = mask.read_log(self._store, self._job_name, task_id, offset, end, is_over=is_over)
         except (AirExecutorError, OSError):
             return False
-        end = data.rfind(b"\n") + 1
-        if not end and data and (is_over or len(data) >= _LINE_BYTES):
-            end = len(data)
-        if not end:
-            return False
-        for line in self._mask.text(data[:end].decode(errors="replace")).splitlines():
+        for line in chunk.text.splitlines():
             say(f"{task_id} | {line}")
-        offsets[task_id] = offset + end
-        return True
+        offsets[task_id] = chunk.next_offset
+        return chunk.next_offset > offset
 
     def _load(self) -> dict[str, int]:
         try:

@@ -94,7 +94,7 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
 
 
 def _last_lines(store: JobStore, job_name: str, task_id: str, count: int, mask: masking.Mask) -> list[str]:
-    return [f"  {task_id} | {line}" for line in mask.text(store.tail(job_name, task_id, count)).splitlines()]
+    return [f"  {task_id} | {line}" for line in mask.tail(store, job_name, task_id, count)]
 
 
 def error_of(store: JobStore, job: Job) -> JobFailedError:

@@ -66,12 +66,20 @@ class Rights:
 
     def _ask(self, dag_id: str, entity: DagAccessEntity, method: Method) -> bool:
         manager = get_auth_manager()
-        if method not in self._dag_ids:
-            self._dag_ids[method] = manager.get_authorized_dag_ids(user=self.user, method=method)
-        if dag_id not in self._dag_ids[method]:
-            return False
-        details = DagDetails(id=dag_id, team_name=DagModel.get_team_name(dag_id))
+        for each in ("GET", method):
+            if each not in self._dag_ids:
+                self._dag_ids[each] = manager.get_authorized_dag_ids(user=self.user, method=each)
+            if dag_id not in self._dag_ids[each]:
+                return False
+        details = DagDetails(id=dag_id, team_name=self._teams.get(dag_id))
         return manager.is_authorized_dag(method=method, access_entity=entity, details=details, user=self.user)
+
+    @cached_property
+    def _teams(self) -> dict[str, str | None]:
+        """The teams of all DAGs that the user may see: one query, however many jobs there are."""
+        if not conf.getboolean("core", "multi_team", fallback=False):
+            return {}
+        return DagModel.get_dag_id_to_team_name_mapping(list(self._dag_ids["GET"]))
 
     @cached_property
     def _sees_jobs(self) -> bool:
@@ -151,13 +159,22 @@ def index_of(store: JobStore) -> JobIndex:
     return _indexes.setdefault(str(store.base_path), JobIndex(store, ahead=True))
 
 
-def connection_ids() -> list[str]:
-    """The default connection, and what others of our type are in Airflow's database."""
+def connections_for(user: BaseUser) -> list[str]:
+    """The default connection, and of the others of our type in Airflow's database those where the user sees a job."""
     query = select(Connection.conn_id).where(Connection.conn_type == AirExecutorHook.conn_type)
     with create_session() as session:
         found = set(session.scalars(query.order_by(Connection.conn_id)))
     default = AirExecutorHook.default_conn_name
-    return [default, *sorted(found - {default})]
+    return [default, *(conn_id for conn_id in sorted(found - {default}) if _sees_any_job(user, conn_id))]
+
+
+def _sees_any_job(user: BaseUser, conn_id: str) -> bool:
+    rights, hook = Rights(user, conn_id), hook_of(conn_id)
+    try:
+        jobs = () if hook is None else index_of(hook.store).jobs()
+    except OSError:
+        return False
+    return any(rights.permit(job, DagAccessEntity.TASK_INSTANCE) for job in jobs)
 
 
 def same_site(request: Request) -> None:
@@ -170,7 +187,8 @@ def same_site(request: Request) -> None:
         allowed = site == "same-origin"
     else:
         ours = {request.headers.get("host"), urlsplit(conf.get("api", "base_url", fallback="") or "").netloc}
-        allowed = origin is None or urlsplit(origin).netloc in ours
+        theirs = "" if origin is None else urlsplit(origin).netloc  # of "null", which hides where it is, too
+        allowed = origin is None or (theirs != "" and theirs in ours)
     if not allowed:
         raise HTTPException(status.HTTP_403_FORBIDDEN, "this request comes from another site")
 

@@ -9,13 +9,14 @@ import html
 import json
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import quote
 
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.api_fastapi.core_api.security import get_user
+from airflow.api_fastapi.core_api.security import GetUserDep, get_user
 from airflow.models.log import Log
 from airflow.utils.session import create_session
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request, Response, status
@@ -24,16 +25,18 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_air_executor import links
-from airflow_provider_air_executor.exceptions import AirExecutorError, JobStateError
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobStateError, ManagerError
 from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord
+from airflow_provider_air_executor.jobs.index import TaskCounts
 from airflow_provider_air_executor.jobs.masking import Mask
-from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus
+from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, nearest_tasks
+from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from airflow_provider_air_executor.plugin.access import (
     FoundJob,
     RightsDep,
-    connection_ids,
+    connections_for,
     hook_of,
     index_of,
     job_for,
@@ -89,12 +92,16 @@ async def _show_error(request: Request, error: StarletteHTTPException) -> Respon
 @app.exception_handler(OSError)
 async def _show_unreadable(request: Request, error: Exception) -> Response:
     """The job's files are gone, are not valid, or cannot be reached now."""
-    known = isinstance(error, JobStateError)
-    code = status.HTTP_409_CONFLICT if known else status.HTTP_404_NOT_FOUND
-    if not known:
-        log.warning("%s: %s", request.url.path, error)
-    detail = str(error) if known else "the files of the job cannot be read"
-    return JSONResponse({"detail": detail}, code, _HEADERS)
+    if isinstance(error, JobStateError):
+        return JSONResponse({"detail": str(error)}, status.HTTP_409_CONFLICT, _HEADERS)
+    log.warning("%s: %s", request.url.path, error)
+    if isinstance(error, ManagerError):
+        detail = "it is asked for, but no manager is running, and none can be started here"
+        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, _HEADERS)
+    if request.method != "GET":
+        detail = "the manager cannot be asked: the job filesystem cannot be written to from here"
+        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, _HEADERS)
+    return JSONResponse({"detail": "the files of the job cannot be read"}, status.HTTP_404_NOT_FOUND, _HEADERS)
 
 
 # -- pages -------------------------------------------------------------------------------------------------
@@ -138,9 +145,9 @@ def get_openapi() -> dict[str, Any]:
 
 
 @app.get("/api/connections")
-def list_connections() -> list[str]:
-    """The ids of the connections that lead to job filesystems."""
-    return connection_ids()
+def list_connections(user: GetUserDep) -> list[str]:
+    """The ids of the connections to job filesystems: the default one, and those where the user sees a job."""
+    return connections_for(user)
 
 
 @app.get("/api/jobs")
@@ -179,7 +186,7 @@ def list_jobs(
     found = [job for job in found if rights.permit(job, DagAccessEntity.TASK_INSTANCE)]
     state_counts = Counter(job.state for job in found)
     shown = [job for job in found if job.state in state] if state else found
-    rows = [JobSummary.of(job, index.counts(job.name)) for job in shown[offset : offset + limit]]
+    rows = [_row(hook.store, job, index.counts(job.name)) for job in shown[offset : offset + limit]]
     return JobList(jobs=rows, total=len(shown), state_counts={one: state_counts[one] for one in JobState})
 
 
@@ -203,16 +210,21 @@ def list_tasks(
     found: SeenJob,
     task_status: Annotated[Sequence[TaskStatus], Query(alias="status", description="With one of these statuses.")] = (),
     text: Annotated[str, Query(description="Part of the task's id, in whatever case.")] = "",
+    task_id: Annotated[Sequence[str], Query(description="One of these ids.")] = (),
+    near: Annotated[str, Query(description="Not the first ones, but those nearest to this task in the graph.")] = "",
     limit: Annotated[int, Query(ge=0, le=MAX_TASKS)] = 500,
     offset: Annotated[int, Query(ge=0, description="How many tasks to pass over.")] = 0,
 ) -> TaskList:
     """The tasks of a job, in the order of its list."""
     _never_cached(response)
     store, name = found.store, found.job.name
+    listed = store.get_tasks(name)
     wanted: list[Task] = [
         task
-        for task in store.get_tasks(name)
-        if (not task_status or task.status in task_status) and text.lower() in task.id.lower()
+        for task in (nearest_tasks(listed, near, limit) if near else listed)
+        if (not task_status or task.status in task_status)
+        and text.lower() in task.id.lower()
+        and (not task_id or task.id in task_id)
     ]
     page = wanted[offset : offset + limit]
     attempts: dict[str, list[AttemptRecord]] = {task.id: [] for task in page}
@@ -227,20 +239,25 @@ def get_log(
     found: SeenLog,
     task_id: str,
     offset: Offset = 0,
-    limit: Annotated[int, Query(ge=0, description="At most so many bytes.")] = MAX_LOG_BYTES,
+    limit: Annotated[int | None, Query(ge=0, description="At most so many bytes; default: all there is.")] = None,
 ) -> Response:
-    """What a task has printed, byte for byte, but for secrets. `X-Next-Offset` says where to go on."""
+    """What a task has printed, byte for byte, but for secrets. With a limit, `X-Next-Offset` says where to go on."""
     mask = _mask_for_log(found, task_id)
     is_over = found.job.state.is_terminal
+    headers = {**_HEADERS, "Content-Disposition": "inline"}
+    if limit is None:
+        pieces = _pieces(found, task_id, mask, offset, is_over=is_over)
+        first = next(pieces, b"")  # if it cannot be read, that is said before the answer begins
+        return StreamingResponse(chain([first], pieces), media_type="text/plain", headers=headers)
     chunk = mask.read_log(found.store, found.job.name, task_id, offset, min(limit, MAX_LOG_BYTES), is_over=is_over)
-    headers = {**_HEADERS, "Content-Disposition": "inline", "X-Next-Offset": str(chunk.next_offset)}
+    headers["X-Next-Offset"] = str(chunk.next_offset)
     return Response(chunk.data, media_type="text/plain", headers=headers)
 
 
 @app.get("/api/jobs/{job_name}/events")
 def follow_job(found: SeenJob) -> StreamingResponse:
     """Server-sent events of a job: `changed` when its files have changed, `end` when it has ended."""
-    return _stream(found, Mask(), None)
+    return _stream(found, None)
 
 
 @app.get("/api/jobs/{job_name}/tasks/{task_id}/events")
@@ -248,24 +265,26 @@ def follow_log(
     found: SeenLog, task_id: str, offset: Offset = 0, last_event_id: Annotated[int | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events of a job, and `log` with `text` and `next_offset` when this task has printed something."""
-    mask = _mask_for_log(found, task_id)
-    return _stream(found, mask, (task_id, offset if last_event_id is None else last_event_id))
+    _mask_for_log(found, task_id)
+    return _stream(found, (task_id, offset if last_event_id is None else last_event_id))
 
 
 @app.post("/api/jobs/{job_name}/cancel", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
 def cancel_job(found: EditedJob) -> Asked:
     """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
-    requested = found.hook.cancel_job(found.job.name)
+    requested = found.store.cancel(found.job.name)
     if requested:
         _record("cancel", found)
+        found.hook.ensure_manager()
     return Asked(requested=requested)
 
 
 @app.post("/api/jobs/{job_name}/retry", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
 def retry_job(found: EditedJob) -> Asked:
     """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
-    found.hook.retry_job(found.job.name)
+    found.store.retry(found.job.name)
     _record("retry", found)
+    found.hook.ensure_manager()
     return Asked(requested=True)
 
 
@@ -311,6 +330,14 @@ def _never_cached(response: Response) -> None:
     response.headers.update(_HEADERS)
 
 
+def _row(store: JobStore, job: Job, counts: TaskCounts) -> JobSummary:
+    try:
+        mask = masking.load(store, job.name)
+    except AirExecutorError:  # nobody knows what must not be shown
+        job, mask = job.evolve(labels={}), Mask()
+    return JobSummary.of(job, counts, mask)
+
+
 def _is_owned(job: Job, asked: Mapping[str, Any]) -> bool:
     return job.submitted_by is not None and all(
         getattr(job.submitted_by, field) == value for field, value in asked.items()
@@ -327,8 +354,21 @@ def _mask_for_log(found: FoundJob, task_id: str) -> Mask:
     return masking.load(found.store, found.job.name)
 
 
-def _stream(found: FoundJob, mask: Mask, followed: tuple[str, int] | None) -> StreamingResponse:
-    events = live.events(found.store, found.job.name, mask, followed)
+def _pieces(found: FoundJob, task_id: str, mask: Mask, offset: int, *, is_over: bool) -> Iterator[bytes]:
+    """A log as it is now, piece by piece: what is printed meanwhile is not waited for."""
+    store, name = found.store, found.job.name
+    end = store.log_size(name, task_id)
+    offset = max(0, end + offset) if offset < 0 else offset
+    while offset < end:
+        chunk = mask.read_log(store, name, task_id, offset, min(MAX_LOG_BYTES, end - offset), is_over=is_over)
+        if chunk.next_offset == offset:
+            return
+        yield chunk.data
+        offset = chunk.next_offset
+
+
+def _stream(found: FoundJob, followed: tuple[str, int] | None) -> StreamingResponse:
+    events = live.events(found.store, found.job.name, followed)
     # Proxies are asked not to keep what is to be seen at once.
     return StreamingResponse(events, media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"})
 

@@ -14,8 +14,10 @@ import codecs
 import json
 import time
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
+from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.watch import watching
@@ -23,13 +25,13 @@ from airflow_provider_air_executor.jobs.watch import watching
 STREAM_SECONDS = 20.0
 LOOK_SECONDS = 1.0  # between two looks at a log
 _LOG_BYTES = 262_144  # of one event
-_PASS_SECONDS = 30.0  # between two looks at the job, where the system does not tell of changes
-_PAUSE_SECONDS = 0.25  # between two events, at least
+_PASS_SECONDS = 10.0  # between two looks at the job's files, where the system does not tell of changes
+_PAUSE_SECONDS = 0.25  # between two events of a kind, at least
 _RECONNECT_MS = 250
 
 
-async def events(store: JobStore, job_name: str, mask: Mask, log: tuple[str, int] | None) -> AsyncIterator[str]:
-    """The events: ``changed``; ``log`` with ``text`` and ``next_offset``; and ``end`` if nothing more will come.
+async def events(store: JobStore, job_name: str, log: tuple[str, int] | None) -> AsyncIterator[str]:
+    """The events: ``changed``; ``log`` with ``text`` from ``offset`` to ``next_offset``; ``end`` if no more will come.
 
     The id of an event is how far the log has been told, in bytes.
 
@@ -39,34 +41,45 @@ async def events(store: JobStore, job_name: str, mask: Mask, log: tuple[str, int
     task_id, offset = log or ("", 0)
     until = time.monotonic() + STREAM_SECONDS
     look_at = 0.0
+    is_over, mask = False, None
     async with watching(store, job_name, interval=_PASS_SECONDS) as waiter:
         changed = True  # it may have changed before we watched
         while time.monotonic() < until:
             if changed:
                 yield _event("changed", {}, offset)
-            is_over = (await asyncio.to_thread(_is_over, store, job_name)) if changed else False
-            if log is not None and (is_over or time.monotonic() >= look_at):
-                while time.monotonic() < until:
-                    chunk = await asyncio.to_thread(_read, store, job_name, task_id, offset, mask, is_over)
-                    if chunk is None:
-                        break
-                    text, offset = chunk
-                    yield _event("log", {"text": text, "next_offset": offset}, offset)
-                look_at = time.monotonic() + LOOK_SECONDS
-            if is_over and time.monotonic() < until:
+                is_over = await asyncio.to_thread(_is_over, store, job_name)
+                # Tasks that have been added may have brought secrets of their own.
+                mask = await asyncio.to_thread(_mask, store, job_name) if log is not None else None
+            has_more = False
+            if mask is not None and (is_over or time.monotonic() >= look_at):
+                piece = await asyncio.to_thread(_read, store, job_name, task_id, offset, mask, is_over)
+                if piece is not None:
+                    yield _event("log", piece._asdict(), piece.next_offset)
+                    # More of it at once, but not all of a long one: the job is to be looked at in between.
+                    has_more, offset = piece.next_offset - piece.offset >= _LOG_BYTES, piece.next_offset
+                look_at = time.monotonic() + (0.0 if has_more else LOOK_SECONDS)
+            if is_over and not has_more:
                 yield _event("end", {}, offset)
                 return
             await asyncio.sleep(_PAUSE_SECONDS)
-            changed = await waiter.wait(max(0.01, min(look_at if log else until, until) - time.monotonic()))
+            changed = await waiter.wait(max(0.001, min(look_at if log else until, until) - time.monotonic()))
 
 
-def _read(
-    store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask, is_over: bool
-) -> tuple[str, int] | None:
-    """The next piece of the log as text, and where it ends; None if there is nothing new."""
+class Piece(NamedTuple):
+    """A piece of a log."""
+
+    text: str
+    offset: int  # where it begins, in bytes
+    next_offset: int
+
+
+def _read(store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask, is_over: bool) -> Piece | None:
+    """The next piece of a log; None if there is nothing new."""
     try:
-        if offset >= 0 and store.log_size(job_name, task_id) <= offset:
+        size = store.log_size(job_name, task_id)
+        if size <= offset:
             return None
+        offset = max(0, size + offset) if offset < 0 else offset
         chunk = mask.read_log(store, job_name, task_id, offset, _LOG_BYTES, is_over=is_over)
     except (AirExecutorError, OSError):
         return None
@@ -75,14 +88,25 @@ def _read(
     if not text:
         return None
     # A character that is not whole yet comes with the next piece.
-    return text, chunk.next_offset - len(decoder.getstate()[0])
+    return Piece(text, offset, chunk.next_offset - len(decoder.getstate()[0]))
+
+
+def _mask(store: JobStore, job_name: str) -> Mask | None:
+    """What must not be shown; None if nothing may be, since that is not known."""
+    try:
+        return masking.load(store, job_name)
+    except AirExecutorError:
+        return None
 
 
 def _is_over(store: JobStore, job_name: str) -> bool:
+    """Whether nothing more will come; not if the file system is away for a moment."""
     try:
         return store.get_job(job_name).state.is_terminal
-    except (AirExecutorError, OSError):
+    except JobNotFoundError:
         return True
+    except (AirExecutorError, OSError):
+        return False
 
 
 def _event(kind: str, data: dict[str, object], offset: int) -> str:

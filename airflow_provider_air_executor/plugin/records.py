@@ -57,7 +57,7 @@ class JobSummary(BaseModel):
     task_counts: dict[TaskStatus, int]
 
     @classmethod
-    def fields_of(cls, job: Job, counts: TaskCounts) -> dict[str, Any]:
+    def fields_of(cls, job: Job, counts: TaskCounts, mask: Mask) -> dict[str, Any]:
         """The fields of a job."""
         ended_at = job.updated_at if job.state.is_terminal else None
         seconds = None
@@ -67,15 +67,15 @@ class JobSummary(BaseModel):
             **job.model_dump(include={"name", "state", "reason", "created_at", "started_at", "cancel_requested_at"}),
             "ended_at": ended_at,
             "seconds": seconds,
-            "labels": job.labels,
+            "labels": {mask.text(key): mask.text(value) for key, value in job.labels.items()},
             "owner": Owner.of(job.submitted_by) if job.submitted_by is not None else None,
             "task_counts": counts,
         }
 
     @classmethod
-    def of(cls, job: Job, counts: TaskCounts) -> JobSummary:
+    def of(cls, job: Job, counts: TaskCounts, mask: Mask) -> JobSummary:
         """The row of a job."""
-        return cls(**cls.fields_of(job, counts))
+        return cls(**cls.fields_of(job, counts, mask))
 
 
 class JobList(BaseModel):
@@ -105,8 +105,9 @@ class JobDetails(JobSummary):
     def shown(cls, job: Job, counts: TaskCounts, mask: Mask, *, may_edit: bool, may_read_logs: bool) -> JobDetails:
         """The job as it is shown."""
         return cls(
-            **cls.fields_of(job, counts),
-            **job.model_dump(include={"attempt", "priority", "timeout", "max_parallel_tasks", "outlets"}),
+            **cls.fields_of(job, counts, mask),
+            **job.model_dump(include={"attempt", "priority", "timeout", "max_parallel_tasks"}),
+            outlets=tuple(mask.text(uri) for uri in job.outlets),
             error=mask.text(job.error) if job.error else None,
             may_edit=may_edit,
             may_read_logs=may_read_logs,
@@ -154,10 +155,9 @@ class TaskDetails(BaseModel):
     def of(cls, task: Task, attempts: list[AttemptRecord], mask: Mask) -> TaskDetails:
         """The task as it is shown."""
         return cls(
-            **task.model_dump(
-                include={"id", "cwd", "dependencies", "status", "reason", "exit_code", "retries", "timeout"}
-            ),
+            **task.model_dump(include={"id", "dependencies", "status", "reason", "exit_code", "retries", "timeout"}),
             command=_command(task, mask),
+            cwd=mask.text(task.cwd) if task.cwd else None,
             environment=sorted(task.env or ()),
             error=mask.text(task.error) if task.error else None,
             attempts=[Attempt.of(attempt) for attempt in attempts if attempt.started_at is not None],

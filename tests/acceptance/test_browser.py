@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwright
@@ -205,6 +206,65 @@ def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, pag
     expect(page.locator("header.job")).to_contain_text("completed")
     tasks = store.get_tasks("cancelled")
     assert [task.attempt for task in tasks] == [1, 2, *(task.attempt for task in tasks[2:])]
+
+
+def test_a_server_that_is_away_for_a_while(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    start(airflow, store, "away")
+    page.route("**/api/jobs/**", lambda route: route.fulfill(status=502))
+    page.goto(job_url(airflow, "away"))
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.unroute("**/api/jobs/**")
+    page.route("**/events*", lambda route: route.fulfill(status=502))
+    expect(row(page, "transform-a")).to_contain_text("running")
+    log = page.get_by_label("What transform-a has printed")
+    expect(log).to_be_hidden()
+    page.unroute("**/events*")
+    expect(log).to_contain_text("tick 5")
+    go_on(store, "away")
+    expect(page.locator("header.job")).to_contain_text("completed")
+
+
+def test_a_job_that_is_replaced_by_another_one(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    for text in ("the old one", "the new one"):
+        if text != "the old one":
+            store.delete("replaced")
+        store.submit("replaced", [{"id": "say", "bash": f"echo {text}; false"}])
+        wait_until(lambda: store.get_job("replaced").state == "failed", what="it has failed")
+        if text == "the old one":
+            page.goto(job_url(airflow, "replaced"))
+        log = page.get_by_label("What say has printed")
+        expect(log).to_have_text(re.compile(rf"^{text}\s*$"))  # and nothing of the other one
+
+
+def test_what_failed_of_a_large_job(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    tasks = [{"id": f"t{number}", "command": "false" if number == 750 else "true"} for number in range(1000)]
+    for number in range(1, 1000):
+        tasks[number]["dependencies"] = [f"t{number - 1}"] if number % 100 else []
+    store.submit("large", tasks, max_parallel_tasks=20)
+    wait_until(lambda: store.get_job("large").state.is_terminal, timeout=120, what="it has ended")
+    page.goto(job_url(airflow, "large"))
+    expect(page.get_by_label("Task t750")).to_contain_text("exit code 1")  # on the second page of the list
+    expect(page.get_by_role("button", name="t750: failed")).to_be_visible()
+    expect(page.get_by_role("button", name="t749: completed")).to_be_visible()
+    expect(page.locator(".node")).to_have_count(100)  # nothing else is connected with it
+    expect(page.locator(".pager")).to_contain_text("1 to 500 of 1000 tasks")
+    page.get_by_label("Status").select_option("failed")
+    expect(page.locator(".timeline tbody tr")).to_have_count(50)
+    page.goto(job_url(airflow, "large#task=t960"))
+    page.reload()
+    expect(page.get_by_label("Task t960")).to_contain_text("completed")
+
+
+def test_times_are_in_the_zone_that_was_chosen(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    finished(store, "zone")
+    page.goto(job_url(airflow, "zone"))
+    page.evaluate("""localStorage.setItem("timezone", '"Asia/Tokyo"')""")  # as Airflow does
+    page.reload()
+    submitted = page.locator("dl.facts [title]").first.get_attribute("title") or ""
+    created_at = store.get_job("zone").created_at
+    assert created_at is not None
+    assert f"{created_at.astimezone(ZoneInfo('Asia/Tokyo')):%-I:%M:%S}" in submitted
+    page.evaluate("localStorage.removeItem('timezone')")
 
 
 def test_the_tabs_of_task_instance_and_run(airflow: WithLogin, store: JobStore, page: Page) -> None:

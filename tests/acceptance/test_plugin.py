@@ -265,8 +265,26 @@ def test_only_our_connections_lead_to_a_job_filesystem(airflow: ApiServer, store
             assert ask(airflow, method, route, "of-seen", "ada", conn_id).status == 404, route
 
 
-def test_the_connections_of_our_type(airflow: ApiServer, store: JobStore) -> None:
-    assert json.loads(airflow.get("/air-executor/api/connections", "bob").text) == ["air_executor_default", PLAIN]
+def test_the_connections_where_a_user_sees_a_job(airflow: ApiServer, store: JobStore, tmp_path: Path) -> None:
+    JobStore(tmp_path).submit("j", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
+    extra = json.dumps({"base_path": str(tmp_path)})
+    airflow.airflow("connections", "add", "secret-place", "--conn-type", "air_executor", "--conn-extra", extra)
+    bobs, adas = (json.loads(airflow.get("/air-executor/api/connections", user).text) for user in ("bob", "ada"))
+    assert (bobs, adas) == (["air_executor_default", PLAIN], ["air_executor_default", PLAIN, "secret-place"])
+
+
+def test_a_job_filesystem_that_cannot_be_written_to(airflow: ApiServer, store: JobStore, tmp_path: Path) -> None:
+    other = JobStore(tmp_path / "base")
+    job = other.submit("j", ["true"])
+    other.write_job(job.evolve(state=JobState.FAILED))
+    extra = json.dumps({"base_path": str(other.base_path)})
+    airflow.airflow("connections", "add", "read-only", "--conn-type", "air_executor", "--conn-extra", extra)
+    other.inbox_path.rmdir()
+    other.inbox_path.symlink_to("/proc")
+    for action in ("retry", "cancel"):
+        other.write_job(job.evolve(state=JobState.FAILED if action == "retry" else JobState.WORKING))
+        answer = airflow.get(f"/air-executor/api/jobs/j/{action}?conn_id=read-only", "ada", method="POST")
+        assert (answer.status, "cannot be asked" in answer.text) == (503, True)
 
 
 # -- who may change what -----------------------------------------------------------------------------------
@@ -366,7 +384,10 @@ def test_tasks_come_in_pages(airflow: ApiServer, store: JobStore) -> None:
     assert found() == ([f"t{number}" for number in range(500)], 2_500)
     assert found(offset=2_498) == (["t2498", "t2499"], 2_500)
     assert found(text="T2499") == (["t2499"], 1)
+    assert found(task_id=["t7", "t2400", "missing"]) == (["t7", "t2400"], 2)
     assert found(status="failed") == ([], 0)
+    assert found(near="t1500", limit=5) == (["t1500"], 1)
+    assert found(near="missing") == ([], 0)
     assert airflow.get(api("/jobs/many/tasks", limit=2_001), "ada").status == 422
 
 
@@ -397,7 +418,7 @@ def test_a_log_is_text(airflow: ApiServer, store: JobStore, query: dict[str, int
     assert log.headers.get_content_type() == "text/plain"
     assert log.headers["X-Content-Type-Options"] == "nosniff"
     assert log.headers["Content-Disposition"] == "inline"
-    assert int(log.headers["X-Next-Offset"]) >= query.get("offset", 0)
+    assert ("X-Next-Offset" in log.headers) is ("limit" in query)
 
 
 def test_a_long_log_comes_in_pieces(airflow: ApiServer, store: JobStore) -> None:
@@ -405,6 +426,9 @@ def test_a_long_log_comes_in_pieces(airflow: ApiServer, store: JobStore) -> None
     store.log_path("long", "talk").write_bytes(b"x" * (MAX_LOG_BYTES + 5))
     pieces = [airflow.get(api("/jobs/long/tasks/talk/log", limit=9_999_999, offset=n), "ada") for n in (0, 2**20)]
     assert [len(piece.text) for piece in pieces] == [MAX_LOG_BYTES, 5]
+    assert [piece.headers["X-Next-Offset"] for piece in pieces] == [str(2**20), str(2**20 + 5)]
+    assert len(airflow.get(api("/jobs/long/tasks/talk/log"), "ada").text) == MAX_LOG_BYTES + 5
+    assert len(airflow.get(api("/jobs/long/tasks/talk/log", offset=-(2**20)), "ada").text) == 2**20
 
 
 @pytest.mark.parametrize("query", [{"offset": "x"}, {"limit": -1}, {"offset": 2**63}, {"offset": 1.5}])

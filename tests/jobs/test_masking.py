@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
 from airflow_provider_air_executor.jobs import masking, summary
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import TaskStatus
@@ -29,13 +30,13 @@ def store(tmp_path: Path) -> JobStore:
 def test_the_file_is_for_its_owner_only(store: JobStore) -> None:
     path = store.attached_path("j", masking.FILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert masking.load(store, "j").secrets == (SECRET,)  # what is short is found in too much
+    assert masking.load(store, "j").secrets == {SECRET}  # what is short is found in too much
 
 
 def test_a_job_without_secrets(store: JobStore) -> None:
     store.submit("other", ["true"])
-    assert masking.load(store, "other").secrets == ()
-    assert masking.load(store, "missing").secrets == ()
+    assert masking.load(store, "other").secrets == frozenset()
+    assert masking.load(store, "missing").secrets == frozenset()
 
 
 def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -> None:
@@ -48,19 +49,25 @@ def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -
     assert said == []
 
 
-@pytest.mark.parametrize(
-    ("text", "masked", "parts"),
-    [
-        ("a", "a", set()),
-        ("x secret y", "x \0 y", {"secret"}),
-        ("secret", "\0", {"secret"}),
-        ("-u a:one -p two *** \nthree", "-u a:\0 -p \0 *** \n\0", {"one", "two", "three"}),
-        ("oneTwo", "\0\0", {"oneTwo"}),
-        ("changed otherwise", "\0 otherwise?", {"changed otherwise"}),
-    ],
-)
-def test_which_parts_were_masked(text: str, masked: str, parts: set[str]) -> None:
-    assert masking.masked_parts(text, masked, "\0") == parts
+def test_secrets_that_overlap_or_touch() -> None:
+    mask = Mask(["abcdef", "defghijk", "lmnop"])
+    assert mask.text("x abcdefghijk y") == "x *** y"
+    assert mask.text("abcdeflmnop") == "******"
+    assert mask.text("fghijk \ud800 abcde") == "fghijk \ud800 abcde"
+
+
+def test_writers_at_the_same_time_lose_nothing(store: JobStore) -> None:
+    threads = [
+        threading.Thread(target=store.append_attached, args=("j", masking.FILE, masking.dump([f"secret-{number}"])))
+        for number in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert masking.load(store, "j").secrets == {SECRET, *(f"secret-{number}" for number in range(20))}
+    with pytest.raises(JobNotFoundError):
+        store.append_attached("missing", masking.FILE, b"")
 
 
 def pieces(store: JobStore, mask: Mask, size: int, *, is_over: bool) -> str:
@@ -84,11 +91,31 @@ def test_pieces_of_any_size_are_the_masked_whole(
     text, mask = "".join(parts), Mask([SECRET])
     store.log_path("j", "task-1").write_text(text)
     assert pieces(store, mask, size, is_over=True) == text.replace(SECRET, "***")
-    shown = pieces(store, mask, size, is_over=False)
-    assert text.replace(SECRET, "***").startswith(shown)
     for offset in range(len(text.encode()) + 1):
         data = mask.read_log(store, "j", "task-1", offset, size, is_over=True).data
         assert data.startswith(b"***") or data in text.replace(SECRET, "***").encode()
+
+
+@given(text=st.text("hunter2!x", max_size=40), size=st.integers(1, 12), steps=st.lists(st.integers(1, 6), min_size=1))
+def test_a_log_that_grows_never_shows_the_beginning_of_a_secret(
+    tmp_path_factory: pytest.TempPathFactory, text: str, size: int, steps: list[int]
+) -> None:
+    store = JobStore(tmp_path_factory.mktemp("base"))
+    store.submit("j", ["true"])
+    text, mask = text.replace("x", SECRET), Mask([SECRET])
+    log, shown, offset, written = store.log_path("j", "task-1"), "", 0, 0
+    log.touch()
+    for number in range(len(text) + 1):
+        is_over = written >= len(text)
+        while True:
+            chunk = mask.read_log(store, "j", "task-1", offset, size, is_over=is_over)
+            if chunk.next_offset == offset:
+                break
+            shown, offset = shown + chunk.data.decode(), chunk.next_offset
+        assert text.replace(SECRET, "***").startswith(shown)
+        written = min(len(text), written + steps[number % len(steps)])
+        log.write_text(text[:written])
+    assert shown == text.replace(SECRET, "***")
 
 
 def test_half_a_secret_waits_for_the_other_half(store: JobStore) -> None:
@@ -101,6 +128,42 @@ def test_half_a_secret_waits_for_the_other_half(store: JobStore) -> None:
     log.write_text("it is hunt")
     assert mask.read_log(store, "j", "task-1", 6, 1000, is_over=True) == (b"hunt", 10)
     assert mask.read_log(store, "j", "task-1", -4, 1000, is_over=True) == (b"hunt", 10)
+
+
+KEY = "-----BEGIN KEY-----\n" + "\n".join("abcdefghijklmnop" for _ in range(30)) + "\n-----END KEY-----"
+
+
+def test_a_secret_of_many_lines(store: JobStore) -> None:
+    store.append_attached("j", masking.FILE, masking.dump([KEY]))
+    (task,) = store.get_tasks("j")
+    failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
+    store.reset_tasks("j", [failed])
+    log = store.log_path("j", "task-1")
+    said: list[str] = []
+    stream = LogStream(store, "j", "reader")
+    log.write_text(f"the key:\n{KEY[:100]}")
+    stream.follow([failed], said.append)
+    log.write_text(f"the key:\n{KEY}\nafter\n")
+    stream.follow([failed], said.append)
+    log.write_text(f"the key:\n{KEY}\nafter\n{KEY}")
+    stream.follow([failed], said.append, is_over=True)
+    assert said == ["task-1 | the key:", "task-1 | ***", "task-1 | after", "task-1 | ***"]
+    assert "abcdef" not in summary.failure(store, store.get_job("j"))
+
+
+def test_a_secret_that_comes_later_and_a_line_without_an_end(store: JobStore) -> None:
+    (task,) = (task.evolve(attempt=1) for task in store.get_tasks("j"))
+    log = store.log_path("j", "task-1")
+    said: list[str] = []
+    stream = LogStream(store, "j", "reader")
+    log.write_text("plain\n")
+    stream.follow([task], said.append)
+    store.append_attached("j", masking.FILE, masking.dump(["added-later"]))
+    log.write_text("plain\nadded-later\n" + "x" * 16_380 + "added-")
+    stream.follow([task], said.append)
+    log.write_text("plain\nadded-later\n" + "x" * 16_380 + "added-later\n")
+    stream.follow([task], said.append)
+    assert said == ["task-1 | plain", "task-1 | ***", f"task-1 | {'x' * 16_380}", "task-1 | ***"]
 
 
 def test_neither_the_airflow_log_nor_a_failure_shows_them(store: JobStore) -> None:

@@ -14,6 +14,7 @@ from airflow_provider_air_executor.jobs.models import (
     Task,
     check_stored_name,
     check_submitted_name,
+    nearest_tasks,
     parse_tasks,
     valid_job_name,
 )
@@ -139,3 +140,12 @@ def test_transitions_that_the_format_knows() -> None:
     assert ("waiting", "completed") not in legal
     assert ("failed", "completed") not in legal
     assert ("completed", "failed") not in legal
+
+
+def test_the_tasks_nearest_to_one() -> None:
+    chain = parse_tasks([{"id": f"t{n}", "bash": "true", "dependencies": [f"t{n - 1}"] if n else []} for n in range(9)])
+    near = [task.id for task in nearest_tasks(chain, "t4", 5)]
+    assert near == ["t2", "t3", "t4", "t5", "t6"]
+    assert [task.id for task in nearest_tasks(chain, "t0", 3)] == ["t0", "t1", "t2"]
+    assert nearest_tasks(chain, "t4", 100) == list(chain)
+    assert nearest_tasks(chain, "missing", 5) == []

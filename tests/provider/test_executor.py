@@ -384,3 +384,32 @@ def test_what_each_task_would_make_for_itself_is_made_once(home: Path) -> None:
     """In a process of its own, as the fork server is one."""
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     subprocess.run([sys.executable, "-c", _SHARES], env=environment, check=True, timeout=120)
+
+
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_plugins_are_found_once_unless_they_start_threads(tmp_path: Path, has_thread: bool) -> None:
+    dist = tmp_path / "a_plugin-1.0.dist-info"
+    dist.mkdir()
+    (dist / "METADATA").write_text("Name: a-plugin\nVersion: 1.0\n")
+    (dist / "entry_points.txt").write_text("[airflow.plugins]\na_plugin = a_plugin:Plugin\n")
+    thread = "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()" if has_thread else ""
+    (tmp_path / "a_plugin.py").write_text(
+        "import threading, time\nfrom airflow.plugins_manager import AirflowPlugin\n"
+        f"{thread}\nclass Plugin(AirflowPlugin):\n    name = 'a_plugin'\n"
+    )
+    code = """
+import sys
+from airflow_provider_air_executor import workload
+workload.preload()
+from airflow.sdk import plugins_manager
+find = plugins_manager._load_entrypoint_plugins
+print("a_plugin" in sys.modules, find() is find())
+plugins, errors = plugins_manager._get_plugins()
+assert "a_plugin" in {plugin.name for plugin in plugins}, plugins
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{not has_thread} {not has_thread}"

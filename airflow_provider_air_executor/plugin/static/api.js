@@ -64,7 +64,8 @@ export function followInAirflow(event) {
 
 function timeZone() {
   try {
-    const chosen = localStorage.getItem("timezone");
+    const stored = localStorage.getItem("timezone"); // as JSON
+    const chosen = stored?.startsWith('"') ? JSON.parse(stored) : stored;
     new Intl.DateTimeFormat(undefined, { timeZone: chosen });
     return chosen || undefined;
   } catch {
@@ -101,6 +102,13 @@ export function duration(seconds) {
 
 export const age = (text) => (text ? duration((Date.now() - new Date(text)) / 1000) : "");
 
+// Calls what it is given when the page is hidden and when it is shown again; returns what ends that.
+export function onVisibility(call) {
+  const changed = () => call(!document.hidden);
+  document.addEventListener("visibilitychange", changed);
+  return () => document.removeEventListener("visibilitychange", changed);
+}
+
 // Calls `look` now and then again and again while the page can be seen; returns what ends that.
 export function repeatedly(look, milliseconds) {
   let timer;
@@ -109,15 +117,16 @@ export function repeatedly(look, milliseconds) {
     clearTimeout(timer);
     const began = performance.now();
     if (!document.hidden) await look();
+    if (ended) return;
+    clearTimeout(timer); // of another call meanwhile
     const pause = Math.max(milliseconds, 5 * (performance.now() - began));
-    if (!ended) timer = setTimeout(again, pause);
+    timer = setTimeout(again, pause);
   };
-  const shown = () => document.hidden || again();
-  document.addEventListener("visibilitychange", shown);
+  const unlisten = onVisibility((isShown) => isShown && again());
   again();
   return () => {
     ended = true;
     clearTimeout(timer);
-    document.removeEventListener("visibilitychange", shown);
+    unlisten();
   };
 }

@@ -10,24 +10,6 @@ export const MAX_NODES = 120;
 
 const short = (text) => (text.length > MAX_CHARACTERS ? `${text.slice(0, MAX_CHARACTERS - 1)}…` : text);
 
-// Of a large job, what is near the task that matters most.
-export function nearby(tasks, start) {
-  if (tasks.length <= MAX_NODES) return tasks;
-  const byId = new Map(tasks.map((task) => [task.id, task]));
-  const after = new Map(tasks.map((task) => [task.id, []]));
-  for (const task of tasks) for (const id of task.dependencies) after.get(id)?.push(task.id);
-  const found = new Set();
-  const first = start ?? tasks.find((task) => task.status === "failed") ?? tasks.find((task) => task.status === "running");
-  const waiting = [(first ?? tasks[0]).id];
-  while (waiting.length && found.size < MAX_NODES) {
-    const id = waiting.shift();
-    if (found.has(id) || !byId.has(id)) continue;
-    found.add(id);
-    waiting.push(...byId.get(id).dependencies, ...after.get(id));
-  }
-  return tasks.filter((task) => found.has(task.id));
-}
-
 function layOut(tasks) {
   const graph = new dagre.Graph();
   graph.setGraph({ rankdir: "LR", nodesep: 14, ranksep: 46, marginx: 8, marginy: 8 });

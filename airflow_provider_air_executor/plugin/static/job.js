@@ -1,36 +1,59 @@
 // One job: how it stands, its tasks as a graph and along the time, and the log of one of them.
 
-import { html, useCallback, useEffect, useMemo, useRef, useState } from "./preact.js";
-import { age, apiAddress, duration, get, jobPath, post, taskPath, time } from "./api.js";
-import { Graph, MAX_NODES, nearby } from "./graph.js";
+import { html, useCallback, useEffect, useRef, useState } from "./preact.js";
+import { age, apiAddress, duration, get, jobPath, onVisibility, post, repeatedly, taskPath, time } from "./api.js";
+import { Graph, MAX_NODES } from "./graph.js";
 import { FIRST_BYTES, Log } from "./log.js";
 import { Labels, Owner, Pager, Problem, Progress, Status } from "./parts.js";
 import { Timeline } from "./timeline.js";
 
 const TASKS = 500; // that are loaded at a time
 const PAUSE_MS = 500; // between two loads, at least
+const HEARTBEAT_MS = 5000; // between two loads, at most
+const BROKEN_MS = 3000; // after which a stream that the server has refused is tried again
+const BUSY_MS = 1000; // between two looks at whether the manager has done what it was asked
 const TERMINAL = ["completed", "failed"];
 
+const taskCount = (job) => Object.values(job.task_counts).reduce((sum, number) => sum + number, 0);
 const isOver = (job) => TERMINAL.includes(job.state);
 
-// The job and its tasks; loaded again whenever `reload` is called, as often as the server bears it.
-function useJob(name, connId, filter) {
-  const [found, setFound] = useState({ job: null, tasks: [], total: 0, error: null });
+// The job, a page of its tasks, and the one that is to be shown, which may be on another page. All is loaded again
+// whenever `reload` is called, as often as the server bears it, and now and then in any case: the stream of events may
+// have broken, the job may be retried or replaced, or the server may have been away.
+function useJob(name, connId, filter, chosen) {
+  const [found, setFound] = useState({ job: null, tasks: [], total: 0, shown: undefined, drawn: [], error: null });
   const load = useRef(null);
+  const first = useRef(null); // what is shown before somebody chooses
   useEffect(() => {
     let ended = false;
     let running = false;
     let again = false;
+    const tasksWith = (parameters) => get(`${jobPath(name)}/tasks`, { conn_id: connId, ...parameters });
+    const find = async (job, tasks) => {
+      if (chosen === "") return undefined;
+      const wanted = chosen ?? first.current;
+      if (wanted !== null) return tasks.find((task) => task.id === wanted) ?? (await tasksWith({ task_id: wanted })).tasks[0];
+      const seen = interesting(tasks);
+      if (seen?.status === "failed" || !job.task_counts.failed) return seen;
+      return interesting((await tasksWith({ status: "failed", limit: TASKS })).tasks) ?? seen;
+    };
+    // What the graph has: all tasks, or those near the one that is shown, or near what runs.
+    const around = async (job, tasks, shown) => {
+      const isWhole = taskCount(job) <= MAX_NODES;
+      if (isWhole && tasks.length === taskCount(job)) return tasks;
+      const near = shown ?? tasks.find((task) => task.status === "running") ?? tasks[0];
+      return (await tasksWith(isWhole || !near ? { limit: MAX_NODES } : { near: near.id, limit: MAX_NODES })).tasks;
+    };
     load.current = async () => {
       if (running) return (again = true);
       running = true;
       const began = performance.now();
       try {
-        const [job, list] = await Promise.all([
-          get(jobPath(name), { conn_id: connId }),
-          get(`${jobPath(name)}/tasks`, { conn_id: connId, limit: TASKS, ...filter }),
-        ]);
-        if (!ended) setFound({ job, tasks: list.tasks, total: list.total, error: null });
+        const [job, list] = await Promise.all([get(jobPath(name), { conn_id: connId }), tasksWith({ limit: TASKS, ...filter })]);
+        const shown = await find(job, list.tasks);
+        if (chosen === null) first.current = shown?.id ?? null;
+        const drawn = await around(job, list.tasks, shown);
+        if (!ended) setFound({ job, tasks: list.tasks, total: list.total, shown, drawn, error: null });
       } catch (error) {
         if (!ended) setFound((before) => ({ ...before, error }));
       }
@@ -41,50 +64,62 @@ function useJob(name, connId, filter) {
         load.current();
       }
     };
-    load.current();
-    return () => (ended = true);
-  }, [name, connId, JSON.stringify(filter)]);
+    const end = repeatedly(() => load.current(), HEARTBEAT_MS);
+    return () => {
+      ended = true;
+      end();
+    };
+  }, [name, connId, chosen, JSON.stringify(filter)]);
   const reload = useCallback(() => load.current?.(), []);
   return { ...found, reload };
 }
 
-// One stream of events for the job and the log that is shown, so that a browser holds one connection a page.
+// One stream of events for the job and the log that is shown, so that a browser holds one connection a page; a page that
+// is not seen holds none, since a browser has six for all of Airflow.
 function useEvents(name, connId, task, job, reload) {
-  const log = useRef({ task: null, offset: 0, pieces: [], hear: null });
-  if (log.current.task !== task) log.current = { task, offset: -FIRST_BYTES, pieces: [], hear: null };
-  const mayRead = job?.may_read_logs && task;
-  const version = job ? `${job.attempt} ${isOver(job)}` : null;
+  const [isShown, setShown] = useState(!document.hidden);
+  const [broken, setBroken] = useState(0); // how many streams have ended for another reason than the job's end
+  const identity = `${job?.created_at} ${task}`; // a new job of the same name has new logs
+  const log = useRef({ identity: null });
+  if (log.current.identity !== identity) log.current = { identity, offset: -FIRST_BYTES, begins: null, pieces: [], hear: null };
+  const mayRead = Boolean(job?.may_read_logs && task);
+  const version = job ? `${job.created_at} ${job.attempt} ${isOver(job)}` : null;
+  useEffect(() => onVisibility(setShown), []);
   useEffect(() => {
-    if (version === null) return undefined;
+    if (version === null || !isShown) return undefined;
     const current = log.current;
     const path = mayRead ? taskPath(name, task) : jobPath(name);
-    const source = new EventSource(
-      apiAddress(`${path}/events`, { conn_id: connId, offset: mayRead ? current.offset : undefined }),
-    );
+    const source = new EventSource(apiAddress(`${path}/events`, { conn_id: connId, offset: mayRead ? current.offset : undefined }));
     let timer;
     source.addEventListener("changed", reload);
     source.addEventListener("log", (event) => {
-      const { text, next_offset: offset } = JSON.parse(event.data);
-      current.offset = offset;
-      if (current.hear) current.hear(text);
-      else current.pieces.push(text);
+      const piece = JSON.parse(event.data);
+      current.offset = piece.next_offset;
+      if (current.hear) current.hear(piece);
+      else current.pieces.push(piece);
     });
-    source.addEventListener("end", () => (source.close(), reload()));
+    source.addEventListener("end", () => {
+      source.close();
+      reload();
+    });
     source.addEventListener("error", () => {
-      if (source.readyState === EventSource.CLOSED) timer = setTimeout(reload, 5000);
+      if (source.readyState !== EventSource.CLOSED) return; // the browser connects again by itself
+      timer = setTimeout(() => setBroken((number) => number + 1), BROKEN_MS);
+      reload();
     });
     return () => {
       clearTimeout(timer);
       source.close();
     };
-  }, [name, connId, task, Boolean(mayRead), version]);
-  return (listener, hear) => {
+  }, [name, connId, task, mayRead, version, isShown, broken]);
+  const listen = (hear) => {
     const current = log.current;
-    if (current.task !== listener) return undefined; // another task was chosen before this one had begun to listen
-    for (const text of current.pieces.splice(0)) hear(text);
+    if (current.identity !== identity) return undefined; // another task was chosen before this one had begun to listen
+    for (const piece of current.pieces.splice(0)) hear(piece);
     current.hear = hear;
     return () => (current.hear = null);
   };
+  return { identity, listen };
 }
 
 function useNow(isTicking) {
@@ -101,7 +136,8 @@ function Actions({ job, connId, onDone }) {
   const dialog = useRef(null);
   const [busy, setBusy] = useState("");
   const [error, setError] = useState(null);
-  useEffect(() => setBusy(""), [job.state, job.attempt, job.cancel_requested_at]);
+  useEffect(() => setBusy(""), [job.state, job.attempt, job.created_at]);
+  useEffect(() => (busy ? repeatedly(onDone, BUSY_MS) : undefined), [busy]);
   if (!job.may_edit) return null;
   const ask = async (what) => {
     dialog.current?.close();
@@ -144,7 +180,7 @@ function Facts({ job, now }) {
   return html`<dl class="facts">${facts.map(([name, value]) => (value ? html`<div><dt>${name}</dt><dd>${value}</dd></div>` : null))}</dl>`;
 }
 
-function TaskPanel({ job, task, connId, listen, isChosen, onClose }) {
+function TaskPanel({ job, task, connId, events, isChosen, onClose }) {
   const heading = useRef(null);
   useEffect(() => {
     if (isChosen && matchMedia("(max-width: 60rem)").matches) heading.current?.scrollIntoView({ block: "start" });
@@ -164,7 +200,7 @@ function TaskPanel({ job, task, connId, listen, isChosen, onClose }) {
     ${task.error ? html`<p class="problem">${task.error}</p>` : null}
     <dl class="facts">${facts.map(([name, value]) => (value !== null && value !== "" && value !== undefined ? html`<div><dt>${name}</dt><dd>${value}</dd></div>` : null))}</dl>
     ${job.may_read_logs
-      ? html`<${Log} key=${task.id} job=${job.name} task=${task.id} connId=${connId} listen=${listen} isLive=${!isOver(job)} />`
+      ? html`<${Log} key=${events.identity} job=${job.name} task=${task.id} connId=${connId} listen=${events.listen} isLive=${!isOver(job)} />`
       : html`<p class="quiet">You may not read the logs of this DAG.</p>`}
   </section>`;
 }
@@ -188,21 +224,19 @@ function interesting(tasks) {
 
 export function Job({ name, connId }) {
   const [filter, setFilter] = useState({ text: "", status: "", offset: 0 });
-  const { job, tasks, total, error, reload } = useJob(name, connId, filter);
   const [chosen, setChosen] = useState(() => new URLSearchParams(location.hash.slice(1)).get("task"));
-  const first = useRef(null);
-  if (first.current === null) first.current = interesting(tasks)?.id ?? null;
-  const shown = tasks.find((task) => task.id === (chosen ?? first.current));
-  const listen = useEvents(name, connId, shown?.id ?? null, job, reload);
+  const { job, tasks, total, drawn, error, reload, ...found } = useJob(name, connId, filter, chosen);
+  const listed = chosen ? tasks.find((task) => task.id === chosen) : undefined; // at once, without asking the server
+  const shown = listed ?? (chosen === null || found.shown?.id === chosen ? found.shown : undefined);
+  const events = useEvents(name, connId, shown?.id ?? null, job, reload);
   const now = useNow(job !== null && !isOver(job));
   const select = (id) => {
     setChosen(id);
     history.replaceState(null, "", id ? `#${new URLSearchParams({ task: id })}` : location.pathname + location.search);
   };
-  const drawn = useMemo(() => nearby(tasks, shown), [tasks, shown?.id]);
   if (job === null) return html`<${Problem} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
-  const count = Object.values(job.task_counts).reduce((sum, number) => sum + number, 0);
-  const isLinked = tasks.some((task) => task.dependencies.length);
+  const count = taskCount(job);
+  const isLinked = drawn.some((task) => task.dependencies.length);
   return html`<header class="job">
       <div class="head"><h1>${job.name}</h1><span aria-live="polite"><${Status} value=${job.state} reason=${job.reason} /></span><${Progress} counts=${job.task_counts} /><${Actions} job=${job} connId=${connId} onDone=${reload} /></div>
       <${Facts} job=${job} now=${now} />
@@ -211,10 +245,10 @@ export function Job({ name, connId }) {
     </header>
     <div class="columns ${shown ? "two" : ""}">
       <div class="tasks">
-        ${isLinked ? html`<${Graph} tasks=${drawn} selected=${shown?.id} onSelect=${select} />${drawn.length < tasks.length ? html`<p class="quiet">The graph shows the ${MAX_NODES} tasks nearest to ${shown ? "the chosen one" : "what failed or runs"}.</p>` : null}` : null}
+        ${isLinked ? html`<${Graph} tasks=${drawn} selected=${shown?.id} onSelect=${select} />${drawn.length < count ? html`<p class="quiet">The graph shows ${drawn.length} of ${count} tasks: those nearest to ${shown ? shown.id : "what runs"}.</p>` : null}` : null}
         ${count > 20 ? html`<${TaskFilter} filter=${filter} total=${total} onChange=${(what) => setFilter((before) => ({ ...before, offset: 0, ...what }))} />` : null}
         <div class="scroll"><${Timeline} job=${job} tasks=${tasks} selected=${shown?.id} onSelect=${select} now=${now} /></div>
       </div>
-      ${shown ? html`<${TaskPanel} job=${job} task=${shown} connId=${connId} listen=${listen} isChosen=${chosen !== null} onClose=${() => select("")} />` : null}
+      ${shown ? html`<${TaskPanel} job=${job} task=${shown} connId=${connId} events=${events} isChosen=${chosen !== null} onClose=${() => select("")} />` : null}
     </div>`;
 }

@@ -16,6 +16,7 @@ export function Log({ job, task, connId, listen, isLive }) {
   const box = useRef(null);
   const follows = useRef(true);
   const [isEmpty, setEmpty] = useState(true);
+  const [leftOut, setLeftOut] = useState(null); // bytes at the beginning
   const [follow, setFollow] = useState(true);
   const toEnd = () => {
     if (follows.current && box.current) box.current.scrollTop = box.current.scrollHeight;
@@ -27,8 +28,9 @@ export function Log({ job, task, connId, listen, isLive }) {
   };
   useEffect(() => {
     let length = 0;
-    return listen(task, (text) => {
+    return listen(({ text, offset }) => {
       if (box.current === null) return; // it is going
+      setLeftOut((before) => before ?? offset);
       const node = document.createTextNode(printable(text));
       box.current.append(node);
       length += node.length;
@@ -53,6 +55,7 @@ export function Log({ job, task, connId, listen, isLive }) {
       ${isLive ? html`<label><input type="checkbox" checked=${follow} onChange=${(event) => set(event.target.checked)} /> Follow</label>` : null}
       <a href=${apiAddress(`${taskPath(job, task)}/log`, { conn_id: connId })} download="${task}.log">Download</a>
     </div>
+    ${leftOut ? html`<p class="quiet">The first ${Math.ceil(leftOut / 1024)} KiB are not shown here; the download has all.</p>` : null}
     ${isEmpty ? html`<p class="quiet">${isLive ? "Nothing printed yet." : "Nothing was printed."}</p>` : null}
     <pre ref=${box} class=${isEmpty ? "none" : ""} tabindex="0" aria-label="What ${task} has printed" onScroll=${scrolled}></pre>
   </section>`;

@@ -7,6 +7,7 @@ import { JobTable } from "./jobs.js";
 import { Problem } from "./parts.js";
 
 const REFRESH_MS = 3000;
+const FOUND_MS = 20000; // once there is a job that keeps itself up to date
 const LIMIT = 500; // jobs of one run that are shown
 
 const owner = Object.fromEntries(["dag_id", "run_id", "task_id"].map((key) => [key, query.get(key) ?? ""]));
@@ -44,7 +45,10 @@ async function submitted() {
 async function look() {
   const found = await submitted();
   if (!owner.task_id) return found;
-  const others = await linked().catch(() => []);
+  const others = await linked().catch((error) => {
+    if (error.status === 403 || error.status === 404) return []; // the link leads nowhere, or not for this user
+    throw error;
+  });
   const known = new Set(found.map((job) => `${job.connId} ${job.name}`));
   return [...others.filter((job) => !known.has(`${job.connId || "air_executor_default"} ${job.name}`)), ...found];
 }
@@ -52,6 +56,7 @@ async function look() {
 export function Owned() {
   const [jobs, setJobs] = useState(null);
   const [error, setError] = useState(null);
+  const isFound = owner.task_id !== "" && jobs?.length === 1;
   useEffect(() => {
     let current = true;
     const end = repeatedly(async () => {
@@ -61,14 +66,14 @@ export function Owned() {
       } catch (problem) {
         if (current) setError(problem);
       }
-    }, REFRESH_MS);
+    }, isFound ? FOUND_MS : REFRESH_MS);
     return () => {
       current = false;
       end();
     };
-  }, []);
+  }, [isFound]);
   if (jobs === null) return html`<${Problem} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
-  if (owner.task_id && jobs.length === 1) return html`<${Job} key=${jobs[0].name} name=${jobs[0].name} connId=${jobs[0].connId} />`;
+  if (isFound) return html`<${Job} key=${jobs[0].name} name=${jobs[0].name} connId=${jobs[0].connId} />`;
   return html`<${Problem} error=${error} />
     ${jobs.length
       ? html`<${JobTable} jobs=${jobs} caption="Jobs that were submitted here, the newest first" />`

@@ -9,10 +9,20 @@ const NICE = [1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600,
 
 const at = (text) => new Date(text).getTime();
 
+// When an attempt has ended, in milliseconds. Of one that was killed with its runner that is not recorded.
+function endOf(job, task, index, now) {
+  const attempt = task.attempts[index];
+  if (attempt.ended_at) return at(attempt.ended_at);
+  const next = task.attempts[index + 1];
+  if (next) return at(next.started_at);
+  if (task.status === "running") return now;
+  return job.ended_at ? at(job.ended_at) : at(attempt.started_at);
+}
+
 // From when to when the bars go, in milliseconds.
 export function span(job, tasks, now) {
   const starts = tasks.flatMap((task) => task.attempts.map((attempt) => at(attempt.started_at)));
-  const ends = tasks.flatMap((task) => task.attempts.map((attempt) => (attempt.ended_at ? at(attempt.ended_at) : now)));
+  const ends = tasks.flatMap((task) => task.attempts.map((_, index) => endOf(job, task, index, now)));
   if (!starts.length) return null;
   const start = Math.min(...starts, ...(job.attempt <= 1 && job.started_at ? [at(job.started_at)] : []));
   return { start, end: Math.max(...ends, start + 1) };
@@ -25,20 +35,19 @@ function ticks({ start, end }) {
   return Array.from({ length: Math.floor(seconds / step) }, (_, index) => (index + 1) * step);
 }
 
-const Bars = ({ task, range, now }) =>
-  task.attempts.map((attempt) => {
+const Bars = ({ job, task, range, now }) =>
+  task.attempts.map((attempt, index) => {
     const from = at(attempt.started_at);
-    const to = attempt.ended_at ? at(attempt.ended_at) : task.status === "running" ? now : from;
+    const to = Math.max(from, endOf(job, task, index, now));
     const share = 100 / (range.end - range.start);
     const words = `attempt ${attempt.number}: ${attempt.status}, ${duration((to - from) / 1000)}`;
     return html`<span key=${attempt.number} class="run ${attempt.status}" title=${words}
       style=${{ left: `${(from - range.start) * share}%`, width: `${(to - from) * share}%` }}></span>`;
   });
 
-function last(task, now) {
-  const attempt = task.attempts[task.attempts.length - 1];
-  if (!attempt) return null;
-  return ((attempt.ended_at ? at(attempt.ended_at) : now) - at(attempt.started_at)) / 1000;
+function last(job, task, now) {
+  const index = task.attempts.length - 1;
+  return index < 0 ? null : (endOf(job, task, index, now) - at(task.attempts[index].started_at)) / 1000;
 }
 
 export function Timeline({ job, tasks, selected, onSelect, now }) {
@@ -56,8 +65,8 @@ export function Timeline({ job, tasks, selected, onSelect, now }) {
       (task) => html`<tr key=${task.id} class=${selected === task.id ? "selected" : ""} onClick=${() => onSelect(task.id)}>
         <th scope="row"><button class="plain" aria-pressed=${selected === task.id} onClick=${(event) => (event.stopPropagation(), onSelect(task.id))}>${task.id}</button></th>
         <td><${Status} value=${task.status} reason=${task.reason} /></td>
-        <td class="track">${marks.map((seconds) => html`<span class="grid" style=${place(seconds)}></span>`)}${range ? html`<${Bars} task=${task} range=${range} now=${now} />` : null}</td>
-        <td class="figure">${duration(last(task, now))}</td>
+        <td class="track">${marks.map((seconds) => html`<span class="grid" style=${place(seconds)}></span>`)}${range ? html`<${Bars} job=${job} task=${task} range=${range} now=${now} />` : null}</td>
+        <td class="figure">${duration(last(job, task, now))}</td>
         <td class="figure wide">${task.attempts.length || ""}</td>
         <td class="figure wide">${task.exit_code ?? ""}</td>
       </tr>`,
