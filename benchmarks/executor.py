@@ -2,7 +2,9 @@
 
 Prints, for each run of a DAG: seconds from its start to its end, as Airflow says; tasks per second; CPU seconds per
 task, of all processes of the installation; how long a task took to start, median and 95th percentile; the peak of the
-memory of all processes (PSS, so that what they share counts once); and how many tasks did not succeed. Then the ratios.
+memory of all processes (PSS, so that what they share counts once); and how many tasks did not succeed. Then the
+ratios, and whose CPU time it was: that of the tasks is the rest, with what runs them. Where nearly all cores are in
+use, a task can be no faster than its CPU time allows.
 
 The DAGs: independent PythonOperator tasks that do nothing but tell the time (`empty_python`); independent BashOperator
 tasks of `true` (`true_bash`); a chain of ten of the former (`chain`); and as many tasks of five seconds as may run at a
@@ -46,7 +48,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tests.acceptance.installation import Installation
+from tests.acceptance.installation import COMPONENTS, Installation
 from tests.waiting import wait_until
 
 LOCAL, OURS = "LocalExecutor", "ours"
@@ -124,6 +126,7 @@ class Run:
     starts: list[float]  # seconds, in order
     peak: float  # 0 where nobody has looked
     failed: int
+    shares: dict[str, float]  # of the CPU time, in seconds per task
 
     @property
     def median(self) -> float:
@@ -168,6 +171,24 @@ def cpu_seconds() -> float:
     found = descendants()
     ticks = sum(process.used + process.reaped for process in found.values()) - found[os.getpid()].used
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def shares_of(airflow: Installation) -> dict[str, float]:
+    """Seconds of CPU that the parts of Airflow have used so far; the tasks, and what runs them, are the rest."""
+    processes = descendants()
+    children: dict[int, list[int]] = {}
+    for pid, process in processes.items():
+        children.setdefault(process.parent, []).append(pid)
+    shares = {}
+    for part in COMPONENTS:
+        pids = [airflow.pid_of(part)]
+        ticks = processes[pids[0]].used
+        if part != "scheduler":  # what it has started are the tasks, or their manager
+            for pid in pids:
+                pids += children.get(pid, [])
+            ticks = sum(processes[pid].used + processes[pid].reaped for pid in pids)
+        shares[part] = ticks / os.sysconf("SC_CLK_TCK")
+    return shares
 
 
 def reap(spared: set[int]) -> None:
@@ -295,12 +316,12 @@ class MeasuredAirflow(Installation):
         self._marks.unlink(missing_ok=True)
         watch.reset()
         time.sleep(SETTLE_SECONDS)
-        before = cpu_seconds()
+        before, shares_before = cpu_seconds(), shares_of(self)
         path = f"/dags/{dag_id}/dagRuns/{quote(self.trigger(dag_id), safe='')}"
         what = f"{dag_id} has ended"
         run = wait_until(lambda: self._ended(path), timeout=RUN_SECONDS, what=what, interval=0.5) or {}
         time.sleep(SETTLE_SECONDS)
-        cpu = cpu_seconds() - before
+        cpu, shares = cpu_seconds() - before, shares_of(self)
         instances: list[dict[str, Any]] = []
         tasks = self._sizes[dag_id]
         for offset in range(0, tasks, PAGE):
@@ -309,7 +330,9 @@ class MeasuredAirflow(Installation):
         wall = seconds(run["end_date"]) - seconds(run["start_date"])
         starts = sorted(self._starts(instances, is_python=dag_id != "true_bash"))
         cpu /= tasks
-        return Run(self.executor, self.running, dag_id, number, tasks, wall, cpu, starts, watch.peak, failed)
+        shares = {part: (used - shares_before[part]) / tasks for part, used in shares.items()}
+        shares["tasks"] = cpu - sum(shares.values())
+        return Run(self.executor, self.running, dag_id, number, tasks, wall, cpu, starts, watch.peak, failed, shares)
 
     def _ended(self, path: str) -> dict[str, Any] | None:
         with contextlib.suppress(OSError):  # an API server that is too busy answers the next time
@@ -411,6 +434,22 @@ def show_ratios(runs: list[Run]) -> None:
         print(f"{running:>7}  {dag:14}{f'{OURS} / {LOCAL}, peak memory':36}{peaks[OURS] / peaks[LOCAL]:>10.2f}")
 
 
+def show_shares(runs: list[Run]) -> None:
+    """Print whose CPU time it was, and how much of the machine was in use: with all of it, nothing could be faster."""
+    timed = max(run.round for run in runs) - 1
+    parts = [*COMPONENTS, "tasks"]
+    heads = "".join(f"{part:>15}" for part in parts)
+    print(f"\nCPU s/task, median of rounds\n{'':15}{'running':>7}  {'dag':14}{heads}{'cores in use':>14}")
+    groups: dict[tuple[int, str, str], list[Run]] = {}
+    for run in runs:
+        if run.round <= timed:
+            groups.setdefault((run.running, run.dag, run.executor), []).append(run)
+    for (running, dag, executor), found in sorted(groups.items()):
+        figures = "".join(f"{statistics.median(run.shares[part] for run in found):>15.3f}" for part in parts)
+        cores = statistics.median(run.cpu * run.tasks / (run.wall + 2 * SETTLE_SECONDS) for run in found)
+        print(f"{executor:15}{running:>7}  {dag:14}{figures}{cores:>14.2f}")
+
+
 def of(runs: list[Run], number: int) -> list[Run]:
     """The runs of one round."""
     return [run for run in runs if run.round == number]
@@ -439,6 +478,7 @@ def main(arguments: argparse.Namespace) -> int:
             runs += measured
             notes += [f"{executor}, {running} running: {note}"] if note else []
     show_ratios(runs)
+    show_shares(runs)
     print("", *notes, sep="\n")
     return 1 if any(run.failed for run in runs) else 0
 
