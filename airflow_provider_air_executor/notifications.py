@@ -138,14 +138,7 @@ def _event(context: Context) -> SubmittedBy:
     if "ti" not in given:
         raise InvalidJobError("the context of the callback tells neither of a task nor of a DAG run")
     ti = given["ti"]
-    return SubmittedBy(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-        try_number=ti.try_number,
-        callback=_TASK_CALLBACKS.get(ti.state, "failure"),
-    )
+    return SubmittedBy.of_task(ti, callback=_TASK_CALLBACKS.get(ti.state, "failure"))
 
 
 def _of_run(dag_id: str, run_id: str, **facts: Any) -> SubmittedBy:

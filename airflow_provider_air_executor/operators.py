@@ -515,11 +515,4 @@ def list_of(tasks: Any) -> Any:
 
 def _submitted_by(context: Context) -> SubmittedBy:
     ti = context["ti"]
-    return SubmittedBy(
-        dag_id=ti.dag_id,
-        run_id=ti.run_id,
-        task_id=ti.task_id,
-        map_index=-1 if ti.map_index is None else ti.map_index,
-        try_number=ti.try_number,
-        max_tries=ti.max_tries,
-    )
+    return SubmittedBy.of_task(ti, max_tries=ti.max_tries)

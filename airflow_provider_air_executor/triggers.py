@@ -379,14 +379,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Submit the job, or find it submitted, and wait for it."""
         ti: Any = self.task_instance
-        owner = SubmittedBy(
-            dag_id=ti.dag_id,
-            run_id=ti.run_id,
-            task_id=ti.task_id,
-            map_index=-1 if ti.map_index is None else ti.map_index,
-            try_number=ti.try_number,
-            max_tries=self.retries,
-        )
+        owner = SubmittedBy.of_task(ti, max_tries=self.retries)
         if not self._unrendered:
             self.job_name = valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
         job = None

@@ -305,7 +305,7 @@ class AirExecutorExecutor(BaseExecutor):
             ],
             priority=priority if kind == _TASK else sys.maxsize,  # they complete what is there, before new work
             labels={key: value for key, value in labels.items() if value},
-            submitted_by=None if ti is None else _submitted_by(ti),
+            submitted_by=None if ti is None else SubmittedBy.of_task(ti),
             attached={WORKLOAD_FILE: self._dump(workload)},
             durable=False,  # the database knows of it, and what a power cut takes is submitted again
         )
@@ -654,12 +654,6 @@ def _subject_in(workload: Mapping[str, Any]) -> str:
     if "ti" in workload:
         return str(workload["ti"]["id"])
     return str(workload["callback"]["id"] if "callback" in workload else workload["connection_test_id"])
-
-
-def _submitted_by(ti: Any) -> SubmittedBy:
-    return SubmittedBy(
-        dag_id=ti.dag_id, run_id=ti.run_id, task_id=ti.task_id, map_index=ti.map_index, try_number=ti.try_number
-    )
 
 
 def _explain(job: Job, task: Task | None) -> str:

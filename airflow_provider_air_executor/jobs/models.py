@@ -235,6 +235,23 @@ class SubmittedBy(Record):
     callback: str | None = None  # which one, if it was a callback
     clear_number: int | None = None  # how often the DAG run had been cleared, if it was a callback of that
 
+    @classmethod
+    def of_task(cls, ti: Any, **facts: Any) -> SubmittedBy:
+        """The try of an Airflow task.
+
+        :param ti: its task instance, as any part of Airflow knows it.
+        :param facts: what else is known.
+        """
+        map_index = -1 if ti.map_index is None else ti.map_index
+        return cls(
+            dag_id=ti.dag_id,
+            run_id=ti.run_id,
+            task_id=ti.task_id,
+            map_index=map_index,
+            try_number=ti.try_number,
+            **facts,
+        )
+
     def is_same_task(self, other: SubmittedBy) -> bool:
         """Whether both are tries of the same task of the same run."""
         return (self.dag_id, self.run_id, self.task_id, self.map_index) == (
