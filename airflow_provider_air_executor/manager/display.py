@@ -97,7 +97,10 @@ def _overview(store: JobStore, index: JobIndex, limit: int, *, name_width: int |
     pid = store.manager_pid()
     manager = f"manager {pid}" if pid else "no manager is running"
     more = f", {len(jobs) - limit} more not shown" if len(jobs) > limit else ""
-    return Group(table, Text(f"{len(jobs)} jobs in {store.base_path}{more}; {manager}", style="dim"))
+    return Group(
+        table,
+        Text(f"{len(jobs)} job{'' if len(jobs) == 1 else 's'} in {store.base_path}{more}; {manager}", style="dim"),
+    )
 
 
 def _details(store: JobStore, job: Job) -> RenderableType:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,6 +32,44 @@ def test_demo(dag_id: str, code: int, tmp_path: Path) -> None:
     if code == 0:
         for text in ("download | downloaded 3 files", "upload     completed", "DAG run: success"):
             assert text in done.stdout
+    assert re.search(r"page was at http://localhost:\d+/plugin/air-executor\..* make up$", done.stdout, re.MULTILINE)
+    assert_nothing_is_left(tmp_path)
+
+
+def test_up(tmp_path: Path) -> None:
+    """`make up`: Airflow runs, with its UI and an example, until somebody ends it."""
+    command = ["make", "--no-print-directory", "up", f"VENV={Path(sys.prefix)}", f"AIRFLOW={version('apache-airflow')}"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    try:
+        shown = ""
+        while "Ctrl-C ends" not in shown:
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line.decode()
+        (url,) = re.findall(r"Airflow \(no password\): +(http://\S+)", shown)
+        assert f"{url}/plugin/air-executor" in shown
+        with urllib.request.urlopen(f"{url}/auth/token", timeout=60) as answer:
+            token = json.load(answer)["access_token"]
+        request = urllib.request.Request(f"{url}/air-executor/api/jobs", headers={"Authorization": f"Bearer {token}"})
+
+        def jobs() -> list[str]:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return [job["name"] for job in json.load(answer)["jobs"] if job["state"] == "completed"]
+
+        wait_until(jobs, timeout=120, interval=0.5, what="the example has run")
+    finally:
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        process.wait(120)
+        process.stdout.close()
+    assert_nothing_is_left(tmp_path)
+
+
+def assert_nothing_is_left(tmp_path: Path) -> None:
+    """Neither a file nor a process."""
     assert list(tmp_path.iterdir()) == []
     mark = os.fsencode(str(tmp_path))
     assert not [path for path in Path("/proc").glob("[0-9]*/environ") if mark in readable(path)]

@@ -81,7 +81,7 @@ function useEvents(name, connId, task, job, reload) {
   const [broken, setBroken] = useState(0); // how many streams have ended for another reason than the job's end
   const identity = `${job?.created_at} ${task}`; // a new job of the same name has new logs
   const log = useRef({ identity: null });
-  if (log.current.identity !== identity) log.current = { identity, offset: -FIRST_BYTES, begins: null, pieces: [], hear: null };
+  if (log.current.identity !== identity) log.current = { identity, offset: -FIRST_BYTES, pieces: [], hear: null };
   const mayRead = Boolean(job?.may_read_logs && task);
   const version = job ? `${job.created_at} ${job.attempt} ${isOver(job)}` : null;
   useEffect(() => onVisibility(setShown), []);
