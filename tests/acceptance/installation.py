@@ -226,23 +226,27 @@ class Installation:
 
     def wait_for_dag(self, dag_id: str) -> None:
         """Wait until a DAG file has been parsed."""
+        self._as_soon_as_known(dag_id, f"/dags/{dag_id}")
 
-        def is_known() -> bool:
+    def _as_soon_as_known(self, dag_id: str, path: str, body: object = None) -> Any:
+        """Call the API about a DAG, again as long as it does not know it."""
+
+        def call() -> Any:
             try:
-                return self.api(f"/dags/{dag_id}") is not None
+                return self.api(path, body)
             except urllib.error.HTTPError as error:
                 if error.code != 404:
                     raise
-                return False
+                return None
 
-        wait_until(is_known, timeout=_START_SECONDS, what=f"DAG {dag_id} is parsed", interval=0.5)
+        return wait_until(call, timeout=_START_SECONDS, what=f"DAG {dag_id} is parsed", interval=0.5)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Start a DAG run, and return its id."""
         self.wait_for_dag(dag_id)
-        run_id: str = self.api(f"/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf or {})})[
-            "dag_run_id"
-        ]
+        # Its row may be there a moment before the DAG itself.
+        body = {"logical_date": None, "conf": dict(conf or {})}
+        run_id: str = self._as_soon_as_known(dag_id, f"/dags/{dag_id}/dagRuns", body)["dag_run_id"]
         return run_id
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
