@@ -10,7 +10,6 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import chain
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -32,7 +31,7 @@ from airflow_provider_air_executor.jobs.index import TaskCounts
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, nearest_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.plugin import live
+from airflow_provider_air_executor.plugin import live, pages
 from airflow_provider_air_executor.plugin.access import (
     FoundJob,
     RightsDep,
@@ -42,6 +41,7 @@ from airflow_provider_air_executor.plugin.access import (
     job_for,
     same_site,
 )
+from airflow_provider_air_executor.plugin.pages import HEADERS
 from airflow_provider_air_executor.plugin.records import Asked, JobDetails, JobList, JobSummary, TaskDetails, TaskList
 
 log = logging.getLogger(__name__)
@@ -50,18 +50,6 @@ MAX_LOG_BYTES = 1_048_576  # of one answer
 MAX_JOBS = 500  # of one answer
 MAX_TASKS = 2_000  # of one answer
 _FARTHEST = 2**40  # offset; file systems refuse one that no file could have
-
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
-    ),
-    "Referrer-Policy": "same-origin",
-    "X-Content-Type-Options": "nosniff",
-}
-_STATIC_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
-_STATIC = files(__package__) / "static"
 
 SeenJob = Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_INSTANCE))]
 SeenLog = Annotated[FoundJob, Depends(job_for(DagAccessEntity.TASK_LOGS))]
@@ -84,8 +72,8 @@ async def _show_error(request: Request, error: StarletteHTTPException) -> Respon
     if error.status_code == status.HTTP_401_UNAUTHORIZED:
         here = quote(request.url.path + (f"?{request.url.query}" if request.url.query else ""), safe="")
         text = f'<a href="{root}/auth/login?next={here}" target="_top">Log in to Airflow</a> to see this page.'
-    page = _page("Air-Executor", f'<main class="message"><p>{text}</p><p><a href="{root}/">Airflow</a></p></main>')
-    return HTMLResponse(page, error.status_code, {**_HEADERS, **(error.headers or {})})
+    page = pages.page("Air-Executor", f'<main class="message"><p>{text}</p><p><a href="{root}/">Airflow</a></p></main>')
+    return HTMLResponse(page, error.status_code, {**HEADERS, **(error.headers or {})})
 
 
 @app.exception_handler(AirExecutorError)
@@ -93,15 +81,15 @@ async def _show_error(request: Request, error: StarletteHTTPException) -> Respon
 async def _show_unreadable(request: Request, error: Exception) -> Response:
     """The job's files are gone, are not valid, or cannot be reached now."""
     if isinstance(error, JobStateError):
-        return JSONResponse({"detail": str(error)}, status.HTTP_409_CONFLICT, _HEADERS)
+        return JSONResponse({"detail": str(error)}, status.HTTP_409_CONFLICT, HEADERS)
     log.warning("%s: %s", request.url.path, error)
     if isinstance(error, ManagerError):
         detail = "it is asked for, but no manager is running, and none can be started here"
-        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, _HEADERS)
+        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, HEADERS)
     if request.method != "GET":
         detail = "the manager cannot be asked: the job filesystem cannot be written to from here"
-        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, _HEADERS)
-    return JSONResponse({"detail": "the files of the job cannot be read"}, status.HTTP_404_NOT_FOUND, _HEADERS)
+        return JSONResponse({"detail": detail}, status.HTTP_503_SERVICE_UNAVAILABLE, HEADERS)
+    return JSONResponse({"detail": "the files of the job cannot be read"}, status.HTTP_404_NOT_FOUND, HEADERS)
 
 
 # -- pages -------------------------------------------------------------------------------------------------
@@ -110,29 +98,29 @@ async def _show_unreadable(request: Request, error: Exception) -> Response:
 @app.get("/jobs", response_class=HTMLResponse)
 def show_jobs() -> Response:
     """The page of all jobs."""
-    return _show("jobs", "Jobs")
+    return pages.show("jobs", "Jobs")
 
 
 @app.get("/jobs/{job_name}", response_class=HTMLResponse)
 def show_job(found: SeenJob) -> Response:
     """The page of a job."""
-    return _show("job", found.job.name, {"job": found.job.name})
+    return pages.show("job", found.job.name, {"job": found.job.name})
 
 
 @app.get("/owned", response_class=HTMLResponse)
 def show_owned() -> Response:
     """The jobs of one DAG run or task instance, which the query names: the tab in Airflow's pages of those."""
-    return _show("owned", "Jobs")
+    return pages.show("owned", "Jobs")
 
 
 @app.get("/static/{path:path}")
 def get_static(path: str) -> Response:
     """A file that the pages load."""
-    content = _static_files().get(path)
+    content = pages.static_files().get(path)
     if content is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such file")
-    kind = _STATIC_TYPES[path[path.rindex(".") :]]
-    return Response(content, media_type=kind, headers={**_HEADERS, "Cache-Control": "private, no-cache"})
+    kind = pages.STATIC_TYPES[path[path.rindex(".") :]]
+    return Response(content, media_type=kind, headers={**HEADERS, "Cache-Control": "private, no-cache"})
 
 
 # -- the JSON API ------------------------------------------------------------------------------------------
@@ -244,7 +232,7 @@ def get_log(
     """What a task has printed, byte for byte, but for secrets. With a limit, `X-Next-Offset` says where to go on."""
     mask = _mask_for_log(found, task_id)
     is_over = found.job.state.is_terminal
-    headers = {**_HEADERS, "Content-Disposition": "inline"}
+    headers = {**HEADERS, "Content-Disposition": "inline"}
     if limit is None:
         pieces = _pieces(found, task_id, mask, offset, is_over=is_over)
         first = next(pieces, b"")  # if it cannot be read, that is said before the answer begins
@@ -291,43 +279,8 @@ def retry_job(found: EditedJob) -> Asked:
 # -- parts -------------------------------------------------------------------------------------------------
 
 
-def _show(kind: str, title: str, data: Mapping[str, str] | None = None) -> Response:
-    """A page; its script gets all data from the API, so that none is part of the markup."""
-    attributes = "".join(
-        f' data-{name}="{html.escape(value)}"'
-        for name, value in {"page": kind, "root": links.root_path(), **(data or {})}.items()
-    )
-    body = f'<main id="app"{attributes}></main><noscript>This page needs JavaScript.</noscript>'
-    return HTMLResponse(_page(title, body, script=True), headers=_HEADERS)
-
-
-def _page(title: str, body: str, *, script: bool = False) -> str:
-    static = html.escape(f"{links.root_path()}{links.URL_PREFIX}/static")
-    scripts = "".join(
-        f'<script type="module" src="{static}/{name}"></script>' for name in ("theme.js", "app.js") if script
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{html.escape(title)}</title><link rel="icon" href="{static}/icon.svg">'
-        f'<link rel="stylesheet" href="{static}/style.css">{scripts}</head><body>{body}</body></html>'
-    )
-
-
-def _static_files() -> Mapping[str, bytes]:
-    if not _static_cache:
-        for folder in ("", "vendor"):
-            for entry in (_STATIC / folder if folder else _STATIC).iterdir():
-                if entry.is_file() and entry.name.endswith(tuple(_STATIC_TYPES)):
-                    _static_cache[f"{folder}/{entry.name}".lstrip("/")] = entry.read_bytes()
-    return _static_cache
-
-
-_static_cache: dict[str, bytes] = {}
-
-
 def _never_cached(response: Response) -> None:
-    response.headers.update(_HEADERS)
+    response.headers.update(HEADERS)
 
 
 def _row(store: JobStore, job: Job, counts: TaskCounts) -> JobSummary:
@@ -370,7 +323,7 @@ def _pieces(found: FoundJob, task_id: str, mask: Mask, offset: int, *, is_over: 
 def _stream(found: FoundJob, followed: tuple[str, int] | None) -> StreamingResponse:
     events = live.events(found.store, found.job.name, followed)
     # Proxies are asked not to keep what is to be seen at once.
-    return StreamingResponse(events, media_type="text/event-stream", headers={**_HEADERS, "X-Accel-Buffering": "no"})
+    return StreamingResponse(events, media_type="text/event-stream", headers={**HEADERS, "X-Accel-Buffering": "no"})
 
 
 def _record(event: str, found: FoundJob) -> None:
