@@ -76,6 +76,9 @@ class Installation:
             "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "600",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "PYTHONUNBUFFERED": "1",
+            # The standard input of a task is a socket, and a bash that finds one there takes itself for the outermost
+            # shell of a remote login and reads ~/.bashrc, unless it stands within another shell.
+            "SHLVL": "1",
             **(settings or {}),
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
