@@ -15,7 +15,7 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-lowest postgresql chromium vendor check format benchmark clean
+.PHONY: demo up test test-lowest postgresql chromium slurm vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -23,7 +23,7 @@ demo: $(READY)
 up: $(READY)
 	@exec $(BIN)/python demo.py --up
 
-test: $(READY) postgresql chromium
+test: $(READY) postgresql chromium slurm
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
@@ -35,6 +35,10 @@ postgresql:
 # The tests of the pages use a browser.
 chromium:
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
+
+# The tests of the runner slurm start a cluster of two nodes of their own.
+slurm:
+	@test -x /usr/sbin/slurmctld || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:

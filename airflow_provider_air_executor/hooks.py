@@ -105,6 +105,7 @@ class AirExecutorHook(BaseHook):
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
         outlets: Iterable[str] = (),
+        runner: str | None = None,
         submitted_by: SubmittedBy | None = None,
     ) -> Job:
         """Submit a job; it exists exactly once, or not at all. See :meth:`JobStore.submit` for the parameters.
@@ -123,6 +124,7 @@ class AirExecutorHook(BaseHook):
             priority=priority,
             labels=labels,
             outlets=outlets,
+            runner=runner,
             submitted_by=submitted_by,
             attached={masking.FILE: masking.dump(secrets)} if secrets else None,
         )

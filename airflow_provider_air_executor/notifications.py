@@ -44,6 +44,8 @@ class AirExecutorNotifier(BaseNotifier):
         are an error of the second one. Default: see above.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
+    :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager
+        has; default: what the manager's settings say.
     :param labels: words by which the job can be found (templated); default: none.
     :param air_executor_conn_id: the connection (templated), see
         :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
@@ -59,6 +61,7 @@ class AirExecutorNotifier(BaseNotifier):
         job_name: str | None = None,
         max_parallel_tasks: int | None = None,
         priority: int = 0,
+        runner: str | None = None,
         labels: Mapping[str, str] | None = None,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         context: Context | None = None,
@@ -69,6 +72,7 @@ class AirExecutorNotifier(BaseNotifier):
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
+        self.runner = runner
         self.labels = labels
         self.air_executor_conn_id = air_executor_conn_id
         self._unrendered = json.dumps(self.tasks, default=repr)
@@ -104,6 +108,7 @@ class AirExecutorNotifier(BaseNotifier):
                 tasks,
                 max_parallel_tasks=self.max_parallel_tasks or len(tasks),
                 priority=self.priority,
+                runner=self.runner,
                 labels=self.labels,
                 submitted_by=event,
             )

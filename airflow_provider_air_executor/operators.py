@@ -70,11 +70,14 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     :param tasks: the tasks (templated): a list of dicts, of :class:`~airflow_provider_air_executor.jobs.models.Task`,
         or of bash lines. A dict has ``command`` and ``args``, or ``bash`` with a line of shell code, and may have
-        ``id``, ``dependencies``, ``env``, ``cwd``, ``timeout``, ``retries`` and ``retry_delay``; see there.
+        ``id``, ``dependencies``, ``env``, ``cwd``, ``timeout``, ``retries``, ``retry_delay``, ``runner``,
+        ``resources`` and options of the runner; see there.
     :param job_name: the name of the job (templated). One that is not valid, because there is a ``:`` in it for
         instance, is mapped to one that is, always the same. Default: made of DAG, run, task and map index.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
+    :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager
+        has; default: what the manager's settings say.
     :param labels: words by which the job can be found (templated); default: none.
     :param wait_for_completion: whether to wait for the end of the job; default True.
     :param deferrable: whether to wait in the triggerer, without a worker slot; default:
@@ -120,6 +123,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         job_name: str | None = None,
         max_parallel_tasks: int | None = None,
         priority: int = 0,
+        runner: str | None = None,
         labels: Mapping[str, str] | None = None,
         job_outlets: Sequence[str] = (),
         wait_for_completion: bool = True,
@@ -143,6 +147,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
+        self.runner = runner
         self.labels = labels
         self.job_outlets = job_outlets
         self.wait_for_completion = wait_for_completion
@@ -278,6 +283,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             air_executor_conn_id=self.air_executor_conn_id,
             max_parallel_tasks=self.max_parallel_tasks,
             priority=self.priority,
+            runner=self.runner,
             labels=self.labels,
             job_outlets=self._declared_outlets(),
             retries=self.retries or 0,
@@ -368,6 +374,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             max_parallel_tasks=self.max_parallel_tasks or len(tasks),
             timeout=self._job_timeout,
             priority=self.priority,
+            runner=self.runner,
             labels=self.labels,
             outlets=self._declared_outlets(),
             submitted_by=owner,

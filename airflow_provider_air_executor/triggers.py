@@ -308,6 +308,8 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     :param air_executor_conn_id: the connection (templated); default ``air_executor_default``.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
+    :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager
+        has; default: what the manager's settings say.
     :param labels: words by which the job can be found (templated); default: none.
     :param job_outlets: the URIs of what the job makes or changes (templated); default: none.
     :param retries: of the Airflow task; default 0.
@@ -327,6 +329,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         max_parallel_tasks: int | None = None,
         priority: int = 0,
+        runner: str | None = None,
         labels: Mapping[str, str] | None = None,
         job_outlets: Collection[str] = (),
         retries: int = 0,
@@ -348,6 +351,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         self.tasks = tasks
         self.max_parallel_tasks = max_parallel_tasks
         self.priority = priority
+        self.runner = runner
         self.labels = labels
         self.job_outlets = list(job_outlets)
         self.retries = retries
@@ -364,6 +368,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
                 "air_executor_conn_id": self.air_executor_conn_id,
                 "max_parallel_tasks": self.max_parallel_tasks,
                 "priority": self.priority,
+                "runner": self.runner,
                 "labels": self.labels,
                 "job_outlets": self.job_outlets,
                 "retries": self.retries,
@@ -410,6 +415,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
                 max_parallel_tasks=self.max_parallel_tasks or len(tasks) or None,
                 timeout=self.job_timeout,
                 priority=self.priority,
+                runner=self.runner,
                 labels=self.labels,
                 outlets=self.job_outlets,
                 submitted_by=owner,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
 
-_RECORD_BYTES = 200
+_RECORD_BYTES = 1000
 
 
 class AttemptRecord(NamedTuple):
@@ -96,11 +96,12 @@ def _read(path: Path, task_id: str, number: int) -> list[AttemptRecord]:
         if started_at.tzinfo is None:
             return []
         started_at = started_at.astimezone(UTC)
-        exit_code = int(lines[1]) if len(lines) > 1 else None
+        is_over = len(lines) > 1
+        exit_code = int(lines[1]) if is_over and not lines[1].startswith(b"spawn ") else None
     except (OSError, ValueError, IndexError, OverflowError):  # not a record, or gone
         return []
     # The clock of a file system is some milliseconds late.
-    ended_at = None if exit_code is None else max(modified_at, started_at)
+    ended_at = max(modified_at, started_at) if is_over else None
     return [
         AttemptRecord(
             task_id, number, TaskStatus.FAILED, exit_code=exit_code, started_at=started_at, completed_at=ended_at

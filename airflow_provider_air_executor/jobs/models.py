@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     TypeAdapter,
@@ -36,6 +37,9 @@ _STORED_NAME = re.compile(r"[\w-]{1,100}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt]?)(i?)[Bb]?")
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 
 
 class JobState(enum.StrEnum):
@@ -128,6 +132,24 @@ def _valid_env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _bytes(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _MEMORY.fullmatch(value.strip())
+    if not match:
+        raise ValueError("must be a number of bytes, or a text such as '512Mi' or '4G'")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _DURATION.fullmatch(value.strip())
+    if not match or not any(match.groups()):
+        raise ValueError("must be a number of seconds, or a text such as '90s', '15m', '1h30m' or '2d'")
+    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+
+
 def _absolute(value: str) -> str:
     if not value.startswith("/"):
         raise ValueError("must be an absolute path")
@@ -140,6 +162,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
 Directory = Annotated[Text, AfterValidator(_absolute)]
+RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -153,6 +176,25 @@ class Record(BaseModel):
     def evolve(self, **changes: Any) -> Self:
         """A copy with some fields changed; the changes are trusted, not validated again."""
         return self.model_copy(update=changes)
+
+
+class Resources(BaseModel):
+    """What a task needs.
+
+    :param cpus: processors; parts of one where the engine has them.
+    :param memory: bytes, or a text with a unit: ``"512Mi"``, ``"4Gi"`` (powers of 1024), ``"512M"``, ``"4G"`` (of
+        1000).
+    :param gpus: whole graphics processors.
+    :param time: seconds that an attempt may take, or a text with units: ``"90s"``, ``"15m"``, ``"1h30m"``, ``"2d"``. On
+        an engine, also what its scheduler is told.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class Task(Record):
@@ -172,10 +214,14 @@ class Task(Record):
     :param timeout: seconds one attempt may take before it is killed; default: the manager's ``task_timeout``.
     :param retries: how many more attempts are made after a failed one; default 0.
     :param retry_delay: seconds between an attempt's failure and the next attempt; default 0.
-    :param runner: ``warm`` if a command ``python -m module`` is to be run in a process forked for it, which has
-        imported already what the module needs; where that cannot be, it starts cold. Default ``local``: a process of
-        its own.
+    :param runner: what runs it: ``local`` (a process of its own on the manager's machine), ``slurm``, or another one
+        that is installed there. ``warm`` is a local one for a command ``python -m module``, run in a process forked for
+        it which has imported already what the module needs; where that cannot be, it starts cold. Default: what its
+        job says, or else the manager's setting ``runner``.
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
+    :param resources: what it needs, see :class:`Resources`; default: what its runner gives to each task.
+    :param slurm: options of ``sbatch`` for it, by their long names, if it runs on Slurm: ``{"partition": "gpu"}``.
+    :param kubernetes: options of its Pod, if it runs on Kubernetes.
     """
 
     id: TaskId = ""
@@ -194,12 +240,16 @@ class Task(Record):
     timeout: Seconds | None = None
     retries: Annotated[int, Field(ge=0)] = 0
     retry_delay: Delay = 0
-    runner: Literal["local", "warm"] | None = None
+    runner: RunnerName | None = None
     preload: tuple[ModuleName, ...] | None = None
+    resources: Resources | None = None
+    slurm: dict[str, Any] | None = None
+    kubernetes: dict[str, Any] | None = None
     attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
     attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
     exit_code: int | None = None
     reason: Reason | None = None
+    where: str | None = None  # where the latest attempt is, if not on the manager's machine, and what it waits for
 
     @model_validator(mode="before")
     @classmethod
@@ -279,6 +329,7 @@ class Job(Record):
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param labels: words by which jobs can be told apart.
     :param outlets: the URIs of what it makes or changes, for who waits for that.
+    :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
     :param attempt: how often the job has been started; a retry adds one.
     """
 
@@ -294,6 +345,7 @@ class Job(Record):
     priority: int = 0
     labels: dict[str, str] = {}
     outlets: tuple[NonEmptyText, ...] = ()
+    runner: RunnerName | None = None
     submitted_by: SubmittedBy | None = None
     attempt: Annotated[int, Field(ge=0)] = 0
     cancel_requested_at: Timestamp | None = None
@@ -430,6 +482,8 @@ def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ())
 
 def _refuse_unknown_fields(record: Record, where: str) -> None:
     for name in record.model_extra or ():
+        if isinstance(record, Task) and name == record.runner:  # the options of a runner that is installed elsewhere
+            continue
         import difflib
 
         close = difflib.get_close_matches(name, [*type(record).model_fields, "bash"], n=1)

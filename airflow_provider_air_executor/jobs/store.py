@@ -161,6 +161,11 @@ class JobStore:
         """The file in which the runner of one attempt leaves its result."""
         return self.runs_path(name) / f"{task_id}.{attempt}"
 
+    def note_path(self, name: str, task_id: str, attempt: int, runner: str) -> Path:
+        """Where a runner that is not the local one notes what it has handed to its engine."""
+        path = self.run_path(name, task_id, attempt)
+        return path.with_name(f"{path.name}.on-{runner}")
+
     def waiter_path(self, name: str) -> Path:
         """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
         return self.job_path(name) / ".waiter"
@@ -194,6 +199,7 @@ class JobStore:
         priority: int = 0,
         labels: Mapping[str, str] | None = None,
         outlets: Iterable[str] = (),
+        runner: str | None = None,
         submitted_by: SubmittedBy | None = None,
         attached: Mapping[str, bytes] | None = None,
         durable: bool = True,
@@ -207,6 +213,7 @@ class JobStore:
         :param priority: jobs with a higher number start their tasks first.
         :param labels: words by which the job can be found.
         :param outlets: the URIs of what it makes or changes.
+        :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
         :param submitted_by: the Airflow task that submits it.
         :param attached: files for its tasks, by name, that are published with it in its directory, of mode 0600.
         :param durable: whether it must survive a power cut; False for who would submit it again after one.
@@ -229,6 +236,7 @@ class JobStore:
                 "priority": priority,
                 "labels": dict(labels or {}),
                 "outlets": outlets if isinstance(outlets, str) else tuple(outlets),
+                "runner": runner,
                 "submitted_by": submitted_by,
             },
             "",
@@ -242,6 +250,7 @@ class JobStore:
     def _fresh(task: Task, job_name: str, now: datetime) -> Task:
         """The task as it was described, without what an earlier run left in it."""
         return Task.model_construct(
+            **(task.model_extra or {}),  # the options of other runners
             id=task.id,
             job_name=job_name,
             command=task.command,
@@ -255,6 +264,9 @@ class JobStore:
             retry_delay=task.retry_delay,
             runner=task.runner,
             preload=task.preload,
+            resources=task.resources,
+            slurm=task.slurm,
+            kubernetes=task.kubernetes,
         )
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:

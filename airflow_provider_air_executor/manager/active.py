@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs.models import (
     utc_now,
 )
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.local import Attempt
+from airflow_provider_air_executor.manager.runners.protocol import Attempt
 from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome
 
 # Between two snapshots of a job's tasks lie at least so many seconds, and so many times what the last one took.
@@ -97,6 +97,10 @@ class ActiveJob:
         )
         self.running.add(attempt)
 
+    def place(self, attempt: Attempt, where: str) -> None:
+        """It is known where an attempt is."""
+        self._put(self.tasks[attempt.task_id].evolve(where=where))
+
     def complete(self, attempt: Attempt, ended_at: datetime) -> None:
         """The command of a task has ended with exit code 0."""
         self.running.discard(attempt)
@@ -137,7 +141,9 @@ class ActiveJob:
         self.running.discard(attempt)
         number = attempt.number if failed_at is not None else attempt.number - 1
         task = self.tasks[attempt.task_id]
-        self._put(task.evolve(status=TaskStatus.PENDING, attempt=number, started_at=None, completed_at=failed_at))
+        self._put(
+            task.evolve(status=TaskStatus.PENDING, attempt=number, started_at=None, completed_at=failed_at, where=None)
+        )
         self.delayed.add(task.id)
 
     def stop(self, reason: Reason, error: str) -> None:
@@ -169,6 +175,7 @@ class ActiveJob:
                 attempts_before=0,
                 exit_code=None,
                 reason=None,
+                where=None,
             )
         self.is_dirty = True
         self.rebuild_graph()

@@ -122,6 +122,7 @@ def main() -> None:
 @click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
+@click.option("--runner", metavar="NAME", help="What runs the tasks that do not say (local).")
 @click.option("--preload", metavar="MODULES", help="Imported once for all warm runners, separated by commas.")
 @click.option("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (INFO).")
 @click.option("--log-format", help="console or json (console).")
@@ -146,13 +147,17 @@ def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> N
 def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
     from airflow_provider_air_executor.manager.lock import ManagerLock
     from airflow_provider_air_executor.manager.manager import Manager
+    from airflow_provider_air_executor.manager.runners.children import Children
     from airflow_provider_air_executor.manager.runners.local import LocalRunner
+    from airflow_provider_air_executor.manager.runners.registry import Runners
 
     _set_up_logging(settings)
     with ManagerLock(store) as lock:
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
-        Manager(store, settings, LocalRunner(store, preload=settings.preload)).run(lock)
+        children = Children()
+        local = LocalRunner(store, os.environ, children, preload=settings.preload)
+        Manager(store, settings, Runners(store, settings, local, os.environ, children)).run(lock)
 
 
 def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
@@ -166,7 +171,7 @@ def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
     command += ["--config", str(config)] if config else []
     for key, value in {**flags, "base_path": str(store.base_path)}.items():
         command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
-    from airflow_provider_air_executor.manager.runners.local import TASK_VARIABLES
+    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES
 
     environment = {key: value for key, value in os.environ.items() if key not in TASK_VARIABLES}
     log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
@@ -264,7 +269,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     """Submit a job from a file ("-": standard input).
 
     The file holds {"name": ..., "tasks": [{"command": "echo", "args": ["hi"]}, ...]}, and what else a job may say:
-    max_parallel_tasks, timeout, priority, labels, outlets.
+    max_parallel_tasks, timeout, priority, labels, outlets, runner.
     """
     store = _store(base_path, must_exist=False)
     job = store.submit(**_read_job(file, name))
@@ -288,7 +293,7 @@ def _read_job(file: Any, name: str | None) -> dict[str, Any]:
         raise exceptions.InvalidJobError(f"{file.name}: must be an object with name and tasks")
     if name is not None:
         content["name"] = name
-    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels", "outlets"}
+    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels", "outlets", "runner"}
     for key in content.keys() - allowed:
         raise exceptions.InvalidJobError(f"{key}: there is no such field; a job has {', '.join(sorted(allowed))}")
     for key in ("name", "tasks"):

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
@@ -45,14 +45,18 @@ from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
 from airflow_provider_air_executor.manager import active
 from airflow_provider_air_executor.manager.active import ActiveJob
 from airflow_provider_air_executor.manager.lock import ManagerLock
-from airflow_provider_air_executor.manager.runners.local import (
+from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
     CannotStartError,
     Ended,
-    LocalRunner,
+    Event,
     NoRoomError,
+    NotStarted,
+    Placed,
     Running,
+    Started,
 )
+from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.schedule import reset_failed
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.timers import Timers
@@ -73,18 +77,19 @@ class Manager:
 
     :param store: the job filesystem.
     :param settings: limits and intervals.
-    :param runner: how tasks run.
+    :param runners: how tasks run.
     """
 
-    def __init__(self, store: JobStore, settings: Settings, runner: LocalRunner) -> None:
+    def __init__(self, store: JobStore, settings: Settings, runners: Runners) -> None:
         self._store = store
         self._settings = settings
-        self._runner = runner
+        self._runners = runners
         self._notifier = Notifier()
         self._active: dict[str, ActiveJob] = {}
         self._ended: dict[str, files.Stamp | None] = {}  # jobs that have ended, and the state.json that says so
         self._unsettled: dict[str, float] = {}  # jobs whose files are not whole, and until when we wait
-        self._queue: list[tuple[int, float, int, str]] = []
+        self._queue: list[_Turn] = []
+        self._held_up: dict[str, list[_Turn]] = {}  # jobs whose next task waits for room with its runner
         self._queued: set[str] = set()
         self._timers = Timers()
         self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
@@ -117,8 +122,8 @@ class Manager:
             selector.register(wakeup, selectors.EVENT_READ)
             if self._notifier.works:
                 selector.register(self._notifier, selectors.EVENT_READ)
-            if self._runner.descriptor is not None:
-                selector.register(self._runner.descriptor, selectors.EVENT_READ)
+            for descriptor in self._runners.descriptors:
+                selector.register(descriptor, selectors.EVENT_READ)
             self.recover()
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
             while not self._stopping:
@@ -143,7 +148,7 @@ class Manager:
         self._trying(self._timers.expire)
         self._trying(self._launch)
         self._trying(self._conclude)
-        self._runner.prepare()
+        self._runners.prepare()
 
     def _trying(self, step: Callable[[], None]) -> None:
         """Take a step that must not end the manager if the file system fails: the step is tried again soon.
@@ -162,7 +167,7 @@ class Manager:
             with contextlib.suppress(OSError, AirExecutorError):
                 if job.merge_foreign():
                     job.snapshot()
-        self._runner.close()
+        self._runners.close()
         self._notifier.close()
         if self._running:
             log.info("manager %d leaves %d tasks running; the next one takes over", os.getpid(), len(self._running))
@@ -175,8 +180,9 @@ class Manager:
         if self._settings.idle_timeout is not None:
             due.append(self._idle_since + self._settings.idle_timeout)
         seconds = min(due) - time.monotonic()
-        if self._runner.poll_after is not None:
-            seconds = min(seconds, self._runner.poll_after)
+        poll_after = self._runners.poll_after
+        if poll_after is not None:
+            seconds = min(seconds, poll_after)
         return max(0.0, seconds)
 
     def _is_idle(self) -> bool:
@@ -336,8 +342,8 @@ class Manager:
         """End a job that cannot be run."""
         log.error("job %s is not valid: %s", job.name, error)
         if job.name not in self._ended:  # what an ended run has left running was meant to
-            for record in self._records(job.name):
-                self._runner.kill_recorded(record)
+            for record in self._runners.recorded(job.name):
+                self._runners.kill_recorded(record)
         failed = job.evolve(
             state=JobState.FAILED,
             reason=Reason.INVALID,
@@ -362,7 +368,7 @@ class Manager:
             self._store.reset_tasks(job.name, tasks)
             taken = active.load(self._store, job)
         if not job_is_new:
-            records = self._records(job.name)
+            records = self._runners.recorded(job.name)
         else:
             records = self._drop_outdated(job.name)
             # Published in a moment, when its first tasks are under way already.
@@ -389,19 +395,6 @@ class Manager:
         self._touched.add(job.name)
         log.info("job %s: %d tasks", job.name, len(taken.tasks))
 
-    def _records(self, name: str) -> list[Attempt]:
-        """The attempts of a job that left a record, in their order."""
-        found: list[Attempt] = []
-        path = self._store.runs_path(name)
-        if not files.is_real_directory(path):
-            return found
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            for file in os.listdir(path):
-                task_id, _, number = file.rpartition(".")
-                if task_id and number.isdecimal():
-                    found.append(Attempt.of(name, task_id, int(number)))
-        return sorted(found, key=lambda attempt: attempt.number)
-
     def _drop_outdated(self, name: str) -> list[Attempt]:
         """The records of a job that is waiting: what was started before somebody set it to waiting does not count.
 
@@ -416,13 +409,13 @@ class Manager:
         if replaced is not None and (has_ended or replaced.mtime_ns / 1e9 < since):
             previous.unlink(missing_ok=True)
         kept = []
-        for attempt in self._records(name):
+        for attempt in self._runners.recorded(name):
             path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
-            found, record = self._runner.adopt(attempt), files.stamp(path)
+            found, record = self._runners.adopt(attempt), files.stamp(path)
             if isinstance(found, Ended) and record is not None:
                 started = found.started_at.timestamp() if found.started_at else record.mtime_ns / 1e9
                 if has_ended or started < since:
-                    path.unlink(missing_ok=True)
+                    self._runners.discard(attempt)
                     continue
             kept.append(attempt)
         return kept
@@ -431,10 +424,11 @@ class Manager:
         """Find out what became of the tasks that an earlier manager may have started."""
         recorded = {attempt.task_id: attempt for attempt in records}  # the latest of each task
         ended: list[Ended] = []
-        for attempt in recorded.values():
+        for attempt in list(recorded.values()):
             task = job.tasks.get(attempt.task_id)
-            found = self._runner.adopt(attempt)
+            found = self._runners.adopt(attempt)
             if found is None:
+                del recorded[attempt.task_id]
                 continue
             if task is None or task.status.is_terminal:
                 self._kill_stray(found)
@@ -443,7 +437,7 @@ class Manager:
             self._running[attempt] = None
             if isinstance(found, Ended):
                 ended.append(found)
-            else:
+            elif not found.waits:
                 self._set_limits(job.tasks[task.id], attempt)
         for task in list(job.tasks.values()):
             if task.status is TaskStatus.RUNNING and task.id not in recorded:
@@ -460,7 +454,7 @@ class Manager:
         """A runner works for a task that is not there any more, or has been settled otherwise."""
         if isinstance(found, Running):
             self._running[found.attempt] = Reason.CANCELLED
-            self._runner.signal(found.attempt, signal.SIGKILL)
+            self._runners.cancel(found.attempt, kill=True)
 
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
         """A task is said to run, but no runner has left a record of it."""
@@ -479,29 +473,45 @@ class Manager:
         """Put a job in the queue if one of its tasks can start."""
         if job.name not in self._queued and job.can_start:
             created = job.job.created_at.timestamp() if job.job.created_at else 0.0
-            heapq.heappush(self._queue, (-job.job.priority, created, next(self._numbers), job.name))
+            heapq.heappush(self._queue, _Turn(-job.job.priority, created, next(self._numbers), job.name))
             self._queued.add(job.name)
 
     def _launch(self) -> None:
         """Start tasks while there is room, those of the job with the highest priority first, then the oldest."""
-        while self._queue and len(self._running) < self._settings.max_concurrent_runners:
+        self._let_in()
+        while self._queue or self._let_in():
             if time.monotonic() < self._paused_until:
                 return
-            name = self._queue[0][3]
-            job = self._active.get(name)
+            turn = heapq.heappop(self._queue)
+            job = self._active.get(turn.name)
             if job is None or not job.can_start:
-                heapq.heappop(self._queue)
-                self._queued.discard(name)
+                self._queued.discard(turn.name)
                 continue
-            self._start(job, job.tasks[job.graph.take_ready()])
+            task = job.tasks[job.graph.take_ready()]
+            runner = self._runners.name_for(job.job, task)
+            if self._runners.has_room(runner):
+                heapq.heappush(self._queue, turn)
+                self._start(job, task, runner)
+            else:
+                job.graph.add_ready(task.id)
+                heapq.heappush(self._held_up.setdefault(runner, []), turn)
 
-    def _start(self, job: ActiveJob, task: Task) -> None:
+    def _let_in(self) -> bool:
+        """Let a job back into the queue for each runner that has room again; False if there is none."""
+        found = False
+        for runner, turns in self._held_up.items():
+            if turns and self._runners.has_room(runner):
+                heapq.heappush(self._queue, heapq.heappop(turns))
+                found = True
+        return found
+
+    def _start(self, job: ActiveJob, task: Task, runner: str) -> None:
         if task.status is not TaskStatus.PENDING:
             return
-        attempt = Attempt.of(job.name, task.id, task.attempt + 1)
+        attempt = Attempt.of(job.name, task.id, task.attempt + 1, runner)
         started_at = utc_now()
         try:
-            self._runner.start(attempt, task, started_at)
+            waits = self._runners.start(attempt, task, started_at)
         except NoRoomError as error:
             job.graph.add_ready(task.id)
             self._pause(f"task {task.id} of job {job.name} cannot start now: {error}")
@@ -512,7 +522,8 @@ class Manager:
             return
         job.begin(attempt, started_at)
         self._running[attempt] = None
-        self._set_limits(job.tasks[task.id], attempt)
+        if not waits:
+            self._set_limits(job.tasks[task.id], attempt)
         self._touched.add(job.name)
 
     def _pause(self, why: str) -> None:
@@ -521,20 +532,35 @@ class Manager:
         self._timers.after(_RETRY_SECONDS, lambda: None)
 
     def _reap(self) -> None:
-        """Take in the attempts that have ended."""
-        for ended in self._runner.poll():
-            if isinstance(ended, Ended):
-                self._end(ended)
-                continue
-            self._running.pop(ended.attempt, None)
-            job = self._active.get(ended.attempt.job_name)
-            if job is not None and ended.attempt in job.running:
-                job.put_back(ended.attempt)
-                self._ready_again(job, ended.attempt.task_id)
-            self._pause(f"task {ended.attempt.task_id} of job {ended.attempt.job_name} did not start: {ended.why}")
+        """Take in what has become of the attempts."""
+        for event in self._runners.poll():
+            if isinstance(event, Ended):
+                self._end(event)
+            else:
+                self._go_on(event)
+
+    def _go_on(self, event: Event) -> None:
+        """An attempt has got nearer to its start, or further away from it."""
+        attempt = event.attempt
+        job = self._active.get(attempt.job_name)
+        if job is not None and attempt not in job.running:
+            job = None  # it is another one by now
+        if isinstance(event, NotStarted):
+            self._running.pop(attempt, None)
+            if job is not None:
+                job.put_back(attempt)
+                self._ready_again(job, attempt.task_id)
+            self._pause(f"task {attempt.task_id} of job {attempt.job_name} did not start: {event.why}")
+        elif job is not None:
+            self._touched.add(job.name)
+            if isinstance(event, Started):
+                job.begin(attempt, event.started_at)
+                self._set_limits(job.tasks[attempt.task_id], attempt)
+            elif isinstance(event, Placed):
+                job.place(attempt, event.where)
 
     def _end(self, ended: Ended) -> None:
-        attempt, exit_code, ended_at, _ = ended
+        attempt, exit_code, ended_at = ended[:3]
         self._timers.cancel(attempt)
         killed = self._running.pop(attempt, None)
         kill_error = self._kill_errors.pop(attempt, "")
@@ -543,6 +569,9 @@ class Manager:
             return
         if killed is not None:
             self._fail(job, attempt, killed, kill_error, exit_code, ended_at)
+        elif ended.reason is not None:
+            error = ended.error or ended.reason.value
+            self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=ended.may_repeat)
         elif exit_code == 0:
             job.complete(attempt, ended_at)
         elif exit_code is None:
@@ -562,12 +591,14 @@ class Manager:
         error: str,
         exit_code: int | None,
         ended_at: datetime,
+        *,
+        may_repeat: bool = True,
     ) -> None:
         """An attempt has failed: try again if the task says so, or let the task fail."""
         task = job.tasks[attempt.task_id]
         made = attempt.number - task.attempts_before
         self._touched.add(job.name)
-        if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED:
+        if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED and may_repeat:
             log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, error)
             job.put_back(attempt, failed_at=ended_at)
             self._timers.after(task.retry_delay, lambda: self._ready_again(job, task.id))
@@ -592,6 +623,8 @@ class Manager:
         if self._settings.max_log_size is not None:
             self._timers.after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
         limit = task.timeout or self._settings.task_timeout
+        needed = task.resources and task.resources.time
+        limit = min(limit or needed, needed) if needed else limit
         if limit is not None:
             ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
             error = f"it ran longer than its timeout of {limit:g} s and was killed"
@@ -604,11 +637,11 @@ class Manager:
         self._running[attempt] = reason
         self._kill_errors[attempt] = error
         self._timers.after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
-        self._runner.signal(attempt, signal.SIGTERM)
+        self._runners.cancel(attempt, kill=False)
 
     def _kill_hard(self, attempt: Attempt) -> None:
         if attempt in self._running:
-            self._runner.signal(attempt, signal.SIGKILL)
+            self._runners.cancel(attempt, kill=True)
 
     def _stop_job(self, job: ActiveJob, reason: Reason, error: str) -> None:
         """Start nothing more of a job, and kill what runs."""
@@ -834,13 +867,22 @@ class Manager:
         """The directory of a job is gone: somebody has removed it while it ran."""
         log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
         for attempt in list(job.running):
-            self._runner.disown(attempt)
+            self._runners.disown(attempt)
             self._kill(attempt, Reason.CANCELLED, "its job was removed")
         job.running.clear()
         del self._active[job.name]
         self._timers.cancel(job.name)
         self._forget(job.name)
         self._look_at(job.name)  # there may be another one by now
+
+
+class _Turn(NamedTuple):
+    """The place of a job in the queue; the smallest is first."""
+
+    priority: int  # the job's, negated
+    created: float
+    number: int
+    name: str
 
 
 def _not_there_yet(tasks: Iterable[Task], present: Mapping[str, Task]) -> tuple[Task, ...]:

@@ -113,6 +113,7 @@ def reset_failed(tasks: Iterable[Task]) -> tuple[Task, ...]:
             error=None,
             exit_code=None,
             reason=None,
+            where=None,
             attempts_before=task.attempt,
         )
         for task in tasks

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.jobs.models import ModuleName, Seconds
+from airflow_provider_air_executor.jobs.models import ModuleName, RunnerName, Seconds
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 
 ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
@@ -30,7 +30,7 @@ class Settings(BaseModel):
     :param poll_interval: seconds between two looks at everything, for file systems that do not tell of changes;
         also how long a file may stay half-written before its job fails. Default 5.
     :param task_timeout: seconds an attempt may take if its task does not say; default: no limit.
-    :param max_concurrent_runners: how many tasks run at a time, over all jobs; default 10.
+    :param max_concurrent_runners: how many tasks run at a time on this machine, over all jobs; default 10.
     :param base_path: the job filesystem; default ``.air-executor``, in the working directory.
     :param log_level: ``DEBUG``, ``INFO``, ``WARNING``, ``ERROR`` or ``CRITICAL``.
     :param log_format: ``console`` or ``json``, one object a line.
@@ -39,6 +39,9 @@ class Settings(BaseModel):
     :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
     :param preload: modules that the fork server imports for the tasks with warm runners, as a list or separated by
         commas; it is then started at once. Default: it is started with the first such task, which says what.
+    :param runner: what runs the tasks that do not say, of jobs that do not say; default ``local``.
+    :param runners: for each runner that is not the local one, by its name, its options: ``max_concurrent`` (how many
+        tasks it is given at a time; default 1000), and what the runner's page says. In ``config.yaml`` only.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -53,6 +56,8 @@ class Settings(BaseModel):
     max_log_size: Annotated[int, Field(ge=1)] | None = None
     idle_timeout: Seconds | None = None
     preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_split)] = ()
+    runner: RunnerName = "local"
+    runners: dict[RunnerName, dict[str, Any]] = {}
 
 
 def load_settings(
@@ -69,7 +74,7 @@ def load_settings(
     :raises SettingsError: naming the setting that is not valid, and where it was set.
     """
     given = {key: (value, f"--{key.replace('_', '-')}") for key, value in flags.items() if value is not None}
-    for key in Settings.model_fields:
+    for key in Settings.model_fields.keys() - {"runners"}:
         variable = ENVIRONMENT_PREFIX + key.upper()
         if environment.get(variable):
             given.setdefault(key, (environment[variable], variable))

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import os
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -30,7 +29,8 @@ from airflow_provider_air_executor.manager import active as active_module
 from airflow_provider_air_executor.manager import manager as manager_module
 from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager.manager import Manager
-from airflow_provider_air_executor.manager.runners.local import Attempt, Ended, Running
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Running
+from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 
 LIMIT = 3
@@ -76,6 +76,7 @@ class Runner:
     """The runner of one manager on that machine."""
 
     poll_after = None
+    descriptor = None
 
     def __init__(self, machine: Machine, store: JobStore) -> None:
         self.machine = machine
@@ -104,7 +105,7 @@ class Runner:
             return Running(attempt, self.machine.running[key])
         return None
 
-    def signal(self, attempt: Attempt, number: signal.Signals) -> None:
+    def cancel(self, attempt: Attempt, *, kill: bool) -> None:
         self.machine.running.pop(attempt[:3], None)
         self.machine.ended.setdefault(attempt[:3], 143)
 
@@ -138,7 +139,7 @@ class Promises(RuleBasedStateMachine):
     def start_manager(self) -> None:
         self.runner = Runner(self.machine, self.store)
         settings_ = Settings(poll_interval=0.05, max_concurrent_runners=LIMIT, kill_grace=0)
-        self.manager = Manager(self.store, settings_, self.runner)  # type: ignore[arg-type]
+        self.manager = Manager(self.store, settings_, Runners(self.store, settings_, self.runner))
         self.manager.recover()
 
     def teardown(self) -> None:

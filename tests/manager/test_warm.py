@@ -16,7 +16,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import processes
-from airflow_provider_air_executor.manager.runners.local import read_record
+from airflow_provider_air_executor.manager.runners.records import read_record
 from tests.manager.conftest import Managers, ended
 from tests.waiting import wait_until
 

@@ -1,9 +1,4 @@
-"""The local runner: a POSIX ``sh`` of a few lines that runs one command and records how it ended.
-
-The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager
-reads what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id, the time the attempt
-started and the runner's token; then the exit code. The file is created exclusively by the runner itself, before the
-command starts: of two runners of the same attempt, started by two managers in a row, one gives up.
+"""The local runner: a POSIX ``sh`` of a few lines that runs one command and records how it ended, see :mod:`.records`.
 
 A runner is known by its process id together with its token, see :mod:`.processes`.
 
@@ -18,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 import secrets
@@ -30,11 +24,12 @@ import stat
 import sys
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 
-from airflow_provider_air_executor.jobs.models import Task, utc_now
+from airflow_provider_air_executor.jobs.models import Resources, Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
 from airflow_provider_air_executor.manager.runners.processes import (
     RUN_VARIABLE,
@@ -42,101 +37,35 @@ from airflow_provider_air_executor.manager.runners.processes import (
     is_runner,
     kill_started_by,
 )
+from airflow_provider_air_executor.manager.runners.protocol import (
+    Attempt,
+    CannotStartError,
+    Ended,
+    Event,
+    NoRoomError,
+    NotStarted,
+    Running,
+)
+from airflow_provider_air_executor.manager.runners.records import (
+    LOG_FLAGS,
+    SCRIPT,
+    create_log,
+    inherited,
+    modified_at,
+    read_record,
+    task_variables,
+)
 from airflow_provider_air_executor.manager.runners.warm import Exited, Forked, Refused, WarmRunners
 
 log = logging.getLogger("air_executor.manager")
 
-# $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
-# Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
-# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
-# name is the record of another run.
-# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
-# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
-# begun does not begin.
-_SCRIPT = """\
-trap : HUP INT QUIT USR1 USR2 ALRM
-air_executor_ended=
-trap air_executor_ended=1 TERM
-set -C
-run() {
-{
-echo "$$ $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
-if [ -n "$4" ]; then cd "$4" 2>&3 || { echo 126 >&4; exit 126; }; fi
-shift 4
-if [ -n "$air_executor_ended" ]; then echo 143 >&4; exit 143; fi
-"$@" </dev/null >&3 2>&3 3>&- 4>&-
-code=$?
-echo $code >&4
-exit $code
-} 3>> "$3" 4> "$1"
-exit 97
-}
-"""
 _MAX_UNCLAIMED = 5
 _SHELL = "/bin/sh"
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 _TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
-_RECORD_BYTES = 200
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
-# What a task is told about itself; a manager that a task has started must not hand it on.
-TASK_VARIABLES = (
-    "AIR_EXECUTOR_JOB",
-    "AIR_EXECUTOR_TASK",
-    "AIR_EXECUTOR_ATTEMPT",
-    "AIR_EXECUTOR_JOB_DIR",
-    "AIR_EXECUTOR_OUTPUT",
-    RUN_VARIABLE,
-)
-_SERIALS = itertools.count()
-
-
-class Attempt(NamedTuple):
-    """One run of a task."""
-
-    job_name: str
-    task_id: str
-    number: int
-    serial: int  # tells it from one of the same numbers, of a job that was removed and submitted again
-
-    @classmethod
-    def of(cls, job_name: str, task_id: str, number: int) -> Attempt:
-        """An attempt that equals no other."""
-        return cls(job_name, task_id, number, next(_SERIALS))
-
-
-class Record(NamedTuple):
-    """What a runner has written about its attempt."""
-
-    pid: int
-    started_at: datetime
-    token: str
-    exit_code: int | None  # None while it runs
-
-
-class Ended(NamedTuple):
-    """An attempt that is over; its runner is gone."""
-
-    attempt: Attempt
-    exit_code: int | None  # None: it left no result
-    ended_at: datetime
-    started_at: datetime | None = None
-
-
-class NotStarted(NamedTuple):
-    """An attempt whose command was never started, but may be started later."""
-
-    attempt: Attempt
-    why: str
-
-
-class Running(NamedTuple):
-    """An attempt of an earlier manager that is still running."""
-
-    attempt: Attempt
-    started_at: datetime | None
 
 
 class Standby(NamedTuple):
@@ -155,29 +84,27 @@ class Forking(NamedTuple):
     words: list[str]
 
 
-class CannotStartError(Exception):
-    """The command cannot be started, now or later."""
-
-
-class NoRoomError(Exception):
-    """The machine is short of something; the command can be started later."""
-
-
 class LocalRunner:
     """Runs attempts as processes of this machine.
 
     :param store: the job filesystem that the attempts belong to.
     :param environment: what the commands inherit.
+    :param children: which tells when a runner has ended.
     :param preload: modules that are imported once for all tasks with warm runners; if there are any, that is done
         at once and not before the first such task.
     """
 
     def __init__(
-        self, store: JobStore, environment: Mapping[str, str] = os.environ, *, preload: tuple[str, ...] = ()
+        self,
+        store: JobStore,
+        environment: Mapping[str, str],
+        children: Children,
+        *,
+        preload: tuple[str, ...] = (),
     ) -> None:
         self._store = store
-        self._environment = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
-        self._environment["AIR_EXECUTOR_BASE_PATH"] = str(store.base_path)
+        self._reaper = children
+        self._environment = inherited(environment, str(store.base_path))
         self._search_path = self._environment.get("PATH", os.defpath)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
@@ -190,11 +117,11 @@ class LocalRunner:
         self._next_look = 0.0
         self._standby: Standby | None = None
         self._may_prepare = True
-        self._warm = WarmRunners(self._environment, preload)
+        self._warm = WarmRunners(self._environment, children, preload)
         self._forking: dict[int, Forking] = {}  # by the serial number of the attempt
         self._forked: dict[int, Attempt] = {}
-        self._signals: dict[Attempt, signal.Signals] = {}  # for what has not been forked yet
-        self._unstarted: list[Ended | NotStarted] = []
+        self._killed_early: dict[Attempt, bool] = {}  # what has not been forked yet; whether by SIGKILL
+        self._events: list[Event] = []
         if preload:
             self._warm.start()
 
@@ -206,10 +133,12 @@ class LocalRunner:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
         """Start an attempt.
 
-        :raises CannotStartError: if the command is not there, or may not be run.
+        :raises CannotStartError: if the command is not there, or may not be run, or the machine is too small for it.
         :raises NoRoomError: if the machine is short of something.
         """
-        job_name, task_id, number, _ = attempt
+        job_name, task_id, number = attempt[:3]
+        if task.resources is not None:
+            _check_resources(task.resources)
         directory = self._directory(job_name)
         command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
         log_path = f"{directory}/logs/{task_id}.log"
@@ -226,20 +155,13 @@ class LocalRunner:
         self._start_shell(forking)
 
     def _variables(self, attempt: Attempt) -> dict[str, str]:
-        """What a task is told about itself."""
-        return {
-            "AIR_EXECUTOR_JOB": attempt.job_name,
-            "AIR_EXECUTOR_TASK": attempt.task_id,
-            "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
-            "AIR_EXECUTOR_JOB_DIR": self._directory(attempt.job_name),
-            "AIR_EXECUTOR_OUTPUT": self._output_path(attempt),
-        }
+        return task_variables(attempt, self._directory(attempt.job_name), self._output_path(attempt))
 
     def _start_shell(self, what: Forking) -> None:
         attempt, task, words = what
         variables = self._variables(attempt)
         try:
-            self._create_log(words[2])
+            create_log(words[2])
             runner = None if task.env else self._hand_over(variables, words)
             if runner is None:
                 runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
@@ -254,6 +176,7 @@ class LocalRunner:
         pid, self._tokens[attempt] = runner
         self._pids[attempt] = pid
         self._children[pid] = attempt
+        self._reaper.add(pid, self._shell_ended)
 
     # -- warm runners --------------------------------------------------------------------------------------
 
@@ -270,7 +193,7 @@ class LocalRunner:
         attempt = what.attempt
         log.warning("task %s of job %s starts cold: %s", attempt.task_id, attempt.job_name, why)
         with contextlib.suppress(OSError):
-            descriptor = os.open(what.words[2], _LOG_FLAGS, 0o600)
+            descriptor = os.open(what.words[2], LOG_FLAGS, 0o600)
             try:
                 os.write(descriptor, f"air-executor: a cold start, without a warm runner: {why}\n".encode())
             finally:
@@ -300,8 +223,8 @@ class LocalRunner:
                 attempt = self._forking.pop(event.key).attempt
                 self._forked[event.pid] = attempt
                 self._pids[attempt], self._tokens[attempt] = event.pid, event.token
-                if attempt in self._signals:
-                    self.signal(attempt, self._signals.pop(attempt))
+                if attempt in self._killed_early:
+                    self.cancel(attempt, kill=self._killed_early.pop(attempt))
             elif isinstance(event, Exited):
                 attempt = self._forked.pop(event.pid)
                 del self._pids[attempt]
@@ -318,8 +241,8 @@ class LocalRunner:
     def _start_otherwise(self, what: Forking, refused: Refused) -> list[Ended | NotStarted]:
         """There is no warm runner for a task: start it cold if there will be none, or let it be tried again."""
         attempt = what.attempt
-        if attempt in self._signals:
-            del self._signals[attempt]
+        if attempt in self._killed_early:
+            del self._killed_early[attempt]
             return [Ended(attempt, None, utc_now())]
         record = read_record(what.words[0])
         if record is not None:  # it was forked, and who would have told us so is dead
@@ -346,7 +269,7 @@ class LocalRunner:
     def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
         """Start a runner that has its task: its process id, and its token."""
         token = secrets.token_hex(8)
-        arguments = ["-c", f'{_SCRIPT}shift; run "$@"', "air-executor-runner", token, *words]
+        arguments = ["-c", f'{SCRIPT}shift; run "$@"', "air-executor-runner", token, *words]
         return _spawn_shell(arguments, environment, token, _NO_INPUT), token
 
     def prepare(self) -> None:
@@ -362,10 +285,11 @@ class LocalRunner:
             task, pipe = os.pipe()
             try:
                 os.set_blocking(pipe, False)
-                os.write(pipe, _SCRIPT.encode())
+                os.write(pipe, SCRIPT.encode())
                 arguments = ["-s", "air-executor-runner", token]
                 pid = _spawn_shell(arguments, self._environment, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
+                self._reaper.add(pid, self._standby_ended)
             except OSError:
                 os.close(pipe)
                 raise
@@ -433,44 +357,32 @@ class LocalRunner:
             raise CannotStartError(f"command {task.command!r} is not an executable file")
         return path
 
-    @staticmethod
-    def _create_log(path: str) -> None:
-        """Make sure that the runner can append to the log: it is no symlink to elsewhere, and no pipe to wait for."""
-        log = os.open(path, _LOG_FLAGS, 0o600)
-        try:
-            if not stat.S_ISREG(os.fstat(log).st_mode):
-                raise OSError(errno.EINVAL, "the log is not a regular file", path)
-        finally:
-            os.close(log)
-
-    def poll(self) -> list[Ended | NotStarted]:
+    def poll(self) -> list[Event]:
         """What has ended since the last call."""
-        ended, self._unstarted = self._unstarted, []
-        while self._children or self._standby is not None or self._warm.pid is not None:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            attempt = self._children.pop(pid, None)
-            self._warm.forget(pid)
-            if self._standby is not None and pid == self._standby.pid:
-                os.close(self._standby.pipe)
-                self._standby = None
-            elif attempt is not None:
-                del self._pids[attempt]
-                result = self._result(attempt, pid, status)
-                if isinstance(result, Ended) and result.exit_code is None:
-                    # The group's number cannot have been given away while a process of the group is left, and in the
-                    # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
-                    with contextlib.suppress(ProcessLookupError, PermissionError):
-                        os.killpg(pid, signal.SIGKILL)
-                if result is not None:
-                    self._let_go(attempt, pid)
-                    ended.append(result)
-        ended += self._poll_warm()
+        self._events += self._poll_warm()
         if self._adopted and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _ADOPTED_INTERVAL
-            ended += self._look_at_adopted()
-        return ended
+            self._events += self._look_at_adopted()
+        events, self._events = self._events, []
+        return events
+
+    def _standby_ended(self, pid: int, status: int) -> None:
+        if self._standby is not None and pid == self._standby.pid:
+            os.close(self._standby.pipe)
+            self._standby = None
+
+    def _shell_ended(self, pid: int, status: int) -> None:
+        attempt = self._children.pop(pid)
+        del self._pids[attempt]
+        result = self._result(attempt, pid, status)
+        if isinstance(result, Ended) and result.exit_code is None:
+            # The group's number cannot have been given away while a process of the group is left, and in the
+            # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        if result is not None:
+            self._let_go(attempt, pid)
+            self._events.append(result)
 
     def _let_go(self, attempt: Attempt, pid: int) -> None:
         """The runner of an attempt is gone; what it has left behind goes too if it was killed."""
@@ -490,7 +402,7 @@ class LocalRunner:
         due = [] if self._warm.poll_after is None else [self._warm.poll_after]
         if self._adopted:
             due.append(self._next_look - time.monotonic())
-        if self._unstarted:
+        if self._events:
             due.append(0.0)
         return max(0.0, min(due)) if due else None
 
@@ -542,7 +454,7 @@ class LocalRunner:
                 self._killed.add(attempt)
                 ended.append(Ended(attempt, None, utc_now()))
             else:
-                ended.append(Ended(attempt, record.exit_code, _modified_at(path)))
+                ended.append(Ended(attempt, record.exit_code, modified_at(path)))
             self._let_go(attempt, pid)
         return ended
 
@@ -564,19 +476,20 @@ class LocalRunner:
             if record is not None:
                 kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
             return Ended(attempt, None, utc_now())
-        return Ended(attempt, record.exit_code, _modified_at(path), record.started_at)
+        return Ended(attempt, record.exit_code, modified_at(path), record.started_at)
 
-    def signal(self, attempt: Attempt, number: signal.Signals) -> None:
-        """Send a signal to all processes of an attempt; SIGKILL also reaches those in other sessions.
+    def cancel(self, attempt: Attempt, *, kill: bool) -> None:
+        """End all processes of an attempt; SIGKILL also reaches those in other sessions.
 
         When its runner has ended, whatever is left of it is killed.
         """
+        number = signal.SIGKILL if kill else signal.SIGTERM
         if attempt.serial in self._forking:
             if self._warm.withdraw(attempt.serial):
                 del self._forking[attempt.serial]
-                self._unstarted.append(Ended(attempt, None, utc_now()))
+                self._events.append(Ended(attempt, None, utc_now()))
             else:
-                self._signals[attempt] = number
+                self._killed_early[attempt] = kill
             return
         pid = self._pids.get(attempt) or self._adopted.get(attempt)
         if pid is None:  # it has just ended
@@ -586,7 +499,7 @@ class LocalRunner:
         if pid in self._children or is_runner(pid, self._tokens[attempt]):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, number)
-        if number is signal.SIGKILL:
+        if kill:
             kill_started_by(self._tokens[attempt], pid, has_just_ended=True)
 
     def kill_recorded(self, attempt: Attempt) -> None:
@@ -595,6 +508,18 @@ class LocalRunner:
         record = read_record(path)
         if record is not None:
             kill_started_by(record.token, record.pid)
+
+
+def _check_resources(needed: Resources) -> None:
+    """Refuse what this machine could never give."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for what, wanted, there in (
+        ("cpus", needed.cpus, os.cpu_count() or 1),
+        ("bytes of memory", needed.memory, memory),
+        ("gpus", needed.gpus, 0),
+    ):
+        if wanted is not None and wanted > there:
+            raise CannotStartError(f"it needs {wanted:.12g} {what}; this machine has {there:.12g} for local tasks")
 
 
 def _spawn_shell(
@@ -609,27 +534,3 @@ def _spawn_shell(
         setsid=True,
         setsigdef=_DEFAULT_SIGNALS,
     )
-
-
-def read_record(path: str) -> Record | None:
-    """What a runner has written so far; None if that is nothing, or not a record."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            # What follows the last newline may be half a number.
-            lines = os.read(descriptor, _RECORD_BYTES).split(b"\n")[:-1]
-        finally:
-            os.close(descriptor)
-        pid, started_at, token = lines[0].decode().split(" ")
-        exit_code = int(lines[1]) if len(lines) > 1 else None
-        return Record(int(pid), datetime.fromisoformat(started_at), token, exit_code)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _modified_at(path: str) -> datetime:
-
-    try:
-        return datetime.fromtimestamp(os.stat(path).st_mtime, tz=UTC)
-    except OSError:
-        return utc_now()

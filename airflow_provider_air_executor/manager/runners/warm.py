@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import MAX_MESSAGE
 
 log = logging.getLogger("air_executor.manager")
@@ -62,12 +63,14 @@ class WarmRunners:
     it has imported what it is to import.
 
     :param environment: the environment of the fork server, and so that of its runners.
+    :param children: which tells when the fork server has ended.
     :param modules: what it imports; if nothing is given, the first request says what.
     """
 
-    def __init__(self, environment: Mapping[str, str], modules: tuple[str, ...] = ()) -> None:
+    def __init__(self, environment: Mapping[str, str], children: Children, modules: tuple[str, ...] = ()) -> None:
         self.works = sys.platform.startswith("linux")
         self._environment = dict(environment)
+        self._children = children
         self._modules = modules
         self.pid: int | None = None  # of the fork server, if there is one
         self._channel: socket.socket | None = None
@@ -123,6 +126,7 @@ class WarmRunners:
         except OSError as error:
             self._fail(f"the fork server could not be started: {error.strerror}")
             return
+        self._children.add(self.pid, self._ended)
         log.info("fork server %d imports %s", self.pid, ", ".join(self._modules) or "nothing")
         self._channel = ours
         self._epoll.register(ours, select.EPOLLIN)
@@ -227,8 +231,7 @@ class WarmRunners:
                 os.waitpid(self.pid, 0)
             self.pid = None
 
-    def forget(self, pid: int) -> None:
-        """A child of the manager has been reaped; it may have been the fork server."""
+    def _ended(self, pid: int, status: int) -> None:
         if pid == self.pid:
             self.pid = None
 

@@ -1,0 +1,140 @@
+"""The child processes of the manager: who has started which, and short command lines that nobody waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, NamedTuple
+
+
+class Children:
+    """Reaps the children of this process, and tells each owner how its child has ended."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, Callable[[int, int], None]] = {}
+
+    def add(self, pid: int, owner: Callable[[int, int], None]) -> None:
+        """Note who has started a child.
+
+        :param owner: called with the process id and the status, as waitpid(2) gives it, when the child has ended.
+        """
+        self._owners[pid] = owner
+
+    def reap(self) -> None:
+        """Take in all children that have ended."""
+        while self._owners:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:  # somebody has waited for one of them by its number
+                return
+            if pid == 0:
+                return
+            owner = self._owners.pop(pid, None)
+            if owner is not None:
+                owner(pid, status)
+
+
+class Result(NamedTuple):
+    """How a command line has ended."""
+
+    exit_code: int  # negative: the signal that ended it
+    output: str
+    error: str
+
+
+class _Command(NamedTuple):
+    words: list[str]
+    text: bytes
+    done: Callable[[Result], None]
+
+
+class _Running(NamedTuple):
+    command: _Command
+    output: IO[bytes]
+    error: IO[bytes]
+    give_up_at: float
+
+
+class Commands:
+    """Runs short command lines, some at a time, and calls back with what they said.
+
+    Each is in a session of its own: one that is under way when the manager ends is not cut short.
+
+    :param environment: what they inherit.
+    :param limit: how many run at a time; the others wait for their turn.
+    :param timeout: seconds after which one is killed.
+    """
+
+    def __init__(self, children: Children, environment: Mapping[str, str], *, limit: int, timeout: float) -> None:
+        self._children = children
+        self._environment = dict(environment)
+        self._limit = limit
+        self._timeout = timeout
+        self._waiting: deque[_Command] = deque()
+        self._running: dict[int, _Running] = {}
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`expire` must be called; None: never."""
+        due = min((running.give_up_at for running in self._running.values()), default=None)
+        return None if due is None else max(0.0, due - time.monotonic())
+
+    def run(self, words: Sequence[str], done: Callable[[Result], None], *, text: bytes = b"") -> None:
+        """Run a command line.
+
+        :param text: what it reads.
+        :param done: called with the result.
+        """
+        self._waiting.append(_Command(list(words), text, done))
+        self._start_more()
+
+    def expire(self) -> None:
+        """Kill what takes too long."""
+        for pid, running in self._running.items():
+            if time.monotonic() >= running.give_up_at:
+                with contextlib.suppress(ProcessLookupError):  # not reaped yet, so the number is its own
+                    os.killpg(pid, signal.SIGKILL)
+
+    def _start_more(self) -> None:
+        while self._waiting and len(self._running) < self._limit:
+            self._start(self._waiting.popleft())
+
+    def _start(self, command: _Command) -> None:
+        # Files and no pipes, so that nothing can block.
+        files = [tempfile.TemporaryFile(buffering=0) for _ in range(3)]  # noqa: SIM115 - open until it has ended
+        given, output, error = files
+        try:
+            given.write(command.text)
+            given.seek(0)
+            pid = os.posix_spawnp(
+                command.words[0],
+                command.words,
+                self._environment,
+                file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), number) for number, file in enumerate(files)],
+                setsid=True,
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        except OSError as problem:
+            output.close()
+            error.close()
+            command.done(Result(127, "", f"{command.words[0]}: {problem.strerror}"))
+            return
+        finally:
+            given.close()
+        self._running[pid] = _Running(command, output, error, time.monotonic() + self._timeout)
+        self._children.add(pid, self._ended)
+
+    def _ended(self, pid: int, status: int) -> None:
+        running = self._running.pop(pid)
+        texts = []
+        for file in (running.output, running.error):
+            with file:
+                file.seek(0)
+                texts.append(file.read().decode(errors="replace"))
+        running.command.done(Result(os.waitstatus_to_exitcode(status), *texts))
+        self._start_more()

@@ -1,0 +1,160 @@
+"""What a runner leaves in ``runs/``: the record of an attempt, and the lines of ``sh`` that write it.
+
+The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
+what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id (for Slurm, the number of
+its job), the time the attempt started and the runner's token; then the exit code, or ``spawn`` and why the command
+could not be started. The file is created exclusively by the runner itself, before the command starts: of two runners of the same
+attempt, started by two managers in a row, one gives up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from airflow_provider_air_executor.jobs.models import utc_now
+from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
+from airflow_provider_air_executor.manager.runners.protocol import Attempt
+
+# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
+# Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
+# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
+# name is the record of another run.
+# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
+# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
+# begun does not begin.
+_TEMPLATE = """\
+trap : HUP INT QUIT USR1 USR2 ALRM
+air_executor_ended=
+trap air_executor_ended=1 TERM
+set -C
+run() {
+{
+echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
+if [ -n "$4" ]; then cd "$4" 2>&3 || { echo %(no_directory)s >&4; exit 126; }; fi
+shift 4
+if [ -n "$air_executor_ended" ]; then echo 143 >&4; exit 143; fi
+%(find)s"$@" </dev/null >&3 2>&3 3>&- 4>&-
+code=$?
+echo $code >&4
+exit $code
+} 3>> "$3" 4> "$1"
+exit 97
+}
+"""
+# Found by the path and not by sh, which would take `echo` or `exit` for its own commands.
+_FIND = """\
+air_executor_find() {
+case $1 in
+*/*) found=$1; [ -f "$found" ] && [ -x "$found" ]; return ;;
+esac
+set -f; IFS=:
+for directory in $PATH; do
+found=${directory:-.}/$1
+if [ -f "$found" ] && [ -x "$found" ]; then set +f; unset IFS; return 0; fi
+done
+return 1
+}
+"""
+_FIND_FIRST = """\
+air_executor_find "$1" || { printf 'spawn command %s was not found on %s\\n' "$1" "$(uname -n)" >&4; exit 127; }
+shift
+set -- "$found" "$@"
+"""
+SCRIPT = _TEMPLATE % {"id": "$$", "no_directory": "126", "find": ""}
+
+
+def script_elsewhere(identity: str) -> str:
+    """The same for another machine, where nobody has looked whether directory and command are there.
+
+    :param identity: the shell expression of a number by which the runner is known.
+    """
+    no_directory = '"spawn the directory $4 (field cwd) does not exist on $(uname -n)"'
+    return _FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST}
+
+
+# What a task is told about itself; a manager that a task has started must not hand it on.
+TASK_VARIABLES = (
+    "AIR_EXECUTOR_JOB",
+    "AIR_EXECUTOR_TASK",
+    "AIR_EXECUTOR_ATTEMPT",
+    "AIR_EXECUTOR_JOB_DIR",
+    "AIR_EXECUTOR_OUTPUT",
+    RUN_VARIABLE,
+)
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SPAWN = "spawn "
+_RECORD_BYTES = 1000
+
+
+class Record(NamedTuple):
+    """What a runner has written about its attempt."""
+
+    pid: int
+    started_at: datetime
+    token: str
+    exit_code: int | None  # None while it runs
+    spawn_error: str | None = None  # why the command could not be started
+
+
+def task_variables(attempt: Attempt, directory: str, output_path: str) -> dict[str, str]:
+    """What a task is told about itself.
+
+    :param directory: that of its job.
+    :param output_path: where it may leave a result.
+    """
+    return {
+        "AIR_EXECUTOR_JOB": attempt.job_name,
+        "AIR_EXECUTOR_TASK": attempt.task_id,
+        "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
+        "AIR_EXECUTOR_JOB_DIR": directory,
+        "AIR_EXECUTOR_OUTPUT": output_path,
+    }
+
+
+def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
+    """What tasks inherit of the manager's environment."""
+    kept = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
+    return {**kept, "AIR_EXECUTOR_BASE_PATH": base_path}
+
+
+def create_log(path: str) -> None:
+    """Make sure that a runner can append to a log: it is no symlink to elsewhere, and no pipe to wait for.
+
+    :raises OSError: if it cannot.
+    """
+    log = os.open(path, LOG_FLAGS, 0o600)
+    try:
+        if not stat.S_ISREG(os.fstat(log).st_mode):
+            raise OSError(errno.EINVAL, "the log is not a regular file", path)
+    finally:
+        os.close(log)
+
+
+def read_record(path: str) -> Record | None:
+    """What a runner has written so far; None if that is nothing, or not a record."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # What follows the last newline may be half a number.
+            lines = os.read(descriptor, _RECORD_BYTES).decode(errors="replace").split("\n")[:-1]
+        finally:
+            os.close(descriptor)
+        pid, started_at, token = lines[0].split(" ")
+        spawn_error = lines[1].removeprefix(_SPAWN) if len(lines) > 1 and lines[1].startswith(_SPAWN) else None
+        exit_code = int(lines[1]) if len(lines) > 1 and spawn_error is None else None
+        return Record(int(pid), datetime.fromisoformat(started_at), token, exit_code, spawn_error)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def modified_at(path: str) -> datetime:
+    """When a record was written last."""
+    try:
+        return datetime.fromtimestamp(os.stat(path).st_mtime, tz=UTC)
+    except OSError:
+        return utc_now()

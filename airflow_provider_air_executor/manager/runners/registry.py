@@ -1,0 +1,204 @@
+"""The runners of one manager: which one a task gets, how much room each has, and where an earlier attempt is.
+
+Runners other than the local one are found as entry points of the group ``air_executor.runners``, by their name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import entry_points
+
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Job, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.children import Children
+from airflow_provider_air_executor.manager.runners.protocol import (
+    LOCAL,
+    Attempt,
+    CannotStartError,
+    Context,
+    Ended,
+    Event,
+    NotStarted,
+    Runner,
+    Running,
+)
+from airflow_provider_air_executor.manager.settings import Settings
+
+ENTRY_POINTS = "air_executor.runners"
+
+_WARM = "warm"  # tasks that the local runner forks
+_MAX_CONCURRENT = "max_concurrent"  # the one option that is the same for all engines
+_DEFAULT_MAX_CONCURRENT = 1000
+_FILE = re.compile(r"(.+)\.(\d+)(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL)
+
+
+class Runners:
+    """The runners of one manager, behind the same few methods that each of them has.
+
+    :param settings: which runner is the default, and what each is told.
+    :param local: the runner of this machine.
+    :param environment: what commands inherit.
+    :param children: through which runners start processes.
+    :raises SettingsError: if a runner that the settings name is not there, or cannot work here.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        settings: Settings,
+        local: Runner,
+        environment: Mapping[str, str] = os.environ,
+        children: Children | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._environment = environment
+        self._children = children or Children()
+        self._runners: dict[str, Runner] = {LOCAL: local}
+        self._limits = {LOCAL: settings.max_concurrent_runners}
+        self._placed: set[Attempt] = set()
+        self._in_use: Counter[str] = Counter()
+        for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
+            self._load(name)
+
+    def _load(self, name: str) -> Runner:
+        """The runner of a name.
+
+        :raises SettingsError: if there is none, or it cannot work here.
+        """
+        if name not in self._runners:
+            found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+            if name not in found:
+                known = ", ".join(sorted({LOCAL, _WARM, *found}))
+                raise SettingsError(f"there is no runner {name!r}; there are {known}")
+            options = dict(self._settings.runners.get(name) or {})
+            limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+                raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
+            make = found[name].load()
+            self._runners[name] = make(Context(self._store, self._environment, options, self._children))
+            self._limits[name] = limit
+        return self._runners[name]
+
+    # -- which one, and whether it has room ------------------------------------------------------------------
+
+    def name_for(self, job: Job, task: Task) -> str:
+        """The runner of a task: what it says itself, or its job, or the settings."""
+        name = task.runner or job.runner or self._settings.runner
+        return LOCAL if name == _WARM else name
+
+    def has_room(self, name: str) -> bool:
+        """Whether a runner may be given one more attempt; one that is not there says itself why it cannot."""
+        return name not in self._limits or self._in_use[name] < self._limits[name]
+
+    def _place(self, attempt: Attempt) -> None:
+        if attempt not in self._placed:
+            self._placed.add(attempt)
+            self._in_use[attempt.runner] += 1
+
+    # -- what an earlier manager may have left -----------------------------------------------------------------
+
+    def recorded(self, name: str) -> list[Attempt]:
+        """The attempts of a job that have left something in ``runs/``, in their order."""
+        found: dict[tuple[str, int], str] = {}
+        path = self._store.runs_path(name)
+        if not files.is_real_directory(path):
+            return []
+        try:
+            listed = os.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        for file in listed:
+            match = _FILE.fullmatch(file)
+            if match and match[2].isascii():
+                key = match[1], int(match[2])
+                found[key] = match[3] or found.get(key, LOCAL)
+        keys = sorted(found, key=lambda key: key[1])
+        return [Attempt.of(name, task_id, number, found[task_id, number]) for task_id, number in keys]
+
+    def discard(self, attempt: Attempt) -> None:
+        """Remove what an attempt has left."""
+        path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
+        path.unlink(missing_ok=True)
+        if attempt.runner != LOCAL:
+            self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, attempt.runner).unlink(
+                missing_ok=True
+            )
+
+    # -- the methods of a runner -------------------------------------------------------------------------------
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Descriptors that become readable when there is something to :meth:`poll`, besides SIGCHLD."""
+        found = [runner.descriptor for runner in self._runners.values()]
+        return [descriptor for descriptor in found if descriptor is not None]
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`poll` must be called in any case; None: never."""
+        due = [runner.poll_after for runner in self._runners.values()]
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
+        """Start an attempt; see :meth:`Runner.start`."""
+        try:
+            runner = self._load(attempt.runner)
+        except SettingsError as error:
+            raise CannotStartError(str(error)) from None
+        waits = runner.start(attempt, task, started_at)
+        self._place(attempt)
+        return bool(waits)
+
+    def poll(self) -> list[Event]:
+        """What has happened since the last call."""
+        self._children.reap()
+        events: list[Event] = []
+        for runner in list(self._runners.values()):
+            events += runner.poll()
+        for event in events:
+            if isinstance(event, Ended | NotStarted) and event.attempt in self._placed:
+                self._placed.discard(event.attempt)
+                self._in_use[event.attempt.runner] -= 1
+        return events
+
+    def adopt(self, attempt: Attempt) -> Ended | Running | None:
+        """Take over an attempt that an earlier manager may have started; see :meth:`Runner.adopt`."""
+        try:
+            found = self._load(attempt.runner).adopt(attempt)
+        except SettingsError as error:
+            why = f"it was handed to the runner {attempt.runner}, which this manager does not have: {error}"
+            return Ended(attempt, None, utc_now(), reason=Reason.LOST, error=why, may_repeat=False)
+        if isinstance(found, Running):
+            self._place(attempt)
+        return found
+
+    def cancel(self, attempt: Attempt, *, kill: bool) -> None:
+        """End an attempt; see :meth:`Runner.cancel`."""
+        self._runners[attempt.runner].cancel(attempt, kill=kill)
+
+    def disown(self, attempt: Attempt) -> None:
+        """The job of an attempt is gone."""
+        self._runners[attempt.runner].disown(attempt)
+
+    def kill_recorded(self, attempt: Attempt) -> None:
+        """Kill what an attempt has started, whether it runs or is over."""
+        try:
+            self._load(attempt.runner).kill_recorded(attempt)
+        except SettingsError:
+            return
+
+    def prepare(self) -> None:
+        """Do ahead what makes the next start faster."""
+        for runner in self._runners.values():
+            runner.prepare()
+
+    def close(self) -> None:
+        """Let go of everything. What runs goes on."""
+        for runner in self._runners.values():
+            runner.close()

@@ -1,0 +1,663 @@
+"""The Slurm runner: a batch job for each attempt, by Slurm's own command line (``sbatch``, ``squeue``, ``scancel``).
+
+The job filesystem must be shared with the nodes. What a node runs is the same few lines of ``sh`` as on this machine:
+it writes the log, and the record in ``runs/``, which it creates exclusively. So an attempt runs once even if Slurm
+starts it twice, and its result is known even if Slurm has forgotten the job.
+
+Before ``sbatch`` is called, what it is to run is written to ``runs/<task id>.<attempt>.on-slurm``, with a token that
+also stands in the comment of the Slurm job: by that a later manager finds the job, or submits it again if there is
+none. One ``squeue`` asks for all attempts. It never waits for Slurm: while Slurm does not answer, nothing is concluded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, printable, utc_now
+from airflow_provider_air_executor.manager.runners.children import Commands, Result
+from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
+from airflow_provider_air_executor.manager.runners.protocol import (
+    Attempt,
+    CannotStartError,
+    Context,
+    Ended,
+    Event,
+    Placed,
+    Running,
+    Started,
+)
+from airflow_provider_air_executor.manager.runners.records import (
+    Record,
+    create_log,
+    inherited,
+    modified_at,
+    read_record,
+    script_elsewhere,
+    task_variables,
+)
+
+log = logging.getLogger("air_executor.manager")
+
+NAME = "slurm"
+_COMMANDS = ("sbatch", "squeue", "scancel")
+_COMMENT = "air-executor:"
+_FIRST_LINE = "# air-executor "
+_AT_A_TIME = 4  # command lines; more make slurmctld slower, not faster
+_COMMAND_SECONDS = 120.0
+_LOOK_SECONDS = 0.2  # between two looks at the records; longer if there are many
+_LOOK_SECONDS_EACH = 0.001
+_QUERY_SHARE = 20  # of the time: squeue is asked again after so many times what it took
+_AGAIN_SECONDS = 5.0  # after sbatch or scancel could not reach Slurm
+_SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node wrote before its job ended
+_LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for Slurm to say why
+_MEBIBYTE = 1 << 20
+
+# What ends a Slurm job before its time, and what that is to us.
+_REASONS = {
+    "TIMEOUT": Reason.TIMEOUT,
+    "DEADLINE": Reason.TIMEOUT,
+    "OUT_OF_MEMORY": Reason.SIGNAL,
+    "CANCELLED": Reason.CANCELLED,
+    "REVOKED": Reason.CANCELLED,
+}
+_OVER = {*_REASONS, "COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
+_WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+_LOST_NODE = {"NODE_FAIL", "BOOT_FAIL"}
+_GONE = "unknown"  # what squeue does not list any more
+_NEVER_TWICE = 2  # a reason is believed if it is given again
+# Why a job waits that will wait for ever.
+_NEVER = {
+    "PartitionConfig",
+    "PartitionNodeLimit",
+    "PartitionTimeLimit",
+    "BadConstraints",
+    "AccountNotAllowed",
+    "QOSNotAllowed",
+    "InvalidAccount",
+    "InvalidQOS",
+    "DependencyNeverSatisfied",
+    "MaxMemPerLimit",
+    "QOSMaxWallDurationPerJobLimit",
+    "AssocMaxWallDurationPerJobLimit",
+}
+# What sbatch says when the same call may succeed later.
+_TRANSIENT = re.compile(
+    "unable to contact|timed out|temporarily unable|zero bytes|connection refused|connect failure|"
+    "submit limit|resource temporarily|slurmctld.*not responding|munge|protocol authentication",
+    re.IGNORECASE,
+)
+# What Slurm's commands are told of the environment. All of it becomes that of the job, in which others could read it,
+# and a manager that itself runs in a job must not hand that on.
+_FOR_COMMANDS = re.compile(r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SBATCH_.*")
+_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
+# Options that decide how the attempt is known, where its output goes, or as whom it runs.
+_OURS = {
+    "array",
+    "chdir",
+    "comment",
+    "error",
+    "export",
+    "export-file",
+    "get-user-env",
+    "gid",
+    "help",
+    "hold",
+    "input",
+    "job-name",
+    "no-requeue",
+    "open-mode",
+    "output",
+    "parsable",
+    "quiet",
+    "requeue",
+    "test-only",
+    "uid",
+    "usage",
+    "version",
+    "wait",
+    "wrap",
+}
+
+
+class _State(NamedTuple):
+    """What squeue says of a job."""
+
+    state: str
+    reason: str
+    nodes: str
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in _OVER or self.state == _GONE
+
+
+@dataclass
+class _Batch:
+    """An attempt that Slurm has, or is to get."""
+
+    attempt: Attempt
+    token: str
+    record_path: str
+    submit: tuple[list[str], bytes] | None = None  # how; None if an earlier manager has done so
+    is_submitting: bool = False
+    submitted_at: float = math.inf
+    submit_again_at: float = 0.0
+    states: dict[str, _State] = field(default_factory=dict)  # by the number of the job; there may be two by misfortune
+    size: int = -1  # of the record when it was read last
+    record: Record | None = None
+    read_at: float = math.inf  # when there was a record for the first time
+    has_started: bool = False
+    where: str = ""
+    over_since: float | None = None
+    ended_since: float | None = None
+    never_seen: int = 0  # how often in a row Slurm has given a reason that does not go away
+    cancelling: bool | None = None  # whether it is killed; None: nobody has asked
+    cancelled_at: float = 0.0
+    is_disowned: bool = False
+
+    @property
+    def holder(self) -> _State | None:
+        """The Slurm job that runs the attempt, or the last one that may."""
+        if self.record is not None:
+            return self.states.get(str(self.record.pid))
+        alive = [state for state in self.states.values() if not state.is_over]
+        return alive[0] if alive else next(iter(self.states.values()), None)
+
+
+class SlurmRunner:
+    """Runs attempts as Slurm's batch jobs, see the module.
+
+    Options, besides ``max_concurrent``: ``poll_interval`` (seconds between two calls of ``squeue``, default 2, longer
+    if it takes long), ``fenced`` (whether a node that Slurm calls failed is known to be off, so that what it ran may
+    be tried again; default false), and options of ``sbatch`` that a task does not give itself, by their long names.
+
+    :raises SettingsError: if Slurm's commands are not there, or an option is not valid.
+    """
+
+    descriptor = None
+
+    def __init__(self, context: Context) -> None:
+        missing = [name for name in _COMMANDS if shutil.which(name, path=context.environment.get("PATH")) is None]
+        if missing:
+            raise SettingsError(f"the runner slurm needs the commands of Slurm; {', '.join(missing)} are not in PATH")
+        options = dict(context.options)
+        self._poll_interval = options.pop("poll_interval", 2.0)
+        self._is_fenced = options.pop("fenced", False)
+        if isinstance(self._poll_interval, bool) or not isinstance(self._poll_interval, int | float):
+            raise SettingsError(f"runners.slurm.poll_interval must be seconds, not {self._poll_interval!r}")
+        if not isinstance(self._is_fenced, bool):
+            raise SettingsError(f"runners.slurm.fenced must be true or false, not {self._is_fenced!r}")
+        try:
+            self._options = sbatch_options(options)
+        except ValueError as error:
+            raise SettingsError(f"runners.slurm.{error}") from None
+        self._store = context.store
+        self._environment = inherited(context.environment, str(context.store.base_path))
+        told = {key: value for key, value in context.environment.items() if _FOR_COMMANDS.fullmatch(key)}
+        self._commands = Commands(context.children, told, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS)
+        self._batches: dict[Attempt, _Batch] = {}
+        self._by_token: dict[str, _Batch] = {}
+        self._events: list[Event] = []
+        self._next_look = 0.0
+        self._next_query = 0.0
+        self._is_asking = False
+        self._has_complained = False
+
+    # -- starting --------------------------------------------------------------------------------------------
+
+    def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
+        """Hand an attempt to Slurm; it waits for its turn there."""
+        job_name, task_id, number = attempt[:3]
+        path = self._store.job_path(job_name)
+        record_path = str(self._store.run_path(job_name, task_id, number))
+        note_path = self._store.note_path(job_name, task_id, number, NAME)
+        log_path = str(self._store.log_path(job_name, task_id))
+        output_path = str(self._store.output_path(job_name, task_id, number))
+        words = [log_path, task.cwd or "", task.command, *task.args]
+        token = secrets.token_hex(8)
+        try:
+            options = {**self._options, **sbatch_options(task.slurm or {}), **_resource_options(task.resources)}
+        except ValueError as error:
+            raise CannotStartError(f"slurm.{error}") from None
+        variables = task_variables(attempt, str(path), output_path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(output_path)
+            create_log(log_path)
+            text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
+            files.publish(note_path, text)
+        except OSError as error:
+            raise CannotStartError(f"what Slurm is to run cannot be written: {error.strerror}") from error
+        except UnicodeEncodeError as error:
+            raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
+        batch = _Batch(attempt, token, record_path)
+        batch.submit = _submission(attempt, token, str(note_path), log_path, options)
+        self._batches[attempt] = self._by_token[token] = batch
+        self._submit(batch)
+        return True
+
+    def _submit(self, batch: _Batch) -> None:
+        if batch.submit is None:
+            return
+        batch.is_submitting = True
+        words, text = batch.submit
+        self._commands.run(words, lambda result: self._submitted(batch, result), text=text)
+
+    def _submitted(self, batch: _Batch, result: Result) -> None:
+        batch.is_submitting = False
+        attempt = batch.attempt
+        said = _last_words(result)
+        if result.exit_code == 0:
+            number = result.output.strip().partition(";")[0]
+            batch.submitted_at = time.monotonic()
+            batch.states.setdefault(number, _State("PENDING", "", ""))
+            self._has_complained = False
+            self._tell_where(batch)
+            self._next_query = min(self._next_query, time.monotonic() + self._poll_interval)
+            if batch.cancelling is not None:
+                self._cancel(batch)
+        elif batch.cancelling is not None or result.exit_code < 0 or _TRANSIENT.search(said):
+            # It may have been taken in all the same; whether it was is told by the next squeue that answers.
+            if not self._has_complained:
+                log.warning("Slurm does not take task %s of job %s: %s", attempt.task_id, attempt.job_name, said)
+                self._has_complained = True
+            batch.submit_again_at = time.monotonic() + _AGAIN_SECONDS
+            self._next_query = min(self._next_query, batch.submit_again_at)
+        else:
+            self._end(batch, None, reason=Reason.SPAWN, error=f"Slurm refused it: {said}")
+
+    # -- what has become of them -----------------------------------------------------------------------------
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`poll` must be called."""
+        if self._events:
+            return 0.0
+        if not self._batches:
+            return None
+        due = [self._next_look - time.monotonic()]
+        if not self._is_asking:
+            due.append(self._next_query - time.monotonic())
+        if self._commands.poll_after is not None:
+            due.append(self._commands.poll_after)
+        return max(0.0, min(due))
+
+    def poll(self) -> list[Event]:
+        """What has happened since the last call."""
+        now = time.monotonic()
+        self._commands.expire()
+        if self._batches and now >= self._next_look:
+            for batch in list(self._batches.values()):
+                self._look_at(batch, now)
+            seconds = max(_LOOK_SECONDS, _LOOK_SECONDS_EACH * len(self._batches))
+            self._next_look = time.monotonic() + seconds
+        if self._batches and now >= self._next_query and not self._is_asking:
+            self._ask()
+        events, self._events = self._events, []
+        return events
+
+    def _look_at(self, batch: _Batch, now: float) -> None:
+        """See what the node has written so far."""
+        if not batch.is_disowned:
+            try:
+                size = os.stat(batch.record_path, follow_symlinks=False).st_size
+            except OSError:
+                size = -1
+            if size != batch.size:
+                batch.size = size
+                self._read(batch)
+        self._judge(batch, now)
+
+    def _read(self, batch: _Batch) -> None:
+        """Read the record; to open it is what makes a network file system show what another machine wrote."""
+        record = None if batch.is_disowned else read_record(batch.record_path)
+        if record is None:
+            return
+        if batch.record is None:
+            batch.read_at = time.monotonic()
+        batch.record = record
+        if not batch.has_started:
+            batch.has_started = True
+            self._events.append(Started(batch.attempt, record.started_at))
+            self._tell_where(batch)
+
+    def _judge(self, batch: _Batch, now: float) -> None:
+        """Conclude what record and state together say, if they say enough."""
+        record, holder = batch.record, batch.holder
+        if record is not None and record.spawn_error is not None:
+            self._end(batch, None, reason=Reason.SPAWN, error=record.spawn_error)
+        elif record is not None and record.exit_code is not None:
+            self._look_at_result(batch, record.exit_code, holder, now)
+        elif holder is None or not holder.is_over:
+            batch.over_since = None
+        elif batch.over_since is None:
+            batch.over_since = now
+        elif now - batch.over_since >= _SETTLE_SECONDS:
+            before = batch.record
+            self._read(batch)
+            if batch.record == before:
+                self._conclude(batch, holder)
+
+    def _look_at_result(self, batch: _Batch, exit_code: int, holder: _State | None, now: float) -> None:
+        """The command has ended; if by a signal, Slurm knows why."""
+        if exit_code <= 128 or batch.cancelling is not None:
+            self._end(batch, exit_code)
+            return
+        if batch.ended_since is None:
+            batch.ended_since = now
+            self._next_query = min(self._next_query, now)
+        if holder is not None and holder.state in _REASONS:
+            self._end(batch, exit_code, reason=_REASONS[holder.state], error=_in_words(holder, batch))
+        elif (holder is not None and holder.is_over) or now - batch.ended_since > _LONGEST_STATE_SECONDS:
+            self._end(batch, exit_code)
+
+    def _conclude(self, batch: _Batch, state: _State) -> None:
+        """A job is over, and its command has left no result."""
+        error = _in_words(state, batch)
+        if state.state in _LOST_NODE and not self._is_fenced:
+            error += "; it may still run there, so it is not tried again (see the setting fenced)"
+            self._end(batch, None, reason=Reason.LOST, error=error, may_repeat=False)
+        elif state.state in _REASONS:
+            self._end(batch, None, reason=_REASONS[state.state], error=error)
+        elif batch.record is None and state.state in ("FAILED", "COMPLETED"):
+            error += "; its node could not write to the job filesystem: is that shared with the nodes?"
+            self._end(batch, None, reason=Reason.LOST, error=error)
+        else:
+            self._end(batch, None, reason=Reason.LOST, error=f"{error}; it left no result")
+
+    def _end(
+        self,
+        batch: _Batch,
+        exit_code: int | None,
+        *,
+        reason: Reason | None = None,
+        error: str | None = None,
+        may_repeat: bool = True,
+    ) -> None:
+        ended_at = modified_at(batch.record_path) if exit_code is not None else utc_now()
+        started_at = batch.record.started_at if batch.record is not None else None
+        self._events.append(Ended(batch.attempt, exit_code, ended_at, started_at, reason, error, may_repeat))
+        del self._batches[batch.attempt]
+        self._by_token.pop(batch.token, None)
+        if not batch.is_disowned:  # there is an environment in it, and nobody needs it any more
+            with contextlib.suppress(OSError):
+                self._store.note_path(*batch.attempt[:3], NAME).unlink(missing_ok=True)
+
+    # -- asking Slurm ----------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        self._is_asking = True
+        asked_at = time.monotonic()
+        words = ["squeue", "--noheader", "--states=all", f"--user={os.geteuid()}", "--format=%i|%T|%r|%N|%k"]
+        self._commands.run(words, lambda result: self._answered(result, asked_at))
+
+    def _answered(self, result: Result, asked_at: float) -> None:
+        now = time.monotonic()
+        self._is_asking = False
+        self._next_query = now + max(self._poll_interval, _QUERY_SHARE * (now - asked_at))
+        if result.exit_code != 0:
+            log.warning("squeue does not answer: %s", _last_words(result))
+            return
+        listed: set[tuple[str, str]] = set()
+        for line in result.output.splitlines():
+            number, state, reason, rest = [*line.split("|", 3), "", "", ""][:4]
+            nodes, _, comment = rest.partition("|")
+            batch = self._by_token.get(comment.strip().removeprefix(_COMMENT))
+            if batch is not None:
+                listed.add((batch.token, number))
+                batch.states[number] = _State(state, reason, nodes)
+        for batch in list(self._batches.values()):
+            if batch.record is not None and batch.read_at < asked_at:
+                batch.states.setdefault(str(batch.record.pid), _State(_GONE, "", ""))
+            for number in batch.states:
+                if (batch.token, number) not in listed and batch.submitted_at < asked_at:
+                    batch.states[number] = _State(_GONE, "", batch.states[number].nodes)
+            self._take_answer(batch, asked_at, now)
+
+    def _take_answer(self, batch: _Batch, asked_at: float, now: float) -> None:
+        if batch.submitted_at == math.inf and not batch.is_submitting:
+            if batch.states:  # it had been taken in, by a call that was cut short
+                batch.submitted_at = asked_at
+            elif batch.record is None and asked_at > batch.submit_again_at - _AGAIN_SECONDS:
+                if batch.cancelling is not None or batch.submit is None:
+                    self._end(batch, None)
+                elif now >= batch.submit_again_at:
+                    self._submit(batch)
+                return
+            elif batch.record is not None:
+                batch.submitted_at = asked_at
+        holder = batch.holder
+        if holder is None:
+            return
+        self._tell_where(batch)
+        if batch.cancelling is None and holder.state in _WAITING:
+            if batch.has_started:
+                self._give_up(batch, Reason.LOST, f"Slurm has put it back into its queue: {_in_words(holder, batch)}")
+                return
+            batch.never_seen = batch.never_seen + 1 if holder.reason in _NEVER else 0
+            if batch.never_seen >= _NEVER_TWICE:
+                self._give_up(batch, Reason.SPAWN, f"Slurm will never start it: {holder.reason}")
+                return
+        if batch.cancelling is not None and not holder.is_over and now - batch.cancelled_at > _AGAIN_SECONDS:
+            self._cancel(batch)
+        self._judge(batch, now)
+
+    def _give_up(self, batch: _Batch, reason: Reason, error: str) -> None:
+        self._commands.run(["scancel", *batch.states], _ignore)
+        self._end(batch, None, reason=reason, error=error)
+
+    def _tell_where(self, batch: _Batch) -> None:
+        holder = batch.holder
+        numbers = list(batch.states)
+        if holder is None or not numbers:
+            return
+        number = str(batch.record.pid) if batch.record is not None else numbers[-1]
+        where = f"Slurm job {number}"
+        if holder.state in _WAITING:
+            where += f", waiting ({holder.reason})" if holder.reason not in ("", "None") else ", waiting"
+        elif holder.nodes:
+            where += f" on {holder.nodes}"
+        if where != batch.where:
+            batch.where = where
+            self._events.append(Placed(batch.attempt, where))
+
+    # -- ending them -----------------------------------------------------------------------------------------
+
+    def cancel(self, attempt: Attempt, *, kill: bool) -> None:
+        """End an attempt."""
+        batch = self._batches.get(attempt)
+        if batch is None:
+            return
+        batch.cancelling = kill
+        if batch.states:
+            self._cancel(batch)
+        self._next_query = min(self._next_query, time.monotonic() + 0.5)
+
+    def _cancel(self, batch: _Batch) -> None:
+        batch.cancelled_at = time.monotonic()
+        numbers = [number for number, state in batch.states.items() if not state.is_over]
+        if not numbers:
+            return
+        if not batch.has_started:
+            self._commands.run(["scancel", *numbers], _ignore)
+        elif not batch.cancelling:
+            self._commands.run(["scancel", "--signal=TERM", "--full", *numbers], _ignore)
+        else:  # the signal goes to what runs at once, the end of the job takes Slurm's own time
+            killed = ["scancel", "--signal=KILL", "--full", *numbers]
+            self._commands.run(killed, lambda _: self._commands.run(["scancel", *numbers], _ignore))
+
+    def disown(self, attempt: Attempt) -> None:
+        """The job of an attempt is gone."""
+        batch = self._batches.get(attempt)
+        if batch is not None:
+            batch.is_disowned = True
+            batch.submit = None
+
+    def adopt(self, attempt: Attempt) -> Ended | Running | None:
+        """Take over an attempt that an earlier manager may have started."""
+        job_name, task_id, number = attempt[:3]
+        record_path = str(self._store.run_path(job_name, task_id, number))
+        note_path = self._store.note_path(job_name, task_id, number, NAME)
+        token, options = _read_note(note_path)
+        record = read_record(record_path)
+        if record is not None and record.exit_code is not None:
+            return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
+        if record is not None and record.spawn_error is not None:
+            return Ended(attempt, None, utc_now(), record.started_at, Reason.SPAWN, record.spawn_error)
+        if token is None:
+            note_path.unlink(missing_ok=True)
+            return None  # it was never written whole, and so never submitted
+        if attempt not in self._batches:
+            batch = _Batch(attempt, token, record_path, record=record, has_started=record is not None)
+            batch.read_at = math.inf if record is None else time.monotonic()
+            log_path = str(self._store.log_path(job_name, task_id))
+            batch.submit = _submission(attempt, token, str(note_path), log_path, options)
+            self._batches[attempt] = self._by_token[token] = batch
+            self._next_query = 0.0
+        return Running(attempt, record.started_at if record else None, waits=record is None)
+
+    def kill_recorded(self, attempt: Attempt) -> None:
+        """Kill what an attempt has started according to its record."""
+        if isinstance(self.adopt(attempt), Running):
+            self.disown(attempt)
+            self.cancel(attempt, kill=True)
+
+    def prepare(self) -> None:
+        """Nothing is started ahead."""
+
+    def close(self) -> None:
+        """Slurm has what was submitted, and the next manager finds it."""
+
+
+def sbatch_options(given: Mapping[str, Any]) -> dict[str, str]:
+    """Options of ``sbatch`` by their long names, as their values stand in a command line; ``""`` for a mere flag.
+
+    :raises ValueError: naming the one that is not valid, or that is not free to choose.
+    """
+    options = {}
+    for key, value in given.items():
+        if not isinstance(key, str) or not _OPTION.fullmatch(key):
+            raise ValueError(f"{key}: no option of sbatch can be called so")
+        name = key.replace("_", "-")
+        if name in _OURS:
+            raise ValueError(f"{key}: this option of sbatch is given by air-executor itself")
+        if value is None or value is False:
+            continue
+        if not isinstance(value, str | int | float):
+            raise ValueError(f"{key}: must be a text, a number, or true, not a {type(value).__name__}")
+        text = "" if value is True else str(value)
+        if not text.isprintable():
+            raise ValueError(f"{key}: must be printable")
+        options[name] = text
+    return options
+
+
+def _resource_options(resources: Resources | None) -> dict[str, str]:
+    """What a task needs, in the words of ``sbatch``: whole processors, mebibytes and minutes."""
+    options = {}
+    if resources is not None:
+        if resources.cpus is not None:
+            options["cpus-per-task"] = str(math.ceil(resources.cpus))
+        if resources.memory is not None:
+            options["mem"] = f"{math.ceil(resources.memory / _MEBIBYTE)}M"
+        if resources.gpus:
+            options["gres"] = f"gpu:{resources.gpus}"
+        if resources.time is not None:
+            options["time"] = str(math.ceil(resources.time / 60))
+    return options
+
+
+def _submission(
+    attempt: Attempt, token: str, note_path: str, log_path: str, options: Mapping[str, str]
+) -> tuple[list[str], bytes]:
+    """The command line that submits an attempt, and what it reads.
+
+    :param note_path: the script that is to run. It is not what sbatch is given, since that refuses carriage returns and
+        keeps a copy, in which others could read what a task has in its environment.
+    """
+    # A percent sign in it stands for something, and a backslash turns that off.
+    output = "/dev/null" if "\\" in log_path else log_path.replace("%", "%%")
+    words = [
+        "sbatch",
+        "--parsable",
+        "--no-requeue",
+        "--export=ALL",  # of what it is started with, which is next to nothing; NONE and NIL start a login shell there
+        "--chdir=/",
+        "--open-mode=append",
+        f"--output={output}",
+        f"--job-name={printable(f'{attempt.job_name}/{attempt.task_id}')}",
+        f"--comment={_COMMENT}{token}",
+        *(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()),
+    ]
+    path = shlex.quote(note_path)
+    wait = f"n=0; while [ ! -r {path} ] && [ $n -lt 30 ]; do n=$((n + 1)); sleep 1; done"
+    return words, os.fsencode(f"#!/bin/sh\n{wait}\nexec /bin/sh {path}\n")
+
+
+# Variables that a shell does not let go, or that are those of another machine.
+_NOT_EXPORTED = re.compile(
+    r"SLURM_(?!CONF).*|SBATCH_.*|BASHOPTS|SHELLOPTS|PPID|UID|EUID|GROUPS|PWD|OLDPWD|SHLVL|_|HOSTNAME"
+)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
+
+
+def _script(
+    token: str, options: Mapping[str, str], environment: Mapping[str, str], record_path: str, words: Sequence[str]
+) -> bytes:
+    """What a node runs; its first line is what :func:`_read_note` reads."""
+    lines = [f"{_FIRST_LINE}{token} {json.dumps(options)}"]
+    for name, value in {**environment, RUN_VARIABLE: token}.items():
+        if _VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
+            lines.append(f"export {name}={shlex.quote(value)}")
+    lines.append(script_elsewhere("$SLURM_JOB_ID"))
+    lines.append(f'run {shlex.quote(record_path)} "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" {shlex.join(words)}')
+    return os.fsencode("\n".join(lines) + "\n")
+
+
+def _read_note(path: Path) -> tuple[str | None, dict[str, str]]:
+    """The token of what was handed to Slurm, and the options; no token if there is no such note."""
+    try:
+        with open(files.open_regular(path), "rb") as file:
+            line = file.readline().decode()
+        token, options = line.removeprefix(_FIRST_LINE).split(" ", 1)
+        return token, sbatch_options(json.loads(options))
+    except (OSError, ValueError):
+        return None, {}
+
+
+def _last_words(result: Result) -> str:
+    """What a command has said, in one line."""
+    lines = [line.strip() for line in result.error.splitlines() if line.strip()]
+    return printable(" ".join(lines[-3:])[:1000]) or f"exit code {result.exit_code}"
+
+
+def _in_words(state: _State, batch: _Batch) -> str:
+    """How a job stands, for people."""
+    numbers = [str(batch.record.pid)] if batch.record is not None else list(batch.states)
+    words = f"Slurm job {', '.join(numbers)}"
+    if state.nodes:
+        words += f" on {state.nodes}"
+    if state.state == _GONE:
+        return f"{words} is not known to Slurm any more"
+    reason = f" ({state.reason})" if state.reason not in ("", "None") else ""
+    return f"{words} ended as {state.state}{reason}" if state.is_over else f"{words} is {state.state}{reason}"
+
+
+def _ignore(result: Result) -> None:
+    """What could not be ended now is tried again, and what has ended cannot be."""

@@ -1,0 +1,281 @@
+"""The contract of runners, kept by Slurm: a real cluster of two nodes."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.conftest import Managers, ended
+from tests.manager.runners.contract import Engine, RunnerContract
+from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
+from tests.waiting import wait_until
+
+REAL = shutil.which("sbatch", path=PATH)
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; see make slurm")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SlurmCluster]:
+    cluster = SlurmCluster()
+    try:
+        yield cluster.start()
+    finally:
+        cluster.close()
+
+
+@pytest.fixture
+def engine(cluster: SlurmCluster) -> Iterator[Engine]:
+    config = "runners: {slurm: {poll_interval: 0.5}}\n"
+    yield Engine("slurm", config=config, environment=cluster.environment, patience=2)
+    cluster.cancel_all()
+
+
+class TestSlurm(RunnerContract):
+    """A batch job for each attempt."""
+
+
+@pytest.fixture
+def manager(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
+    engine.prepare(managers)
+    return managers.start()
+
+
+def bash(line: str, **more: Any) -> dict[str, Any]:
+    return {"id": "a", "bash": line, **more}
+
+
+def result(store: JobStore, name: str = "j", timeout: float = 40) -> Task:
+    """The only task of a job, when it has ended."""
+    ended(store, name, timeout)
+    return store.get_tasks(name)[0]
+
+
+def running(store: JobStore, name: str = "j") -> str:
+    """Wait until a task runs on a node, and say which."""
+
+    def node() -> str | None:
+        where = store.get_tasks(name)[0].where or ""
+        return where.partition(" on ")[2] or None
+
+    return wait_until(node, what="it runs on a node", timeout=30)
+
+
+def write_program(directory: Path, name: str, text: str) -> str:
+    """Put a program in the way of one of Slurm's, and return the new PATH."""
+    directory.mkdir(exist_ok=True)
+    path = directory / name
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+    return f"{directory}:{PATH}"
+
+
+def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
+    store.submit("j", [bash("sleep 3", slurm={"begin": "now+2"}, resources={"time": 60})])
+    waits = wait_until(lambda: store.get_tasks("j")[0].where, what="it is said where it is")
+    assert re.fullmatch(r"Slurm job \d+, waiting( \(\w+\))?", waits)
+    assert running(store) in NODES
+    task = result(store)
+    assert task.seconds is not None
+    assert 2 < task.seconds < 5  # without the time that it waited
+
+
+def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> None:
+    line = (
+        'echo "$SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE"; scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
+    )
+    needed = {"cpus": 1.5, "memory": "100Mi", "time": "90s"}
+    store.submit("j", [bash(line, resources=needed, slurm={"partition": "main"})])
+    assert result(store).status == "completed", store.read_log("j", "a").text
+    assert store.read_log("j", "a").text == "2 100\nTimeLimit=00:02:00\n"
+
+
+def test_too_much_memory(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
+    """Slurm kills the task. Only one that keeps control groups calls that by its name, so it is called so here."""
+    engine.prepare(managers)
+    text = f'{shutil.which("squeue", path=PATH)} "$@" | sed "s/|FAILED|/|OUT_OF_MEMORY|/"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
+    managers.start()
+    line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(30)'"
+    store.submit("j", [bash(line, resources={"memory": "60Mi"})])
+    task = result(store, timeout=60)
+    assert (task.status, task.reason) == ("failed", "signal")
+    assert "OUT_OF_MEMORY" in (task.error or ""), task.error
+    assert "exceeded memory limit" in store.read_log("j", "a").text  # Slurm's own words are in the log too
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"resources": {"gpus": 1}}, "gres"),
+        ({"resources": {"memory": "1T"}}, "configuration is not available|Memory required"),
+        ({"slurm": {"partition": "nowhere"}}, "partition"),
+        (
+            {"slurm": {"partition": "short"}, "resources": {"time": "10m"}},
+            "PartitionTimeLimit|PartitionConfig|time limit",
+        ),
+        ({"slurm": {"no_such_option": 1}}, "no-such-option"),
+        ({"slurm": {"array": "1-3"}}, "slurm.array"),
+        ({"slurm": {"partition": ["main"]}}, "slurm.partition"),
+        ({"slurm": {"-x": "1"}}, "slurm.-x"),
+    ],
+)
+def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
+    begun = time.monotonic()
+    store.submit("j", [bash("true", **more)])
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "spawn")
+    assert re.search(why, task.error or "", re.IGNORECASE), task.error
+    assert time.monotonic() - begun < 15
+
+
+def test_cancelled_by_somebody_else(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
+    store.submit("j", [bash("sleep 60", retries=3)])
+    running(store)
+    cluster.call("scancel", "--name=j/a")
+    task = result(store)
+    assert (task.status, task.reason, task.attempt) == ("failed", "cancelled", 1)
+    assert "CANCELLED" in (task.error or "")
+
+
+def test_put_back_by_an_administrator(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
+    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 60")])
+    running(store)
+    number = cluster.call("squeue", "-h", "--name=j/a", "-o", "%i").strip()
+    cluster.call("scontrol", "update", f"JobId={number}", "Requeue=1", check=True)
+    cluster.call("scontrol", "requeue", number, check=True)
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "lost"), task
+    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="Slurm has dropped it", timeout=30)
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_submitted_twice(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
+    engine.prepare(managers)
+    text = f'cat > {tmp_path}/input; {REAL} "$@" < {tmp_path}/input > /dev/null; {REAL} "$@" < {tmp_path}/input'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
+    managers.start()
+    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 2; exit 6")])
+    assert result(store).exit_code == 6
+    time.sleep(2)
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_killed_while_it_submits(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
+    """The first sbatch comes through after the second one, which the next manager has called."""
+    engine.prepare(managers)
+    text = f'if mkdir {tmp_path}/once 2>/dev/null; then sleep 4; fi\nexec {REAL} "$@"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
+    first = managers.start()
+    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 6; exit 6")])
+    wait_until((tmp_path / "once").exists, what="sbatch was called")
+    managers.kill(first)
+    managers.start()
+    task = result(store)
+    assert (task.exit_code, task.attempt) == (6, 1)
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_slurm_is_away(
+    store: JobStore, managers: Managers, engine: Engine, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    engine.prepare(managers)
+    manager = managers.start()
+    store.submit("before", [bash(f"echo b >> {tmp_path}/ran; sleep 4")])
+    running(store, "before")
+    cluster.stop("slurmctld")
+    try:
+        store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
+        store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
+        assert ended(store, "before").state == "completed"  # the node has written so
+        store.cancel("cancelled")
+        managers.kill(manager)
+        managers.start()
+        time.sleep(3)
+        assert store.get_job("meanwhile").state == "working"
+    finally:
+        cluster.start_controller()
+        cluster.wait_for_nodes()
+    assert ended(store, "meanwhile", 60).state == "completed"
+    assert ended(store, "cancelled", 60).reason == "cancelled"
+    assert (tmp_path / "ran").read_text() == "b\nm\n"
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_node_is_lost(
+    store: JobStore, managers: Managers, engine: Engine, cluster: SlurmCluster, tmp_path: Path, fenced: bool
+) -> None:
+    engine.config = f"runners: {{slurm: {{poll_interval: 0.5, fenced: {str(fenced).lower()}}}}}\n"
+    engine.prepare(managers)
+    managers.start()
+    store.submit(
+        "j", [bash(f"echo $SLURMD_NODENAME >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+    )
+    node = running(store)
+    cluster.lose_node(node)
+    try:
+        task = result(store, timeout=60)
+    finally:
+        cluster.start_node(node)
+        cluster.wait_for_nodes()
+    nodes = (tmp_path / "ran").read_text().split()
+    if fenced:
+        assert (task.status, task.attempt, len(nodes)) == ("completed", 2, 2)
+    else:
+        assert (task.status, task.reason, task.attempt, len(nodes)) == ("failed", "lost", 1, 1)
+        assert "NODE_FAIL" in (task.error or "")
+        assert node in (task.error or "")
+
+
+def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
+    store.submit("j", [bash("sleep 60")])
+    running(store)
+    shutil.rmtree(store.job_path("j"))
+    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone", timeout=30)
+
+
+def test_nothing_is_left_for_others_to_read(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
+    store.submit("j", [bash("sleep 2; scontrol write batch_script $SLURM_JOB_ID -", env={"PASSWORD": "hunter2"})])
+    running(store)
+    assert "hunter2" not in cluster.call("scontrol", "show", "job", "--details")
+    notes = list(store.runs_path("j").glob("*.on-slurm"))
+    assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
+    assert result(store).status == "completed"
+    assert "hunter2" not in store.read_log("j", "a").text
+    assert not list(store.runs_path("j").glob("*.on-slurm"))
+
+
+def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine) -> None:
+    engine.config = "runners: {slurm: {poll_interval: 0.5, max_concurrent: 2}}\nmax_concurrent_runners: 1\n"
+    engine.prepare(managers)
+    managers.start()
+    where = "echo ${SLURM_JOB_ID:-local}"
+    many = [bash("sleep 3", id=f"s{number}") for number in range(3)]
+    store.submit("many", many, max_parallel_tasks=3)
+    light = [bash(where, id="light", runner="local"), bash(where, id="heavy", dependencies=["light"])]
+    store.submit("mixed", [light[0]])
+    assert ended(store, "mixed", 5).state == "completed"  # the cluster's tasks do not hold it up
+    assert ended(store, "many", 40).state == "completed"
+    store.submit("both", light)
+    assert ended(store, "both", 40).state == "completed"
+    assert store.read_log("both", "light").text == "local\n"
+    assert store.read_log("both", "heavy").text.strip().isdigit()
+
+
+def test_no_slurm(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    engine = Engine("slurm")
+    engine.prepare(managers)
+    managers.environment["PATH"] = str(tmp_path)
+    process = managers.launch()
+    assert process.wait(20) == 2
+    assert "sbatch, squeue, scancel are not in PATH" in process.communicate()[1]
