@@ -1,10 +1,12 @@
 """The example DAGs under a real scheduler, triggerer, dag-processor and API server.
 
-Once with the embedded manager, and once with a manager that was started before Airflow, as a service.
+Once with the embedded manager, once with a manager that was started before Airflow, as a service, and once with such a
+manager whose configuration says that Slurm runs the tasks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,6 +22,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.installation import Installation
+from tests.manager.runners import slurm_cluster
 from tests.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_dags"
@@ -30,14 +33,22 @@ EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module", params=["embedded", "service"])
+ON_SLURM = pytest.param("slurm", marks=pytest.mark.skipif(bool(slurm_cluster.missing()), reason="Slurm is missing"))
+
+
+@pytest.fixture(scope="module", params=["embedded", "service", ON_SLURM])
 def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A running Airflow with the example DAGs."""
     if request.param == "embedded":
         with Installation(EXAMPLES, {"AIRFLOW__CORE__EXECUTOR": EXECUTOR}) as installation:
             yield installation
         return
-    with tempfile.TemporaryDirectory() as base_path:
+    with tempfile.TemporaryDirectory() as base_path, contextlib.ExitStack() as stack:
+        environment = dict(os.environ)
+        if request.param == "slurm":
+            cluster = stack.enter_context(contextlib.closing(slurm_cluster.SlurmCluster())).start()
+            environment.update(cluster.environment)
+            Path(base_path, "config.yaml").write_text("runner: slurm\n")
         command = [
             sys.executable,
             "-m",
@@ -46,7 +57,7 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
             "--base-path",
             base_path,
         ]
-        manager = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        manager = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
         try:
             wait_until(JobStore(base_path).manager_is_running, what="the manager runs")
             connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": base_path}})

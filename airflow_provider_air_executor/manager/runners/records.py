@@ -3,8 +3,8 @@
 The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
 what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id (for Slurm, the number of
 its job), the time the attempt started and the runner's token; then the exit code, or ``spawn`` and why the command
-could not be started. The file is created exclusively by the runner itself, before the command starts: of two runners of the same
-attempt, started by two managers in a row, one gives up.
+could not be started. The file is created exclusively by the runner itself, before the command starts: of two runners of
+the same attempt, started by two managers in a row, one gives up.
 """
 
 from __future__ import annotations
