@@ -37,6 +37,7 @@ _STORED_NAME = re.compile(r"[\w-]{1,100}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
+_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt]?)(i?)[Bb]?")
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
@@ -132,6 +133,17 @@ def _valid_env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
+def _valid_options(value: dict[str, Any]) -> dict[str, Any]:
+    for name, option in value.items():
+        if not _OPTION.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of an option")
+        if option is not None and not isinstance(option, str | int | float):
+            raise ValueError(f"option {name!r} must be a text, a number, true or false")
+        if not str(option).isprintable():
+            raise ValueError(f"option {name!r} must be printable")
+    return value
+
+
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -162,6 +174,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
 Directory = Annotated[Text, AfterValidator(_absolute)]
+Options = Annotated[dict[str, Any], AfterValidator(_valid_options)]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -221,7 +234,6 @@ class Task(Record):
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
     :param resources: what it needs, see :class:`Resources`; default: what its runner gives to each task.
     :param slurm: options of ``sbatch`` for it, by their long names, if it runs on Slurm: ``{"partition": "gpu"}``.
-    :param kubernetes: options of its Pod, if it runs on Kubernetes.
     """
 
     id: TaskId = ""
@@ -243,8 +255,7 @@ class Task(Record):
     runner: RunnerName | None = None
     preload: tuple[ModuleName, ...] | None = None
     resources: Resources | None = None
-    slurm: dict[str, Any] | None = None
-    kubernetes: dict[str, Any] | None = None
+    slurm: Options | None = None
     attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
     attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
     exit_code: int | None = None

@@ -266,7 +266,6 @@ class JobStore:
             preload=task.preload,
             resources=task.resources,
             slurm=task.slurm,
-            kubernetes=task.kubernetes,
         )
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:

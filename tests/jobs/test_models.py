@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -149,3 +152,50 @@ def test_the_tasks_nearest_to_one() -> None:
     assert [task.id for task in nearest_tasks(chain, "t0", 3)] == ["t0", "t1", "t2"]
     assert nearest_tasks(chain, "t4", 100) == list(chain)
     assert nearest_tasks(chain, "missing", 5) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ({"memory": 5}, {"memory": 5}),
+        ({"memory": "512Mi"}, {"memory": 512 * 2**20}),
+        ({"memory": "1.5 GiB"}, {"memory": 3 * 2**29}),
+        ({"memory": "4G"}, {"memory": 4_000_000_000}),
+        ({"memory": "7"}, {"memory": 7}),
+        ({"time": 90}, {"time": 90.0}),
+        ({"time": "90s"}, {"time": 90.0}),
+        ({"time": "1h30m"}, {"time": 5400.0}),
+        ({"time": "1.5d"}, {"time": 129_600.0}),
+        ({"cpus": 0.5, "gpus": 2}, {"cpus": 0.5, "gpus": 2}),
+    ],
+)
+def test_resources(given: dict[str, Any], stored: dict[str, Any]) -> None:
+    (task,) = parse_tasks([{"command": "x", "resources": given}])
+    assert task.resources is not None
+    assert task.resources.model_dump(exclude_none=True) == stored
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"resources": {"memory": "4X"}}, "tasks[0].resources.memory: must be a number of bytes"),
+        ({"resources": {"memory": 0}}, "tasks[0].resources.memory"),
+        ({"resources": {"time": "soon"}}, "tasks[0].resources.time: must be a number of seconds"),
+        ({"resources": {"time": ""}}, "tasks[0].resources.time"),
+        ({"resources": {"cpus": -1}}, "tasks[0].resources.cpus"),
+        ({"resources": {"cpu": 1}}, "tasks[0].resources.cpu"),
+        ({"runner": "../x"}, "tasks[0].runner"),
+        ({"slurm": {"-x": 1}}, "tasks[0].slurm: '-x' cannot be the name of an option"),
+        ({"slurm": {"partition": ["a"]}}, "tasks[0].slurm: option 'partition' must be a text"),
+        ({"slurm": {"comment": "a\nb"}}, "tasks[0].slurm: option 'comment' must be printable"),
+        ({"mine": {"a": 1}}, "tasks[0].mine: there is no such field"),
+    ],
+)
+def test_what_is_no_resource_or_option(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidJobError, match=re.escape(message)):
+        parse_tasks([{"command": "x", **more}])
+
+
+def test_the_options_of_a_runner_that_is_installed_elsewhere() -> None:
+    (task,) = parse_tasks([{"command": "x", "runner": "mine", "mine": {"a": [1]}}])
+    assert task.model_extra == {"mine": {"a": [1]}}

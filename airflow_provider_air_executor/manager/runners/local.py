@@ -49,6 +49,7 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 from airflow_provider_air_executor.manager.runners.records import (
     LOG_FLAGS,
     SCRIPT,
+    TRANSIENT,
     create_log,
     inherited,
     modified_at,
@@ -64,7 +65,6 @@ _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
-_TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 
 
@@ -166,7 +166,7 @@ class LocalRunner:
             if runner is None:
                 runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
         except OSError as error:
-            if error.errno in _TRANSIENT:
+            if error.errno in TRANSIENT:
                 raise NoRoomError(error.strerror) from error
             if error.errno == errno.E2BIG:
                 raise CannotStartError("the arguments or the environment are too long for this system") from error
@@ -438,7 +438,7 @@ class LocalRunner:
                 os.close(descriptor)
                 os.unlink(f"{path}.probe")
         except OSError as error:
-            return str(error) if error.errno in _TRANSIENT else ""
+            return str(error) if error.errno in TRANSIENT else ""
         return ""
 
     def _look_at_adopted(self) -> list[Ended | NotStarted]:

@@ -86,6 +86,8 @@ TASK_VARIABLES = (
     "AIR_EXECUTOR_OUTPUT",
     RUN_VARIABLE,
 )
+# What an operation fails with that may succeed later.
+TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SPAWN = "spawn "
 _RECORD_BYTES = 1000

@@ -38,11 +38,13 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Context,
     Ended,
     Event,
+    NoRoomError,
     Placed,
     Running,
     Started,
 )
 from airflow_provider_air_executor.manager.runners.records import (
+    TRANSIENT,
     Record,
     create_log,
     inherited,
@@ -66,6 +68,7 @@ _QUERY_SHARE = 20  # of the time: squeue is asked again after so many times what
 _AGAIN_SECONDS = 5.0  # after sbatch or scancel could not reach Slurm
 _SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node wrote before its job ended
 _LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for Slurm to say why
+_PUT_BACK_SECONDS = 15.0  # that Slurm may say of what runs that it waits
 _MEBIBYTE = 1 << 20
 
 # What ends a Slurm job before its time, and what that is to us.
@@ -97,7 +100,7 @@ _NEVER = {
     "AssocMaxWallDurationPerJobLimit",
 }
 # What sbatch says when the same call may succeed later.
-_TRANSIENT = re.compile(
+_SAID_FOR_NOW = re.compile(
     "unable to contact|timed out|temporarily unable|zero bytes|connection refused|connect failure|"
     "submit limit|resource temporarily|slurmctld.*not responding|munge|protocol authentication",
     re.IGNORECASE,
@@ -166,6 +169,7 @@ class _Batch:
     where: str = ""
     over_since: float | None = None
     ended_since: float | None = None
+    put_back_at: float | None = None  # when Slurm said that it waits although it has started
     never_seen: int = 0  # how often in a row Slurm has given a reason that does not go away
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     cancelled_at: float = 0.0
@@ -210,7 +214,10 @@ class SlurmRunner:
         self._store = context.store
         self._environment = inherited(context.environment, str(context.store.base_path))
         told = {key: value for key, value in context.environment.items() if _FOR_COMMANDS.fullmatch(key)}
-        self._commands = Commands(context.children, told, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS)
+        # Two, so that what is asked and cancelled does not wait for a thousand submissions.
+        self._submissions, self._commands = (
+            Commands(context.children, told, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS) for _ in range(2)
+        )
         self._batches: dict[Attempt, _Batch] = {}
         self._by_token: dict[str, _Batch] = {}
         self._events: list[Event] = []
@@ -243,6 +250,8 @@ class SlurmRunner:
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
             files.publish(note_path, text)
         except OSError as error:
+            if error.errno in TRANSIENT:
+                raise NoRoomError(error.strerror) from error
             raise CannotStartError(f"what Slurm is to run cannot be written: {error.strerror}") from error
         except UnicodeEncodeError as error:
             raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
@@ -257,12 +266,14 @@ class SlurmRunner:
             return
         batch.is_submitting = True
         words, text = batch.submit
-        self._commands.run(words, lambda result: self._submitted(batch, result), text=text)
+        self._submissions.run(words, lambda result: self._submitted(batch, result), text=text)
 
     def _submitted(self, batch: _Batch, result: Result) -> None:
         batch.is_submitting = False
         attempt = batch.attempt
         said = _last_words(result)
+        if self._batches.get(attempt) is not batch:  # it has ended already; a second job of it will find that out
+            return
         if result.exit_code == 0:
             number = result.output.strip().partition(";")[0]
             batch.submitted_at = time.monotonic()
@@ -272,7 +283,7 @@ class SlurmRunner:
             self._next_query = min(self._next_query, time.monotonic() + self._poll_interval)
             if batch.cancelling is not None:
                 self._cancel(batch)
-        elif batch.cancelling is not None or result.exit_code < 0 or _TRANSIENT.search(said):
+        elif batch.cancelling is not None or result.exit_code < 0 or _SAID_FOR_NOW.search(said):
             # It may have been taken in all the same; whether it was is told by the next squeue that answers.
             if not self._has_complained:
                 log.warning("Slurm does not take task %s of job %s: %s", attempt.task_id, attempt.job_name, said)
@@ -291,16 +302,16 @@ class SlurmRunner:
             return 0.0
         if not self._batches:
             return None
-        due = [self._next_look - time.monotonic()]
-        if not self._is_asking:
-            due.append(self._next_query - time.monotonic())
-        if self._commands.poll_after is not None:
-            due.append(self._commands.poll_after)
+        now = time.monotonic()
+        due = [self._next_look - now] if self._is_asking else [self._next_look - now, self._next_query - now]
+        limits = (self._submissions.poll_after, self._commands.poll_after)
+        due += [seconds for seconds in limits if seconds is not None]
         return max(0.0, min(due))
 
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
         now = time.monotonic()
+        self._submissions.expire()
         self._commands.expire()
         if self._batches and now >= self._next_look:
             for batch in list(self._batches.values()):
@@ -362,7 +373,11 @@ class SlurmRunner:
         if batch.ended_since is None:
             batch.ended_since = now
             self._next_query = min(self._next_query, now)
-        if holder is not None and holder.state in _REASONS:
+        if holder is not None and holder.state in _WAITING and batch.put_back_at is not None:
+            self._commands.run(["scancel", *batch.states], _ignore)
+            error = f"Slurm ended it and put it back into its queue: {_in_words(holder, batch)}"
+            self._end(batch, exit_code, reason=Reason.LOST, error=error)
+        elif holder is not None and holder.state in _REASONS:
             self._end(batch, exit_code, reason=_REASONS[holder.state], error=_in_words(holder, batch))
         elif (holder is not None and holder.is_over) or now - batch.ended_since > _LONGEST_STATE_SECONDS:
             self._end(batch, exit_code)
@@ -370,16 +385,15 @@ class SlurmRunner:
     def _conclude(self, batch: _Batch, state: _State) -> None:
         """A job is over, and its command has left no result."""
         error = _in_words(state, batch)
-        if state.state in _LOST_NODE and not self._is_fenced:
-            error += "; it may still run there, so it is not tried again (see the setting fenced)"
-            self._end(batch, None, reason=Reason.LOST, error=error, may_repeat=False)
-        elif state.state in _REASONS:
+        if state.state in _REASONS:
             self._end(batch, None, reason=_REASONS[state.state], error=error)
         elif batch.record is None and state.state in ("FAILED", "COMPLETED"):
             error += "; its node could not write to the job filesystem: is that shared with the nodes?"
             self._end(batch, None, reason=Reason.LOST, error=error)
         else:
-            self._end(batch, None, reason=Reason.LOST, error=f"{error}; it left no result")
+            is_cut_off = state.state in _LOST_NODE
+            may_repeat, error = self._may_repeat(batch, f"{error}; it left no result", is_cut_off=is_cut_off)
+            self._end(batch, None, reason=Reason.LOST, error=error, may_repeat=may_repeat)
 
     def _end(
         self,
@@ -448,7 +462,7 @@ class SlurmRunner:
         self._tell_where(batch)
         if batch.cancelling is None and holder.state in _WAITING:
             if batch.has_started:
-                self._give_up(batch, Reason.LOST, f"Slurm has put it back into its queue: {_in_words(holder, batch)}")
+                self._look_at_what_was_put_back(batch, holder, now)
                 return
             batch.never_seen = batch.never_seen + 1 if holder.reason in _NEVER else 0
             if batch.never_seen >= _NEVER_TWICE:
@@ -458,9 +472,30 @@ class SlurmRunner:
             self._cancel(batch)
         self._judge(batch, now)
 
+    def _look_at_what_was_put_back(self, batch: _Batch, state: _State, now: float) -> None:
+        """Slurm says that what has started waits.
+
+        Either it was put back into the queue, or a slurmctld that crashed does not know any more that it runs. If it
+        does, its node will soon say so; if not, it is lost, for the record cannot be claimed again.
+        """
+        if batch.put_back_at is None:
+            batch.put_back_at = now
+        elif now - batch.put_back_at > _PUT_BACK_SECONDS:
+            self._give_up(batch, Reason.LOST, f"Slurm has put it back into its queue: {_in_words(state, batch)}")
+
     def _give_up(self, batch: _Batch, reason: Reason, error: str) -> None:
         self._commands.run(["scancel", *batch.states], _ignore)
-        self._end(batch, None, reason=reason, error=error)
+        may_repeat, error = self._may_repeat(batch, error)
+        self._end(batch, None, reason=reason, error=error, may_repeat=may_repeat)
+
+    def _may_repeat(self, batch: _Batch, error: str, *, is_cut_off: bool = False) -> tuple[bool, str]:
+        """Whether what was lost can be tried again without running twice; and the error, saying so if it cannot.
+
+        :param is_cut_off: whether its node does not answer.
+        """
+        if self._is_fenced or not (is_cut_off or batch.put_back_at is not None):
+            return True, error
+        return False, f"{error}; it may still run there, so it is not tried again (see the setting fenced)"
 
     def _tell_where(self, batch: _Batch) -> None:
         holder = batch.holder

@@ -117,14 +117,14 @@ class SlurmCluster:
 
         A slurmctld that was killed may have forgotten what it had started last, and take the node out of service.
         """
-        if "drain" in self.call("sinfo", "--noheader", "--Node", "--format=%T"):
-            self.call("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
-        wait_until(
-            lambda: self.call("sinfo", "--noheader", "--Node", "--format=%T").split() in (["idle"] * 4, ["idle"] * 2),
-            what="both nodes are idle",
-            timeout=40,
-            interval=0.1,
-        )
+
+        def are_idle() -> bool:
+            states = self.call("sinfo", "--noheader", "--Node", "--format=%T").split()
+            if "drained" in states:
+                self.call("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
+            return bool(states) and set(states) == {"idle"}
+
+        wait_until(are_idle, what="both nodes are idle", timeout=40, interval=0.1)
 
     def call(self, *words: str, check: bool = False) -> str:
         """What one of Slurm's commands prints."""
@@ -132,11 +132,11 @@ class SlurmCluster:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=check, timeout=60)
         return done.stdout
 
-    def stop(self, name: str) -> None:
-        """Kill a daemon: ``slurmctld``, ``slurmd-n1``, ..."""
+    def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """End a daemon: ``slurmctld``, ``slurmd-n1``, ..."""
         process = self._processes.pop(name)
-        process.kill()
-        process.wait()
+        process.send_signal(number)
+        process.wait(30)
 
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""

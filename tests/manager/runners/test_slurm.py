@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import time
@@ -126,8 +127,6 @@ def test_too_much_memory(store: JobStore, managers: Managers, engine: Engine, tm
         ),
         ({"slurm": {"no_such_option": 1}}, "no-such-option"),
         ({"slurm": {"array": "1-3"}}, "slurm.array"),
-        ({"slurm": {"partition": ["main"]}}, "slurm.partition"),
-        ({"slurm": {"-x": "1"}}, "slurm.-x"),
     ],
 )
 def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
@@ -193,7 +192,8 @@ def test_slurm_is_away(
     manager = managers.start()
     store.submit("before", [bash(f"echo b >> {tmp_path}/ran; sleep 4")])
     running(store, "before")
-    cluster.stop("slurmctld")
+    # Killed, it would forget what it started in the last seconds, and give the numbers of those jobs to others.
+    cluster.stop("slurmctld", signal.SIGTERM)
     try:
         store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
         store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
@@ -206,7 +206,7 @@ def test_slurm_is_away(
     finally:
         cluster.start_controller()
         cluster.wait_for_nodes()
-    assert ended(store, "meanwhile", 60).state == "completed"
+    assert ended(store, "meanwhile", 60).state == "completed", store.get_tasks("meanwhile")
     assert ended(store, "cancelled", 60).reason == "cancelled"
     assert (tmp_path / "ran").read_text() == "b\nm\n"
 
