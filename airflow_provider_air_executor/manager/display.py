@@ -118,7 +118,7 @@ def _details(store: JobStore, job: Job) -> RenderableType:
             str(task.attempt or ""),
             _seconds(_running_seconds(task)),
             "" if task.exit_code is None else str(task.exit_code),
-            Text(task.error or ""),
+            Text(task.error or task.where or ""),
         )
     parts: list[RenderableType] = [Text(job.name, style="bold"), heading, table]
     if job.error:

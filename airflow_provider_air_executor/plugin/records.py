@@ -146,6 +146,7 @@ class TaskDetails(BaseModel):
     status: TaskStatus
     reason: Reason | None
     error: str | None
+    where: str | None  # where an engine has it, and what it waits for there
     exit_code: int | None
     retries: int
     timeout: float | None
@@ -160,6 +161,7 @@ class TaskDetails(BaseModel):
             cwd=mask.text(task.cwd) if task.cwd else None,
             environment=sorted(task.env or ()),
             error=mask.text(task.error) if task.error else None,
+            where=task.where,
             attempts=[Attempt.of(attempt) for attempt in attempts if attempt.started_at is not None],
         )
 

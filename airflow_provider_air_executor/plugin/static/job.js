@@ -197,6 +197,7 @@ function TaskPanel({ job, task, connId, events, isChosen, onClose }) {
   return html`<section class="panel" aria-label="Task ${task.id}">
     <div class="head"><h2 ref=${heading}>${task.id}</h2><${Status} value=${task.status} /><button class="plain close" aria-label="Close the task" onClick=${onClose}>✕</button></div>
     <pre class="command">${task.command}</pre>
+    ${task.where ? html`<p class="quiet">${task.where}</p>` : null}
     ${task.error ? html`<p class="problem">${task.error}</p>` : null}
     <dl class="facts">${facts.map(([name, value]) => (value !== null && value !== "" && value !== undefined ? html`<div><dt>${name}</dt><dd>${value}</dd></div>` : null))}</dl>
     ${job.may_read_logs

@@ -16,7 +16,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.conftest import Managers, ended
+from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
 from tests.waiting import wait_until
@@ -86,6 +86,9 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
     waits = wait_until(lambda: store.get_tasks("j")[0].where, what="it is said where it is")
     assert re.fullmatch(r"Slurm job \d+, waiting( \(\w+\))?", waits)
     assert running(store) in NODES
+    command = [*CLI, "status", "j", "--base-path", str(store.base_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Slurm job \d+ on n[12]", shown)
     task = result(store)
     assert task.seconds is not None
     assert 2 < task.seconds < 5  # without the time that it waited
