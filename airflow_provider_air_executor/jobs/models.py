@@ -133,9 +133,13 @@ def _valid_env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def _valid_options(value: dict[str, Any]) -> dict[str, Any]:
+def check_options(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of an engine if each has a name and a value as a command line has them.
+
+    :raises ValueError: naming the one that is not valid.
+    """
     for name, option in value.items():
-        if not _OPTION.fullmatch(name):
+        if not isinstance(name, str) or not _OPTION.fullmatch(name):
             raise ValueError(f"{name!r} cannot be the name of an option")
         if option is not None and not isinstance(option, str | int | float):
             raise ValueError(f"option {name!r} must be a text, a number, true or false")
@@ -174,7 +178,7 @@ NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
 Directory = Annotated[Text, AfterValidator(_absolute)]
-Options = Annotated[dict[str, Any], AfterValidator(_valid_options)]
+Options = Annotated[dict[str, Any], AfterValidator(check_options)]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, printable, utc_now
+from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, check_options, printable, utc_now
 from airflow_provider_air_executor.manager.runners.children import Commands, Result
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -108,7 +108,6 @@ _SAID_FOR_NOW = re.compile(
 # What Slurm's commands are told of the environment. All of it becomes that of the job, in which others could read it,
 # and a manager that itself runs in a job must not hand that on.
 _FOR_COMMANDS = re.compile(r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SBATCH_.*")
-_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 # Options that decide how the attempt is known, where its output goes, or as whom it runs.
 _OURS = {
     "array",
@@ -210,7 +209,7 @@ class SlurmRunner:
         try:
             self._options = sbatch_options(options)
         except ValueError as error:
-            raise SettingsError(f"runners.slurm.{error}") from None
+            raise SettingsError(f"runners.slurm: {error}") from None
         self._store = context.store
         self._environment = inherited(context.environment, str(context.store.base_path))
         told = {key: value for key, value in context.environment.items() if _FOR_COMMANDS.fullmatch(key)}
@@ -580,26 +579,18 @@ class SlurmRunner:
         """Slurm has what was submitted, and the next manager finds it."""
 
 
-def sbatch_options(given: Mapping[str, Any]) -> dict[str, str]:
+def sbatch_options(given: dict[str, Any]) -> dict[str, str]:
     """Options of ``sbatch`` by their long names, as their values stand in a command line; ``""`` for a mere flag.
 
     :raises ValueError: naming the one that is not valid, or that is not free to choose.
     """
     options = {}
-    for key, value in given.items():
-        if not isinstance(key, str) or not _OPTION.fullmatch(key):
-            raise ValueError(f"{key}: no option of sbatch can be called so")
+    for key, value in check_options(given).items():
         name = key.replace("_", "-")
         if name in _OURS:
             raise ValueError(f"{key}: this option of sbatch is given by air-executor itself")
-        if value is None or value is False:
-            continue
-        if not isinstance(value, str | int | float):
-            raise ValueError(f"{key}: must be a text, a number, or true, not a {type(value).__name__}")
-        text = "" if value is True else str(value)
-        if not text.isprintable():
-            raise ValueError(f"{key}: must be printable")
-        options[name] = text
+        if value is not None and value is not False:
+            options[name] = "" if value is True else str(value)
     return options
 
 
