@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -179,6 +180,7 @@ TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
 Directory = Annotated[Text, AfterValidator(_absolute)]
 Options = Annotated[dict[str, Any], AfterValidator(check_options)]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -214,6 +216,66 @@ class Resources(BaseModel):
     time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
 
 
+class KubernetesOptions(BaseModel):
+    """How the Pod of a task looks, if it runs on Kubernetes. Words are those of Kubernetes, and so are the dicts.
+
+    :param image: the container image; it must have ``/bin/sh``, and ``bash`` if the task is a line of bash.
+    :param namespace: default: that of the manager's credentials.
+    :param service_account: as which it runs. Without one, it gets no token for the API server.
+    :param node_selector: labels that its node must have.
+    :param tolerations: taints of nodes that it tolerates.
+    :param labels: more labels of the Pod.
+    :param annotations: more annotations of the Pod.
+    :param image_pull_policy: ``Always``, ``IfNotPresent`` or ``Never``.
+    :param image_pull_secrets: names of secrets by which its image is pulled.
+    :param priority_class: name of its PriorityClass.
+    :param volumes: volumes, each with a ``mountPath`` besides (and ``subPath``, ``readOnly``): ``{"name": "data",
+        "persistentVolumeClaim": {"claimName": "data"}, "mountPath": "/data"}``.
+    :param env_from: where more environment variables come from: ``{"secretRef": {"name": "database"}}``.
+    :param gpu_resource: what a graphics processor is called there; default ``nvidia.com/gpu``.
+    :param pod_template: a Pod to begin with, all of whose other fields stay as they are; what the task runs in is its
+        container called ``task``, or else the first one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+
+    image: NonEmptyText | None = None
+    namespace: Label | None = None
+    service_account: NonEmptyText | None = None
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[dict[str, Any], ...] | None = None
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    image_pull_secrets: tuple[str, ...] | None = None
+    priority_class: NonEmptyText | None = None
+    volumes: tuple[dict[str, Any], ...] | None = None
+    env_from: tuple[dict[str, Any], ...] | None = None
+    gpu_resource: NonEmptyText | None = None
+    pod_template: dict[str, Any] | None = None
+
+    @field_validator("volumes")
+    @classmethod
+    def _check_volumes(cls, value: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
+        for volume in value or ():
+            if not isinstance(volume.get("name"), str) or not str(volume.get("mountPath", "")).startswith("/"):
+                raise ValueError("each volume needs a name and a mountPath that begins with /")
+        return value
+
+    def over(self, default: KubernetesOptions) -> KubernetesOptions:
+        """These options, and those of another one that these do not name; what is by name is put together."""
+        merged = {}
+        for name in type(self).model_fields:
+            own, other = getattr(self, name), getattr(default, name)
+            if own is not None and other is not None and name in ("labels", "annotations", "node_selector"):
+                own = {**other, **own}
+            elif own is not None and other is not None and name == "volumes":
+                names = {volume["name"] for volume in own}
+                own = (*(volume for volume in other if volume["name"] not in names), *own)
+            merged[name] = other if own is None else own
+        return type(self).model_construct(**merged)
+
+
 class Task(Record):
     """One command of a job, and how it stands.
 
@@ -231,13 +293,14 @@ class Task(Record):
     :param timeout: seconds one attempt may take before it is killed; default: the manager's ``task_timeout``.
     :param retries: how many more attempts are made after a failed one; default 0.
     :param retry_delay: seconds between an attempt's failure and the next attempt; default 0.
-    :param runner: what runs it: ``local`` (a process of its own on the manager's machine), ``slurm``, or another one
-        that is installed there. ``warm`` is a local one for a command ``python -m module``, run in a process forked for
-        it which has imported already what the module needs; where that cannot be, it starts cold. Default: what its
-        job says, or else the manager's setting ``runner``.
+    :param runner: what runs it: ``local`` (a process of its own on the manager's machine), ``slurm``, ``kubernetes``,
+        or another one that is installed there. ``warm`` is a local one for a command ``python -m module``, run in a
+        process forked for it which has imported already what the module needs; where that cannot be, it starts cold.
+        Default: what its job says, or else the manager's setting ``runner``.
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
     :param resources: what it needs, see :class:`Resources`; default: what its runner gives to each task.
     :param slurm: options of ``sbatch`` for it, by their long names, if it runs on Slurm: ``{"partition": "gpu"}``.
+    :param kubernetes: how its Pod looks if it runs on Kubernetes, see :class:`KubernetesOptions`.
     """
 
     id: TaskId = ""
@@ -260,6 +323,7 @@ class Task(Record):
     preload: tuple[ModuleName, ...] | None = None
     resources: Resources | None = None
     slurm: Options | None = None
+    kubernetes: KubernetesOptions | None = None
     attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
     attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
     exit_code: int | None = None

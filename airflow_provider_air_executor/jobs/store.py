@@ -266,6 +266,7 @@ class JobStore:
             preload=task.preload,
             resources=task.resources,
             slurm=task.slurm,
+            kubernetes=task.kubernetes,
         )
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:

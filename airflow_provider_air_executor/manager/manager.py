@@ -122,8 +122,7 @@ class Manager:
             selector.register(wakeup, selectors.EVENT_READ)
             if self._notifier.works:
                 selector.register(self._notifier, selectors.EVENT_READ)
-            for descriptor in self._runners.descriptors:
-                selector.register(descriptor, selectors.EVENT_READ)
+            watched: set[int] = set()
             self.recover()
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
             while not self._stopping:
@@ -135,6 +134,9 @@ class Manager:
                 if self._is_idle() and self._may_retire(lock):
                     log.info("manager %d ends: there was nothing to do", os.getpid())
                     break
+                for descriptor in set(self._runners.descriptors) - watched:  # a runner may have come along meanwhile
+                    selector.register(descriptor, selectors.EVENT_READ)
+                    watched.add(descriptor)
                 selector.select(self._sleep_seconds())
                 with contextlib.suppress(BlockingIOError):
                     while wakeup.recv(4096):

@@ -92,12 +92,14 @@ class Context(NamedTuple):
     :param environment: what the commands inherit.
     :param options: what ``config.yaml`` says under ``runners`` and the runner's name.
     :param children: through which it may start processes and hear how they end.
+    :param kill_grace: seconds after which an attempt that was cancelled will be killed.
     """
 
     store: JobStore
     environment: Mapping[str, str]
     options: Mapping[str, Any]
     children: Children
+    kill_grace: float = 10.0
 
 
 class Runner(Protocol):

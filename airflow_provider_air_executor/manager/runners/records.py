@@ -47,7 +47,7 @@ exit 97
 }
 """
 # Found by the path and not by sh, which would take `echo` or `exit` for its own commands.
-_FIND = """\
+FIND = """\
 air_executor_find() {
 case $1 in
 */*) found=$1; [ -f "$found" ] && [ -x "$found" ]; return ;;
@@ -74,7 +74,7 @@ def script_elsewhere(identity: str) -> str:
     :param identity: the shell expression of a number by which the runner is known.
     """
     no_directory = '"spawn the directory $4 (field cwd) does not exist on $(uname -n)"'
-    return _FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST}
+    return FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST}
 
 
 # What a task is told about itself; a manager that a task has started must not hand it on.

@@ -82,7 +82,9 @@ class Runners:
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
             make = found[name].load()
-            self._runners[name] = make(Context(self._store, self._environment, options, self._children))
+            self._runners[name] = make(
+                Context(self._store, self._environment, options, self._children, self._settings.kill_grace)
+            )
             self._limits[name] = limit
         return self._runners[name]
 

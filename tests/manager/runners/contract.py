@@ -32,6 +32,8 @@ class Engine:
     """
 
     impossible: dict[str, Any] = {"cpus": 10_000}
+    carriage_return = b"\r"  # what becomes of one at the end of a line
+    last_word = ""  # what a task does after much output
 
     def __init__(
         self, name: str, *, config: str = "", environment: dict[str, str] | None = None, patience: float = 1
@@ -117,16 +119,20 @@ class RunnerContract:
         assert store.read_log("j", "a").text == f"{odd}\n{tmp_path}\nj a 1\n"
 
     def test_arguments(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
-        words = ["", "a b", "two\nlines", "\r\n", "'", '"', "$HOME", "*", "é", "-n", "%s", "\\"]
+        words = ["", "a b", "two\nlines", "\r\n", "'", '"', "$HOME", "$(HOME)", "$$", "*", "é", "-n", "%s", "\\"]
         run(engine.command("printf", "<%s>", *words))
-        assert store.read_log("j", "a").text == "".join(f"<{word}>" for word in words)
+        expected = "".join(f"<{word}>" for word in words)
+        assert store.read_log("j", "a").text == expected.replace("\r", engine.carriage_return.decode())
 
     def test_odd_bytes(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         run(engine.task(r"printf '\377\000\r\n[red]\033[1mx'; printf '\200' >&2"))
-        assert store.log_path("j", "a").read_bytes() == b"\xff\x00\r\n[red]\033[1mx\x80"
+        expected = b"\xff\x00" + engine.carriage_return + b"\n[red]\033[1mx\x80"
+        assert store.log_path("j", "a").read_bytes() == expected
 
     def test_much_output(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
-        task = run(engine.task("yes 0123456789abcde | head -c 10000000; yes error | head -c 100000 >&2"))
+        task = run(
+            engine.task("yes 0123456789abcde | head -c 10000000; yes error | head -c 100000 >&2" + engine.last_word)
+        )
         assert task.status == "completed"
         expected = (b"0123456789abcde\n" * 625_000) + (b"error\n" * 16_667)[:100_000]
         found = store.log_path("j", "a").read_bytes()

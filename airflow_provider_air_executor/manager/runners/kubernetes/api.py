@@ -1,0 +1,217 @@
+"""The few requests to the API server of Kubernetes that running Pods takes: create, delete, list, watch, log.
+
+https://kubernetes.io/docs/reference/using-api/api-concepts/ describes them. There is no version in them that could not
+match: Pods are ``v1`` since 2015.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from airflow_provider_air_executor.jobs.models import printable
+from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
+
+_CONNECT_SECONDS = 10.0
+_ANSWER_SECONDS = 30.0
+_WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
+
+
+for _name in ("httpx", "httpcore"):  # they tell of each request
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class ApiError(Exception):
+    """The API server refuses something.
+
+    :param status: the HTTP status.
+    :param message: in its own words.
+    :param reason: in one word, ``AlreadyExists`` for instance.
+    """
+
+    def __init__(self, status: int, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same request may succeed later."""
+        is_quota = self.status == 403 and "exceeded quota" in str(self)
+        return is_quota or self.status in (401, 408, 429) or self.status >= 500
+
+
+class UnreachableError(Exception):
+    """The API server does not answer, or not to the end."""
+
+
+class Api:
+    """Asks an API server, within one event loop.
+
+    :param access: where it is, and who we are.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._renewing = asyncio.Lock()
+        self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
+        self._client = httpx.AsyncClient(
+            base_url=access.server,
+            verify=access.tls,
+            proxy=access.proxy,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+            headers={"User-Agent": "air-executor", "Accept": "application/json"},
+        )
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    # All of them raise ApiError and UnreachableError.
+
+    async def create_pod(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Create a Pod."""
+        return await self._ask("POST", _pods(manifest["metadata"]["namespace"]), json=manifest)
+
+    async def get_pod(self, namespace: str, name: str) -> dict[str, Any]:
+        """One Pod."""
+        return await self._ask("GET", f"{_pods(namespace)}/{quote(name)}")
+
+    async def delete_pod(self, namespace: str, name: str, *, uid: str | None = None, grace: int | None = None) -> None:
+        """Delete a Pod: SIGTERM to it, and SIGKILL after a time.
+
+        :param uid: delete it only if it is this one.
+        :param grace: that time in seconds; default: what the Pod says itself.
+        """
+        options: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1"}
+        if uid is not None:
+            options["preconditions"] = {"uid": uid}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        await self._ask("DELETE", f"{_pods(namespace)}/{quote(name)}", json=options)
+
+    async def annotate_pod(self, namespace: str, name: str, annotations: dict[str, str]) -> None:
+        """Change annotations of a Pod."""
+        body = json.dumps({"metadata": {"annotations": annotations}})
+        headers = {"Content-Type": "application/merge-patch+json"}
+        await self._ask("PATCH", f"{_pods(namespace)}/{quote(name)}", content=body, headers=headers)
+
+    async def list_pods(self, namespace: str, selector: str) -> tuple[list[dict[str, Any]], str]:
+        """All Pods that a label selector names, and the version from which a watch goes on."""
+        found = await self._ask("GET", _pods(namespace), params={"labelSelector": selector})
+        return found.get("items") or [], found["metadata"]["resourceVersion"]
+
+    async def list_nodes(self) -> list[dict[str, Any]]:
+        """All nodes of the cluster."""
+        return (await self._ask("GET", "/api/v1/nodes")).get("items") or []
+
+    async def watch_pods(
+        self, namespace: str, selector: str, version: str
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Changes of Pods since a version: the kind of change and the Pod, until the API server has enough.
+
+        :raises ApiError: of status 410 if the version is too old, so that they must be listed again.
+        """
+        params = {
+            "labelSelector": selector,
+            "watch": "1",
+            "resourceVersion": version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(_WATCH_SECONDS),
+        }
+        async with self._stream(_pods(namespace), params, patience=_WATCH_SECONDS + _ANSWER_SECONDS) as response:
+            async for line in _lines(response):
+                event = json.loads(line)
+                if event["type"] == "ERROR":
+                    raise _error(event["object"].get("code", 500), event["object"])
+                yield event["type"], event["object"]
+
+    @asynccontextmanager
+    async def open_log(
+        self, namespace: str, name: str, container: str, *, follow: bool
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """What a container has printed, from its beginning.
+
+        :param follow: whether to go on while it runs.
+        """
+        params = {"container": container, **({"follow": "true"} if follow else {})}
+        path = f"{_pods(namespace)}/{quote(name)}/log"
+        async with self._stream(path, params, patience=None if follow else _ANSWER_SECONDS) as response:
+            yield _bytes(response)
+
+    async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+        headers = {**await self._authorization(), **request.pop("headers", {})}
+        try:
+            response = await self._client.request(method, path, headers=headers, extensions=self._extensions, **request)
+            content = response.json() if response.content else {}
+        except (httpx.HTTPError, ValueError) as error:
+            raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
+        self._check(response.status_code, content)
+        return content if isinstance(content, dict) else {}
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, params: dict[str, str], *, patience: float | None
+    ) -> AsyncIterator[httpx.Response]:
+        how: dict[str, Any] = {"params": params, "headers": await self._authorization(), "extensions": self._extensions}
+        how["timeout"] = httpx.Timeout(patience, connect=_CONNECT_SECONDS)
+        try:
+            async with self._client.stream("GET", path, **how) as response:
+                if response.status_code >= 400:
+                    text = await response.aread()
+                    try:
+                        content = json.loads(text)
+                    except ValueError:
+                        content = {"message": text.decode(errors="replace")}
+                    self._check(response.status_code, content)
+                yield response
+        except httpx.HTTPError as error:
+            raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
+
+    async def _authorization(self) -> dict[str, str]:
+        async with self._renewing:
+            if self._access.must_renew:
+                try:
+                    await asyncio.to_thread(self._access.renew)
+                except OSError as error:
+                    raise UnreachableError(f"there are no credentials for {self._access.server}: {error}") from error
+        value = self._access.authorization
+        return {"Authorization": value} if value else {}
+
+    def _check(self, status: int, content: Any) -> None:
+        if status == 401:
+            self._access.forget()
+        if status >= 400:
+            raise _error(status, content)
+
+
+def _pods(namespace: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/pods"
+
+
+def _error(status: int, content: Any) -> ApiError:
+    content = content if isinstance(content, dict) else {}
+    message = printable(str(content.get("message") or f"HTTP status {status}"))
+    return ApiError(status, message[:2000], str(content.get("reason") or ""))
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+    rest = b""
+    async for chunk in response.aiter_bytes():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line:
+                yield line
+
+
+async def _bytes(response: httpx.Response) -> AsyncIterator[bytes]:
+    async for chunk in response.aiter_bytes():
+        yield chunk

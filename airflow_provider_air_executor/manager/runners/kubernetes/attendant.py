@@ -1,0 +1,686 @@
+"""Sees the Pod of each attempt through: creates it, watches it, reads its output, and tells how it ended.
+
+This runs in a thread of its own with an event loop, since requests take time and the manager must not wait. One watch
+for each namespace tells of all Pods; each attempt has a coroutine that goes from one of its states to the next.
+
+While the API server does not answer, everything is tried again and nothing is concluded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
+from airflow_provider_air_executor.manager.runners.kubernetes import pods
+from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, ApiError, UnreachableError
+from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
+from airflow_provider_air_executor.manager.runners.kubernetes.output import (
+    OutOfStepError,
+    Output,
+    Reader,
+    find_again,
+)
+from airflow_provider_air_executor.manager.runners.kubernetes.pods import Status
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Event, Placed, Started
+
+log = logging.getLogger("air_executor.manager")
+
+_CREATIONS = 16  # at a time
+_FOLLOW_AFTER_SECONDS = 0.5  # what ends sooner is read once, at its end
+_IN_STEP_SECONDS = 10.0  # in which what was read before comes again
+_STRAY_SECONDS = 60.0  # that a Pod may be there which nobody knows
+_CERTAIN_SECONDS = 3.0  # that the scheduler may find no node before the nodes are asked
+_ASK_NODES_SECONDS = 60.0
+_SHORTEST_WATCH_SECONDS = 1.0
+_LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
+_LAST_WORDS_SECONDS = 10.0  # after a container has ended, for its output to end too
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+
+
+class Limits(NamedTuple):
+    """How patient to be, in seconds.
+
+    :param lost_after: for how long a node may not answer.
+    :param stuck_after: for how long a container may not come to its start, for want of its image or a secret.
+    :param unschedulable_after: for how long no node may be found; None: for ever, unless none could be.
+    :param ttl: for how long a Pod is kept after its end.
+    :param grace: between SIGTERM and SIGKILL.
+    :param is_fenced: whether a node that does not answer is known to be off.
+    :param is_autoscaled: whether nodes are made that are not there now.
+    :param log_streams: how many outputs are followed at a time.
+    """
+
+    lost_after: float
+    stuck_after: float
+    unschedulable_after: float | None
+    ttl: float
+    grace: float
+    is_fenced: bool
+    is_autoscaled: bool
+    log_streams: int
+
+
+@dataclass(eq=False)
+class Pod:
+    """The Pod of an attempt, as far as it is known."""
+
+    attempt: Attempt
+    token: str
+    manifest: Mapping[str, Any]
+    output: Output
+    is_adopted: bool = False  # whether an earlier manager may have created it
+    is_created: bool = False
+    created_at: float = math.inf
+    status: Status | None = None
+    is_gone: bool = False
+    has_started: bool = False
+    cancelling: bool | None = None  # whether it is killed; None: nobody has asked
+    is_disowned: bool = False
+    where: str = ""
+    since: dict[str, float] = field(default_factory=dict)  # when something that must not last has begun
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    is_followed: asyncio.Event = field(default_factory=asyncio.Event)
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    following: asyncio.Task[None] | None = None
+    deleting: asyncio.Task[None] | None = None
+
+    @property
+    def namespace(self) -> str:
+        """Its namespace."""
+        namespace: str = self.manifest["metadata"]["namespace"]
+        return namespace
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        name: str = self.manifest["metadata"]["name"]
+        return name
+
+    @property
+    def container(self) -> str:
+        """The name of the container that runs the task."""
+        containers = self.manifest["spec"]["containers"]
+        names = [container["name"] for container in containers]
+        return pods.CONTAINER if pods.CONTAINER in names else names[0]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it runs any more."""
+        return self.is_gone or (self.status is not None and self.status.is_over)
+
+    def __str__(self) -> str:
+        return f"Pod {self.namespace}/{self.name}"
+
+
+class Attendant:
+    """Attends Pods in a thread.
+
+    :param access: the API server.
+    :param owner: this installation, as the Pods' label says it.
+    :param limits: how patient to be.
+    :param tell: called, in the thread, with each event.
+    :param created: called, in the thread, with a Pod that is known to have been created.
+    :param keep: called, in the thread, with a Pod, what is to be kept of it (exit code, time of its start and end) and
+        its result, before its end is told; it may raise OSError, and is called again then.
+    :param is_expected: called, in the thread, with the annotations and the token of a Pod that is not attended: whether
+        it soon will be.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        owner: str,
+        limits: Limits,
+        *,
+        tell: Callable[[Event], None],
+        created: Callable[[Pod], None],
+        keep: Callable[[Pod, Ended, bytes | None], None],
+        is_expected: Callable[[Mapping[str, str], str], bool],
+    ) -> None:
+        self._access = access
+        self._selector = f"{pods.OWNER_LABEL}={owner}"
+        self._limits = limits
+        self._tell, self._created, self._keep, self._is_expected = tell, created, keep, is_expected
+        self._pods: dict[str, Pod] = {}  # by their tokens
+        self._tidying: set[str] = set()
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._may_list_nodes = True
+        self._complained_at = -math.inf
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._api = Api(self._access)
+        self._creations = asyncio.Semaphore(_CREATIONS)
+        self._streams = asyncio.Semaphore(self._limits.log_streams)
+        self._loop.run_forever()
+        running = asyncio.all_tasks(self._loop)
+        for task in running:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*running, return_exceptions=True))
+        self._loop.run_until_complete(self._api.close())
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+    # These are called by the manager's thread.
+
+    def close(self) -> None:
+        """Let go of everything. What runs goes on."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+
+    def watch(self, namespace: str) -> None:
+        """Watch a namespace, so that what is left there is seen."""
+        self._loop.call_soon_threadsafe(self._watch, namespace)
+
+    def attend(self, pod: Pod) -> None:
+        """See a Pod through to its end."""
+        self._loop.call_soon_threadsafe(self._attend, pod)
+
+    def cancel(self, pod: Pod, *, kill: bool) -> None:
+        """End a Pod: SIGTERM, and SIGKILL after the grace, or very soon."""
+        self._loop.call_soon_threadsafe(self._cancel, pod, kill)
+
+    # All that follows is called by this thread.
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _complain(self, about: object) -> None:
+        """Say what does not work, but not all the time."""
+        now = time.monotonic()
+        if now - self._complained_at > _LONGEST_PAUSE:
+            self._complained_at = now
+            log.warning("Kubernetes: %s; trying again", about)
+
+    # -- what is there ---------------------------------------------------------------------------------------
+
+    def _watch(self, namespace: str) -> None:
+        if namespace not in self._watches:
+            self._watches[namespace] = self._spawn(self._keep_watching(namespace))
+
+    async def _keep_watching(self, namespace: str) -> None:
+        version: str | None = None
+        pause = _Pause()
+        while True:
+            begun = time.monotonic()
+            try:
+                if version is None:
+                    listed, version = await self._api.list_pods(namespace, self._selector)
+                    self._take_list(namespace, listed, begun)
+                async for kind, pod in self._api.watch_pods(namespace, self._selector, version):
+                    version = pod["metadata"]["resourceVersion"]
+                    pause.reset()
+                    if kind != "BOOKMARK":
+                        self._take_change(pod, is_gone=kind == "DELETED")
+            except ApiError as error:
+                version = None
+                if error.status == 410:  # too much has happened since
+                    continue
+                self._complain(error)
+                await pause()
+            except UnreachableError as error:
+                self._complain(error)
+                await pause()
+            except Exception:
+                log.exception("the watch of namespace %s has failed; it begins anew", namespace)
+                version = None
+                await pause()
+            if time.monotonic() - begun < _SHORTEST_WATCH_SECONDS:
+                await asyncio.sleep(_SHORTEST_WATCH_SECONDS)
+
+    def _take_list(self, namespace: str, listed: list[dict[str, Any]], asked_at: float) -> None:
+        found = {item["metadata"]["labels"].get(pods.RUN_LABEL) for item in listed}
+        for item in listed:
+            self._take_change(item)
+        for pod in list(self._pods.values()):
+            if pod.namespace == namespace and pod.created_at < asked_at and pod.token not in found:
+                pod.is_gone = True
+                pod.changed.set()
+
+    def _take_change(self, item: Mapping[str, Any], *, is_gone: bool = False) -> None:
+        token = (item["metadata"].get("labels") or {}).get(pods.RUN_LABEL, "")
+        pod = self._pods.get(token)
+        if pod is not None:
+            pod.status = pods.read_status(item, pod.container)
+            pod.is_gone = pod.is_gone or is_gone
+            pod.changed.set()
+        elif not is_gone and token not in self._tidying:
+            self._tidying.add(token)
+            self._spawn(self._tidy(item, token))
+
+    async def _tidy(self, item: Mapping[str, Any], token: str) -> None:
+        """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten."""
+        metadata = item["metadata"]
+        is_over = (item.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        await asyncio.sleep(self._limits.ttl if is_over else _STRAY_SECONDS)
+        self._tidying.discard(token)
+        if token not in self._pods and not self._is_expected(metadata.get("annotations") or {}, token):
+            await self._delete(metadata["namespace"], metadata["name"], metadata["uid"], None)
+
+    # -- one attempt -----------------------------------------------------------------------------------------
+
+    def _attend(self, pod: Pod) -> None:
+        self._pods[pod.token] = pod
+        self._watch(pod.namespace)
+        self._spawn(self._see_through(pod))
+
+    async def _see_through(self, pod: Pod) -> None:
+        while pod.token in self._pods:
+            try:
+                if not pod.is_created:
+                    await self._create(pod)
+                elif pod.status is None and not pod.is_gone:
+                    await self._look_at(pod)
+                elif pod.status is not None and not pod.is_over:
+                    await self._wait(pod, pod.status)
+                else:
+                    await self._finish(pod)
+            except UnreachableError as error:
+                self._complain(error)
+                await asyncio.sleep(_FIRST_PAUSE)
+            except Exception:
+                log.exception("%s cannot be attended; trying again", pod)
+                await asyncio.sleep(_LONGEST_PAUSE)
+
+    async def _create(self, pod: Pod) -> None:
+        """Have the Pod created, or find out that it cannot be, or that it has been."""
+        pause = _Pause()
+        may_be_there = pod.is_adopted
+        while True:
+            try:
+                if pod.cancelling is None:
+                    async with self._creations:
+                        found = await self._api.create_pod(dict(pod.manifest))
+                elif may_be_there:
+                    found = await self._api.get_pod(pod.namespace, pod.name)
+                else:
+                    self._end(pod, Ended(pod.attempt, None, utc_now()))
+                    return
+            except ApiError as error:
+                if error.status == 409 and error.reason == "AlreadyExists":
+                    found = None
+                elif error.status == 404 and pod.cancelling is not None:
+                    self._end(pod, Ended(pod.attempt, None, utc_now()))
+                    return
+                elif error.may_pass:
+                    may_be_there = may_be_there or error.status >= 500
+                    self._place(pod, f"{pod}, waiting ({error})")
+                    self._complain(error)
+                    await pause()
+                    continue
+                else:
+                    self._fail(pod, Reason.SPAWN, f"Kubernetes refused it: {error}")
+                    return
+            except UnreachableError as error:
+                may_be_there = True
+                self._complain(error)
+                await pause()
+                continue
+            pod.is_created, pod.created_at = True, time.monotonic()
+            if found is not None and pod.status is None:
+                pod.status = pods.read_status(found, pod.container)
+            self._created(pod)
+            if pod.cancelling is not None:
+                self._cancel(pod, pod.cancelling)
+            return
+
+    async def _look_at(self, pod: Pod) -> None:
+        try:
+            found = await self._api.get_pod(pod.namespace, pod.name)
+        except ApiError as error:
+            if error.status == 404:
+                pod.is_gone = True
+                return
+            self._complain(error)
+            await asyncio.sleep(_LONGEST_PAUSE)
+        else:
+            pod.created_at = min(pod.created_at, time.monotonic())
+            if pod.status is None:
+                pod.status = pods.read_status(found, pod.container)
+
+    async def _wait(self, pod: Pod, status: Status) -> None:
+        """Wait until something changes, and see whether it can go on like this."""
+        pod.changed.clear()
+        if status.started_at is not None:
+            self._has_started(pod, status.started_at)
+        self._tell_where(pod, status)
+        seconds = [await self._look_whether_it_starts(pod, status), self._look_at_its_node(pod, status)]
+        if pod.token in self._pods:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min((each for each in seconds if each is not None), default=None)):
+                    await pod.changed.wait()
+
+    def _has_started(self, pod: Pod, started_at: datetime) -> None:
+        if not pod.has_started:
+            pod.has_started = True
+            self._tell(Started(pod.attempt, started_at))
+            pod.following = self._spawn(self._follow(pod))
+
+    async def _look_whether_it_starts(self, pod: Pod, status: Status) -> float | None:
+        """Give up what will not start; seconds after which to look again."""
+        if status.is_hopeless or (left := self._left(pod, "stuck", status.stuck, self._limits.stuck_after)) == 0:
+            self._give_up(pod, Reason.SPAWN, f"Kubernetes cannot start it: {status.stuck}")
+            return None
+        limit = self._limits.unschedulable_after
+        if self._left(pod, "unschedulable", status.unschedulable, limit) == 0:
+            self._give_up(pod, Reason.SPAWN, f"Kubernetes finds no node for it: {status.unschedulable}")
+        elif self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS) == 0:
+            pod.since["full"] = time.monotonic() + _ASK_NODES_SECONDS - _CERTAIN_SECONDS  # when it is looked again
+            if why := await self._never(pod, status):
+                self._give_up(pod, Reason.SPAWN, f"Kubernetes can never run it: {status.unschedulable} ({why})")
+        due = [left, self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS)]
+        due.append(self._left(pod, "unschedulable", status.unschedulable, limit))
+        return min((each for each in due if each is not None), default=None)
+
+    async def _never(self, pod: Pod, status: Status) -> str:
+        """Why a Pod will never find a node, in words; empty if it may."""
+        if "not found" in status.unschedulable:  # a volume claim
+            return "it asks for what is not there"
+        if self._limits.is_autoscaled or not self._may_list_nodes:
+            return ""
+        try:
+            return pods.no_node_could(pod.manifest, await self._api.list_nodes())
+        except ApiError as error:
+            if not error.may_pass:
+                self._may_list_nodes = False
+                log.warning(
+                    "Kubernetes: whether a task can ever run is not known, since nodes may not be listed: %s", error
+                )
+        except UnreachableError as error:
+            self._complain(error)
+        return ""
+
+    def _look_at_its_node(self, pod: Pod, status: Status) -> float | None:
+        """Give up what is lost; seconds after which to look again."""
+        limit = self._limits.lost_after
+        left = self._left(pod, "cut off", status.is_cut_off, limit)
+        # It should be gone when its grace is over; a node that does not answer does not say so.
+        grace = self._limits.grace + limit
+        left_to_go = self._left(pod, "deleted", status.is_being_deleted, grace) if status.node else None
+        if left == 0 or left_to_go == 0:
+            error = f"{pod} is lost: node {status.node} does not answer"
+            if not self._limits.is_fenced:
+                error += "; it may still run there, so it is not tried again (see the setting fenced)"
+            self._give_up(pod, Reason.LOST, error, may_repeat=self._limits.is_fenced)
+        return min((each for each in (left, left_to_go) if each is not None), default=None)
+
+    @staticmethod
+    def _left(pod: Pod, what: str, is_so: object, limit: float | None) -> float | None:
+        """Seconds for which something may go on; None if it is not so, or may go on for ever."""
+        if not is_so:
+            pod.since.pop(what, None)
+            return None
+        now = time.monotonic()
+        since = pod.since.setdefault(what, now)
+        return None if limit is None else max(0.0, since + limit - now)
+
+    def _tell_where(self, pod: Pod, status: Status) -> None:
+        if status.node:
+            self._place(pod, f"{pod} on {status.node}")
+        else:
+            self._place(pod, f"{pod}, waiting ({status.waits_for})" if status.waits_for else f"{pod}, waiting")
+
+    def _place(self, pod: Pod, where: str) -> None:
+        if where != pod.where:
+            pod.where = where
+            self._tell(Placed(pod.attempt, where))
+
+    # -- its output ------------------------------------------------------------------------------------------
+
+    async def _follow(self, pod: Pod) -> None:
+        """Read the output while it is printed."""
+        await asyncio.sleep(_FOLLOW_AFTER_SECONDS if pod.cancelling is None else 0)
+        pause = _Pause()
+        async with self._streams:
+            while not pod.is_over:
+                try:
+                    await self._read(pod, follow=True)
+                except (ApiError, UnreachableError) as error:
+                    log.debug("the output of %s cannot be followed now: %s", pod, error)
+                except OSError as error:
+                    self._complain(error)
+                if not pod.is_over:
+                    await pause()
+
+    async def _read(self, pod: Pod, *, follow: bool) -> None:
+        """Read the output, from where we are to its end."""
+        async with pod.reading:
+            if await self._read_once(pod, follow=follow):
+                return
+            async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=False) as chunks:
+                find_again(pod.output, b"".join([chunk async for chunk in chunks]))
+            await self._read_once(pod, follow=follow)
+
+    async def _read_once(self, pod: Pod, *, follow: bool) -> bool:
+        """Read the output; False if what was read before is not there any more."""
+        reader = pod.output.reader()
+        try:
+            async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=follow) as chunks:
+                pod.is_followed.set()
+                async for chunk in _patiently(chunks, reader):
+                    reader.feed(chunk)
+        except OutOfStepError:
+            return False
+        return reader.is_in_step
+
+    async def _read_to_the_end(self, pod: Pod) -> None:
+        """Read what is there of the output after its container has ended."""
+        if pod.following is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                    await pod.reading.acquire()
+                    pod.reading.release()
+            pod.following.cancel()
+        give_up_at = time.monotonic() + self._limits.lost_after
+        is_there = not pod.is_gone and (pod.status is None or pod.status.ending is not None)
+        if pod.status is not None and pod.status.is_being_deleted and pod.is_followed.is_set():
+            is_there = False  # its node is throwing it away
+        ending = pod.status.ending if pod.status is not None else None
+        ended_by_itself = ending is not None and ending.message.startswith("end ")
+        pause = _Pause()
+        while not pod.is_disowned:
+            try:
+                if is_there:
+                    await self._read(pod, follow=False)
+                    is_there = False
+                pod.output.finish(marker_is_due=ended_by_itself)
+            except ApiError as error:  # its node does not answer the API server, or has dropped the container
+                is_there = error.may_pass and time.monotonic() < give_up_at and not pod.is_gone
+                if not is_there and not (pod.status is not None and pod.status.is_being_deleted):
+                    pod.output.take(f"\n[air-executor] The output could not be read to its end: {error}\n".encode())
+                    ended_by_itself = False
+            except (UnreachableError, OSError) as error:
+                self._complain(error)
+            else:
+                return
+            await pause()
+
+    # -- its end ---------------------------------------------------------------------------------------------
+
+    async def _finish(self, pod: Pod) -> None:
+        """It is over: read what it has left, and tell how it ended."""
+        status, was_gone = pod.status, pod.is_gone
+        if status is not None and status.started_at is not None and status.ending is not None:
+            pod.has_started = True  # so short that nobody has seen it run
+        await self._read_to_the_end(pod)
+        spawn_error, result, result_is_whole = _read_message(pod)
+        ended = _conclude(pod, status, was_gone=was_gone)
+        if spawn_error and pod.cancelling is None:
+            ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=spawn_error)
+        elif not result_is_whole and ended.exit_code == 0:
+            error = "it has ended with exit code 0, but its result could not be read"
+            ended = ended._replace(exit_code=None, reason=Reason.LOST, error=error)
+        pause = _Pause()
+        while not pod.is_disowned:
+            try:
+                self._keep(pod, ended, result)
+                break
+            except OSError as error:
+                self._complain(error)
+                await pause()
+        self._end(pod, ended)
+
+    def _fail(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
+        started_at = pod.status.started_at if pod.status is not None else None
+        self._end(pod, Ended(pod.attempt, None, utc_now(), started_at, reason, printable(error), may_repeat))
+
+    def _end(self, pod: Pod, ended: Ended) -> None:
+        del self._pods[pod.token]
+        if pod.following is not None:
+            pod.following.cancel()
+        self._tell(ended)
+        if pod.is_created and not pod.is_gone and pod.token not in self._tidying:
+            self._tidying.add(pod.token)
+            phase = "Succeeded" if pod.is_over else ""
+            uid = pod.status.uid if pod.status is not None else None
+            metadata = {"namespace": pod.namespace, "name": pod.name, "uid": uid}
+            self._spawn(self._tidy({"metadata": metadata, "status": {"phase": phase}}, pod.token))
+
+    def _give_up(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
+        """End an attempt whose Pod is not over."""
+        uid = pod.status.uid if pod.status is not None else None
+        # A Pod whose node does not answer goes at once only if nobody waits for the node.
+        grace = 0 if reason is Reason.LOST and may_repeat else 1
+        self._spawn(self._delete(pod.namespace, pod.name, uid, grace))
+        self._fail(pod, reason, error, may_repeat=may_repeat)
+
+    # -- ending it -------------------------------------------------------------------------------------------
+
+    def _cancel(self, pod: Pod, kill: bool) -> None:
+        pod.cancelling = kill
+        pod.changed.set()
+        if not pod.is_created or pod.token not in self._pods:
+            return
+        if pod.deleting is None:
+            pod.deleting = self._spawn(self._delete_with_last_words(pod))
+        elif kill:
+            self._spawn(self._kill(pod, pod.deleting))
+
+    async def _delete_with_last_words(self, pod: Pod) -> None:
+        """Delete a Pod, having begun to read what it says: afterwards nobody can."""
+        if pod.status is not None and pod.status.node:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                    await pod.is_followed.wait()
+        grace = 1 if pod.cancelling else max(1, math.ceil(self._limits.grace))
+        await self._delete(pod.namespace, pod.name, pod.status.uid if pod.status is not None else None, grace)
+
+    async def _kill(self, pod: Pod, deleting: asyncio.Task[None]) -> None:
+        """Shorten the grace of a Pod that is being deleted."""
+        await asyncio.wait([deleting])
+        if pod.token in self._pods and self._limits.grace > 1:
+            await self._delete(pod.namespace, pod.name, pod.status.uid if pod.status is not None else None, 1)
+
+    async def _delete(self, namespace: str, name: str, uid: str | None, grace: int | None) -> None:
+        """Delete a Pod, however often it takes."""
+        pause = _Pause()
+        while True:
+            try:
+                await self._api.delete_pod(namespace, name, uid=uid or None, grace=grace)
+            except ApiError as error:
+                if error.status in (404, 409):  # gone, or another one by now
+                    return
+                self._complain(error)
+                if not error.may_pass:
+                    return
+            except UnreachableError as error:
+                self._complain(error)
+            else:
+                return
+            await pause()
+
+
+class _Pause:
+    """Waits longer each time."""
+
+    def __init__(self) -> None:
+        self._seconds = _FIRST_PAUSE
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._seconds = _FIRST_PAUSE
+
+    async def __call__(self) -> None:
+        await asyncio.sleep(self._seconds)
+        self._seconds = min(2 * self._seconds, _LONGEST_PAUSE)
+
+
+async def _patiently(chunks: AsyncIterator[bytes], reader: Reader) -> AsyncIterator[bytes]:
+    """The chunks; until all that was read before has come again, each must come soon.
+
+    :raises OutOfStepError: if one does not, as when there is less now.
+    """
+    while True:
+        try:
+            async with asyncio.timeout(None if reader.is_in_step else _IN_STEP_SECONDS):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise OutOfStepError from None
+        yield chunk
+
+
+def _read_message(pod: Pod) -> tuple[str, bytes | None, bool]:
+    """What a container says at its end: why its command could not be started, its result, and whether that is whole."""
+    ending = pod.status.ending if pod.status is not None else None
+    kind, _, rest = (ending.message if ending is not None else "").partition(" ")
+    if kind == "spawn":
+        return printable(rest.strip()), None, True
+    size, _, short = rest.partition("\n")
+    if kind != "end" or not size.strip().isdigit() or int(size) == 0:
+        return "", None, True
+    if int(size) <= pods.MESSAGE_BYTES:
+        return "", short.encode(), True
+    found = pod.output.result
+    return "", found, found is not None and len(found) == int(size)
+
+
+# Why Kubernetes says that a container has ended, if the command was never started, or nobody knows.
+_NOT_STARTED = {"StartError", "ContainerCannotRun", "CreateContainerError"}
+_UNKNOWN = {"Unknown", "ContainerStatusUnknown"}
+
+
+def _conclude(pod: Pod, status: Status | None, *, was_gone: bool) -> Ended:
+    """How an attempt has ended, by the last that is known of its Pod."""
+    ending = status.ending if status is not None else None
+    ended_at = (ending and ending.ended_at) or utc_now()
+    exit_code = ending.exit_code if ending is not None else None
+    ended = Ended(pod.attempt, exit_code, ended_at, status.started_at if status is not None else None)
+    reason, error = None, ""
+    if pod.cancelling is not None or (exit_code == 0 and ending is not None and ending.reason not in _UNKNOWN):
+        return ended
+    if status is not None and status.reason == "DeadlineExceeded":
+        reason, error = Reason.TIMEOUT, f"DeadlineExceeded: {status.message}"
+    elif ending is not None and ending.reason in _NOT_STARTED:
+        reason, error = Reason.SPAWN, f"{ending.reason}: {ending.message}"
+    elif ending is not None and ending.reason == "OOMKilled":
+        reason, error = Reason.SIGNAL, f"OOMKilled: it used more memory than it asked for (exit code {exit_code})"
+    elif status is not None and (status.reason or status.is_disrupted):
+        reason, error = Reason.LOST, f"{status.reason or 'Disrupted'}: {status.message or status.is_disrupted}"
+    elif ending is not None and ending.reason in _UNKNOWN:
+        reason, error = Reason.LOST, f"its node does not know how it ended ({ending.reason})"
+    elif status is not None and status.is_being_deleted and exit_code is not None:
+        reason, error = Reason.LOST, f"somebody deleted it while it ran (exit code {exit_code})"
+    elif ending is None:
+        reason, error = Reason.LOST, "it is gone, and left no result" if was_gone else "it has failed, nobody says why"
+    if reason is None:
+        return ended
+    node = f" on {status.node}" if status is not None and status.node else ""
+    return ended._replace(reason=reason, error=printable(f"{pod}{node}: {error}"))
