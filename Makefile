@@ -3,6 +3,7 @@
 #   make up      a real Airflow with its UI, until Ctrl-C
 #   make test    all tests
 #   make check   ruff and mypy
+#   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
@@ -15,7 +16,7 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-lowest postgresql chromium slurm vendor check format benchmark clean
+.PHONY: demo up test test-lowest postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -39,6 +40,13 @@ chromium:
 # The tests of the runner slurm start a cluster of two nodes of their own.
 slurm:
 	@test -x /usr/sbin/slurmctld || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
+
+# The tests of the runner kubernetes run where this has been built.
+kubernetes-build:
+	@tests/manager/runners/build_kubernetes.sh
+
+kubernetes: kubernetes-build $(READY)
+	@exec $(BIN)/python -m tests.manager.runners.kubernetes_cluster
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:

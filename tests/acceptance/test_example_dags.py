@@ -1,7 +1,7 @@
 """The example DAGs under a real scheduler, triggerer, dag-processor and API server.
 
-Once with the embedded manager, once with a manager that was started before Airflow, as a service, and once with such a
-manager whose configuration says that Slurm runs the tasks.
+With the embedded manager; with a manager that was started before Airflow, as a service; and with such a manager whose
+configuration says that Slurm runs the tasks, or Kubernetes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.installation import Installation
-from tests.manager.runners import slurm_cluster
+from tests.manager.runners import kubernetes_cluster, slurm_cluster
 from tests.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "example_dags"
@@ -33,10 +33,20 @@ EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 pytestmark = pytest.mark.timeout(600)
 
 
-ON_SLURM = pytest.param("slurm", marks=pytest.mark.skipif(bool(slurm_cluster.missing()), reason="Slurm is missing"))
+ENGINES = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(cluster.missing()), reason=f"{name} is missing"))
+    for name, cluster in (("slurm", slurm_cluster), ("kubernetes", kubernetes_cluster))
+]
+ON_KUBERNETES = f"""\
+runner: kubernetes
+runners:
+  kubernetes:
+    image: {kubernetes_cluster.IMAGE}
+    pod_template: {{spec: {{hostNetwork: true}}}}
+"""
 
 
-@pytest.fixture(scope="module", params=["embedded", "service", ON_SLURM])
+@pytest.fixture(scope="module", params=["embedded", "service", *ENGINES])
 def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A running Airflow with the example DAGs."""
     if request.param == "embedded":
@@ -49,6 +59,10 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
             cluster = stack.enter_context(contextlib.closing(slurm_cluster.SlurmCluster())).start()
             environment.update(cluster.environment)
             Path(base_path, "config.yaml").write_text("runner: slurm\n")
+        elif request.param == "kubernetes":
+            pods = stack.enter_context(contextlib.closing(kubernetes_cluster.KubernetesCluster())).start()
+            environment.update(pods.environment)
+            Path(base_path, "config.yaml").write_text(ON_KUBERNETES)
         command = [
             sys.executable,
             "-m",

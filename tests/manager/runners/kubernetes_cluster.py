@@ -134,29 +134,31 @@ class KubernetesCluster:
             "--kube-api-burst=400",
         )
         for node in NODES:
-            self._start_kubelet(node)
+            self.start_kubelet(node)
         self.wait_for_nodes()
         wait_until(lambda: "default" in self.kubectl("get", "serviceaccounts"), what="Pods can be created", timeout=60)
         return self
 
-    def write_kubeconfig(self, path: Path, token: str) -> None:
+    def write_kubeconfig(self, path: Path, token: str, namespace: str = "default") -> None:
         """Write a kubeconfig file for the owner of a token."""
         authority = base64.b64encode((self.directory / "ca.crt").read_bytes()).decode()
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user", "namespace": "default"}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user", "namespace": namespace}}],
             "clusters": [{"name": "test", "cluster": {"server": self.server, "certificate-authority-data": authority}}],
             "users": [{"name": "user", "user": {"token": token}}],
         }
         path.write_text(json.dumps(content))  # which is YAML too
         path.chmod(0o600)
 
-    def token_of(self, service_account: str) -> str:
-        """The token of a service account; Kubernetes of this age makes a secret for each."""
-        name = self.kubectl("get", "serviceaccount", service_account, "-o", "jsonpath={.secrets[0].name}")
-        return base64.b64decode(self.kubectl("get", "secret", name, "-o", "jsonpath={.data.token}")).decode()
+    def token_of(self, service_account: str, namespace: str = "default") -> str:
+        """The token of a service account; empty as long as it has none."""
+        get = ("--namespace", namespace, "get")
+        name = self.kubectl(*get, "serviceaccount", service_account, "-o", "jsonpath={.secrets[0].name}")
+        token = self.kubectl(*get, "secret", name, "-o", "jsonpath={.data.token}") if name else ""
+        return base64.b64decode(token).decode()
 
     def start_api_server(self) -> None:
         """Start the API server, and wait until it answers."""
@@ -186,7 +188,7 @@ class KubernetesCluster:
     def start_node(self, node: str) -> None:
         """Start a node again."""
         self._start_containerd(node)
-        self._start_kubelet(node)
+        self.start_kubelet(node)
 
     def _start_containerd(self, node: str) -> None:
         directory = self.directory / node
@@ -210,7 +212,8 @@ class KubernetesCluster:
             self._call(*ctr, "images", "import", f"{self.directory}/images.tar", check=True)
             (directory / "imported").touch()
 
-    def _start_kubelet(self, node: str) -> None:
+    def start_kubelet(self, node: str) -> None:
+        """Start the kubelet of a node."""
         directory = self.directory / node
         groups = f"/air-executor-{self._name}/{node}"
         for controller in _CGROUPS.iterdir():

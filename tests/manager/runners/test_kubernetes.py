@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import stat
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.contract import Engine, RunnerContract
-from tests.manager.runners.kubernetes_cluster import IMAGE, KubernetesCluster, missing
+from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
+from tests.waiting import wait_until
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not there: {', '.join(missing())}; see make kubernetes-build")
 
@@ -48,3 +62,329 @@ def engine(cluster: KubernetesCluster) -> Iterator[Engine]:
 
 class TestKubernetes(RunnerContract):
     """A Pod for each attempt."""
+
+
+@pytest.fixture
+def manager(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
+    engine.prepare(managers)
+    return managers.start()
+
+
+def bash(line: str, **more: Any) -> dict[str, Any]:
+    return {"id": "a", "bash": line, **more}
+
+
+def result(store: JobStore, name: str = "j", timeout: float = 60) -> Task:
+    """The only task of a job, when it has ended."""
+    ended(store, name, timeout)
+    return store.get_tasks(name)[0]
+
+
+def running(store: JobStore, name: str = "j") -> str:
+    """Wait until a task runs on a node, and say which."""
+
+    def node() -> str | None:
+        where = store.get_tasks(name)[0].where or ""
+        return where.partition(" on ")[2] if "begun" in store.read_log(name, "a").text else None
+
+    return wait_until(node, what="it runs on a node", timeout=40)
+
+
+def pod_of(cluster: KubernetesCluster, name: str = "j") -> dict[str, Any]:
+    """The Pod of a job of one task."""
+    found = json.loads(cluster.kubectl("get", "pods", "-l", f"air-executor/job={name}", "-o", "json"))["items"]
+    assert len(found) == 1, found
+    return dict(found[0])
+
+
+def test_where_it_is(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
+    store.submit("j", [bash("echo begun; sleep 2")])
+    assert running(store) in NODES
+    command = [*CLI, "status", "j", "--base-path", str(store.base_path)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"Pod default/j-a-[0-9a-f]{16} on n[12]", shown)
+    assert result(store).status == "completed"
+    name = pod_of(cluster)["metadata"]["name"]
+    gone = lambda: name not in cluster.kubectl("get", "pods", "-o", "name")  # noqa: E731
+    wait_until(gone, what="its Pod is deleted", timeout=20, interval=0.3)
+
+
+def test_what_it_needs_is_what_kubernetes_gives(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
+    needed = {"cpus": 0.15, "memory": "100Mi", "time": "90s"}
+    options = {
+        "labels": {"team": "data"},
+        "annotations": {"why": "test"},
+        "node_selector": {"kubernetes.io/hostname": "n2"},
+        "volumes": [{"name": "scratch", "emptyDir": {}, "mountPath": "/scratch"}],
+    }
+    line = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes; cd /scratch && ls /tmp/. >/dev/null && echo mounted"
+    store.submit("j", [bash(line, resources=needed, kubernetes=options)])
+    assert result(store).status == "completed", store.read_log("j", "a").text
+    assert store.read_log("j", "a").text == f"{100 << 20}\nmounted\n"
+    pod = pod_of(cluster)
+    (container,) = pod["spec"]["containers"]
+    assert container["resources"] == {
+        "requests": {"cpu": "150m", "memory": str(100 << 20)},
+        "limits": {"memory": str(100 << 20)},
+    }
+    assert pod["spec"]["nodeName"] == "n2"
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    assert pod["metadata"]["labels"]["team"] == "data"
+    assert pod["metadata"]["annotations"]["why"] == "test"
+
+
+def test_too_much_memory(store: JobStore, manager: object) -> None:
+    line = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}"
+    store.submit("j", [bash(line, resources={"memory": "30Mi"})])
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "signal"), task
+    assert "OOMKilled" in (task.error or "")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"resources": {"gpus": 1}}, "Insufficient nvidia.com/gpu"),
+        ({"resources": {"memory": "10T"}}, "Insufficient memory"),
+        ({"kubernetes": {"node_selector": {"disk": "ssd"}}}, "n1 lacks disk=ssd"),
+        ({"kubernetes": {"image": "docker.io/no/such:1", "image_pull_policy": "Never"}}, "ErrImageNeverPull"),
+        ({"kubernetes": {"image": "127.0.0.1:1/no/such:1"}}, "ErrImagePull|ImagePullBackOff"),
+        ({"kubernetes": {"namespace": "nowhere"}}, 'namespaces "nowhere" not found'),
+        ({"kubernetes": {"service_account": "nobody"}}, "nobody"),
+        ({"kubernetes": {"env_from": [{"secretRef": {"name": "missing"}}]}}, 'secret "missing" not found'),
+        ({"kubernetes": {"labels": {"a": "not valid!"}}}, "Invalid value"),
+        ({"kubernetes": {"pod_template": {"spec": {"containers": "none"}}}}, "not that of a Pod"),
+    ],
+)
+def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
+    begun = time.monotonic()
+    store.submit("j", [bash("true", **more)])
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "spawn"), task
+    assert re.search(why, task.error or ""), task.error
+    assert time.monotonic() - begun < 20
+
+
+def test_an_option_that_there_is_not(store: JobStore) -> None:
+    with pytest.raises(InvalidJobError, match=r"tasks\[0\]\.kubernetes\.imagee"):
+        store.submit("j", [bash("true", kubernetes={"imagee": "x"})])
+    with pytest.raises(InvalidJobError, match="mountPath"):
+        store.submit("j", [bash("true", kubernetes={"volumes": [{"name": "x", "emptyDir": {}}]})])
+
+
+@pytest.mark.parametrize("length", [10, 2_900, 3_100, 200_000])
+def test_results(store: JobStore, manager: object, length: int) -> None:
+    line = f"""echo before; printf '["%0{length}d"]' 0 > $AIR_EXECUTOR_OUTPUT; printf after"""
+    store.submit("j", [bash(line)])
+    assert result(store).status == "completed"
+    assert store.get_outputs("j") == {"a": ["0" * length]}
+    assert store.read_log("j", "a").text == "before\nafter"
+
+
+def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
+    template = {"spec": {"hostNetwork": True, "activeDeadlineSeconds": 2}}
+    store.submit("j", [bash("sleep 60", kubernetes={"pod_template": template})])
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "timeout"), task
+    assert "DeadlineExceeded" in (task.error or "")
+
+
+def test_deleted_by_somebody_else(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
+    """As when a node is drained: there is nothing against trying again."""
+    store.submit(
+        "j", [bash(f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+    )
+    running(store)
+    cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--grace-period=1", "--wait=false")
+    task = result(store)
+    assert (task.status, task.attempt) == ("completed", 2), task
+    assert (tmp_path / "ran").read_text() == "x\nx\n"
+
+
+def test_deleted_while_there_was_no_manager(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster
+) -> None:
+    engine.prepare(managers)
+    manager = managers.start()
+    store.submit("j", [bash("echo begun; sleep 60")])
+    running(store)
+    managers.kill(manager)
+    cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--force", "--grace-period=0")
+    managers.start()
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "lost")
+    assert "it is gone" in (task.error or "")
+
+
+def test_created_but_not_noted(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    """A manager is killed between the creation of a Pod and its own note of that."""
+    engine.prepare(managers)
+    manager = managers.start()
+    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; sleep 3; exit 6")])
+    running(store)
+    managers.kill(manager)
+    (path,) = store.runs_path("j").glob("*.on-kubernetes")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.write_text(json.dumps({**json.loads(path.read_text()), "created": False}))
+    managers.start()
+    task = result(store)
+    assert (task.exit_code, task.attempt) == (6, 1)
+    assert (tmp_path / "ran").read_text() == "x\n"
+    wait_until(lambda: not list(store.runs_path("j").glob("*.on-*")), what="the note is removed", timeout=10)
+
+
+def test_the_api_server_is_away(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    engine.prepare(managers)
+    manager = managers.start()
+    store.submit("before", [bash(f"echo begun; echo b >> {tmp_path}/ran; sleep 3; echo last")])
+    running(store, "before")
+    cluster.stop("kube-apiserver")
+    try:
+        store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
+        store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
+        time.sleep(1)
+        store.cancel("cancelled")
+        managers.kill(manager)
+        managers.start()
+        time.sleep(4)
+        assert store.get_job("before").state == "working"
+        assert store.get_job("meanwhile").state == "working"
+    finally:
+        cluster.start_api_server()
+        cluster.wait_for_nodes()
+    assert ended(store, "before", 60).state == "completed", store.get_tasks("before")
+    assert store.read_log("before", "a").text == "begun\nlast\n"
+    assert ended(store, "meanwhile", 60).state == "completed", store.get_tasks("meanwhile")
+    assert ended(store, "cancelled", 60).reason == "cancelled"
+    assert (tmp_path / "ran").read_text() == "b\nm\n"
+
+
+@pytest.mark.parametrize("fenced", [False, True])
+def test_a_node_is_lost(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path, fenced: bool
+) -> None:
+    engine.config = config(fenced=fenced)
+    engine.prepare(managers)
+    managers.start()
+    store.submit(
+        "j", [bash(f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+    )
+    node = running(store)
+    cluster.lose_node(node)
+    try:
+        task = result(store, timeout=90)
+    finally:
+        cluster.start_node(node)
+        cluster.wait_for_nodes()
+    runs = len((tmp_path / "ran").read_text().split())
+    if fenced:
+        assert (task.status, task.attempt, runs) == ("completed", 2, 2)
+    else:
+        assert (task.status, task.reason, task.attempt, runs) == ("failed", "lost", 1, 1)
+        assert f"node {node} does not answer" in (task.error or "")
+
+
+def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
+    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; sleep 6; echo end; exit 3")])
+    node = running(store)
+    cluster.stop(f"kubelet-{node}")
+    cluster.start_kubelet(node)
+    task = result(store)
+    assert (task.status, task.exit_code) == ("failed", 3), task
+    assert store.read_log("j", "a").text == "begun\nend\n"
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
+    store.submit("j", [bash("echo begun; sleep 60")])
+    running(store)
+    shutil.rmtree(store.job_path("j"))
+    gone = lambda: not cluster.kubectl("get", "pods", "-l", "air-executor/job=j", "-o", "name")  # noqa: E731
+    wait_until(gone, what="its Pod is gone", timeout=40, interval=0.3)
+
+
+def test_what_is_left_of_others_is_not_touched(
+    store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    """Pods of an attempt that is forgotten are deleted; those of another installation are not."""
+    path = store.base_path / "kubernetes.owner"
+    wait_until(path.exists, what="the manager has given itself a name")
+    owner = path.read_text()
+    for name, whose in (("ours", owner), ("theirs", "another")):
+        labels = {"air-executor/owner": whose, "air-executor/run": f"{name}1"}
+        spec = {
+            "restartPolicy": "Never",
+            "hostNetwork": True,
+            "containers": [{"name": "task", "image": IMAGE, "command": ["/bin/true"]}],
+        }
+        cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
+    gone = lambda: "pod/ours" not in cluster.kubectl("get", "pods", "-o", "name")  # noqa: E731
+    wait_until(gone, what="ours is deleted", timeout=40, interval=0.3)
+    assert "pod/theirs" in cluster.kubectl("get", "pods", "-o", "name")
+
+
+def test_with_the_least_rights(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    """The Role of the manifest is enough, and more than that is refused."""
+    documents = list(yaml.safe_load_all((EXAMPLES / "manager.yaml").read_text()))
+    wanted = [item for item in documents if item["kind"] in ("ServiceAccount", "Role", "RoleBinding")]
+    (namespace,) = {item["metadata"]["namespace"] for item in wanted}
+    cluster.kubectl("create", "namespace", namespace)
+    cluster.apply(*wanted)
+    account = next(item["metadata"]["name"] for item in wanted if item["kind"] == "ServiceAccount")
+    wait_until(lambda: cluster.token_of(account, namespace), what="it has a token", timeout=20)
+    path = tmp_path / "kubeconfig"
+    cluster.write_kubeconfig(path, cluster.token_of(account, namespace), namespace)
+    engine.config = config(kubeconfig=str(path))
+    engine.prepare(managers)
+    managers.start()
+    store.submit("j", [bash("echo begun; sleep 1"), bash("exit 3", id="b")], max_parallel_tasks=2)
+    store.submit("elsewhere", [bash("true", kubernetes={"namespace": "default"})])
+    store.submit("cancelled", [bash("echo begun; sleep 60")])
+    running(store, "cancelled")
+    store.cancel("cancelled")
+    assert ended(store, "cancelled", 40).reason == "cancelled"
+    ended(store, "j", 40)
+    assert [task.exit_code for task in store.get_tasks("j")] == [0, 3]
+    assert "forbidden" in (result(store, "elsewhere").error or "")
+    cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine) -> None:
+    engine.config = config(max_concurrent=2) + "max_concurrent_runners: 1\n"
+    engine.prepare(managers)
+    managers.start()
+    many = [bash("sleep 4", id=f"s{number}") for number in range(3)]
+    store.submit("many", many, max_parallel_tasks=3)
+    where = "test -e /air-executor && echo pod || echo local"
+    light = [bash(where, id="light", runner="local"), bash(where, id="heavy", dependencies=["light"])]
+    store.submit("mixed", [light[0]])
+    assert ended(store, "mixed", 5).state == "completed"  # the cluster's tasks do not hold it up
+    assert ended(store, "many", 60).state == "completed"
+    store.submit("both", light)
+    assert ended(store, "both", 40).state == "completed"
+    assert store.read_log("both", "light").text == "local\n"
+    assert store.read_log("both", "heavy").text == "pod\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"kubeconfig": "/no/such/file"}, "/no/such/file"),
+        ({"context": "nowhere"}, "there is no context 'nowhere' in the kubeconfig; there are: test"),
+        ({"ttl": -1}, "runners.kubernetes.ttl"),
+        ({"pod_template": "/no/such/template"}, "/no/such/template cannot be read"),
+        ({"colour": "red"}, "runners.kubernetes.colour"),
+    ],
+)
+def test_settings(store: JobStore, managers: Managers, engine: Engine, options: dict[str, Any], why: str) -> None:
+    engine.config = config(**options)
+    engine.prepare(managers)
+    process = managers.launch()
+    assert process.wait(20) == 2
+    assert why in process.communicate()[1]

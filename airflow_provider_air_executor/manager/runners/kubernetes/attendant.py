@@ -151,7 +151,7 @@ class Attendant:
         self._limits = limits
         self._tell, self._created, self._keep, self._is_expected = tell, created, keep, is_expected
         self._pods: dict[str, Pod] = {}  # by their tokens
-        self._tidying: set[str] = set()
+        self._tidying: set[tuple[str, bool]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._may_list_nodes = True
@@ -260,16 +260,18 @@ class Attendant:
             pod.status = pods.read_status(item, pod.container)
             pod.is_gone = pod.is_gone or is_gone
             pod.changed.set()
-        elif not is_gone and token not in self._tidying:
-            self._tidying.add(token)
-            self._spawn(self._tidy(item, token))
+        elif not is_gone:
+            self._tidy_later(item, token, is_over=pods.read_status(item, pods.CONTAINER).is_over)
 
-    async def _tidy(self, item: Mapping[str, Any], token: str) -> None:
+    def _tidy_later(self, item: Mapping[str, Any], token: str, *, is_over: bool) -> None:
         """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten."""
-        metadata = item["metadata"]
-        is_over = (item.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if (token, is_over) not in self._tidying:
+            self._tidying.add((token, is_over))
+            self._spawn(self._tidy(item["metadata"], token, is_over=is_over))
+
+    async def _tidy(self, metadata: Mapping[str, Any], token: str, *, is_over: bool) -> None:
         await asyncio.sleep(self._limits.ttl if is_over else _STRAY_SECONDS)
-        self._tidying.discard(token)
+        self._tidying.discard((token, is_over))
         if token not in self._pods and not self._is_expected(metadata.get("annotations") or {}, token):
             await self._delete(metadata["namespace"], metadata["name"], metadata["uid"], None)
 
@@ -545,12 +547,10 @@ class Attendant:
         if pod.following is not None:
             pod.following.cancel()
         self._tell(ended)
-        if pod.is_created and not pod.is_gone and pod.token not in self._tidying:
-            self._tidying.add(pod.token)
-            phase = "Succeeded" if pod.is_over else ""
+        if pod.is_created and not pod.is_gone:
             uid = pod.status.uid if pod.status is not None else None
             metadata = {"namespace": pod.namespace, "name": pod.name, "uid": uid}
-            self._spawn(self._tidy({"metadata": metadata, "status": {"phase": phase}}, pod.token))
+            self._tidy_later({"metadata": metadata}, pod.token, is_over=pod.is_over)
 
     def _give_up(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
         """End an attempt whose Pod is not over."""

@@ -129,7 +129,8 @@ def find_access(environment: Mapping[str, str], *, kubeconfig: str | None = None
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         where = ":".join(str(path) for path in paths)
-        raise SettingsError(f"the kubeconfig {where} cannot be used: {error!r}") from error
+        why = str(error) if isinstance(error, OSError) else repr(error)
+        raise SettingsError(f"the kubeconfig {where} cannot be used: {why}") from error
 
 
 def _of_this_pod(environment: Mapping[str, str]) -> Access:

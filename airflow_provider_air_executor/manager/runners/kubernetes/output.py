@@ -14,6 +14,7 @@ from pathlib import Path
 from airflow_provider_air_executor.manager.runners.records import LOG_FLAGS
 
 _TAIL = 1024  # bytes by which a place in the output is known again
+_SHORTEST = 16  # of them that must be there still
 _THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
 _CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
 
@@ -90,9 +91,12 @@ class Output:
         self._write(self._held + _THROWN_AWAY)
         self._held, self._position, self._tail = b"", 0, b""
 
-    def move(self, position: int) -> None:
-        """The place where we are has another number now."""
-        self._position = position
+    def move(self, position: int, tail: bytes) -> None:
+        """The place where we are has another number now.
+
+        :param tail: what is still there of what was before it.
+        """
+        self._position, self._tail = position, tail
 
     @property
     def tail(self) -> bytes:
@@ -153,9 +157,13 @@ def find_again(output: Output, found: bytes) -> None:
 
     :param found: all that is still there.
     """
-    place = found.rfind(output.tail) if output.tail else -1
+    tail = output.tail
+    place = found.rfind(tail) if tail else -1
+    overlap = next((size for size in range(len(tail) - 1, _SHORTEST - 1, -1) if found.startswith(tail[-size:])), 0)
     if place >= 0:
-        output.move(place + len(output.tail))
+        output.move(place + len(tail), tail)
+    elif overlap:
+        output.move(overlap, tail[-overlap:])
     elif found:
         output.begin_anew()
 

@@ -46,7 +46,7 @@ if [ -n "$ended" ]; then exit 143; fi
 "$@" </dev/null 2>&1 &
 child=$!
 while :; do wait $child; code=$?; kill -0 $child || break; done
-printf '\\nair-executor %s\\n' $AIR_EXECUTOR_RUN
+printf '\\000air-executor %s\\n' $AIR_EXECUTOR_RUN
 size=0
 result=$AIR_EXECUTOR_OUTPUT
 if [ -s "$result" ]; then size=$(($(wc -c <"$result"))); fi
@@ -74,8 +74,11 @@ _NOT_IN_NAME = re.compile(r"[^a-z0-9]+")
 
 
 def end_marker(token: str) -> bytes:
-    """What comes after the output of a task, and before its result if that is long."""
-    return f"\nair-executor {token}\n".encode()
+    """What comes after the output of a task, and before its result if that is long.
+
+    It does not begin with a newline, so that the last line of the output need not be held back.
+    """
+    return f"\0air-executor {token}\n".encode()
 
 
 def pod_name(attempt: Attempt, token: str) -> str:

@@ -1,0 +1,241 @@
+"""What it costs to have an engine run tasks through us, beside the engine's own command line in the same run.
+
+Prints, for each engine: tasks per second for a number of tasks that do nothing, submitted at once, by the engine's own
+command line and by a manager; how much longer ours takes; the time of a single task, median of five; and the CPU use
+and memory of the manager with 1,000 tasks in flight, most of which wait for their turn. The two take turns, round after
+round, and the median round counts.
+
+The command lines: `xargs -P` on this machine; `sbatch`, four at a time, and `squeue` until all have ended; `kubectl
+create` with all Pods in one file, and one `kubectl get --watch`. None of them keeps output, results or exit codes.
+
+Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine (see `make slurm`, `make kubernetes`).
+
+    python benchmarks/engines.py [--engines local slurm kubernetes] [--tasks 40] [--rounds 3] [--in-flight 1000]
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.runners.kubernetes_cluster import IMAGE, KubernetesCluster
+from tests.manager.runners.kubernetes_cluster import PATH as KUBERNETES_PATH
+from tests.manager.runners.slurm_cluster import SlurmCluster
+from tests.waiting import wait_until
+
+SINGLE = 5
+SETTLE_SECONDS, WATCHED_SECONDS = 30, 30
+AT_A_TIME = 16  # tasks that both nodes of a cluster run together
+
+
+class Local:
+    """The local runner, and xargs."""
+
+    name, command_line = "local", "xargs -P 16"
+    environment: dict[str, str] = {}
+    config: dict[str, Any] = {"max_concurrent_runners": AT_A_TIME}
+
+    def by_command_line(self, tasks: int) -> None:
+        """Have tasks run, and wait for their end."""
+        words = ["xargs", "-P", str(AT_A_TIME), "-n", "1", "/bin/true"]
+        subprocess.run(words, input="\n".join("x" * tasks).encode(), check=True)
+
+    def clean(self) -> None:
+        """Leave nothing of it."""
+
+    def close(self) -> None:
+        """End the engine."""
+
+
+class Slurm:
+    """The Slurm runner, and sbatch."""
+
+    name, command_line = "slurm", "sbatch, squeue"
+
+    def __init__(self) -> None:
+        self._cluster = SlurmCluster().start()
+        self.environment = self._cluster.environment
+        self.config = {"runner": "slurm", "runners": {"slurm": {"poll_interval": 1}}}
+
+    def by_command_line(self, tasks: int) -> None:
+        """Have tasks run, and wait for their end."""
+        words = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=/bin/true"]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            said = pool.map(lambda _: self._cluster.call(*words, check=True), range(tasks))
+            numbers = {line.strip() for line in said}
+        states = ["squeue", "--noheader", "--format=%i"]
+        are_over = lambda: not numbers & set(self._cluster.call(*states).split())  # noqa: E731
+        wait_until(are_over, what="all ended", timeout=300, interval=0.1)
+
+    def clean(self) -> None:
+        """Leave nothing of it."""
+        self._cluster.cancel_all()
+
+    def close(self) -> None:
+        """End the engine."""
+        self._cluster.close()
+
+
+class Kubernetes:
+    """The Kubernetes runner, and kubectl."""
+
+    name, command_line = "kubernetes", "kubectl create, get --watch"
+
+    def __init__(self) -> None:
+        self._cluster = KubernetesCluster().start()
+        self.environment = self._cluster.environment
+        options = {"image": IMAGE, "pod_template": {"spec": {"hostNetwork": True}}, "ttl": 3600}
+        self.config = {"runner": "kubernetes", "runners": {"kubernetes": options}}
+        self._round = 0
+
+    def by_command_line(self, tasks: int) -> None:
+        """Have tasks run, and wait for their end."""
+        self._round += 1
+        container = {"name": "task", "image": IMAGE, "command": ["/bin/true"]}
+        spec = {"restartPolicy": "Never", "hostNetwork": True, "automountServiceAccountToken": False}
+        pods = [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "metadata": {"name": f"p{self._round}-{number}", "labels": {"round": str(self._round)}},
+                "spec": {**spec, "containers": [container]},
+            }
+            for number in range(tasks)
+        ]
+        listed = {"apiVersion": "v1", "kind": "List", "items": pods}
+        self._cluster.kubectl("create", "-f", "-", text=json.dumps(listed))
+        words = ["kubectl", "get", "pods", "--watch", "-l", f"round={self._round}"]
+        words += ["-o", 'jsonpath={.metadata.name} {.status.phase}{"\\n"}']
+        environment = {**os.environ, **self.environment, "PATH": KUBERNETES_PATH}
+        done: set[str] = set()
+        with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout or ():
+                if line.endswith(" Succeeded\n"):
+                    done.add(line.split()[0])
+                if len(done) == tasks:
+                    break
+            process.terminate()
+
+    def clean(self) -> None:
+        """Leave nothing of it."""
+        self._cluster.cancel_all()
+
+    def close(self) -> None:
+        """End the engine."""
+        self._cluster.close()
+
+
+class Manager:
+    """A manager on a temporary base path."""
+
+    def __init__(self, engine: Any) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="air-executor-benchmark-")
+        self.store = JobStore(self._directory.name)
+        Path(self._directory.name, "config.yaml").write_text(yaml.safe_dump(engine.config))
+        command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
+        command += ["--base-path", self._directory.name, "--kill-grace", "1"]
+        self.process = subprocess.Popen(command, env={**os.environ, **engine.environment})
+        wait_until(lambda: self.store.manager_pid() == self.process.pid, what="it runs", timeout=30)
+        self._numbers = iter(range(1 << 30))
+
+    def run(self, tasks: int) -> None:
+        """Have tasks run, and wait for their end."""
+        name = f"j{next(self._numbers)}"
+        self.store.submit(name, [{"command": "/bin/true"}] * tasks, max_parallel_tasks=tasks)
+        wait_until(lambda: self.store.get_job(name).state.is_terminal, what="it has ended", timeout=300)
+        job = self.store.get_job(name)
+        assert job.state == "completed", job
+
+    def usage_in_flight(self, tasks: int) -> tuple[float, float]:
+        """CPU in percent of a core, and memory in MiB, with so many tasks in flight."""
+        self.store.submit("flight", [{"command": "sleep", "args": ["600"]}] * tasks, max_parallel_tasks=tasks)
+        submitted = lambda: all(task.where for task in self.store.get_tasks("flight"))  # noqa: E731
+        wait_until(submitted, what="the engine has them all", timeout=600, interval=1)
+        time.sleep(SETTLE_SECONDS)
+        before = self._cpu_seconds()
+        time.sleep(WATCHED_SECONDS)
+        used = self._cpu_seconds() - before
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        (memory,) = (int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS"))
+        self.store.cancel("flight")
+        wait_until(lambda: self.store.get_job("flight").state.is_terminal, what="it is over", timeout=600, interval=0.5)
+        return 100 * used / WATCHED_SECONDS, memory / 1024
+
+    def _cpu_seconds(self) -> float:
+        """Of the manager, and of the command lines that it has started and that have ended."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(fields[place]) for place in (11, 12, 13, 14)) / os.sysconf("SC_CLK_TCK")
+
+    def close(self) -> None:
+        """End it."""
+        self.process.terminate()
+        self.process.wait(30)
+        self._directory.cleanup()
+
+
+def seconds(action: Any, *arguments: Any) -> float:
+    """How long an action takes."""
+    begun = time.monotonic()
+    action(*arguments)
+    return time.monotonic() - begun
+
+
+def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
+    """Print the figures of one engine."""
+    with contextlib.closing(Manager(engine)) as manager:
+        theirs, ours = [], []
+        for number in range(rounds + 1):  # the first warms up
+            pair = seconds(engine.by_command_line, tasks), seconds(manager.run, tasks)
+            engine.clean()
+            if number:
+                theirs.append(pair[0])
+                ours.append(pair[1])
+        single = [
+            statistics.median(seconds(run, 1) for _ in range(SINGLE)) for run in (engine.by_command_line, manager.run)
+        ]
+        engine.clean()
+        their, our = statistics.median(theirs), statistics.median(ours)
+        print(f"{engine.name}: {tasks} tasks, {rounds} rounds")
+        for name, found, one in ((engine.command_line, theirs, single[0]), ("air-executor", ours, single[1])):
+            times = " ".join(f"{each:.2f}" for each in found)
+            rate = tasks / statistics.median(found)
+            print(f"  {name:28} {rate:8.2f} tasks/s   one {1000 * one:7.0f} ms   ({times} s)")
+        print(f"  overhead {100 * (our / their - 1):.1f} %", flush=True)
+        if in_flight and engine.name != "local":
+            cpu, memory = manager.usage_in_flight(in_flight)
+            print(f"  {in_flight} in flight: {cpu:.2f} % of a core, {memory:.0f} MiB", flush=True)
+
+
+def main() -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engines", nargs="+", default=["local", "slurm", "kubernetes"])
+    parser.add_argument("--tasks", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--in-flight", type=int, default=1000)
+    given = parser.parse_args()
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
+    for make in (Local, Slurm, Kubernetes):
+        if make.name in given.engines:
+            with contextlib.closing(make()) as engine:
+                measure(engine, given.tasks * (25 if make is Local else 1), given.rounds, given.in_flight)
+
+
+if __name__ == "__main__":
+    main()

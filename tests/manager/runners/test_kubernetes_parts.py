@@ -1,0 +1,297 @@
+"""The parts of the Kubernetes runner that need no cluster: credentials, output, Pods as they are described."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
+from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
+from airflow_provider_air_executor.manager.runners.kubernetes.credentials import find_access
+from airflow_provider_air_executor.manager.runners.kubernetes.output import OutOfStepError, Output, find_again
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError
+
+MARKER = pods.end_marker("0123456789abcdef")
+
+
+# -- credentials -----------------------------------------------------------------------------------------------
+
+
+def write_kubeconfig(path: Path, user: dict[str, Any], **cluster: Any) -> str:
+    content = {
+        "current-context": "one",
+        "contexts": [
+            {"name": "one", "context": {"cluster": "c", "user": "u", "namespace": "team"}},
+            {"name": "two", "context": {"cluster": "c"}},
+        ],
+        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443/", **cluster}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_token(tmp_path: Path) -> None:
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert (access.server, access.namespace, access.authorization) == ("https://10.0.0.1:6443", "team", "Bearer t")
+    assert not access.must_renew
+
+
+def test_another_context(tmp_path: Path) -> None:
+    path = write_kubeconfig(tmp_path / "config", {"token": "t"}, **{"tls-server-name": "api", "proxy-url": "http://p"})
+    access = find_access({"KUBECONFIG": path}, context="two")
+    assert (access.namespace, access.authorization, access.server_name, access.proxy) == (
+        "default",
+        None,
+        "api",
+        "http://p",
+    )
+
+
+def test_a_token_in_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("first\n")
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
+    assert access.must_renew
+    access.renew()
+    assert (access.authorization, access.must_renew) == ("Bearer first", False)
+    (tmp_path / "token").write_text("second\n")
+    access.forget()
+    access.renew()
+    assert access.authorization == "Bearer second"
+    later = credentials.time.time() + 61
+    monkeypatch.setattr(credentials.time, "time", lambda: later)
+    assert access.must_renew
+
+
+def test_a_program(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    status = '{"token": "\'$WHO-$1\'", "expirationTimestamp": "2001-01-01T00:00:00Z"}'
+    program.write_text(f'#!/bin/sh\necho \'{{"kind": "ExecCredential", "status": {status}}}\'\n')
+    program.chmod(0o755)
+    run = {"apiVersion": "v1", "command": "./program", "args": ["x"], "env": [{"name": "WHO", "value": "me"}]}
+    access = find_access({"PATH": "/bin"}, kubeconfig=write_kubeconfig(tmp_path / "config", {"exec": run}))
+    access.renew()
+    assert access.authorization == "Bearer me-x"
+    assert access.must_renew  # it has expired
+    program.write_text("#!/bin/sh\necho nonsense\n")
+    with pytest.raises(OSError, match="did not print the credentials"):
+        access.renew()
+
+
+def test_user_and_password(tmp_path: Path) -> None:
+    user = {"username": "me", "password": "secret"}
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user))
+    assert access.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster", "why"),
+    [
+        ({"auth-provider": {"name": "gcp"}}, {}, "auth-provider is not supported"),
+        ({}, {"certificate-authority-data": "no base64!"}, "certificate-authority-data"),
+        ({}, {"certificate-authority": "none.crt"}, "none.crt"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
+
+
+def test_nothing_is_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\.kube/config"):
+        find_access({"HOME": str(tmp_path)})
+    (tmp_path / "odd").write_text("- a list\n")
+    with pytest.raises(SettingsError, match="odd"):
+        find_access({}, kubeconfig=str(tmp_path / "odd"))
+
+
+def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", tmp_path)
+    (tmp_path / "token").write_text("pod")
+    (tmp_path / "namespace").write_text("jobs")
+    monkeypatch.setattr(credentials.ssl, "create_default_context", lambda cafile: cafile)
+    access = find_access({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"})
+    access.renew()
+    assert (access.server, access.namespace, access.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
+
+
+# -- output ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_byte_once(tmp_path: Path, seed: int) -> None:
+    """Read in pieces, cut off and begun anew at any place, by one manager or the next."""
+    draw = random.Random(seed)
+    log = tmp_path / "log"
+    log.write_bytes(b"of an earlier attempt\n")
+    start = log.stat().st_size
+    output = bytes(draw.choice(b"ab\n") for _ in range(3000)) + MARKER[:10]
+    result = bytes(draw.choice(b"cd") for _ in range(2000))
+    stream = output + MARKER + result
+    reading = Output(log, start, MARKER)
+    for _ in range(8):
+        if draw.random() < 0.5 and reading.result is None:
+            reading = Output(log, start, MARKER)
+        reader, place, end = reading.reader(), 0, draw.randrange(len(stream))
+        while place < end:
+            length = draw.randrange(1, 400)
+            reader.feed(stream[place : min(place + length, end)])
+            place += length
+    reading.reader().feed(stream)
+    reading.finish(marker_is_due=True)
+    assert log.read_bytes() == b"of an earlier attempt\n" + output
+    assert reading.result == result
+
+
+def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    lines = [f"line {number}\n".encode() for number in range(1000)]
+    output = Output(log, 0, MARKER)
+    output.reader().feed(b"".join(lines[:500]))
+    there = b"".join(lines[450:600])
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(4 * there)
+    find_again(output, there)
+    output.reader().feed(there)
+    assert log.read_bytes() == b"".join(lines[:600])
+    there = b"".join(lines[800:])
+    find_again(output, there)
+    output.reader().feed(there)
+    output.finish(marker_is_due=False)
+    text = log.read_text()
+    assert "line 599\n\n[air-executor] Output is missing here" in text
+    assert text.endswith("line 998\nline 999\n")
+    assert text.count("line ") == 800
+
+
+def test_the_end_was_lost(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    output = Output(log, 0, MARKER)
+    output.reader().feed(b"begun" + MARKER[:5])
+    output.finish(marker_is_due=True)
+    assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """What could not be written is read again, and stands there once."""
+    output = Output(tmp_path / "log", 0, MARKER)
+    with pytest.raises(OSError, match="No such file"):
+        output.reader().feed(b"text")
+    (tmp_path / "log").touch()
+    output.reader().feed(b"text")
+    assert (tmp_path / "log").read_bytes() == b"text"
+
+
+# -- Pods ------------------------------------------------------------------------------------------------------
+
+
+def manifest(options: dict[str, Any], **task: Any) -> dict[str, Any]:
+    attempt = Attempt("Jöb_1" * 10, "task with spaces/" * 3, 2, 0, "kubernetes")
+    return pods.make_manifest(
+        attempt,
+        Task(command="echo", **task),
+        KubernetesOptions(**options),
+        owner="o",
+        token="0123456789abcdef",
+        namespace="team",
+        shared=None,
+    )
+
+
+def test_a_template_is_kept() -> None:
+    template = {
+        "metadata": {"labels": {"a": "1"}, "namespace": "other", "generateName": "x"},
+        "spec": {
+            "restartPolicy": "Always",
+            "containers": [
+                {"name": "sidecar", "image": "s"},
+                {"name": "task", "image": "t", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]},
+            ],
+            "volumes": [{"name": "v"}],
+        },
+    }
+    before = json.dumps(template)
+    pod = manifest({"pod_template": template, "labels": {"b": "2"}}, env={"B": "$(A) costs 5$"}, args=["$(B)"])
+    assert json.dumps(template) == before
+    sidecar, task = pod["spec"]["containers"]
+    assert sidecar == {"name": "sidecar", "image": "s"}
+    env = {item["name"]: item["value"] for item in task["env"]}
+    assert (env["A"], env["B"]) == ("1", "$$(A) costs 5$$")
+    assert task["args"] == ["", "echo", "$$(B)"]
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert {"a": "1", "b": "2", "air-executor/owner": "o"}.items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["namespace"] == "other"
+    assert "generateName" not in pod["metadata"]
+    assert {volume["name"] for volume in pod["spec"]["volumes"]} == {"v", "air-executor"}
+
+
+def test_names_and_labels_are_valid_whatever_the_job_is_called() -> None:
+    metadata = manifest({"image": "x"})["metadata"]
+    assert pods.re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"]), metadata["name"]
+    for value in metadata["labels"].values():
+        assert pods.re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value), value
+    assert metadata["annotations"]["air-executor/job"].startswith("Jöb")
+
+
+def test_there_is_no_image() -> None:
+    with pytest.raises(CannotStartError, match=r"runners\.kubernetes\.image"):
+        manifest({})
+
+
+def test_options_of_a_task_over_those_of_the_settings() -> None:
+    own = KubernetesOptions(image="mine", labels={"a": "2"}, volumes=[{"name": "v", "mountPath": "/own"}])
+    given = {"a": "1", "b": "1"}
+    volumes = [{"name": "v", "mountPath": "/v"}, {"name": "w", "mountPath": "/w"}]
+    both = own.over(KubernetesOptions(image="theirs", namespace="n", labels=given, volumes=volumes))
+    assert (both.image, both.namespace, both.labels) == ("mine", "n", {"a": "2", "b": "1"})
+    assert [volume["mountPath"] for volume in both.volumes or ()] == ["/w", "/own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("500m", 0.5), ("2", 2), (3, 3), ("64Mi", 64 << 20), ("1k", 1000), ("1e3", 1000), ("1.5Gi", 1.5 * (1 << 30))],
+)
+def test_quantities(text: Any, value: float) -> None:
+    assert pods.quantity(text) == pytest.approx(value)
+    assert pods.quantity("a lot") == math.inf
+
+
+def test_whether_a_node_could() -> None:
+    pod = manifest({"image": "x", "node_selector": {"disk": "ssd"}}, resources={"cpus": 2, "memory": "1Gi"})
+    small = {
+        "metadata": {"name": "small", "labels": {"disk": "ssd"}},
+        "status": {"allocatable": {"cpu": "1500m", "memory": "4Gi"}},
+    }
+    other = {"metadata": {"name": "other"}, "status": {"allocatable": {"cpu": "8", "memory": "8Gi"}}}
+    assert pods.no_node_could(pod, [small, other]) == "small lacks cpu (2); other lacks disk=ssd"
+    other["metadata"]["labels"] = {"disk": "ssd"}  # type: ignore[index]
+    assert pods.no_node_could(pod, [small, other]) == ""
+
+
+def test_a_node_that_does_not_answer() -> None:
+    """Its Pods go on running, as far as anybody knows: only their condition Ready says so."""
+    container = {"name": "task", "ready": True, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    pod: dict[str, Any] = {
+        "metadata": {"uid": "u"},
+        "spec": {"nodeName": "n1"},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "containerStatuses": [container],
+        },
+    }
+    assert not pods.read_status(pod, "task").is_cut_off
+    pod["status"]["conditions"][0]["status"] = "False"
+    status = pods.read_status(pod, "task")
+    assert (status.is_cut_off, status.is_over, status.node) == (True, False, "n1")
