@@ -164,7 +164,8 @@ class Manager:
 
     def usage_in_flight(self, tasks: int) -> tuple[float, float]:
         """CPU in percent of a core, and memory in MiB, with so many tasks in flight."""
-        self.store.submit("flight", [{"command": "sleep", "args": ["600"]}] * tasks, max_parallel_tasks=tasks)
+        task = {"command": "sleep", "args": ["900"], "resources": {"cpus": 0.2}}
+        self.store.submit("flight", [task] * tasks, max_parallel_tasks=tasks)
         submitted = lambda: all(task.where for task in self.store.get_tasks("flight"))  # noqa: E731
         wait_until(submitted, what="the engine has them all", timeout=600, interval=1)
         time.sleep(SETTLE_SECONDS)

@@ -37,12 +37,15 @@ ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(bool(cluster.missing()), reason=f"{name} is missing"))
     for name, cluster in (("slurm", slurm_cluster), ("kubernetes", kubernetes_cluster))
 ]
+# One of the examples hands a file from task to task in the job's directory.
 ON_KUBERNETES = f"""\
 runner: kubernetes
 runners:
   kubernetes:
     image: {kubernetes_cluster.IMAGE}
     pod_template: {{spec: {{hostNetwork: true}}}}
+    share_job_files: true
+    volumes: [{{name: jobs, hostPath: {{path: BASE_PATH}}, mountPath: BASE_PATH}}]
 """
 
 
@@ -62,7 +65,7 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
         elif request.param == "kubernetes":
             pods = stack.enter_context(contextlib.closing(kubernetes_cluster.KubernetesCluster())).start()
             environment.update(pods.environment)
-            Path(base_path, "config.yaml").write_text(ON_KUBERNETES)
+            Path(base_path, "config.yaml").write_text(ON_KUBERNETES.replace("BASE_PATH", base_path))
         command = [
             sys.executable,
             "-m",

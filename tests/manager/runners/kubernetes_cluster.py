@@ -523,6 +523,8 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not leave half of it behind
+            signal.signal(number, signal.SIG_IGN)
         cluster.close()
 
 
