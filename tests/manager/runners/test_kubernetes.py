@@ -165,6 +165,17 @@ def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, An
     assert time.monotonic() - begun < 20
 
 
+def test_what_its_node_does_not_start(store: JobStore, managers: Managers, engine: Engine) -> None:
+    engine.config = config(start_within=6)
+    engine.prepare(managers)
+    managers.start()
+    volume = {"name": "v", "mountPath": "/v", "secret": {"secretName": "missing"}}
+    store.submit("j", [bash("true", kubernetes={"volumes": [volume]})])
+    task = result(store)
+    assert (task.status, task.reason) == ("failed", "spawn"), task
+    assert re.search('has not started it within 6 s: FailedMount: .*"missing" not found', task.error or ""), task.error
+
+
 def test_an_option_that_there_is_not(store: JobStore) -> None:
     with pytest.raises(InvalidJobError, match=r"tasks\[0\]\.kubernetes\.imagee"):
         store.submit("j", [bash("true", kubernetes={"imagee": "x"})])

@@ -287,7 +287,7 @@ def test_a_node_that_does_not_answer() -> None:
         "spec": {"nodeName": "n1"},
         "status": {
             "phase": "Running",
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}],
             "containerStatuses": [container],
         },
     }
@@ -295,3 +295,5 @@ def test_a_node_that_does_not_answer() -> None:
     pod["status"]["conditions"][0]["status"] = "False"
     status = pods.read_status(pod, "task")
     assert (status.is_cut_off, status.is_over, status.node) == (True, False, "n1")
+    pod["status"]["conditions"][1]["status"] = "False"  # a sidecar is not ready
+    assert not pods.read_status(pod, "task").is_cut_off

@@ -113,6 +113,12 @@ class Api:
         """All nodes of the cluster."""
         return (await self._ask("GET", "/api/v1/nodes")).get("items") or []
 
+    async def list_warnings(self, namespace: str, uid: str) -> list[str]:
+        """What went wrong with a Pod lately, in the words of who tried."""
+        fields = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
+        events = (await self._ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", params=fields)).get("items")
+        return [f"{event.get('reason')}: {event.get('message')}" for event in events or ()]
+
     async def watch_pods(
         self, namespace: str, selector: str, version: str
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:

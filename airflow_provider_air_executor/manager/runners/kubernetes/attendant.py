@@ -35,6 +35,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ende
 log = logging.getLogger("air_executor.manager")
 
 _CREATIONS = 16  # at a time
+_REFUSALS = 3  # an API server that has just been started does not know yet who may do what
 _FOLLOW_AFTER_SECONDS = 0.5  # what ends sooner is read once, at its end
 _IN_STEP_SECONDS = 10.0  # in which what was read before comes again
 _STRAY_SECONDS = 60.0  # that a Pod may be there which nobody knows
@@ -51,6 +52,7 @@ class Limits(NamedTuple):
 
     :param lost_after: for how long a node may not answer.
     :param stuck_after: for how long a container may not come to its start, for want of its image or a secret.
+    :param start_within: how long it may take to start what has a node.
     :param unschedulable_after: for how long no node may be found; None: for ever, unless none could be.
     :param ttl: for how long a Pod is kept after its end.
     :param grace: between SIGTERM and SIGKILL.
@@ -61,6 +63,7 @@ class Limits(NamedTuple):
 
     lost_after: float
     stuck_after: float
+    start_within: float
     unschedulable_after: float | None
     ttl: float
     grace: float
@@ -304,6 +307,7 @@ class Attendant:
         """Have the Pod created, or find out that it cannot be, or that it has been."""
         pause = _Pause()
         may_be_there = pod.is_adopted
+        refusals = 0
         while True:
             try:
                 if pod.cancelling is None:
@@ -320,7 +324,8 @@ class Attendant:
                 elif error.status == 404 and pod.cancelling is not None:
                     self._end(pod, Ended(pod.attempt, None, utc_now()))
                     return
-                elif error.may_pass:
+                elif error.may_pass or (error.status in (403, 404) and refusals < _REFUSALS):
+                    refusals += not error.may_pass
                     may_be_there = may_be_there or error.status >= 500
                     self._place(pod, f"{pod}, waiting ({error})")
                     self._complain(error)
@@ -379,6 +384,13 @@ class Attendant:
         if status.is_hopeless or (left := self._left(pod, "stuck", status.stuck, self._limits.stuck_after)) == 0:
             self._give_up(pod, Reason.SPAWN, f"Kubernetes cannot start it: {status.stuck}")
             return None
+        is_starting = bool(status.node) and not pod.has_started and not status.is_being_deleted
+        left_to_start = self._left(pod, "starting", is_starting, self._limits.start_within)
+        if left_to_start == 0:
+            why = await self._last_warning(pod, status)
+            error = f"its node {status.node} has not started it within {self._limits.start_within:g} s: {why}"
+            self._give_up(pod, Reason.SPAWN, error)
+            return None
         limit = self._limits.unschedulable_after
         if self._left(pod, "unschedulable", status.unschedulable, limit) == 0:
             self._give_up(pod, Reason.SPAWN, f"Kubernetes finds no node for it: {status.unschedulable}")
@@ -386,9 +398,18 @@ class Attendant:
             pod.since["full"] = time.monotonic() + _ASK_NODES_SECONDS - _CERTAIN_SECONDS  # when it is looked again
             if why := await self._never(pod, status):
                 self._give_up(pod, Reason.SPAWN, f"Kubernetes can never run it: {status.unschedulable} ({why})")
-        due = [left, self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS)]
+        due = [left, left_to_start, self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS)]
         due.append(self._left(pod, "unschedulable", status.unschedulable, limit))
         return min((each for each in due if each is not None), default=None)
+
+    async def _last_warning(self, pod: Pod, status: Status) -> str:
+        """Why a Pod does not start, in words."""
+        try:
+            warnings = await self._api.list_warnings(pod.namespace, status.uid)
+        except (ApiError, UnreachableError) as error:  # it may not be allowed to us
+            log.debug("the events of %s cannot be listed: %s", pod, error)
+            warnings = []
+        return warnings[-1] if warnings else status.waits_for or "it does not say why"
 
     async def _never(self, pod: Pod, status: Status) -> str:
         """Why a Pod will never find a node, in words; empty if it may."""

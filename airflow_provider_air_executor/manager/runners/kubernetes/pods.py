@@ -294,7 +294,10 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
     scheduled = conditions.get("PodScheduled") or {}
     is_unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     unschedulable = (scheduled.get("message") or "Unschedulable") if is_unschedulable else ""
+    # The controller of nodes changes this condition of a Pod, and no other one.
     ready = conditions.get("Ready") or {}
+    is_ready = (conditions.get("ContainersReady") or {}).get("status") == "True"
+    is_cut_off = is_ready and ready.get("status") == "False" and ready.get("reason") != "ReadinessGatesNotReady"
     disrupted = conditions.get("DisruptionTarget") or {}
     return Status(
         uid=(pod.get("metadata") or {}).get("uid", ""),
@@ -309,7 +312,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
         reason=status.get("reason") or "",
         message=status.get("message") or "",
         is_being_deleted=bool((pod.get("metadata") or {}).get("deletionTimestamp")),
-        is_cut_off=bool(running and found.get("ready") and ready.get("status") == "False"),
+        is_cut_off=bool(running) and is_cut_off,
         is_disrupted=disrupted.get("message") or "" if disrupted.get("status") == "True" else "",
     )
 

@@ -69,6 +69,7 @@ class RunnerOptions(KubernetesOptions):
     :param lost_after: seconds for which a node may not answer before its tasks are lost; default 60.
     :param fenced: whether such a node is then known to be off, so that what it ran may be tried again; default false.
     :param stuck_after: seconds for which a Pod may want for its image or a secret before its task fails; default 60.
+    :param start_within: seconds for which a node may take to start a Pod, pulling its image included; default 900.
     :param unschedulable_after: seconds for which a Pod may find no node before its task fails; default: for ever, if a
         node could run it that is full now.
     :param autoscaled: whether nodes are made when they are needed, so that those which are there now do not say what
@@ -87,6 +88,7 @@ class RunnerOptions(KubernetesOptions):
     lost_after: Seconds = 60.0
     fenced: bool = False
     stuck_after: Seconds = 60.0
+    start_within: Seconds = 900.0
     unschedulable_after: Seconds | None = None
     autoscaled: bool = False
     ttl: float = Field(default=60.0, ge=0, allow_inf_nan=False)
@@ -113,6 +115,7 @@ class KubernetesRunner:
         limits = Limits(
             lost_after=options.lost_after,
             stuck_after=options.stuck_after,
+            start_within=options.start_within,
             unschedulable_after=options.unschedulable_after,
             ttl=options.ttl,
             grace=context.kill_grace,
