@@ -367,7 +367,9 @@ class Attendant:
         if status.started_at is not None:
             self._has_started(pod, status.started_at)
         self._tell_where(pod, status)
-        seconds = [await self._look_whether_it_starts(pod, status), self._look_at_its_node(pod, status)]
+        seconds = [self._look_at_its_node(pod, status)]
+        if pod.token in self._pods:
+            seconds.append(await self._look_whether_it_starts(pod, status))
         if pod.token in self._pods:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min((each for each in seconds if each is not None), default=None)):
@@ -388,6 +390,8 @@ class Attendant:
         left_to_start = self._left(pod, "starting", is_starting, self._limits.start_within)
         if left_to_start == 0:
             why = await self._last_warning(pod, status)
+            if pod.status is not status:  # it has come to something meanwhile
+                return 0
             error = f"its node {status.node} has not started it within {self._limits.start_within:g} s: {why}"
             self._give_up(pod, Reason.SPAWN, error)
             return None
@@ -396,7 +400,7 @@ class Attendant:
             self._give_up(pod, Reason.SPAWN, f"Kubernetes finds no node for it: {status.unschedulable}")
         elif self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS) == 0:
             pod.since["full"] = time.monotonic() + _ASK_NODES_SECONDS - _CERTAIN_SECONDS  # when it is looked again
-            if why := await self._never(pod, status):
+            if (why := await self._never(pod, status)) and pod.status is status:
                 self._give_up(pod, Reason.SPAWN, f"Kubernetes can never run it: {status.unschedulable} ({why})")
         due = [left, left_to_start, self._left(pod, "full", status.unschedulable, _CERTAIN_SECONDS)]
         due.append(self._left(pod, "unschedulable", status.unschedulable, limit))
