@@ -10,7 +10,7 @@ create` with all Pods in one file, and one `kubectl get --watch`. None of them k
 
 Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine (see `make slurm`, `make kubernetes`).
 
-    python benchmarks/engines.py [--engines local slurm kubernetes] [--tasks 40] [--rounds 3] [--in-flight 1000]
+    python benchmarks/engines.py [--engines slurm slurm-bundles] [--tasks 40] [--rounds 3] [--in-flight 1000]
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Slurm:
     def __init__(self) -> None:
         self._cluster = SlurmCluster().start()
         self.environment = self._cluster.environment
-        self.config = {"runner": "slurm", "runners": {"slurm": {"poll_interval": 1}}}
+        self.config: dict[str, Any] = {"runner": "slurm", "runners": {"slurm": {"poll_interval": 1}}}
 
     def by_command_line(self, tasks: int) -> None:
         """Have tasks run, and wait for their end."""
@@ -90,6 +90,16 @@ class Slurm:
     def close(self) -> None:
         """End the engine."""
         self._cluster.close()
+
+
+class Bundles(Slurm):
+    """The same, with tasks that share batch jobs."""
+
+    name = "slurm-bundles"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config["runners"]["slurm"]["bundle"] = 20
 
 
 class Kubernetes:
@@ -226,13 +236,13 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
 def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engines", nargs="+", default=["local", "slurm", "kubernetes"])
+    parser.add_argument("--engines", nargs="+", default=["local", "slurm", "slurm-bundles", "kubernetes"])
     parser.add_argument("--tasks", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--in-flight", type=int, default=1000)
     given = parser.parse_args()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
-    for make in (Local, Slurm, Kubernetes):
+    for make in (Local, Slurm, Bundles, Kubernetes):
         if make.name in given.engines:
             with contextlib.closing(make()) as engine:
                 measure(engine, given.tasks * (25 if make is Local else 1), given.rounds, given.in_flight)

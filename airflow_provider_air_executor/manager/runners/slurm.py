@@ -7,6 +7,10 @@ starts it twice, and its result is known even if Slurm has forgotten the job.
 Before ``sbatch`` is called, what it is to run is written to ``runs/<task id>.<attempt>.on-slurm``, with a token that
 also stands in the comment of the Slurm job: by that a later manager finds the job, or submits it again if there is
 none. One ``squeue`` asks for all attempts. It never waits for Slurm: while Slurm does not answer, nothing is concluded.
+
+Short tasks may share a batch job (option ``bundle``), which runs them one after the other. Its comment has all of their
+tokens. Those that it does not come to are submitted again, and one that is cancelled before its turn has its record
+claimed by the manager, so that it is passed over.
 """
 
 from __future__ import annotations
@@ -20,8 +24,9 @@ import re
 import secrets
 import shlex
 import shutil
+import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -69,6 +74,7 @@ _AGAIN_SECONDS = 5.0  # after sbatch or scancel could not reach Slurm
 _SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node wrote before its job ended
 _LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for Slurm to say why
 _PUT_BACK_SECONDS = 15.0  # that Slurm may say of what runs that it waits
+_LARGEST_BUNDLE = 50  # so that the comment, in which all are named, stays short
 _MEBIBYTE = 1 << 20
 
 # What ends a Slurm job before its time, and what that is to us.
@@ -79,6 +85,7 @@ _REASONS = {
     "CANCELLED": Reason.CANCELLED,
     "REVOKED": Reason.CANCELLED,
 }
+_CANCELLED = {"CANCELLED", "REVOKED"}
 _OVER = {*_REASONS, "COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _LOST_NODE = {"NODE_FAIL", "BOOT_FAIL"}
@@ -143,10 +150,28 @@ class _State(NamedTuple):
     state: str
     reason: str
     nodes: str
+    is_bundled: bool = False  # whether it runs several attempts
 
     @property
     def is_over(self) -> bool:
         return self.state in _OVER or self.state == _GONE
+
+
+class _Submission(NamedTuple):
+    """What is submitted, and how.
+
+    :param name: of the job and the task.
+    :param note_path: the script that is to run.
+    :param log_path: where Slurm puts what it has to say itself.
+    :param options: those of ``sbatch``.
+    :param seconds: that it may take.
+    """
+
+    name: str
+    note_path: str
+    log_path: str
+    options: Mapping[str, str]
+    seconds: float | None = None
 
 
 @dataclass
@@ -156,11 +181,13 @@ class _Batch:
     attempt: Attempt
     token: str
     record_path: str
-    submit: tuple[list[str], bytes] | None = None  # how; None if an earlier manager has done so
+    submit: _Submission | None = None  # None: it must not be submitted again
+    is_bundled: bool = False  # whether it was submitted with others
     is_submitting: bool = False
     submitted_at: float = math.inf
     submit_again_at: float = 0.0
     states: dict[str, _State] = field(default_factory=dict)  # by the number of the job; there may be two by misfortune
+    left: set[str] = field(default_factory=set)  # jobs that were to run it among others, and did not come to it
     size: int = -1  # of the record when it was read last
     record: Record | None = None
     read_at: float = math.inf  # when there was a record for the first time
@@ -188,7 +215,9 @@ class SlurmRunner:
 
     Options, besides ``max_concurrent``: ``poll_interval`` (seconds between two calls of ``squeue``, default 2, longer
     if it takes long), ``fenced`` (whether a node that Slurm calls failed is known to be off, so that what it ran may
-    be tried again; default false), and options of ``sbatch`` that a task does not give itself, by their long names.
+    be tried again; default false), ``bundle`` (how many tasks of a job that are ready at the same time and need the
+    same one batch job runs, one after the other; default 1, at most 50; a task may say so too), and options of
+    ``sbatch`` that a task does not give itself, by their long names.
 
     :raises SettingsError: if Slurm's commands are not there, or an option is not valid.
     """
@@ -202,11 +231,13 @@ class SlurmRunner:
         options = dict(context.options)
         self._poll_interval = options.pop("poll_interval", 2.0)
         self._is_fenced = options.pop("fenced", False)
+        self._bundle = options.pop("bundle", 1)
         if isinstance(self._poll_interval, bool) or not isinstance(self._poll_interval, int | float):
             raise SettingsError(f"runners.slurm.poll_interval must be seconds, not {self._poll_interval!r}")
         if not isinstance(self._is_fenced, bool):
             raise SettingsError(f"runners.slurm.fenced must be true or false, not {self._is_fenced!r}")
         try:
+            _check_bundle(self._bundle)
             self._options = sbatch_options(options)
         except ValueError as error:
             raise SettingsError(f"runners.slurm: {error}") from None
@@ -219,6 +250,8 @@ class SlurmRunner:
         )
         self._batches: dict[Attempt, _Batch] = {}
         self._by_token: dict[str, _Batch] = {}
+        self._gathered: dict[tuple[str, int, str], list[_Batch]] = {}  # what is to share a batch job
+        self._ended_by_us: set[str] = set()
         self._events: list[Event] = []
         self._next_look = 0.0
         self._next_query = 0.0
@@ -238,7 +271,9 @@ class SlurmRunner:
         words = [log_path, task.cwd or "", task.command, *task.args]
         token = secrets.token_hex(8)
         try:
-            options = {**self._options, **sbatch_options(task.slurm or {}), **_resource_options(task.resources)}
+            given = dict(task.slurm or {})
+            bundle = _check_bundle(given.pop("bundle", self._bundle))
+            options = {**self._options, **sbatch_options(given), **_resource_options(task.resources)}
         except ValueError as error:
             raise CannotStartError(f"slurm.{error}") from None
         variables = task_variables(attempt, str(path), output_path)
@@ -255,28 +290,60 @@ class SlurmRunner:
         except UnicodeEncodeError as error:
             raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
         batch = _Batch(attempt, token, record_path)
-        batch.submit = _submission(attempt, token, str(note_path), log_path, options)
+        seconds = task.resources.time if task.resources is not None else None
+        batch.submit = _Submission(_name(attempt), str(note_path), log_path, options, seconds)
         self._batches[attempt] = self._by_token[token] = batch
-        self._submit(batch)
+        if bundle > 1:
+            self._gathered.setdefault((job_name, bundle, json.dumps(options, sort_keys=True)), []).append(batch)
+        else:
+            self._submit([batch])
         return True
 
-    def _submit(self, batch: _Batch) -> None:
-        if batch.submit is None:
+    def _submit_gathered(self) -> None:
+        """Submit what was started since the last call, several to a batch job."""
+        gathered, self._gathered = self._gathered, {}
+        for (_, size, _), batches in gathered.items():
+            wanted = [batch for batch in batches if batch.cancelling is None]
+            for place in range(0, len(wanted), size):
+                self._submit(wanted[place : place + size])
+
+    def _submit(self, batches: list[_Batch]) -> None:
+        """Submit a batch job for one attempt or several."""
+        given = [(batch.token, batch.submit) for batch in batches if batch.submit is not None]
+        if len(given) != len(batches):
             return
-        batch.is_submitting = True
-        words, text = batch.submit
-        self._submissions.run(words, lambda result: self._submitted(batch, result), text=text)
+        for batch in batches:
+            batch.is_submitting = True
+            batch.is_bundled = len(batches) > 1
+        words, text = _command_line(given)
+        self._submissions.run(words, lambda result: self._all_submitted(batches, result), text=text)
+
+    def _submit_alone(self, batch: _Batch) -> None:
+        """Submit once more what its batch job has not come to."""
+        batch.left.update(batch.states)
+        batch.states.clear()
+        batch.submitted_at, batch.over_since, batch.never_seen = math.inf, None, 0
+        self._submit([batch])
+
+    def _all_submitted(self, batches: list[_Batch], result: Result) -> None:
+        for batch in batches:
+            batch.is_submitting = False
+        # One that has ended already is passed over: a second job of it will find that out.
+        batches = [batch for batch in batches if self._batches.get(batch.attempt) is batch]
+        if len(batches) > 1 and result.exit_code > 0 and not _SAID_FOR_NOW.search(_last_words(result)):
+            for batch in batches:  # it may be that only all together are too much
+                self._submit([batch])
+            return
+        for batch in batches:
+            self._submitted(batch, result)
 
     def _submitted(self, batch: _Batch, result: Result) -> None:
-        batch.is_submitting = False
         attempt = batch.attempt
         said = _last_words(result)
-        if self._batches.get(attempt) is not batch:  # it has ended already; a second job of it will find that out
-            return
         if result.exit_code == 0:
             number = result.output.strip().partition(";")[0]
             batch.submitted_at = time.monotonic()
-            batch.states.setdefault(number, _State("PENDING", "", ""))
+            batch.states.setdefault(number, _State("PENDING", "", "", batch.is_bundled))
             self._has_complained = False
             self._tell_where(batch)
             self._next_query = min(self._next_query, time.monotonic() + self._poll_interval)
@@ -297,7 +364,7 @@ class SlurmRunner:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called."""
-        if self._events:
+        if self._events or self._gathered:
             return 0.0
         if not self._batches:
             return None
@@ -312,6 +379,7 @@ class SlurmRunner:
         now = time.monotonic()
         self._submissions.expire()
         self._commands.expire()
+        self._submit_gathered()
         if self._batches and now >= self._next_look:
             for batch in list(self._batches.values()):
                 self._look_at(batch, now)
@@ -384,6 +452,10 @@ class SlurmRunner:
     def _conclude(self, batch: _Batch, state: _State) -> None:
         """A job is over, and its command has left no result."""
         error = _in_words(state, batch)
+        is_wanted = state.state not in _CANCELLED or not self._ended_by_us.isdisjoint(batch.states)
+        if state.is_bundled and batch.record is None and batch.submit is not None and is_wanted:
+            self._submit_alone(batch)
+            return
         if state.state in _REASONS:
             self._end(batch, None, reason=_REASONS[state.state], error=error)
         elif batch.record is None and state.state in ("FAILED", "COMPLETED"):
@@ -431,16 +503,17 @@ class SlurmRunner:
         for line in result.output.splitlines():
             number, state, reason, rest = [*line.split("|", 3), "", "", ""][:4]
             nodes, _, comment = rest.partition("|")
-            batch = self._by_token.get(comment.strip().removeprefix(_COMMENT))
-            if batch is not None:
-                listed.add((batch.token, number))
-                batch.states[number] = _State(state, reason, nodes)
+            tokens = comment.strip().removeprefix(_COMMENT).split(",")
+            for batch in (self._by_token[token] for token in tokens if token in self._by_token):
+                if number not in batch.left:
+                    listed.add((batch.token, number))
+                    batch.states[number] = _State(state, reason, nodes, len(tokens) > 1)
         for batch in list(self._batches.values()):
             if batch.record is not None and batch.read_at < asked_at:
                 batch.states.setdefault(str(batch.record.pid), _State(_GONE, "", ""))
             for number in batch.states:
                 if (batch.token, number) not in listed and batch.submitted_at < asked_at:
-                    batch.states[number] = _State(_GONE, "", batch.states[number].nodes)
+                    batch.states[number] = batch.states[number]._replace(state=_GONE, reason="")
             self._take_answer(batch, asked_at, now)
 
     def _take_answer(self, batch: _Batch, asked_at: float, now: float) -> None:
@@ -451,7 +524,7 @@ class SlurmRunner:
                 if batch.cancelling is not None or batch.submit is None:
                     self._end(batch, None)
                 elif now >= batch.submit_again_at:
-                    self._submit(batch)
+                    self._submit([batch])
                 return
             elif batch.record is not None:
                 batch.submitted_at = asked_at
@@ -464,6 +537,10 @@ class SlurmRunner:
                 self._look_at_what_was_put_back(batch, holder, now)
                 return
             batch.never_seen = batch.never_seen + 1 if holder.reason in _NEVER else 0
+            if batch.never_seen >= _NEVER_TWICE and holder.is_bundled and batch.submit is not None:
+                self._end_jobs(batch.states)  # all together may be too much
+                self._submit_alone(batch)
+                return
             if batch.never_seen >= _NEVER_TWICE:
                 self._give_up(batch, Reason.SPAWN, f"Slurm will never start it: {holder.reason}")
                 return
@@ -483,7 +560,7 @@ class SlurmRunner:
             self._give_up(batch, Reason.LOST, f"Slurm has put it back into its queue: {_in_words(state, batch)}")
 
     def _give_up(self, batch: _Batch, reason: Reason, error: str) -> None:
-        self._commands.run(["scancel", *batch.states], _ignore)
+        self._end_jobs(batch.states)
         may_repeat, error = self._may_repeat(batch, error)
         self._end(batch, None, reason=reason, error=error, may_repeat=may_repeat)
 
@@ -507,6 +584,8 @@ class SlurmRunner:
             where += f", waiting ({holder.reason})" if holder.reason not in ("", "None") else ", waiting"
         elif holder.nodes:
             where += f" on {holder.nodes}"
+            if holder.is_bundled and not batch.has_started:
+                where += ", waiting for its turn"
         if where != batch.where:
             batch.where = where
             self._events.append(Placed(batch.attempt, where))
@@ -519,12 +598,16 @@ class SlurmRunner:
         if batch is None:
             return
         batch.cancelling = kill
-        if batch.states:
+        if batch.is_bundled or batch.states:
             self._cancel(batch)
         self._next_query = min(self._next_query, time.monotonic() + 0.5)
 
     def _cancel(self, batch: _Batch) -> None:
         batch.cancelled_at = time.monotonic()
+        if (batch.is_bundled or any(state.is_bundled for state in batch.states.values())) and not batch.has_started:
+            if self._claim(batch):  # the others of its job must go on
+                return
+            self._read(batch)
         numbers = [number for number, state in batch.states.items() if not state.is_over]
         if not numbers:
             return
@@ -534,7 +617,25 @@ class SlurmRunner:
             self._commands.run(["scancel", "--signal=TERM", "--full", *numbers], _ignore)
         else:  # the signal goes to what runs at once, the end of the job takes Slurm's own time
             killed = ["scancel", "--signal=KILL", "--full", *numbers]
-            self._commands.run(killed, lambda _: self._commands.run(["scancel", *numbers], _ignore))
+            self._commands.run(killed, lambda _: self._end_jobs(numbers))
+
+    def _end_jobs(self, numbers: Iterable[str]) -> None:
+        """Have Slurm end jobs. Others that they were to run are still wanted."""
+        self._ended_by_us.update(numbers)
+        self._commands.run(["scancel", *numbers], _ignore)
+
+    def _claim(self, batch: _Batch) -> bool:
+        """Write the record of an attempt that is not to run; False if it runs already, or nothing can be written."""
+        if batch.is_disowned:
+            return False
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            record = os.open(batch.record_path, flags, 0o600)
+        except OSError:
+            return False
+        with open(record, "wb") as file:
+            file.write(f"0 {utc_now().isoformat()} {batch.token}\n{128 + signal.SIGTERM}\n".encode())
+        return True
 
     def disown(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
@@ -561,7 +662,7 @@ class SlurmRunner:
             batch = _Batch(attempt, token, record_path, record=record, has_started=record is not None)
             batch.read_at = math.inf if record is None else time.monotonic()
             log_path = str(self._store.log_path(job_name, task_id))
-            batch.submit = _submission(attempt, token, str(note_path), log_path, options)
+            batch.submit = _Submission(_name(attempt), str(note_path), log_path, options)
             self._batches[attempt] = self._by_token[token] = batch
             self._next_query = 0.0
         return Running(attempt, record.started_at if record else None, waits=record is None)
@@ -609,14 +710,41 @@ def _resource_options(resources: Resources | None) -> dict[str, str]:
     return options
 
 
-def _submission(
-    attempt: Attempt, token: str, note_path: str, log_path: str, options: Mapping[str, str]
-) -> tuple[list[str], bytes]:
-    """The command line that submits an attempt, and what it reads.
+def _check_bundle(size: object) -> int:
+    """Return how many attempts may share a batch job.
 
-    :param note_path: the script that is to run. It is not what sbatch is given, since that refuses carriage returns and
-        keeps a copy, in which others could read what a task has in its environment.
+    :raises ValueError: if it is not a number of them.
     """
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_BUNDLE:
+        raise ValueError(f"bundle: must be a whole number from 1 to {_LARGEST_BUNDLE}, not {size!r}")
+    return size
+
+
+def _name(attempt: Attempt) -> str:
+    return printable(f"{attempt.job_name}/{attempt.task_id}")
+
+
+# $note is what one attempt runs. One that has a record has been run, or is not to be.
+_WAIT = """\
+n=0; while [ ! -r "$note" ] && [ ! -e "${note%.on-*}" ] && [ $n -lt 30 ]; do n=$((n + 1)); sleep 1; done
+"""
+
+
+def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], bytes]:
+    """The command line that submits one attempt or several, and what it reads.
+
+    The scripts that are to run are named in it. They are not what sbatch is given, since that refuses carriage returns
+    and keeps a copy, in which others could read what a task has in its environment.
+
+    :param given: their tokens, and what is submitted; the options are those of the first.
+    """
+    first = given[0][1]
+    options = dict(first.options)
+    name, log_path = first.name, first.log_path
+    if len(given) > 1:
+        name, log_path = f"{name} and {len(given) - 1} more", "/dev/null"
+        if first.seconds is not None:
+            options["time"] = str(math.ceil(sum(each.seconds or 0 for _, each in given) / 60))
     # A percent sign in it stands for something, and a backslash turns that off.
     output = "/dev/null" if "\\" in log_path else log_path.replace("%", "%%")
     words = [
@@ -627,13 +755,16 @@ def _submission(
         "--chdir=/",
         "--open-mode=append",
         f"--output={output}",
-        f"--job-name={printable(f'{attempt.job_name}/{attempt.task_id}')}",
-        f"--comment={_COMMENT}{token}",
+        f"--job-name={name}",
+        f"--comment={_COMMENT}{','.join(token for token, _ in given)}",
         *(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()),
     ]
-    path = shlex.quote(note_path)
-    wait = f"n=0; while [ ! -r {path} ] && [ $n -lt 30 ]; do n=$((n + 1)); sleep 1; done"
-    return words, os.fsencode(f"#!/bin/sh\n{wait}\nexec /bin/sh {path}\n")
+    paths = [shlex.quote(each.note_path) for _, each in given]
+    if len(given) == 1:
+        return words, os.fsencode(f'#!/bin/sh\nnote={paths[0]}\n{_WAIT}exec /bin/sh "$note"\n')
+    # A signal is meant for the one that runs, and the next ones have their turn all the same.
+    text = f"#!/bin/sh\ntrap : TERM HUP INT QUIT USR1 USR2\nfor note in {' '.join(paths)}; do\n{_WAIT}"
+    return words, os.fsencode(f'{text}if [ -r "$note" ]; then /bin/sh "$note"; fi\ndone\n')
 
 
 # Variables that a shell does not let go, or that are those of another machine.
