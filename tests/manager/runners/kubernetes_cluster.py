@@ -67,8 +67,11 @@ path = "{directory}/opt"
 
 
 def missing() -> list[str]:
-    """The programs that are not there."""
-    return [program for program in _NEEDED if shutil.which(program, path=PATH) is None]
+    """The programs that are not there, or what containers need besides."""
+    found = [program for program in _NEEDED if shutil.which(program, path=PATH) is None]
+    if not found and subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode:
+        found.append("the right to mount")
+    return found
 
 
 class KubernetesCluster:
