@@ -45,7 +45,7 @@ _NEEDED = (
     "busybox",
 )
 _CGROUPS = Path("/sys/fs/cgroup")
-_POD_LOGS = Path("/var/log/pods")  # the kubelet knows no other place
+_LOGS = (Path("/var/log/pods"), Path("/var/log/containers"))  # the kubelet knows no other places
 
 _CONTAINERD = """\
 version = 2
@@ -196,16 +196,18 @@ class KubernetesCluster:
     def _start_containerd(self, node: str) -> None:
         directory = self.directory / node
         (directory / "cni").mkdir(parents=True, exist_ok=True)
-        _POD_LOGS.mkdir(parents=True, exist_ok=True)
+        for path in _LOGS:
+            path.mkdir(parents=True, exist_ok=True)
         # Pods use the network of the host; a node is ready only if it could give them one of their own.
         loopback = {"cniVersion": "0.3.1", "name": "lo", "type": "loopback"}
         (directory / "cni" / "lo.conf").write_text(json.dumps(loopback))
         config = directory / "containerd.toml"
         config.write_text(_CONTAINERD.format(directory=directory, pause=_PAUSE_IMAGE))
-        pod_logs = directory / "pod-logs"
-        pod_logs.mkdir(exist_ok=True)
+        for path in _LOGS:
+            (directory / path.name).mkdir(exist_ok=True)
         # A kubelet removes the logs of all Pods that it does not know, so each node has a place of its own for them.
-        own = f'mount --make-rprivate / && mount --bind {pod_logs} {_POD_LOGS} && exec "$0" "$@"'
+        mounts = "".join(f"mount --bind {directory / path.name} {path} && " for path in _LOGS)
+        own = f'mount --make-rprivate / && {mounts}exec "$0" "$@"'
         self._run(
             f"containerd-{node}", f"--config={config}", "--log-level=warn", before=("unshare", "-m", "sh", "-c", own)
         )
@@ -245,6 +247,7 @@ class KubernetesCluster:
             "eventRecordQPS": 0,
             "kubeAPIQPS": 200,
             "kubeAPIBurst": 400,
+            "makeIPTablesUtilChains": False,  # those are the machine's, and stay
             "maxPods": 200,
             "resolvConf": "",
             "staticPodPath": "",
@@ -350,7 +353,8 @@ class KubernetesCluster:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, "PATH": PATH},
+                # A kubelet asks whether it is on a machine of Amazon's, by the network.
+                env={**os.environ, "PATH": PATH, "AWS_EC2_METADATA_DISABLED": "true"},
             )
 
 
