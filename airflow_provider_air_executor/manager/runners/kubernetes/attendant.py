@@ -41,6 +41,7 @@ _IN_STEP_SECONDS = 10.0  # in which what was read before comes again
 _STRAY_SECONDS = 60.0  # that a Pod may be there which nobody knows
 _CERTAIN_SECONDS = 3.0  # that the scheduler may find no node before the nodes are asked
 _ASK_NODES_SECONDS = 60.0
+_NODES_SECONDS = 20.0  # for which the nodes are taken to be the same
 _SHORTEST_WATCH_SECONDS = 1.0
 _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
 _LAST_WORDS_SECONDS = 10.0  # after a container has ended, for its output to end too
@@ -158,6 +159,8 @@ class Attendant:
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._may_list_nodes = True
+        self._nodes: list[dict[str, Any]] = []
+        self._nodes_at = -math.inf
         self._complained_at = -math.inf
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="kubernetes", daemon=True)
@@ -167,6 +170,7 @@ class Attendant:
         asyncio.set_event_loop(self._loop)
         self._api = Api(self._access)
         self._creations = asyncio.Semaphore(_CREATIONS)
+        self._listing = asyncio.Lock()
         self._streams = asyncio.Semaphore(self._limits.log_streams)
         self._loop.run_forever()
         running = asyncio.all_tasks(self._loop)
@@ -422,7 +426,7 @@ class Attendant:
         if self._limits.is_autoscaled or not self._may_list_nodes:
             return ""
         try:
-            return pods.no_node_could(pod.manifest, await self._api.list_nodes())
+            return pods.no_node_could(pod.manifest, await self._list_nodes())
         except ApiError as error:
             if not error.may_pass:
                 self._may_list_nodes = False
@@ -432,6 +436,14 @@ class Attendant:
         except UnreachableError as error:
             self._complain(error)
         return ""
+
+    async def _list_nodes(self) -> list[dict[str, Any]]:
+        """The nodes; many Pods that wait ask for them once together."""
+        async with self._listing:
+            if time.monotonic() - self._nodes_at > _NODES_SECONDS:
+                self._nodes = await self._api.list_nodes()
+                self._nodes_at = time.monotonic()
+        return self._nodes
 
     def _look_at_its_node(self, pod: Pod, status: Status) -> float | None:
         """Give up what is lost; seconds after which to look again."""
