@@ -9,16 +9,17 @@ the same attempt, started by two managers in a row, one gives up.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
-from airflow_provider_air_executor.manager.runners.protocol import Attempt
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
 
 # run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
@@ -103,19 +104,19 @@ class Record(NamedTuple):
     spawn_error: str | None = None  # why the command could not be started
 
 
-def task_variables(attempt: Attempt, directory: str, output_path: str) -> dict[str, str]:
+def task_variables(attempt: Attempt, directory: str | None, output_path: str) -> dict[str, str]:
     """What a task is told about itself.
 
-    :param directory: that of its job.
+    :param directory: that of its job; None if the task cannot see it.
     :param output_path: where it may leave a result.
     """
-    return {
+    variables = {
         "AIR_EXECUTOR_JOB": attempt.job_name,
         "AIR_EXECUTOR_TASK": attempt.task_id,
         "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
-        "AIR_EXECUTOR_JOB_DIR": directory,
         "AIR_EXECUTOR_OUTPUT": output_path,
     }
+    return variables if directory is None else {**variables, "AIR_EXECUTOR_JOB_DIR": directory}
 
 
 def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
@@ -135,6 +136,24 @@ def create_log(path: str) -> None:
             raise OSError(errno.EINVAL, "the log is not a regular file", path)
     finally:
         os.close(log)
+
+
+@contextlib.contextmanager
+def preparing(engine: str) -> Iterator[None]:
+    """Write what an engine is to run.
+
+    :param engine: its name, for people.
+    :raises NoRoomError: if it may be possible later.
+    :raises CannotStartError: if it is not.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in TRANSIENT:
+            raise NoRoomError(error.strerror) from error
+        raise CannotStartError(f"what {engine} is to run cannot be written: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise CannotStartError(f"an argument cannot be encoded: {error}") from error
 
 
 def read_record(path: str) -> Record | None:

@@ -43,17 +43,16 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Context,
     Ended,
     Event,
-    NoRoomError,
     Placed,
     Running,
     Started,
 )
 from airflow_provider_air_executor.manager.runners.records import (
-    TRANSIENT,
     Record,
     create_log,
     inherited,
     modified_at,
+    preparing,
     read_record,
     script_elsewhere,
     task_variables,
@@ -277,18 +276,12 @@ class SlurmRunner:
         except ValueError as error:
             raise CannotStartError(f"slurm.{error}") from None
         variables = task_variables(attempt, str(path), output_path)
-        try:
+        with preparing("Slurm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(output_path)
             create_log(log_path)
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
             files.publish(note_path, text)
-        except OSError as error:
-            if error.errno in TRANSIENT:
-                raise NoRoomError(error.strerror) from error
-            raise CannotStartError(f"what Slurm is to run cannot be written: {error.strerror}") from error
-        except UnicodeEncodeError as error:
-            raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
         batch = _Batch(attempt, token, record_path)
         seconds = task.resources.time if task.resources is not None else None
         batch.submit = _Submission(_name(attempt), str(note_path), log_path, options, seconds)

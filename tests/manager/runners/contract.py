@@ -59,13 +59,7 @@ class Engine:
 
 
 class RunnerContract:
-    """The tests; ``engine`` is the fixture to give."""
-
-    @pytest.fixture
-    def manager(self, managers: Managers, engine: Engine) -> subprocess.Popen[str]:
-        """A manager whose tasks run on the engine."""
-        engine.prepare(managers)
-        return managers.start()
+    """The tests; ``engine`` is the fixture to give, and ``manager`` stands in ``conftest.py``."""
 
     @pytest.fixture
     def run(self, store: JobStore, manager: subprocess.Popen[str], engine: Engine) -> Callable[[dict[str, Any]], Task]:

@@ -15,16 +15,15 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tarfile
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.manager.runners.processes import free_port, kill, parent, pids
 from tests.waiting import wait_until
 
 NODES = ("n1", "n2")
@@ -86,10 +85,10 @@ class KubernetesCluster:
         self.directory = Path(tempfile.mkdtemp(prefix="air-executor-kubernetes-"))
         self.kubeconfig = self.directory / "kubeconfig"
         self.environment = {"KUBECONFIG": str(self.kubeconfig)}
-        self.server = f"https://127.0.0.1:{_free_port()}"
-        self._etcd = f"http://127.0.0.1:{_free_port()}"
+        self.server = f"https://127.0.0.1:{free_port()}"
+        self._etcd = f"http://127.0.0.1:{free_port()}"
         self._name = self.directory.name[-8:]
-        self._kubelet_ports = {node: _free_port() for node in NODES}
+        self._kubelet_ports = {node: free_port() for node in NODES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> KubernetesCluster:
@@ -99,7 +98,7 @@ class KubernetesCluster:
         (self.directory / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
         self.write_kubeconfig(self.kubeconfig, token)
         _make_images(self.directory)
-        peers = f"http://127.0.0.1:{_free_port()}"
+        peers = f"http://127.0.0.1:{free_port()}"
         self._run(
             "etcd",
             f"--data-dir={self.directory}/etcd",
@@ -304,22 +303,18 @@ class KubernetesCluster:
         process.send_signal(number)
         process.wait(30)
 
-    def lose_node(self, node: str, *, leave_tasks: bool = False) -> None:
-        """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest.
-
-        :param leave_tasks: whether what runs goes on, as when only the network is cut.
-        """
+    def lose_node(self, node: str) -> None:
+        """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""
         shims = self._shims(node)
-        tasks = [pid for pid in _pids() if _parent(pid) in shims]
+        tasks = _containers(shims)
         self.stop(f"kubelet-{node}")
         self.stop(f"containerd-{node}")
-        if not leave_tasks:
-            _kill(shims)
-            _kill(_with_children(tasks))
+        kill(shims)
+        kill(tasks)
 
     def _shims(self, node: str = "") -> set[int]:
         mark = f"{self.directory}/{node}"
-        return {pid for pid in _pids() if _name(pid).startswith("containerd-shim") and mark in _command_line(pid)}
+        return {pid for pid in pids() if _name(pid).startswith("containerd-shim") and mark in _command_line(pid)}
 
     def cancel_all(self) -> None:
         """End all Pods, and wait until nothing of them runs."""
@@ -333,11 +328,11 @@ class KubernetesCluster:
     def close(self) -> None:
         """End everything."""
         shims = self._shims()
-        tasks = [pid for pid in _pids() if _parent(pid) in shims]
+        tasks = _containers(shims)
         for name in reversed(list(self._processes)):
             self.stop(name)
-        _kill(shims)
-        _kill(_with_children(tasks))
+        kill(shims)
+        kill(tasks)
         shutil.rmtree(self.directory, ignore_errors=True)  # nothing is mounted there but in the nodes' own namespaces
         for controller in _CGROUPS.iterdir():
             _remove_groups(controller / f"air-executor-{self._name}")
@@ -475,10 +470,6 @@ def _answers(address: str) -> bool:
     return False
 
 
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-
-
 def _command_line(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
@@ -486,35 +477,16 @@ def _command_line(pid: int) -> str:
         return ""
 
 
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 def _name(pid: int) -> str:
     return os.path.basename(_command_line(pid).partition("\0")[0])
 
 
-def _with_children(pids: Iterable[int]) -> list[int]:
-    found = list(pids)
+def _containers(shims: set[int]) -> list[int]:
+    """What runs in the containers that shims look after."""
+    found = [pid for pid in pids() if parent(pid) in shims]
     for pid in found:
-        found += [child for child in _pids() if _parent(child) == pid and child not in found]
+        found += [child for child in pids() if parent(child) == pid and child not in found]
     return found
-
-
-def _kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import shutil
@@ -10,9 +9,9 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
+from tests.manager.runners.processes import free_port, kill, parent, pids
 from tests.waiting import wait_until
 
 NODES = ("n1", "n2")
@@ -74,14 +73,14 @@ class SlurmCluster:
         self.directory.chmod(0o755)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         nodes = "\n".join(
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={_free_port()} "
+            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={free_port()} "
             f"CPUs={slots} RealMemory=2000 State=UNKNOWN"
             for name in NODES
         )
         self.config = self.directory / "slurm.conf"
         self.config.write_text(
             _CONFIG.format(
-                host=socket.gethostname(), controller_port=_free_port(), directory=self.directory, nodes=nodes
+                host=socket.gethostname(), controller_port=free_port(), directory=self.directory, nodes=nodes
             )
         )
         for name in ("state", *(f"spool-{node}" for node in NODES)):
@@ -141,13 +140,13 @@ class SlurmCluster:
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""
         tasks = [pid for pid in self._ours() if f"SLURMD_NODENAME={node}" in _environment(pid)]
-        steps = {parent for parent in map(_parent, tasks) if _name(parent) == "slurmstepd"}
+        steps = {parent for parent in map(parent, tasks) if _name(parent) == "slurmstepd"}
         self.stop(f"slurmd-{node}")
-        _kill(steps)
-        _kill(tasks)
+        kill(steps)
+        kill(tasks)
 
     def _ours(self) -> list[int]:
-        return [pid for pid in _pids() if f"SLURM_CONF={self.config}" in _environment(pid)]
+        return [pid for pid in pids() if f"SLURM_CONF={self.config}" in _environment(pid)]
 
     def cancel_all(self) -> None:
         """End all jobs."""
@@ -160,7 +159,7 @@ class SlurmCluster:
         ours = [pid for pid in self._ours() if pid not in {process.pid for process in self._processes.values()}]
         for name in reversed(list(self._processes)):
             self.stop(name)
-        _kill(ours)
+        kill(ours)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _run(self, name: str, *flags: str) -> None:
@@ -177,10 +176,6 @@ class SlurmCluster:
             )
 
 
-def _pids() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-
-
 def _environment(pid: int) -> list[str]:
     try:
         return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
@@ -188,28 +183,8 @@ def _environment(pid: int) -> list[str]:
         return []
 
 
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 def _name(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
-
-
-def _kill(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
+from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
 from tests.waiting import wait_until
@@ -62,22 +62,6 @@ def engine(cluster: KubernetesCluster) -> Iterator[Engine]:
 
 class TestKubernetes(RunnerContract):
     """A Pod for each attempt."""
-
-
-@pytest.fixture
-def manager(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
-    engine.prepare(managers)
-    return managers.start()
-
-
-def bash(line: str, **more: Any) -> dict[str, Any]:
-    return {"id": "a", "bash": line, **more}
-
-
-def result(store: JobStore, name: str = "j", timeout: float = 60) -> Task:
-    """The only task of a job, when it has ended."""
-    ended(store, name, timeout)
-    return store.get_tasks(name)[0]
 
 
 def running(store: JobStore, name: str = "j") -> str:

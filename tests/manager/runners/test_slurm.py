@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
+from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
 from tests.waiting import wait_until
@@ -44,22 +44,6 @@ def engine(cluster: SlurmCluster) -> Iterator[Engine]:
 
 class TestSlurm(RunnerContract):
     """A batch job for each attempt."""
-
-
-@pytest.fixture
-def manager(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
-    engine.prepare(managers)
-    return managers.start()
-
-
-def bash(line: str, **more: Any) -> dict[str, Any]:
-    return {"id": "a", "bash": line, **more}
-
-
-def result(store: JobStore, name: str = "j", timeout: float = 40) -> Task:
-    """The only task of a job, when it has ended."""
-    ended(store, name, timeout)
-    return store.get_tasks(name)[0]
 
 
 def running(store: JobStore, name: str = "j") -> str:

@@ -98,12 +98,6 @@ class Api:
             options["gracePeriodSeconds"] = grace
         await self._ask("DELETE", f"{_pods(namespace)}/{quote(name)}", json=options)
 
-    async def annotate_pod(self, namespace: str, name: str, annotations: dict[str, str]) -> None:
-        """Change annotations of a Pod."""
-        body = json.dumps({"metadata": {"annotations": annotations}})
-        headers = {"Content-Type": "application/merge-patch+json"}
-        await self._ask("PATCH", f"{_pods(namespace)}/{quote(name)}", content=body, headers=headers)
-
     async def list_pods(self, namespace: str, selector: str) -> tuple[list[dict[str, Any]], str]:
         """All Pods that a label selector names, and the version from which a watch goes on."""
         found = await self._ask("GET", _pods(namespace), params={"labelSelector": selector})

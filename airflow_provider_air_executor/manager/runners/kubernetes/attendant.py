@@ -110,6 +110,11 @@ class Pod:
         return name
 
     @property
+    def uid(self) -> str | None:
+        """By which Kubernetes tells it from another one of its name; None as long as that is not known."""
+        return self.status.uid if self.status is not None else None
+
+    @property
     def container(self) -> str:
         """The name of the container that runs the task."""
         containers = self.manifest["spec"]["containers"]
@@ -268,13 +273,13 @@ class Attendant:
             pod.is_gone = pod.is_gone or is_gone
             pod.changed.set()
         elif not is_gone:
-            self._tidy_later(item, token, is_over=pods.read_status(item, pods.CONTAINER).is_over)
+            self._tidy_later(item["metadata"], token, is_over=pods.read_status(item, pods.CONTAINER).is_over)
 
-    def _tidy_later(self, item: Mapping[str, Any], token: str, *, is_over: bool) -> None:
+    def _tidy_later(self, metadata: Mapping[str, Any], token: str, *, is_over: bool) -> None:
         """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten."""
         if (token, is_over) not in self._tidying:
             self._tidying.add((token, is_over))
-            self._spawn(self._tidy(item["metadata"], token, is_over=is_over))
+            self._spawn(self._tidy(metadata, token, is_over=is_over))
 
     async def _tidy(self, metadata: Mapping[str, Any], token: str, *, is_over: bool) -> None:
         await asyncio.sleep(self._limits.ttl if is_over else _STRAY_SECONDS)
@@ -585,16 +590,14 @@ class Attendant:
             pod.following.cancel()
         self._tell(ended)
         if pod.is_created and not pod.is_gone:
-            uid = pod.status.uid if pod.status is not None else None
-            metadata = {"namespace": pod.namespace, "name": pod.name, "uid": uid}
-            self._tidy_later({"metadata": metadata}, pod.token, is_over=pod.is_over)
+            metadata = {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
+            self._tidy_later(metadata, pod.token, is_over=pod.is_over)
 
     def _give_up(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
         """End an attempt whose Pod is not over."""
-        uid = pod.status.uid if pod.status is not None else None
         # A Pod whose node does not answer goes at once only if nobody waits for the node.
         grace = 0 if reason is Reason.LOST and may_repeat else 1
-        self._spawn(self._delete(pod.namespace, pod.name, uid, grace))
+        self._spawn(self._delete(pod.namespace, pod.name, pod.uid, grace))
         self._fail(pod, reason, error, may_repeat=may_repeat)
 
     # -- ending it -------------------------------------------------------------------------------------------
@@ -616,13 +619,13 @@ class Attendant:
                 async with asyncio.timeout(_LAST_LOOK_SECONDS):
                     await pod.is_followed.wait()
         grace = 1 if pod.cancelling else max(1, math.ceil(self._limits.grace))
-        await self._delete(pod.namespace, pod.name, pod.status.uid if pod.status is not None else None, grace)
+        await self._delete(pod.namespace, pod.name, pod.uid, grace)
 
     async def _kill(self, pod: Pod, deleting: asyncio.Task[None]) -> None:
         """Shorten the grace of a Pod that is being deleted."""
         await asyncio.wait([deleting])
         if pod.token in self._pods and self._limits.grace > 1:
-            await self._delete(pod.namespace, pod.name, pod.status.uid if pod.status is not None else None, 1)
+            await self._delete(pod.namespace, pod.name, pod.uid, 1)
 
     async def _delete(self, namespace: str, name: str, uid: str | None, grace: int | None) -> None:
         """Delete a Pod, however often it takes."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Resources, Task
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError
-from airflow_provider_air_executor.manager.runners.records import FIND
+from airflow_provider_air_executor.manager.runners.records import FIND, task_variables
 
 OWNER_LABEL = "air-executor/owner"  # which installation a Pod belongs to
 RUN_LABEL = "air-executor/run"  # which attempt it is, by a word that is used once
@@ -69,6 +69,7 @@ _STUCK = {
     "PreStartHookError",
 }
 _NEVER = {"ErrImageNeverPull", "InvalidImageName"}
+_OF_MOUNT = {"mountPath", "subPath", "readOnly"}
 _NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9_.-]+")
 _NOT_IN_NAME = re.compile(r"[^a-z0-9]+")
 
@@ -114,8 +115,7 @@ def make_manifest(
         container.setdefault("name", CONTAINER)
         _complete_container(container, attempt, task, options, token, shared)
         _complete_spec(spec, options)
-        volumes = [_without(volume, "mountPath", "subPath", "readOnly") for volume in options.volumes or ()]
-        spec["volumes"] = [*spec.get("volumes", ()), *volumes, {"name": "air-executor", "emptyDir": {}}]
+        _add_volumes(spec, container, options)
         labels = {**metadata.get("labels", {}), **(options.labels or {})}
         annotations = {**metadata.get("annotations", {}), **(options.annotations or {})}
     except (AttributeError, TypeError, IndexError, KeyError) as error:
@@ -152,17 +152,11 @@ def _complete_container(
     token: str,
     shared: str | None,
 ) -> None:
-    variables = {
-        **(task.env or {}),
-        "AIR_EXECUTOR_JOB": attempt.job_name,
-        "AIR_EXECUTOR_TASK": attempt.task_id,
-        "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
-        "AIR_EXECUTOR_OUTPUT": f"{DIRECTORY}/output.json",
-        RUN_VARIABLE: token,
-    }
+    directory = f"{shared}/jobs/{attempt.job_name}" if shared is not None else None
+    variables = {**(task.env or {}), **task_variables(attempt, directory, f"{DIRECTORY}/output.json")}
+    variables[RUN_VARIABLE] = token
     if shared is not None:
         variables["AIR_EXECUTOR_BASE_PATH"] = shared
-        variables["AIR_EXECUTOR_JOB_DIR"] = f"{shared}/jobs/{attempt.job_name}"
     kept = [item for item in container.get("env", ()) if item.get("name") not in variables]
     container["env"] = kept + [{"name": name, "value": _literally(value)} for name, value in variables.items()]
     if options.env_from:
@@ -176,15 +170,6 @@ def _complete_container(
         container["image"] = options.image
     if options.image_pull_policy:
         container["imagePullPolicy"] = options.image_pull_policy
-    mounts = [
-        {key: volume[key] for key in ("name", "mountPath", "subPath", "readOnly") if key in volume}
-        for volume in options.volumes or ()
-    ]
-    container["volumeMounts"] = [
-        *container.get("volumeMounts", ()),
-        *mounts,
-        {"name": "air-executor", "mountPath": DIRECTORY},
-    ]
     needed = _needed(task.resources, options.gpu_resource or "nvidia.com/gpu")
     given = container.get("resources") or {}
     resources = {kind: {**(given.get(kind) or {}), **needed[kind]} for kind in ("requests", "limits")}
@@ -209,6 +194,16 @@ def _complete_spec(spec: dict[str, Any], options: KubernetesOptions) -> None:
         spec["priorityClassName"] = options.priority_class
 
 
+def _add_volumes(spec: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
+    """Each volume of the options says where it is mounted, which Kubernetes wants to hear at another place."""
+    own = {"name": "air-executor", "emptyDir": {}, "mountPath": DIRECTORY}
+    volumes, mounts = list(spec.get("volumes", ())), list(container.get("volumeMounts", ()))
+    for volume in (*(options.volumes or ()), own):
+        volumes.append({key: value for key, value in volume.items() if key not in _OF_MOUNT})
+        mounts.append({key: value for key, value in volume.items() if key == "name" or key in _OF_MOUNT})
+    spec["volumes"], container["volumeMounts"] = volumes, mounts
+
+
 def _needed(resources: Resources | None, gpu_resource: str) -> dict[str, dict[str, str]]:
     """What a task needs, in the words of Kubernetes. Of processors it may have more if nobody else needs them."""
     requests, limits = {}, {}
@@ -230,10 +225,6 @@ def _literally(text: str) -> str:
 def _label(text: str) -> str:
     """A text as the value of a label, as far as it can be one."""
     return _NOT_IN_LABEL.sub("-", text).strip("-_.")[:63].strip("-_.")
-
-
-def _without(mapping: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in mapping.items() if key not in keys}
 
 
 class Ending(NamedTuple):

@@ -38,14 +38,12 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import Outp
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import end_marker, make_manifest
 from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
-    CannotStartError,
     Context,
     Ended,
     Event,
-    NoRoomError,
     Running,
 )
-from airflow_provider_air_executor.manager.runners.records import TRANSIENT, create_log, modified_at, read_record
+from airflow_provider_air_executor.manager.runners.records import create_log, modified_at, preparing, read_record
 
 log = logging.getLogger("air_executor.manager")
 
@@ -156,18 +154,13 @@ class KubernetesRunner:
             attempt, task, options, owner=self._owner, token=token, namespace=self._namespace, shared=shared
         )
         log_path = self._store.log_path(job_name, task_id)
-        try:
+        with preparing("Kubernetes"):
             with contextlib.suppress(FileNotFoundError):
                 self._store.output_path(job_name, task_id, number).unlink()
             create_log(str(log_path))
             start = os.stat(log_path).st_size
-            self._write_note(attempt, {"token": token, "log_start": start, "created": False, "pod": manifest})
-        except OSError as error:
-            if error.errno in TRANSIENT:
-                raise NoRoomError(error.strerror) from error
-            raise CannotStartError(f"what Kubernetes is to run cannot be written: {error.strerror}") from error
-        except UnicodeEncodeError as error:
-            raise CannotStartError(f"an argument is not text, as Kubernetes wants it: {error}") from error
+            note = {"token": token, "log_start": start, "created": False, "pod": manifest}
+            files.publish(self._note_path(attempt), _dump(note))
         self._attend(Pod(attempt, token, manifest, Output(log_path, start, end_marker(token))))
         return True
 
@@ -287,9 +280,6 @@ class KubernetesRunner:
 
     def _note_path(self, attempt: Attempt) -> Path:
         return self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, NAME)
-
-    def _write_note(self, attempt: Attempt, note: Mapping[str, Any]) -> None:
-        files.publish(self._note_path(attempt), _dump(note))
 
 
 def _dump(note: Mapping[str, Any]) -> bytes:
