@@ -598,7 +598,7 @@ class SlurmRunner:
     def _cancel(self, batch: _Batch) -> None:
         batch.cancelled_at = time.monotonic()
         if (batch.is_bundled or any(state.is_bundled for state in batch.states.values())) and not batch.has_started:
-            if self._claim(batch):  # the others of its job must go on
+            if self._claim(batch):  # the one that runs in its Slurm job has its grace
                 return
             self._read(batch)
         numbers = [number for number, state in batch.states.items() if not state.is_over]
