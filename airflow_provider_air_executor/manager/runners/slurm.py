@@ -73,6 +73,7 @@ _AGAIN_SECONDS = 5.0  # after sbatch or scancel could not reach Slurm
 _SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node wrote before its job ended
 _LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for Slurm to say why
 _PUT_BACK_SECONDS = 15.0  # that Slurm may say of what runs that it waits
+_MISSTARTS = 1  # that are made up for: a node may fail to start a job, and then has no record of it
 _LARGEST_BUNDLE = 50  # so that the comment, in which all are named, stays short
 _MEBIBYTE = 1 << 20
 
@@ -196,6 +197,7 @@ class _Batch:
     ended_since: float | None = None
     put_back_at: float | None = None  # when Slurm said that it waits although it has started
     never_seen: int = 0  # how often in a row Slurm has given a reason that does not go away
+    misstarts: int = 0  # jobs that failed without having begun it
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     cancelled_at: float = 0.0
     is_disowned: bool = False
@@ -312,7 +314,7 @@ class SlurmRunner:
         self._submissions.run(words, lambda result: self._all_submitted(batches, result), text=text)
 
     def _submit_alone(self, batch: _Batch) -> None:
-        """Submit once more what its batch job has not come to."""
+        """Submit once more what its batch job has not come to. Its record, once there, keeps it from running twice."""
         batch.left.update(batch.states)
         batch.states.clear()
         batch.submitted_at, batch.over_since, batch.never_seen = math.inf, None, 0
@@ -451,6 +453,10 @@ class SlurmRunner:
             return
         if state.state in _REASONS:
             self._end(batch, None, reason=_REASONS[state.state], error=error)
+        elif batch.record is None and state.state == "FAILED" and self._may_have_misstarted(batch):
+            log.warning("%s, without having begun task %s; it is submitted again", error, batch.attempt.task_id)
+            batch.misstarts += 1
+            self._submit_alone(batch)
         elif batch.record is None and state.state in ("FAILED", "COMPLETED"):
             error += "; its node could not write to the job filesystem: is that shared with the nodes?"
             self._end(batch, None, reason=Reason.LOST, error=error)
@@ -458,6 +464,11 @@ class SlurmRunner:
             is_cut_off = state.state in _LOST_NODE
             may_repeat, error = self._may_repeat(batch, f"{error}; it left no result", is_cut_off=is_cut_off)
             self._end(batch, None, reason=Reason.LOST, error=error, may_repeat=may_repeat)
+
+    @staticmethod
+    def _may_have_misstarted(batch: _Batch) -> bool:
+        """Whether a failure may be the node's own: slurmd, when busy, may miss the script that it has just written."""
+        return batch.submit is not None and batch.cancelling is None and batch.misstarts < _MISSTARTS
 
     def _end(
         self,

@@ -242,6 +242,33 @@ def test_nothing_is_left_for_others_to_read(store: JobStore, manager: object, cl
     assert not list(store.runs_path("j").glob("*.on-slurm"))
 
 
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_node_does_not_start_the_script(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path, times: int
+) -> None:
+    """As slurmd does now and then: the job has failed, and nothing of it has run."""
+    (tmp_path / "sbatch").write_text(
+        f"#!/bin/sh\necho x >> {tmp_path}/calls\n[ $(wc -l < {tmp_path}/calls) -gt {times} ] || "
+        f"{{ echo '#!/bin/sh'; echo exit 2; }} > {tmp_path}/script\n"
+        f"if [ -e {tmp_path}/script ]; then exec < {tmp_path}/script; rm {tmp_path}/script; fi\n"
+        f'exec {REAL} "$@"\n'
+    )
+    (tmp_path / "sbatch").chmod(0o755)
+    engine.environment = {**engine.environment, "PATH": f"{tmp_path}:{engine.environment['PATH']}"}
+    engine.prepare(managers)
+    managers.start()
+    store.submit("j", [bash(f"echo x >> {tmp_path}/ran")])
+    task = result(store)
+    assert len((tmp_path / "calls").read_text().split()) == 2
+    if times == 1:
+        assert (task.status, task.attempt) == ("completed", 1), task
+        assert (tmp_path / "ran").read_text() == "x\n"
+    else:
+        assert (task.status, task.reason) == ("failed", "lost"), task
+        assert "could not write to the job filesystem" in (task.error or "")
+        assert not (tmp_path / "ran").exists()
+
+
 # -- several tasks in one batch job ------------------------------------------------------------------------------
 
 
