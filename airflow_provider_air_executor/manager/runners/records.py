@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -78,6 +79,8 @@ def script_elsewhere(identity: str) -> str:
     return FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST}
 
 
+# A variable that sh can set.
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # What a task is told about itself; a manager that a task has started must not hand it on.
 TASK_VARIABLES = (
     "AIR_EXECUTOR_JOB",

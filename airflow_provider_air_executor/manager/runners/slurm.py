@@ -48,6 +48,7 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Started,
 )
 from airflow_provider_air_executor.manager.runners.records import (
+    VARIABLE,
     Record,
     create_log,
     inherited,
@@ -775,7 +776,6 @@ def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], 
 _NOT_EXPORTED = re.compile(
     r"SLURM_(?!CONF).*|SBATCH_.*|BASHOPTS|SHELLOPTS|PPID|UID|EUID|GROUPS|PWD|OLDPWD|SHLVL|_|HOSTNAME"
 )
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 
 
 def _script(
@@ -784,7 +784,7 @@ def _script(
     """What a node runs; its first line is what :func:`_read_note` reads."""
     lines = [f"{_FIRST_LINE}{token} {json.dumps(options)}"]
     for name, value in {**environment, RUN_VARIABLE: token}.items():
-        if _VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
+        if VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
             lines.append(f"export {name}={shlex.quote(value)}")
     lines.append(script_elsewhere("$SLURM_JOB_ID"))
     lines.append(f'run {shlex.quote(record_path)} "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" {shlex.join(words)}')

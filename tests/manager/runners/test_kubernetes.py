@@ -18,9 +18,11 @@ import yaml
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
+from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
+from tests.manager.runners.processes import kill
 from tests.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
@@ -348,6 +350,80 @@ def test_with_the_least_rights(
     assert [task.exit_code for task in store.get_tasks("j")] == [0, 3]
     assert "forbidden" in (result(store, "elsewhere").error or "")
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
+
+
+# -- several tasks in one Pod --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundled(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
+    """A manager whose tasks share Pods."""
+    engine.config = config(bundle=10)
+    engine.prepare(managers)
+    return managers.start()
+
+
+class TestBundles(BundleContract):
+    """Several tasks in one Pod."""
+
+
+def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
+    """What had not begun is run by another Pod, if it is certain that it had not."""
+    first = bash(f"echo x >> {tmp_path}/ran; sleep 60", id="first")
+    tasks = [first, *(bash(f"echo {number} >> {tmp_path}/ran", id=f"t{number}") for number in range(4))]
+    store.submit("j", tasks, max_parallel_tasks=5)
+    # A kubelet that has not told yet that it has started a Pod may look at its deletion only many seconds later.
+    is_known = lambda: (store.get_tasks("j")[1].where or "").endswith("waiting for its turn")  # noqa: E731
+    wait_until(is_known, what="the first is known to run", timeout=30)
+    cluster.kubectl("delete", "--wait=false", "--grace-period=3", "pods", "-l", "air-executor/job=j")
+    ended(store, "j", 60)
+    reasons = {task.id: task.reason for task in store.get_tasks("j")}
+    assert reasons == {"first": "lost", "t0": None, "t1": None, "t2": None, "t3": None}, [
+        t.error for t in store.get_tasks("j")
+    ]
+    assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "x"]
+    assert not [path for path in store.runs_path("j").iterdir() if "bundle" in path.name and time.sleep(6)]
+
+
+def test_a_bundle_without_a_manager(
+    store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """The next manager finds out how far its Pod has come, and what was left to do."""
+    line = f"echo $AIR_EXECUTOR_TASK >> {tmp_path}/ran; echo $AIR_EXECUTOR_TASK; sleep 0.5"
+    tasks = [bash(line, id=f"t{number}") for number in range(3)]
+    tasks += [bash(f"echo $PPID > {tmp_path}/first; {line}; sleep 60", id="long"), bash(line, id="last")]
+    store.submit("j", tasks, max_parallel_tasks=5)
+    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+    managers.kill(bundled)
+    wait_until(lambda: "long" in (tmp_path / "ran").read_text(), what="the long one runs", timeout=30)
+    kill([int((tmp_path / "first").read_text())])  # process of the container, that is
+    managers.start()
+    ended(store, "j", 60)
+    assert [task.reason for task in store.get_tasks("j")] == [None, None, None, "signal", None]
+    assert (tmp_path / "ran").read_text().split() == ["t0", "t1", "t2", "long", "last"]
+    assert [store.read_log("j", task.id).text for task in store.get_tasks("j")] == [
+        f"{name}\n" for name in ("t0", "t1", "t2", "long", "last")
+    ]
+
+
+def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object) -> None:
+    prints = bash("seq 200000; sleep 1", id="prints")
+    returns = bash(
+        "{ echo -n '\"'; head -c 100000 /dev/zero | tr '\\0' x; echo '\"'; } > $AIR_EXECUTOR_OUTPUT", id="returns"
+    )
+    long = bash("true #" + "x" * 6000, id="long")  # too long to share a Pod
+    store.submit("j", [prints, returns, long, bash("sleep 1", id="last")], max_parallel_tasks=4)
+    assert ended(store, "j", 60).state == "completed"
+    log = store.read_log("j", "prints").text
+    assert log == "".join(f"{number}\n" for number in range(1, 200001))
+    assert store.get_outputs("j") == {"returns": 100_000 * "x"}
+    where = {task.id: task.where for task in store.get_tasks("j")}
+    assert where["prints"] == where["returns"] == where["last"] != where["long"]
+
+
+def test_the_size_of_a_bundle(store: JobStore) -> None:
+    with pytest.raises(InvalidJobError, match="kubernetes.bundle: Input should be less than or equal to 50"):
+        store.submit("j", [bash("true", kubernetes={"bundle": 51})])
 
 
 def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine) -> None:

@@ -6,6 +6,8 @@ import base64
 import json
 import math
 import random
+import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,13 @@ import yaml
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
-from airflow_provider_air_executor.manager.runners.kubernetes.credentials import find_access
-from airflow_provider_air_executor.manager.runners.kubernetes.output import OutOfStepError, Output, find_again
-from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError
+from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
+from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
+from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access, find_access
+from airflow_provider_air_executor.manager.runners.kubernetes.output import OutOfStepError, TaskOutput, find_again
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event
+from tests.waiting import wait_until
 
 MARKER = pods.end_marker("0123456789abcdef")
 
@@ -137,10 +143,10 @@ def test_each_byte_once(tmp_path: Path, seed: int) -> None:
     output = bytes(draw.choice(b"ab\n") for _ in range(3000)) + MARKER[:10]
     result = bytes(draw.choice(b"cd") for _ in range(2000))
     stream = output + MARKER + result
-    reading = Output(log, start, MARKER)
+    reading = TaskOutput(log, start, MARKER)
     for _ in range(8):
         if draw.random() < 0.5 and reading.result is None:
-            reading = Output(log, start, MARKER)
+            reading = TaskOutput(log, start, MARKER)
         reader, place, end = reading.reader(), 0, draw.randrange(len(stream))
         while place < end:
             length = draw.randrange(1, 400)
@@ -156,7 +162,7 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     lines = [f"line {number}\n".encode() for number in range(1000)]
-    output = Output(log, 0, MARKER)
+    output = TaskOutput(log, 0, MARKER)
     output.reader().feed(b"".join(lines[:500]))
     there = b"".join(lines[450:600])
     with pytest.raises(OutOfStepError):
@@ -177,7 +183,7 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
 def test_the_end_was_lost(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
-    output = Output(log, 0, MARKER)
+    output = TaskOutput(log, 0, MARKER)
     output.reader().feed(b"begun" + MARKER[:5])
     output.finish(marker_is_due=True)
     assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
@@ -185,12 +191,181 @@ def test_the_end_was_lost(tmp_path: Path) -> None:
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is read again, and stands there once."""
-    output = Output(tmp_path / "log", 0, MARKER)
+    output = TaskOutput(tmp_path / "log", 0, MARKER)
     with pytest.raises(OSError, match="No such file"):
         output.reader().feed(b"text")
     (tmp_path / "log").touch()
     output.reader().feed(b"text")
     assert (tmp_path / "log").read_bytes() == b"text"
+
+
+# -- the output of a bundle ------------------------------------------------------------------------------------
+
+
+def parts(directory: Path, count: int = 3) -> list[Part]:
+    """Attempts, each with a log that an earlier one has begun."""
+    found = []
+    for number in range(count):
+        log = directory / f"t{number}.log"
+        if not log.exists():
+            log.write_bytes(b"earlier\n")
+        found.append(Part(None, f"{number:016x}", task_id=f"t{number}", log_path=log, log_start=8))
+    return found
+
+
+def frame(number: int, text: str) -> bytes:
+    return f"\0air-executor {number:016x} {text}\n".encode()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
+    """Read in pieces, cut off and begun anew at any place, by one manager or the next."""
+    draw = random.Random(seed)
+    pieces, results = [], []
+    for _ in range(3):
+        pieces.append(bytes(draw.choice(b"ab\n\0") for _ in range(1000)) + b"\0air-executor 1" * draw.randrange(2))
+        results.append(bytes(draw.choice(b"cd\n") for _ in range(draw.choice([0, 500]))))
+    pieces[0] += b"\0air-executor ffffffffffffffff begin\n"  # nobody's
+    stream = b"".join(
+        frame(number, "begin 1700000000")
+        + pieces[number]
+        + frame(number, f"end {number} {len(results[number])} 1700000001")
+        + results[number]
+        + frame(number, "done")
+        for number in range(3)
+    )
+    reading = BundleOutput(parts(tmp_path))
+    for _ in range(8):
+        if draw.random() < 0.5:
+            reading = BundleOutput(parts(tmp_path))
+        reader, place, end = reading.reader(), 0, draw.randrange(len(stream))
+        while place < end:
+            length = draw.randrange(1, 400)
+            reader.feed(stream[place : min(place + length, end)])
+            place += length
+    reading.reader().feed(stream)
+    reading.finish(marker_is_due=True)
+    for number, part in enumerate(reading.parts):
+        assert part.log_path.read_bytes() == b"earlier\n" + pieces[number]
+        assert (part.result, part.exit_code, part.is_done) == (results[number], number, True)
+        assert part.result_is_whole
+        assert part.begun_at is not None
+        assert part.begun_at.timestamp() == 1700000000
+
+
+def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
+    """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
+    output = BundleOutput(parts(tmp_path))
+    there = [frame(1, "end 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
+    output.reader().feed(b"the last of it\n" + b"".join(there))
+    output.finish(marker_is_due=False)
+    first, second, third = output.parts
+    assert (first.exit_code, second.exit_code, second.is_done, third.is_done) == (None, 0, True, False)
+    assert first.log_path.read_bytes() == b"earlier\n"
+    assert b"Output is missing here" in second.log_path.read_bytes()
+    assert third.log_path.read_bytes() == b"earlier\ntwo\n"
+
+
+def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
+    """What could not be written is written with what comes next, and stands there once."""
+    found = parts(tmp_path)
+    found[0].log_path.rename(tmp_path / "aside")
+    output = BundleOutput(found)
+    stream = frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 2") + frame(0, "done") + frame(1, "left")
+    with pytest.raises(OSError, match="No such file"):
+        output.reader().feed(stream[:60])
+    (tmp_path / "aside").rename(found[0].log_path)
+    output.reader().feed(stream)
+    assert found[0].log_path.read_bytes() == b"earlier\ntext\n"
+    assert (found[0].is_done, output.begun) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0\n", Message(0)),
+        ("3\n", Message(3)),
+        ("2 143 0 1700000000\n", Message(2, 143, 0, datetime.fromtimestamp(1700000000, UTC))),
+        ('1 0 2 1700000000\n"x', Message(1, 0, 2, datetime.fromtimestamp(1700000000, UTC), b'"x')),
+        ("", None),
+        ("OCI runtime create failed", None),
+        ("1 2 3 4 5", None),
+    ],
+)
+def test_how_far_a_container_has_come(text: str, found: Message | None) -> None:
+    assert read_message(text) == found
+
+
+def done(number: int, code: int = 0) -> bytes:
+    return frame(number, "begin 1") + frame(number, f"end {code} 0 2") + frame(number, "done")
+
+
+ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
+
+
+@pytest.mark.parametrize(
+    ("output", "exit_code", "message", "found"),
+    [
+        (done(0) + done(1, 3) + done(2), 0, "3 0 0 2\n", [ENDED, (3, None), ENDED]),
+        (done(0), 0, "", [ENDED, LOST, LOST]),  # that the container ended well says nothing of them
+        (done(0), 0, "3 0 0 2\n", [ENDED, LOST, ENDED]),
+        (done(0), 0, '3 0 5 2\n"abc"', [ENDED, LOST, ENDED]),
+        (done(0), 0, "3 0 9999 2\n", [ENDED, LOST, LOST]),  # its result was long, and is lost
+        (done(0), 137, "2\n", [ENDED, (137, None), LEFT]),
+        (done(0) + frame(1, "begin 1"), 143, "1 0 0 2", [ENDED, LEFT, LEFT]),
+        (done(0) + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
+        (done(0), None, "", [ENDED, LOST, LOST]),
+        (b"", 143, "0", [(143, None)] * 3),
+        (b"", 0, "0", [LOST] * 3),
+    ],
+)
+def test_how_a_bundle_has_ended(
+    tmp_path: Path, output: bytes, exit_code: int | None, message: str, found: list[object]
+) -> None:
+    """What is not known to have ended well is not said to, and what may have begun is not begun again."""
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    told: dict[str, object] = {}
+    kept: dict[str, bytes | None] = {}
+    runs = parts(tmp_path)
+    for number, part in enumerate(runs):
+        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
+    manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
+    pod = Pod("j", "f" * 16, manifest, manifest, BundleOutput(runs), tmp_path / "note", list(runs))
+    pod.output.take(output)
+    ending = (
+        pods.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
+        if exit_code is not None
+        else None
+    )
+    pod.status = pods.Status("u", "n1", "Running", ending=ending)
+    pod.is_created = pod.is_gone = True
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Ended):
+            told[event.attempt.task_id] = (event.exit_code, event.reason)
+
+    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
+        assert run.attempt is not None
+        kept[run.attempt.task_id] = result
+
+    access = Access("http://127.0.0.1:1", ssl.create_default_context())
+    attendant = Attendant(
+        access,
+        "me",
+        limits,
+        tell=tell,
+        again=lambda _, left: told.update({part.task_id: LEFT for part in left}),
+        created=lambda pod: None,
+        keep=keep,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        wait_until(lambda: len(told) == 3, what="all ends are told")
+    finally:
+        attendant.close()
+    assert [told[f"t{number}"] for number in range(3)] == found
+    assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
 
 
 # -- Pods ------------------------------------------------------------------------------------------------------

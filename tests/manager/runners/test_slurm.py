@@ -16,6 +16,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
+from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
@@ -280,56 +281,8 @@ def bundled(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
     return managers.start()
 
 
-def test_a_bundle(store: JobStore, bundled: object, tmp_path: Path) -> None:
-    """Each task has its own log, result and end; one that fails does not stop the others."""
-    line = 'echo $SLURM_JOB_ID | tee -a {}/ran; echo "[{}]" > $AIR_EXECUTOR_OUTPUT; {}'
-    ends = ["exit 3", "kill -SEGV $$", *["true"] * 22, "exit 4"]
-    tasks = [bash(line.format(tmp_path, number, end), id=f"t{number}") for number, end in enumerate(ends)]
-    store.submit("j", tasks, max_parallel_tasks=25)
-    ended(store, "j", 60)
-    found = store.get_tasks("j")
-    assert [task.exit_code for task in found] == [3, 139, *[0] * 22, 4]
-    assert store.get_outputs("j") == {f"t{number}": [number] for number in range(2, 24)}
-    numbers = (tmp_path / "ran").read_text().split()
-    assert len(numbers) == 25
-    assert len(set(numbers)) == 3
-    assert {store.read_log("j", f"t{number}").text.split()[0] for number in range(25)} == set(numbers)
-
-
-def test_a_bundle_and_managers(
-    store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
-) -> None:
-    tasks = [bash(f"echo {number} >> {tmp_path}/ran; sleep 0.3", id=f"t{number}") for number in range(20)]
-    store.submit("j", tasks, max_parallel_tasks=20)
-    manager = bundled
-    for seconds in (0.0, 0.05, 1, 2):
-        time.sleep(seconds)
-        managers.kill(manager)
-        manager = managers.start()
-    assert ended(store, "j", 60).state == "completed"
-    assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]
-
-
-def test_a_bundle_is_cancelled(store: JobStore, bundled: object, cluster: SlurmCluster, tmp_path: Path) -> None:
-    line = f"trap 'echo cleaned; exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
-    store.submit("j", [bash(line, id=f"t{number}") for number in range(10)], max_parallel_tasks=10)
-    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
-    store.cancel("j")
-    assert ended(store, "j", 30).reason == "cancelled"
-    assert {task.reason for task in store.get_tasks("j")} == {"cancelled"}
-    wait_until(lambda: not cluster.call("squeue", "--noheader"), what="Slurm has nothing left", timeout=30)
-    assert (tmp_path / "ran").read_text() == "x\n"
-    assert "cleaned" in store.read_log("j", "t0").text
-
-
-def test_a_timeout_in_a_bundle(store: JobStore, bundled: object, tmp_path: Path) -> None:
-    """What the others of its batch job do is their own affair, even if it must be killed."""
-    stubborn = bash(f"trap : TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done", id="stubborn", timeout=1)
-    store.submit("j", [stubborn, *(bash("true", id=f"t{number}") for number in range(4))], max_parallel_tasks=5)
-    ended(store, "j", 60)
-    found = {task.id: (task.status, task.reason, task.attempt) for task in store.get_tasks("j")}
-    assert found.pop("stubborn") == ("failed", "timeout", 1)
-    assert set(found.values()) == {("completed", None, 1)}
+class TestBundles(BundleContract):
+    """Several tasks in one batch job."""
 
 
 def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster: SlurmCluster, tmp_path: Path) -> None:

@@ -15,18 +15,19 @@ import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
 from airflow_provider_air_executor.manager.runners.kubernetes import pods
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, ApiError, UnreachableError
+from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
-    Output,
     Reader,
+    TaskOutput,
     find_again,
 )
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import Status
@@ -44,8 +45,14 @@ _ASK_NODES_SECONDS = 60.0
 _NODES_SECONDS = 20.0  # for which the nodes are taken to be the same
 _SHORTEST_WATCH_SECONDS = 1.0
 _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
+_TELLING_SECONDS = 3  # in which a container that was told to end tells what it has not come to
 _LAST_WORDS_SECONDS = 10.0  # after a container has ended, for its output to end too
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_NOBODY = Attempt("", "", 0, -1, "")  # in what is told later
+_NO_RESULT = "it has ended with exit code 0, but its result could not be read"
+_NO_END = "it has ended, but what its Pod said of it could not be read"
+_DELETED = "somebody deleted it while it ran"
+_ENDED_WITH_ANOTHER = "it was ended with another task that ran before it in the same Pod"
 
 
 class Limits(NamedTuple):
@@ -73,63 +80,6 @@ class Limits(NamedTuple):
     log_streams: int
 
 
-@dataclass(eq=False)
-class Pod:
-    """The Pod of an attempt, as far as it is known."""
-
-    attempt: Attempt
-    token: str
-    manifest: Mapping[str, Any]
-    output: Output
-    is_adopted: bool = False  # whether an earlier manager may have created it
-    is_created: bool = False
-    created_at: float = math.inf
-    status: Status | None = None
-    is_gone: bool = False
-    has_started: bool = False
-    cancelling: bool | None = None  # whether it is killed; None: nobody has asked
-    is_disowned: bool = False
-    where: str = ""
-    since: dict[str, float] = field(default_factory=dict)  # when something that must not last has begun
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    is_followed: asyncio.Event = field(default_factory=asyncio.Event)
-    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
-    following: asyncio.Task[None] | None = None
-    deleting: asyncio.Task[None] | None = None
-
-    @property
-    def namespace(self) -> str:
-        """Its namespace."""
-        namespace: str = self.manifest["metadata"]["namespace"]
-        return namespace
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        name: str = self.manifest["metadata"]["name"]
-        return name
-
-    @property
-    def uid(self) -> str | None:
-        """By which Kubernetes tells it from another one of its name; None as long as that is not known."""
-        return self.status.uid if self.status is not None else None
-
-    @property
-    def container(self) -> str:
-        """The name of the container that runs the task."""
-        containers = self.manifest["spec"]["containers"]
-        names = [container["name"] for container in containers]
-        return pods.CONTAINER if pods.CONTAINER in names else names[0]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing of it runs any more."""
-        return self.is_gone or (self.status is not None and self.status.is_over)
-
-    def __str__(self) -> str:
-        return f"Pod {self.namespace}/{self.name}"
-
-
 class Attendant:
     """Attends Pods in a thread.
 
@@ -137,9 +87,10 @@ class Attendant:
     :param owner: this installation, as the Pods' label says it.
     :param limits: how patient to be.
     :param tell: called, in the thread, with each event.
+    :param again: called, in the thread, with a Pod that is over and those of its attempts that it has not come to.
     :param created: called, in the thread, with a Pod that is known to have been created.
-    :param keep: called, in the thread, with a Pod, what is to be kept of it (exit code, time of its start and end) and
-        its result, before its end is told; it may raise OSError, and is called again then.
+    :param keep: called, in the thread, with an attempt, what is to be kept of it (exit code, time of its start and end)
+        and its result, before its end is told; it may raise OSError, and is called again then.
     :param is_expected: called, in the thread, with the annotations and the token of a Pod that is not attended: whether
         it soon will be.
     """
@@ -151,14 +102,16 @@ class Attendant:
         limits: Limits,
         *,
         tell: Callable[[Event], None],
+        again: Callable[[Pod, list[Part]], None],
         created: Callable[[Pod], None],
-        keep: Callable[[Pod, Ended, bytes | None], None],
+        keep: Callable[[Run, Ended, bytes | None], None],
         is_expected: Callable[[Mapping[str, str], str], bool],
     ) -> None:
         self._access = access
         self._selector = f"{pods.OWNER_LABEL}={owner}"
         self._limits = limits
-        self._tell, self._created, self._keep, self._is_expected = tell, created, keep, is_expected
+        self._tell, self._again = tell, again
+        self._created, self._keep, self._is_expected = created, keep, is_expected
         self._pods: dict[str, Pod] = {}  # by their tokens
         self._tidying: set[tuple[str, bool]] = set()
         self._watches: dict[str, asyncio.Task[None]] = {}
@@ -201,9 +154,13 @@ class Attendant:
         """See a Pod through to its end."""
         self._loop.call_soon_threadsafe(self._attend, pod)
 
-    def cancel(self, pod: Pod, *, kill: bool) -> None:
-        """End a Pod: SIGTERM, and SIGKILL after the grace, or very soon."""
-        self._loop.call_soon_threadsafe(self._cancel, pod, kill)
+    def bind(self, pod: Pod, run: Run, attempt: Attempt) -> None:
+        """Say which attempt it is that runs in a Pod of an earlier manager."""
+        self._loop.call_soon_threadsafe(self._bind, pod, run, attempt)
+
+    def cancel(self, pod: Pod, attempt: Attempt, *, kill: bool) -> None:
+        """End an attempt: SIGTERM, and SIGKILL after the grace, or very soon."""
+        self._loop.call_soon_threadsafe(self._cancel_run, pod, attempt, kill)
 
     # All that follows is called by this thread.
 
@@ -325,13 +282,13 @@ class Attendant:
                 elif may_be_there:
                     found = await self._api.get_pod(pod.namespace, pod.name)
                 else:
-                    self._end(pod, Ended(pod.attempt, None, utc_now()))
+                    self._end_all(pod, None)
                     return
             except ApiError as error:
                 if error.status == 409 and error.reason == "AlreadyExists":
                     found = None
                 elif error.status == 404 and pod.cancelling is not None:
-                    self._end(pod, Ended(pod.attempt, None, utc_now()))
+                    self._end_all(pod, None)
                     return
                 elif error.may_pass or (error.status in (403, 404) and refusals < _REFUSALS):
                     refusals += not error.may_pass
@@ -355,6 +312,14 @@ class Attendant:
             if pod.cancelling is not None:
                 self._cancel(pod, pod.cancelling)
             return
+
+    def _bind(self, pod: Pod, run: Run, attempt: Attempt) -> None:
+        run.attempt, run.where = attempt, ""
+        if run.ended is not None:
+            self._tell(run.ended._replace(attempt=attempt))
+        elif run.has_started and isinstance(run, Part):
+            self._tell(Started(attempt, run.begun_at or utc_now()))
+        pod.changed.set()
 
     async def _look_at(self, pod: Pod) -> None:
         try:
@@ -387,8 +352,15 @@ class Attendant:
     def _has_started(self, pod: Pod, started_at: datetime) -> None:
         if not pod.has_started:
             pod.has_started = True
-            self._tell(Started(pod.attempt, started_at))
+            if isinstance(pod.output, TaskOutput):
+                self._run_has_started(pod.runs[0], started_at)
             pod.following = self._spawn(self._follow(pod))
+
+    def _run_has_started(self, run: Run, started_at: datetime) -> None:
+        if not run.has_started:
+            run.has_started = True
+            if run.attempt is not None:
+                self._tell(Started(run.attempt, started_at))
 
     async def _look_whether_it_starts(self, pod: Pod, status: Status) -> float | None:
         """Give up what will not start; seconds after which to look again."""
@@ -455,7 +427,7 @@ class Attendant:
         limit = self._limits.lost_after
         left = self._left(pod, "cut off", status.is_cut_off, limit)
         # It should be gone when its grace is over; a node that does not answer does not say so.
-        grace = self._limits.grace + limit
+        grace = status.deletion_grace + limit
         left_to_go = self._left(pod, "deleted", status.is_being_deleted, grace) if status.node else None
         if left == 0 or left_to_go == 0:
             error = f"{pod} is lost: node {status.node} does not answer"
@@ -481,9 +453,12 @@ class Attendant:
             self._place(pod, f"{pod}, waiting ({status.waits_for})" if status.waits_for else f"{pod}, waiting")
 
     def _place(self, pod: Pod, where: str) -> None:
-        if where != pod.where:
-            pod.where = where
-            self._tell(Placed(pod.attempt, where))
+        for run in pod.open_runs:
+            waits = isinstance(run, Part) and pod.has_started and not run.has_started
+            what = f"{where}, waiting for its turn" if waits else where
+            if what != run.where and run.attempt is not None:
+                run.where = what
+                self._tell(Placed(run.attempt, what))
 
     # -- its output ------------------------------------------------------------------------------------------
 
@@ -491,7 +466,8 @@ class Attendant:
         """Read the output while it is printed."""
         await asyncio.sleep(_FOLLOW_AFTER_SECONDS if pod.cancelling is None else 0)
         pause = _Pause()
-        async with self._streams:
+        # What is in a bundle would have no limits of time if nobody saw it start.
+        async with self._streams if isinstance(pod.output, TaskOutput) else contextlib.nullcontext():
             while not pod.is_over:
                 try:
                     await self._read(pod, follow=True)
@@ -519,6 +495,8 @@ class Attendant:
                 pod.is_followed.set()
                 async for chunk in _patiently(chunks, reader):
                     reader.feed(chunk)
+                    if isinstance(pod.output, BundleOutput):
+                        self._take_parts(pod, pod.output)
         except OutOfStepError:
             return False
         return reader.is_in_step
@@ -563,35 +541,145 @@ class Attendant:
         if status is not None and status.started_at is not None and status.ending is not None:
             pod.has_started = True  # so short that nobody has seen it run
         await self._read_to_the_end(pod)
-        spawn_error, result, result_is_whole = _read_message(pod)
         ended = _conclude(pod, status, was_gone=was_gone)
+        if isinstance(pod.output, BundleOutput):
+            await self._finish_bundle(pod, pod.output, ended)
+            return
+        run = pod.runs[0]
+        spawn_error, result, result_is_whole = _read_message(pod)
         if spawn_error and pod.cancelling is None:
             ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=spawn_error)
         elif not result_is_whole and ended.exit_code == 0:
-            error = "it has ended with exit code 0, but its result could not be read"
-            ended = ended._replace(exit_code=None, reason=Reason.LOST, error=error)
+            ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
         pause = _Pause()
         while not pod.is_disowned:
             try:
-                self._keep(pod, ended, result)
+                self._keep(run, ended, result)
                 break
             except OSError as error:
                 self._complain(error)
                 await pause()
-        self._end(pod, ended)
+        self._end_run(run, ended)
+        self._let_go(pod)
 
     def _fail(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
-        started_at = pod.status.started_at if pod.status is not None else None
-        self._end(pod, Ended(pod.attempt, None, utc_now(), started_at, reason, printable(error), may_repeat))
+        self._end_all(pod, reason, printable(error), may_repeat=may_repeat)
 
-    def _end(self, pod: Pod, ended: Ended) -> None:
+    def _end_all(self, pod: Pod, reason: Reason | None, error: str | None = None, *, may_repeat: bool = True) -> None:
+        """End what is still open, without an exit code."""
+        started_at = pod.status.started_at if pod.status is not None else None
+        for run in pod.open_runs:
+            begun_at = run.begun_at if isinstance(run, Part) else started_at
+            self._end_run(run, Ended(_NOBODY, None, utc_now(), begun_at, reason, error, may_repeat))
+        self._let_go(pod)
+
+    def _end_run(self, run: Run, ended: Ended) -> None:
+        run.is_over, run.ended = True, ended
+        if run.attempt is not None:
+            self._tell(ended._replace(attempt=run.attempt))
+
+    def _let_go(self, pod: Pod) -> None:
+        """All of its attempts have ended, or are another Pod's."""
         del self._pods[pod.token]
         if pod.following is not None:
             pod.following.cancel()
-        self._tell(ended)
         if pod.is_created and not pod.is_gone:
             metadata = {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
             self._tidy_later(metadata, pod.token, is_over=pod.is_over)
+
+    # -- several attempts in one Pod -------------------------------------------------------------------------
+
+    def _take_parts(self, pod: Pod, output: BundleOutput) -> None:
+        """See which of its attempts have begun and ended.
+
+        :raises OSError: if an end cannot be kept; it must be called again.
+        """
+        has_news = False
+        for part in output.parts:
+            if part.begun_at is not None and not part.has_started:
+                self._run_has_started(part, part.begun_at)
+                has_news = True
+                if part.cancelling is not None and not part.is_done:
+                    self._cancel(pod, part.cancelling)
+            if part.is_done and not part.is_over:
+                ended = Ended(_NOBODY, part.exit_code, part.ended_at or utc_now(), part.begun_at)
+                self._end_part(pod, part, ended)
+        if has_news and pod.status is not None:
+            self._tell_where(pod, pod.status)
+
+    def _end_part(self, pod: Pod, part: Part, ended: Ended) -> None:
+        """An attempt has ended by itself."""
+        if part.spawn_error and part.cancelling is None:
+            ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=part.spawn_error)
+        elif part.was_signalled and part.cancelling is None and ended.exit_code != 0:
+            why = _DELETED if pod.cancelling is None else _ENDED_WITH_ANOTHER
+            ended = ended._replace(reason=Reason.LOST, error=f"{pod}: {why} (exit code {ended.exit_code})")
+        elif not part.result_is_whole and ended.exit_code == 0:
+            ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
+        if part.attempt is not None and not pod.is_disowned:
+            self._keep(part, ended, part.result if part.result_is_whole and part.size else None)
+        self._end_run(part, ended)
+
+    async def _finish_bundle(self, pod: Pod, output: BundleOutput, ended: Ended) -> None:
+        """The Pod is over: tell how those have ended that are still open, and have the others run.
+
+        :param ended: how the one has ended that ran last.
+        """
+        ending = pod.status.ending if pod.status is not None else None
+        message = read_message(ending.message) if ending is not None else None
+        if output.begun is not None:  # of a Pod that is deleted, the status may go before its last words are in it
+            message = message or Message(output.begun)
+        if message is not None and message.begun == 0 and pod.cancelling is None:
+            message = None  # whatever it was, another Pod would fare no better
+        pause = _Pause()
+        left: list[Part] = []
+        while True:
+            try:
+                self._take_parts(pod, output)
+                for place, part in enumerate(output.parts, 1):
+                    if part.is_over or part in left:
+                        continue
+                    if message is None or place <= message.begun:
+                        self._conclude_part(pod, output, part, place, message, ended)
+                    elif part.cancelling is None and part.attempt is not None and not pod.is_disowned:
+                        left.append(part)
+                    else:
+                        self._end_run(part, Ended(_NOBODY, None, utc_now()))
+                break
+            except OSError as error:
+                self._complain(error)
+                await pause()
+        self._let_go(pod)
+        if left:
+            self._again(pod, left)
+
+    def _conclude_part(
+        self, pod: Pod, output: BundleOutput, part: Part, place: int, message: Message | None, ended: Ended
+    ) -> None:
+        """Tell how an attempt has ended whose end has not come with the output.
+
+        :param place: in the Pod, from 1.
+        :param message: what the container said at its end.
+        """
+        if message is not None and place == message.begun and message.exit_code is not None:
+            if not pod.is_disowned:
+                output.cut_off(part)
+            part.size, part.result = message.size, message.result
+            end = Ended(_NOBODY, message.exit_code, message.ended_at or utc_now(), part.begun_at)
+            self._end_part(pod, part, end)
+            return
+        why = ""
+        # That the container as a whole has ended well says nothing of one of them.
+        if (message is not None and place < message.begun) or ended.exit_code == 0:
+            why = _NO_END
+        elif pod.cancelling is not None and part.cancelling is None:
+            why = _ENDED_WITH_ANOTHER
+        if why:
+            ended = Ended(_NOBODY, None, utc_now(), reason=Reason.LOST, error=why)
+        ended = ended._replace(started_at=part.begun_at)
+        if part.attempt is not None and not pod.is_disowned:
+            self._keep(part, ended, None)
+        self._end_run(part, ended)
 
     def _give_up(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
         """End an attempt whose Pod is not over."""
@@ -602,6 +690,14 @@ class Attendant:
 
     # -- ending it -------------------------------------------------------------------------------------------
 
+    def _cancel_run(self, pod: Pod, attempt: Attempt, kill: bool) -> None:
+        for run in pod.runs:
+            if run.attempt == attempt:
+                run.cancelling = kill
+                # Of a bundle, what has not begun is let be until its turn comes, so that what runs can end.
+                if run.has_started or pod.is_disowned or all(other.cancelling is not None for other in pod.open_runs):
+                    self._cancel(pod, kill)
+
     def _cancel(self, pod: Pod, kill: bool) -> None:
         pod.cancelling = kill
         pod.changed.set()
@@ -609,7 +705,7 @@ class Attendant:
             return
         if pod.deleting is None:
             pod.deleting = self._spawn(self._delete_with_last_words(pod))
-        elif kill:
+        elif kill and isinstance(pod.output, TaskOutput):  # a bundle kills it itself
             self._spawn(self._kill(pod, pod.deleting))
 
     async def _delete_with_last_words(self, pod: Pod) -> None:
@@ -619,6 +715,8 @@ class Attendant:
                 async with asyncio.timeout(_LAST_LOOK_SECONDS):
                     await pod.is_followed.wait()
         grace = 1 if pod.cancelling else max(1, math.ceil(self._limits.grace))
+        if isinstance(pod.output, BundleOutput) and not pod.cancelling:
+            grace += _TELLING_SECONDS
         await self._delete(pod.namespace, pod.name, pod.uid, grace)
 
     async def _kill(self, pod: Pod, deleting: asyncio.Task[None]) -> None:
@@ -688,7 +786,7 @@ def _read_message(pod: Pod) -> tuple[str, bytes | None, bool]:
         return "", None, True
     if int(size) <= pods.MESSAGE_BYTES:
         return "", short.encode(), True
-    found = pod.output.result
+    found = pod.output.result if isinstance(pod.output, TaskOutput) else None
     return "", found, found is not None and len(found) == int(size)
 
 
@@ -698,11 +796,11 @@ _UNKNOWN = {"Unknown", "ContainerStatusUnknown"}
 
 
 def _conclude(pod: Pod, status: Status | None, *, was_gone: bool) -> Ended:
-    """How an attempt has ended, by the last that is known of its Pod."""
+    """How the attempt has ended that ran last, by the last that is known of its Pod."""
     ending = status.ending if status is not None else None
     ended_at = (ending and ending.ended_at) or utc_now()
     exit_code = ending.exit_code if ending is not None else None
-    ended = Ended(pod.attempt, exit_code, ended_at, status.started_at if status is not None else None)
+    ended = Ended(_NOBODY, exit_code, ended_at, status.started_at if status is not None else None)
     reason, error = None, ""
     if pod.cancelling is not None or (exit_code == 0 and ending is not None and ending.reason not in _UNKNOWN):
         return ended
@@ -717,7 +815,7 @@ def _conclude(pod: Pod, status: Status | None, *, was_gone: bool) -> Ended:
     elif ending is not None and ending.reason in _UNKNOWN:
         reason, error = Reason.LOST, f"its node does not know how it ended ({ending.reason})"
     elif status is not None and status.is_being_deleted and exit_code is not None:
-        reason, error = Reason.LOST, f"somebody deleted it while it ran (exit code {exit_code})"
+        reason, error = Reason.LOST, f"{_DELETED} (exit code {exit_code})"
     elif ending is None:
         reason, error = Reason.LOST, "it is gone, and left no result" if was_gone else "it has failed, nobody says why"
     if reason is None:

@@ -16,26 +16,34 @@ from airflow_provider_air_executor.manager.runners.records import FIND, task_var
 
 OWNER_LABEL = "air-executor/owner"  # which installation a Pod belongs to
 RUN_LABEL = "air-executor/run"  # which attempt it is, by a word that is used once
+TASK_LABEL = "air-executor/task"
+TASKS_ANNOTATION = "air-executor/tasks"  # of a Pod that runs several
 CONTAINER = "task"
 DIRECTORY = "/air-executor"  # a volume of the Pod itself
 MESSAGE_PATH = "/dev/termination-log"
 MESSAGE_BYTES = 3000  # of a result; Kubernetes keeps 4096 of all that a container says at its end
+
+# Kubernetes sends SIGTERM to the first process alone, so that hands it on to all of its group. It waits in a way that a
+# signal can interrupt, and then waits again. What sh itself has to say ("Killed") does not belong in the log.
+BEGIN_BY_SIGNALS = f"""\
+exec 2>/dev/null
+ended=
+trap 'ended=1; trap : TERM INT; kill -TERM 0' TERM INT
+trap : HUP QUIT USR1 USR2 ALRM
+say={MESSAGE_PATH}
+"""
+WAIT = "while :; do wait $child; code=$?; kill -0 $child || break; done"
+FIND_RESULT = 'size=0\nif [ -s "$result" ]; then size=$(($(wc -c <"$result"))); fi'
 
 # What sh, the first process of the container, runs. The directory to run in or nothing, then the command are its
 # arguments. What it has to tell stands in the container's termination message: `spawn` and why the command could not
 # be started, or `end`, the length of the result, and the result itself if it is short. A long one comes after the
 # output, behind a marker. That marker is always there, so that it is seen if a container runtime has lost the last of
 # the output, as some versions do.
-# Kubernetes sends SIGTERM to the first process alone, so that hands it on to all of its group. It waits in a way that a
-# signal can interrupt, and then waits again. What sh itself has to say ("Killed") does not belong in the log.
 _SCRIPT = (
     FIND
+    + BEGIN_BY_SIGNALS
     + f"""\
-exec 2>/dev/null
-ended=
-trap 'ended=1; trap : TERM INT; kill -TERM 0' TERM INT
-trap : HUP QUIT USR1 USR2 ALRM
-say={MESSAGE_PATH}
 no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
 if [ -n "$1" ]; then cd "$1" || {{ echo "$no_directory" >$say; exit 126; }}; fi
 shift
@@ -45,11 +53,10 @@ set -- "$found" "$@"
 if [ -n "$ended" ]; then exit 143; fi
 "$@" </dev/null 2>&1 &
 child=$!
-while :; do wait $child; code=$?; kill -0 $child || break; done
+{WAIT}
 printf '\\000air-executor %s\\n' $AIR_EXECUTOR_RUN
-size=0
 result=$AIR_EXECUTOR_OUTPUT
-if [ -s "$result" ]; then size=$(($(wc -c <"$result"))); fi
+{FIND_RESULT}
 echo "end $size" >$say
 if [ $size -gt {MESSAGE_BYTES} ]; then cat "$result"; elif [ $size -gt 0 ]; then cat "$result" >>$say; fi
 exit $code
@@ -86,6 +93,21 @@ def pod_name(attempt: Attempt, token: str) -> str:
     """The name of the Pod of an attempt: readable, and used once."""
     words = [_NOT_IN_NAME.sub("-", word.lower()).strip("-")[:20].strip("-") for word in attempt[:2]]
     return "-".join([word for word in words if word] + [token])
+
+
+def attempt_annotations(attempt: Attempt) -> dict[str, str]:
+    """What a Pod says of its attempt, or of the first of several."""
+    return {
+        "air-executor/job": attempt.job_name,
+        "air-executor/task": attempt.task_id,
+        "air-executor/attempt": str(attempt.number),
+    }
+
+
+def container_of(manifest: Mapping[str, Any]) -> str:
+    """The name of the container that runs the task."""
+    names = [container["name"] for container in manifest["spec"]["containers"]]
+    return CONTAINER if CONTAINER in names else str(names[0])
 
 
 def make_manifest(
@@ -127,13 +149,9 @@ def make_manifest(
         OWNER_LABEL: owner,
         RUN_LABEL: token,
         "air-executor/job": _label(attempt.job_name),
-        "air-executor/task": _label(attempt.task_id),
+        TASK_LABEL: _label(attempt.task_id),
     }
-    annotations |= {
-        "air-executor/job": attempt.job_name,
-        "air-executor/task": attempt.task_id,
-        "air-executor/attempt": str(attempt.number),
-    }
+    annotations |= attempt_annotations(attempt)
     metadata.pop("generateName", None)
     metadata |= {
         "name": pod_name(attempt, token),
@@ -158,12 +176,12 @@ def _complete_container(
     if shared is not None:
         variables["AIR_EXECUTOR_BASE_PATH"] = shared
     kept = [item for item in container.get("env", ()) if item.get("name") not in variables]
-    container["env"] = kept + [{"name": name, "value": _literally(value)} for name, value in variables.items()]
+    container["env"] = kept + [{"name": name, "value": literally(value)} for name, value in variables.items()]
     if options.env_from:
         container["envFrom"] = [*container.get("envFrom", ()), *options.env_from]
     words = [task.cwd or "", task.command, *task.args]
-    container["command"] = ["/bin/sh", "-c", _literally(_SCRIPT), "air-executor"]
-    container["args"] = [_literally(word) for word in words]
+    container["command"] = ["/bin/sh", "-c", literally(_SCRIPT), "air-executor"]
+    container["args"] = [literally(word) for word in words]
     container["terminationMessagePath"] = MESSAGE_PATH
     container["terminationMessagePolicy"] = "File"
     if options.image:
@@ -217,7 +235,7 @@ def _needed(resources: Resources | None, gpu_resource: str) -> dict[str, dict[st
     return {"requests": requests, "limits": limits}
 
 
-def _literally(text: str) -> str:
+def literally(text: str) -> str:
     """A text that Kubernetes does not read ``$(NAME)`` in."""
     return text.replace("$", "$$")
 
@@ -251,6 +269,7 @@ class Status(NamedTuple):
     reason: str = ""  # why the Pod as a whole has failed
     message: str = ""
     is_being_deleted: bool = False
+    deletion_grace: float = 0.0  # seconds that it has to end
     is_cut_off: bool = False  # its node does not answer any more
     is_disrupted: str = ""  # who has made it go, if it was not a person
 
@@ -267,6 +286,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
     """
     status = pod.get("status") or {}
     spec = pod.get("spec") or {}
+    metadata = pod.get("metadata") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or ()}
     statuses = {item["name"]: item for item in status.get("containerStatuses") or ()}
     found: Mapping[str, Any] = statuses.get(container, {})
@@ -291,7 +311,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
     is_cut_off = is_ready and ready.get("status") == "False" and ready.get("reason") != "ReadinessGatesNotReady"
     disrupted = conditions.get("DisruptionTarget") or {}
     return Status(
-        uid=(pod.get("metadata") or {}).get("uid", ""),
+        uid=metadata.get("uid", ""),
         node=spec.get("nodeName") or "",
         phase=status.get("phase") or "Pending",
         started_at=_time(running.get("startedAt") or terminated.get("startedAt")),
@@ -302,7 +322,8 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
         unschedulable=unschedulable,
         reason=status.get("reason") or "",
         message=status.get("message") or "",
-        is_being_deleted=bool((pod.get("metadata") or {}).get("deletionTimestamp")),
+        is_being_deleted=bool(metadata.get("deletionTimestamp")),
+        deletion_grace=float(metadata.get("deletionGracePeriodSeconds") or 0),
         is_cut_off=bool(running) and is_cut_off,
         is_disrupted=disrupted.get("message") or "" if disrupted.get("status") == "True" else "",
     )

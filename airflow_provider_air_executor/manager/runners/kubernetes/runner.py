@@ -8,46 +8,55 @@ the note says so, and from then on it is not created again.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
-from airflow_provider_air_executor.exceptions import InvalidJobError, SettingsError
+from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import (
     KubernetesOptions,
     Reason,
     Seconds,
     Task,
-    check_task_id,
     describe_validation_error,
+    utc_now,
 )
-from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits, Pod
+from airflow_provider_air_executor.manager.runners.kubernetes import bundles
+from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
+from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Part
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import find_access
-from airflow_provider_air_executor.manager.runners.kubernetes.output import Output
-from airflow_provider_air_executor.manager.runners.kubernetes.pods import end_marker, make_manifest
+from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes, remove
+from airflow_provider_air_executor.manager.runners.kubernetes.pods import DIRECTORY, make_manifest
 from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
     Context,
     Ended,
     Event,
+    NotStarted,
     Running,
 )
-from airflow_provider_air_executor.manager.runners.records import create_log, modified_at, preparing, read_record
+from airflow_provider_air_executor.manager.runners.records import (
+    create_log,
+    modified_at,
+    preparing,
+    read_record,
+    task_variables,
+)
 
 log = logging.getLogger("air_executor.manager")
 
-NAME = "kubernetes"
 _OWNER_FILE = "kubernetes.owner"
 _KEEP_NOTE_SECONDS = 5.0  # after an end was told: the manager has written it down by then
 _PLAIN = (None, Reason.EXIT)
@@ -93,6 +102,31 @@ class RunnerOptions(KubernetesOptions):
     log_streams: int = Field(default=200, ge=1)
 
 
+@dataclass
+class _Bundle:
+    """What is to share a Pod.
+
+    :param manifest: that of the first attempt, without its variables.
+    :param size: how many attempts there may be.
+    """
+
+    manifest: dict[str, Any]
+    size: int
+    parts: list[Part]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it takes no more."""
+        return len(self.parts) >= self.size or sum(len(part.text) for part in self.parts) > bundles.LARGEST_SCRIPT
+
+
+class _Left(NamedTuple):
+    """What a Pod that is over has not come to."""
+
+    pod: Pod
+    parts: list[Part]
+
+
 class KubernetesRunner:
     """Runs attempts in Pods, see the package.
 
@@ -103,12 +137,20 @@ class KubernetesRunner:
         options = _read_options(context.options)
         access = find_access(context.environment, kubeconfig=options.kubeconfig, context=options.context)
         self._store = context.store
+        self._notes = Notes(context.store, context.kill_grace)
         self._owner = _find_owner(context.store.base_path)
         self._options = options
+        self._shared = str(context.store.base_path.absolute()) if options.share_job_files else None
         self._namespace = options.namespace or access.namespace
         self._pods: dict[Attempt, Pod] = {}
-        self._events: deque[Event] = deque()
-        self._old_notes: deque[tuple[float, Attempt]] = deque()
+        self._bundles: dict[Path, Pod] = {}  # Pods that run several attempts, by their notes
+        self._gathered: dict[tuple[str, str], _Bundle] = {}  # what is to share a Pod
+        self._arriving: dict[
+            Path, Pod
+        ] = {}  # of an earlier manager, as long as it may be asked for more of its attempts
+        self._cancelled: dict[Attempt, bool] = {}  # and whether it is killed
+        self._events: deque[Event | _Left] = deque()
+        self._old_notes: deque[tuple[float, Path]] = deque()
         self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         limits = Limits(
             lost_after=options.lost_after,
@@ -126,9 +168,10 @@ class KubernetesRunner:
             self._owner,
             limits,
             tell=self._take_event,
-            created=self._note_creation,
+            again=lambda pod, parts: self._take_event(_Left(pod, parts)),
+            created=self._notes.note_creation,
             keep=self._keep,
-            is_expected=self._is_expected,
+            is_expected=self._notes.is_expected,
         )
         self._attendant.watch(self._namespace)
 
@@ -141,54 +184,142 @@ class KubernetesRunner:
 
     @property
     def poll_after(self) -> float | None:
-        """Seconds after which :meth:`poll` must be called: to remove a note."""
+        """Seconds after which :meth:`poll` must be called: to submit what was gathered, or to remove a note."""
+        if self._gathered or self._arriving:
+            return 0.0
         return max(0.0, self._old_notes[0][0] - time.monotonic()) if self._old_notes else None
 
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Hand an attempt to Kubernetes; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
         options = (task.kubernetes or KubernetesOptions()).over(self._options)
-        token = secrets.token_hex(8)
-        shared = str(self._store.base_path.absolute()) if self._options.share_job_files else None
-        manifest = make_manifest(
-            attempt, task, options, owner=self._owner, token=token, namespace=self._namespace, shared=shared
-        )
         log_path = self._store.log_path(job_name, task_id)
         with preparing("Kubernetes"):
             with contextlib.suppress(FileNotFoundError):
                 self._store.output_path(job_name, task_id, number).unlink()
             create_log(str(log_path))
             start = os.stat(log_path).st_size
-            note = {"token": token, "log_start": start, "created": False, "pod": manifest}
-            files.publish(self._note_path(attempt), _dump(note))
-        self._attend(Pod(attempt, token, manifest, Output(log_path, start, end_marker(token))))
+        token = secrets.token_hex(8)
+        if (options.bundle or 1) > 1 and bundles.can_share(task):
+            directory = f"{self._shared}/jobs/{job_name}" if self._shared is not None else None
+            text = bundles.part_text(task, task_variables(attempt, directory, f"{DIRECTORY}/output.json"))
+            part = Part(attempt, token, task_id=task_id, number=number, text=text, log_path=log_path, log_start=start)
+            if len(text) <= bundles.LARGEST_PART:
+                self._gather(attempt, part, task, options)
+                return True
+        manifest = self._make_manifest(attempt, task, options, token)
+        with preparing("Kubernetes"):
+            pod = self._notes.write(attempt, token, start, manifest)
+        self._attend(pod)
         return True
 
+    def _make_manifest(self, attempt: Attempt, task: Task, options: KubernetesOptions, token: str) -> dict[str, Any]:
+        owner, namespace, shared = self._owner, self._namespace, self._shared
+        return make_manifest(attempt, task, options, owner=owner, token=token, namespace=namespace, shared=shared)
+
     def _attend(self, pod: Pod) -> None:
-        self._pods[pod.attempt] = pod
+        if isinstance(pod.output, BundleOutput):
+            self._bundles[pod.note_path] = pod
+        self._pods.update({run.attempt: pod for run in pod.runs if run.attempt is not None})
         self._attendant.attend(pod)
 
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
         with contextlib.suppress(BlockingIOError):
             os.read(self._readable, 65536)
+        self._submit_gathered()
+        self._attend_arrived()
         events = []
         while self._events:
             event = self._events.popleft()
+            if isinstance(event, _Left):
+                self._submit_again(event.pod, event.parts)
+                continue
             events.append(event)
-            if isinstance(event, Ended):
-                pod = self._pods.pop(event.attempt)
-                if not pod.is_disowned:
-                    self._old_notes.append((time.monotonic() + _KEEP_NOTE_SECONDS, event.attempt))
+            if isinstance(event, Ended | NotStarted):
+                self._cancelled.pop(event.attempt, None)
+                self._let_go(event.attempt)
         self._remove_notes(time.monotonic())
         return events
+
+    def _let_go(self, attempt: Attempt) -> None:
+        """An attempt is not the Pod's any more: its note goes soon, and that of the Pod with the last one."""
+        pod = self._pods.pop(attempt, None)
+        if pod is None:
+            return
+        paths = [self._notes.path(attempt)]
+        if self._bundles.get(pod.note_path) is pod and pod not in self._pods.values():
+            del self._bundles[pod.note_path]
+            paths += self._notes.others(pod)
+        if not pod.is_disowned:
+            self._old_notes.extend((time.monotonic() + _KEEP_NOTE_SECONDS, path) for path in paths)
 
     def _remove_notes(self, until: float) -> None:
         """Remove the notes of what has ended; there is an environment in them."""
         while self._old_notes and self._old_notes[0][0] <= until:
-            _, attempt = self._old_notes.popleft()
-            with contextlib.suppress(OSError):
-                self._note_path(attempt).unlink(missing_ok=True)
+            remove(self._old_notes.popleft()[1])
+
+    # -- several attempts in one Pod -------------------------------------------------------------------------
+
+    def _gather(self, attempt: Attempt, part: Part, task: Task, options: KubernetesOptions) -> None:
+        """Have an attempt share a Pod with others of its job that are started now and need the same.
+
+        It is noted in which Pod; as long as that has no note itself, nothing has been handed to Kubernetes.
+        """
+        key = attempt.job_name, f"{options!r} {task.resources!r}"
+        bundle = self._gathered.get(key)
+        if bundle is None:
+            bare = task.model_copy(update={"env": None})
+            manifest = self._make_manifest(attempt, bare, options, secrets.token_hex(8))
+            bundle = _Bundle(manifest, options.bundle or 1, [])
+        with preparing("Kubernetes"):
+            self._notes.write_part(attempt.job_name, part, [*bundle.parts, part][0])
+        bundle.parts.append(part)
+        self._gathered[key] = bundle
+        if bundle.is_full:
+            self._submit(attempt.job_name, self._gathered.pop(key))
+
+    def _submit_gathered(self) -> None:
+        gathered, self._gathered = self._gathered, {}
+        for (job_name, _), bundle in gathered.items():
+            self._submit(job_name, bundle)
+
+    def _submit(self, job_name: str, bundle: _Bundle) -> None:
+        try:
+            pod = self._notes.write_bundle(job_name, bundle.manifest, bundle.parts)
+        except OSError as error:
+            self._not_started(bundle.parts, error)
+        else:
+            self._attend(pod)
+
+    def _not_started(self, parts: Sequence[Part], error: OSError) -> None:
+        why = f"what Kubernetes is to run cannot be written: {error.strerror}"
+        self._events.extend(NotStarted(part.attempt, why) for part in parts if part.attempt is not None)
+
+    def _submit_again(self, old: Pod, parts: Sequence[Part]) -> None:
+        """Have another Pod run what one that is over has not come to."""
+        wanted = {part.attempt: part for part in parts if part.attempt is not None}
+        for attempt in [attempt for attempt in wanted if attempt in self._cancelled or old.is_disowned]:
+            del wanted[attempt]
+            self._events.append(Ended(attempt, None, utc_now()))
+        if not wanted:
+            return
+        fresh = [Part(attempt, log_path=part.log_path, **part.note()) for attempt, part in wanted.items()]
+        manifest = bundles.renew(old.noted, next(iter(wanted)))
+        try:
+            for part in fresh:
+                self._notes.write_part(old.job_name, part, fresh[0])
+            pod = self._notes.write_bundle(old.job_name, manifest, fresh)
+        except OSError as error:
+            self._not_started(fresh, error)
+            return
+        log.info("%s was over before it had come to %d of its tasks; %s runs them", old, len(fresh), pod)
+        self._attend(pod)
+        if old.note_path != pod.note_path and old not in self._pods.values():
+            self._bundles.pop(old.note_path, None)
+            self._old_notes.append((time.monotonic() + _KEEP_NOTE_SECONDS, old.note_path))
+
+    # -- what an earlier manager has left ----------------------------------------------------------------------
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started."""
@@ -199,24 +330,39 @@ class KubernetesRunner:
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if attempt in self._pods:
             return Running(attempt, None, waits=True)
-        try:
-            note = json.loads(files.read(self._note_path(attempt))[0])
-            token, manifest, start = str(note["token"]), dict(note["pod"]), int(note["log_start"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self._note_path(attempt).unlink(missing_ok=True)
-            return None  # it was never written whole, and so never created
-        output = Output(self._store.log_path(job_name, task_id), start, end_marker(token))
-        pod = Pod(attempt, token, manifest, output, is_adopted=True, is_created=bool(note.get("created")))
-        self._attend(pod)
+        found = self._notes.read(attempt, self._bundles)
+        if found is None:
+            return None  # it was never noted whole, and so never created
+        pod, run = found
+        self._pods[attempt] = pod
+        if not isinstance(run, Part):
+            self._attend(pod)
+        elif pod.note_path in self._bundles and pod.note_path not in self._arriving:
+            self._attendant.bind(pod, run, attempt)
+        else:
+            self._bundles[pod.note_path] = self._arriving[pod.note_path] = pod
+            run.attempt = attempt
         return Running(attempt, None, waits=True)
+
+    def _attend_arrived(self) -> None:
+        arrived, self._arriving = self._arriving, {}
+        for pod in arrived.values():
+            self._attend(pod)
+            for run in pod.runs:
+                if run.attempt in self._cancelled:
+                    self._attendant.cancel(pod, run.attempt, kill=self._cancelled[run.attempt])
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:
         """End an attempt."""
+        self._submit_gathered()
         if attempt in self._pods:
-            self._attendant.cancel(self._pods[attempt], kill=kill)
+            self._cancelled[attempt] = kill
+            if self._pods[attempt].note_path not in self._arriving:
+                self._attendant.cancel(self._pods[attempt], attempt, kill=kill)
 
     def disown(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
+        self._submit_gathered()
         if attempt in self._pods:
             self._pods[attempt].is_disowned = True
 
@@ -238,52 +384,22 @@ class KubernetesRunner:
 
     # -- what the attendant's thread calls -------------------------------------------------------------------
 
-    def _take_event(self, event: Event) -> None:
+    def _take_event(self, event: Event | _Left) -> None:
         self._events.append(event)
         with contextlib.suppress(BlockingIOError):  # it is readable already
             os.write(self._writable, b"\0")
 
-    def _note_creation(self, pod: Pod) -> None:
-        """A Pod was created for certain, and is not created again."""
-        if pod.is_disowned:
+    def _keep(self, run: Run, ended: Ended, result: bytes | None) -> None:
+        """Write down how an attempt has ended, before anybody is told."""
+        if ended.exit_code is None or run.attempt is None:
             return
-        try:
-            path = self._note_path(pod.attempt)
-            note = json.loads(files.read(path)[0])
-            files.replace(path, _dump({**note, "created": True}))
-        except (OSError, ValueError) as error:
-            log.warning("the note of %s could not be written: %s", pod, error)
-
-    def _keep(self, pod: Pod, ended: Ended, result: bytes | None) -> None:
-        """Write down how a Pod has ended, before anybody is told."""
-        if ended.exit_code is None:
-            return
-        job_name, task_id, number = pod.attempt[:3]
+        job_name, task_id, number = run.attempt[:3]
         if result is not None:
             files.publish(self._store.output_path(job_name, task_id, number), result)
         if ended.reason in _PLAIN:  # the next manager would not know of another reason, but it can ask the API server
             started_at = (ended.started_at or ended.ended_at).isoformat()
-            record = f"0 {started_at} {pod.token}\n{ended.exit_code}\n".encode()
+            record = f"0 {started_at} {run.token}\n{ended.exit_code}\n".encode()
             files.publish(self._store.run_path(job_name, task_id, number), record)
-
-    def _is_expected(self, annotations: Mapping[str, str], token: str) -> bool:
-        """Whether there is a note of a Pod that nobody attends."""
-        try:
-            job_name, task_id = annotations["air-executor/job"], check_task_id(annotations["air-executor/task"])
-            number = int(annotations["air-executor/attempt"])
-            path = self._store.note_path(job_name, task_id, number, NAME)
-            return bool(json.loads(files.read(path)[0])["token"] == token)
-        except (OSError, ValueError, KeyError, TypeError, InvalidJobError):
-            return False
-
-    # -- notes -----------------------------------------------------------------------------------------------
-
-    def _note_path(self, attempt: Attempt) -> Path:
-        return self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, NAME)
-
-
-def _dump(note: Mapping[str, Any]) -> bytes:
-    return json.dumps(note, ensure_ascii=False).encode()
 
 
 def _read_options(given: Mapping[str, Any]) -> RunnerOptions:

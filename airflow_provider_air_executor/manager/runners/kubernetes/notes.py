@@ -1,0 +1,161 @@
+"""What stands in ``runs/`` of the Pods that were handed to Kubernetes.
+
+``<task id>.<attempt>.on-kubernetes`` has the Pod of an attempt; or it says that it shares one with others, which then
+is described by ``<task id>.<attempt>.on-kubernetes-bundle`` of the first of them. As long as there is no such file,
+that Pod was never created. All of them are of mode 0600, since environments stand in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import check_task_id
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.kubernetes import pods
+from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Part, complete
+from airflow_provider_air_executor.manager.runners.kubernetes.output import TaskOutput
+from airflow_provider_air_executor.manager.runners.protocol import Attempt
+
+log = logging.getLogger("air_executor.manager")
+
+NAME = "kubernetes"
+_BUNDLE = f"{NAME}-bundle"
+_INVALID = (OSError, ValueError, KeyError, TypeError, InvalidJobError)
+
+
+class Notes:
+    """The notes of one job filesystem.
+
+    :param grace: seconds that tasks have between SIGTERM and SIGKILL.
+    """
+
+    def __init__(self, store: JobStore, grace: float) -> None:
+        self._store = store
+        self._grace = grace
+
+    def path(self, attempt: Attempt) -> Path:
+        """The note of an attempt."""
+        return self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, NAME)
+
+    def bundle_path(self, job_name: str, first: Part) -> Path:
+        """The note of a Pod that runs several."""
+        return self._store.note_path(job_name, first.task_id, first.number, _BUNDLE)
+
+    def others(self, pod: Pod) -> list[Path]:
+        """The note of a Pod that runs several attempts, and of those that nobody has asked for."""
+        parts = [run for run in pod.runs if isinstance(run, Part) and run.attempt is None]
+        own = [self._store.note_path(pod.job_name, part.task_id, part.number, NAME) for part in parts]
+        return [pod.note_path, *own]
+
+    # -- writing ---------------------------------------------------------------------------------------------
+
+    def write(self, attempt: Attempt, token: str, log_start: int, manifest: Mapping[str, Any]) -> Pod:
+        """Note the Pod of one attempt.
+
+        :raises OSError: if it cannot be written.
+        """
+        path = self.path(attempt)
+        files.publish(path, _dump({"token": token, "log_start": log_start, "created": False, "pod": manifest}))
+        return self._pod_of_one(attempt, token, log_start, manifest, path)
+
+    def write_part(self, job_name: str, part: Part, first: Part) -> None:
+        """Note whose Pod an attempt shares.
+
+        :raises OSError: if it cannot be written.
+        """
+        path = self._store.note_path(job_name, part.task_id, part.number, NAME)
+        files.publish(path, _dump({"token": part.token, "bundle": [first.task_id, first.number]}))
+
+    def write_bundle(self, job_name: str, manifest: dict[str, Any], parts: Sequence[Part]) -> Pod:
+        """Note a Pod that runs several attempts, each of which is noted already.
+
+        :param manifest: that of the first, without its variables.
+        :raises OSError: if it cannot be written.
+        """
+        path = self.bundle_path(job_name, parts[0])
+        files.publish(path, _dump({"created": False, "pod": manifest, "parts": [part.note() for part in parts]}))
+        return self._pod_of_several(job_name, manifest, parts, path)
+
+    def note_creation(self, pod: Pod) -> None:
+        """Note that a Pod was created for certain, and is not to be created again."""
+        if pod.is_disowned:
+            return
+        try:
+            note = json.loads(files.read(pod.note_path)[0])
+            files.replace(pod.note_path, _dump({**note, "created": True}))
+        except (OSError, ValueError) as error:
+            log.warning("the note of %s could not be written: %s", pod, error)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def read(self, attempt: Attempt, known: Mapping[Path, Pod]) -> tuple[Pod, Run] | None:
+        """The Pod in which an attempt may run; None if it was never created.
+
+        :param known: Pods by their notes, which are not read again.
+        """
+        path = self.path(attempt)
+        try:
+            note = json.loads(files.read(path)[0])
+            if "bundle" not in note:
+                start, manifest = int(note["log_start"]), dict(note["pod"])
+                pod = self._pod_of_one(attempt, str(note["token"]), start, manifest, path)
+                pod.is_adopted, pod.is_created = True, bool(note.get("created"))
+                return pod, pod.runs[0]
+            task_id, number = note["bundle"]
+            bundle_path = self._store.note_path(attempt.job_name, check_task_id(task_id), int(number), _BUNDLE)
+            pod = known.get(bundle_path) or self._read_bundle(attempt.job_name, bundle_path)
+            return pod, next(run for run in pod.runs if run.token == note["token"])
+        except (*_INVALID, StopIteration):
+            path.unlink(missing_ok=True)
+            return None
+
+    def _read_bundle(self, job_name: str, path: Path) -> Pod:
+        note = json.loads(files.read(path)[0])
+        parts = [
+            Part(None, log_path=self._store.log_path(job_name, check_task_id(part["task_id"])), **part)
+            for part in note["parts"]
+        ]
+        pod = self._pod_of_several(job_name, dict(note["pod"]), parts, path)
+        pod.is_adopted, pod.is_created = True, bool(note.get("created"))
+        return pod
+
+    def is_expected(self, annotations: Mapping[str, str], token: str) -> bool:
+        """Whether there is a note of a Pod that nobody attends."""
+        try:
+            job_name, task_id = annotations["air-executor/job"], check_task_id(annotations["air-executor/task"])
+            number = int(annotations["air-executor/attempt"])
+            name = _BUNDLE if pods.TASKS_ANNOTATION in annotations else NAME
+            note = json.loads(files.read(self._store.note_path(job_name, task_id, number, name))[0])
+            return bool(note["pod"]["metadata"]["labels"][pods.RUN_LABEL] == token)
+        except _INVALID:
+            return False
+
+    # -- Pods ------------------------------------------------------------------------------------------------
+
+    def _pod_of_one(self, attempt: Attempt, token: str, log_start: int, manifest: Mapping[str, Any], path: Path) -> Pod:
+        output = TaskOutput(self._store.log_path(*attempt[:2]), log_start, pods.end_marker(token))
+        return Pod(attempt.job_name, token, manifest, manifest, output, path, [Run(attempt, token)])
+
+    def _pod_of_several(self, job_name: str, manifest: dict[str, Any], parts: Sequence[Part], path: Path) -> Pod:
+        token = str(manifest["metadata"]["labels"][pods.RUN_LABEL])
+        return Pod(
+            job_name, token, complete(manifest, parts, self._grace), manifest, BundleOutput(parts), path, list(parts)
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a note, if that is possible."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+def _dump(note: Mapping[str, Any]) -> bytes:
+    return json.dumps(note, ensure_ascii=False).encode()

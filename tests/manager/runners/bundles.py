@@ -1,0 +1,90 @@
+"""What holds where an engine runs several tasks of a job together, one after the other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from pathlib import Path
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.conftest import Managers, ended
+from tests.manager.runners.conftest import bash
+from tests.manager.runners.contract import Engine
+from tests.waiting import wait_until
+
+
+class BundleContract:
+    """Tests with a manager whose tasks share what the engine starts, ten at a time (fixture ``bundled``)."""
+
+    def test_a_bundle(self, store: JobStore, bundled: object, engine: Engine) -> None:
+        """Each task has its own log, result and end; one that fails does not stop the others."""
+        ends = ["exit 3", "kill -SEGV $$", *["true"] * 22, "exit 4"]
+        line = 'echo "{0}, $W"; [ "$W" = {0} ] && echo "[{0}]" > $AIR_EXECUTOR_OUTPUT; pwd{2}; {1}'
+        tasks = [
+            bash(line.format(number, end, engine.last_word), id=f"t{number}", env={"W": f"{number}"}, cwd="/usr")
+            for number, end in enumerate(ends)
+        ]
+        store.submit("j", tasks, max_parallel_tasks=25)
+        ended(store, "j", 90)
+        found = store.get_tasks("j")
+        assert [task.exit_code for task in found] == [3, 139, *[0] * 22, 4]
+        assert store.get_outputs("j") == {f"t{number}": [number] for number in range(2, 24)}
+        names = {re.search(r"(?:job|Pod) ([^ ,]+)", task.where or "")[1] for task in found}  # type: ignore[index]
+        assert len(names) == 3
+        for number, task in enumerate(found):
+            assert store.read_log("j", task.id).text == f"{number}, {number}\n/usr\n"
+            assert task.started_at is not None
+            assert task.completed_at is not None
+            assert task.started_at <= task.completed_at
+
+    def test_what_cannot_be_begun(self, store: JobStore, bundled: object) -> None:
+        tasks = [
+            {"id": "command", "command": "no-such-command", "env": {"QUOTE": 'it\'s "$HOME"\n'}},
+            {"id": "directory", "command": "true", "cwd": "/no/such directory"},
+            bash('[ "$QUOTE" = "it\'s \\"\\$HOME\\"\n" ]', id="fine", env={"QUOTE": 'it\'s "$HOME"\n'}),
+        ]
+        store.submit("j", tasks, max_parallel_tasks=3)
+        ended(store, "j", 60)
+        found = {task.id: task for task in store.get_tasks("j")}
+        assert [found[name].reason for name in ("command", "directory", "fine")] == ["spawn", "spawn", None], found
+        assert "no-such-command was not found" in (found["command"].error or "")
+        assert "directory /no/such directory (field cwd) does not exist" in (found["directory"].error or "")
+
+    def test_a_bundle_and_managers(
+        self, store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+    ) -> None:
+        line = "echo {0} >> {1}/ran; echo {0}; sleep 0.3"
+        tasks = [bash(line.format(number, tmp_path), id=f"t{number}") for number in range(20)]
+        store.submit("j", tasks, max_parallel_tasks=20)
+        manager = bundled
+        for seconds in (0.0, 0.05, 1, 2):
+            time.sleep(seconds)
+            managers.kill(manager)
+            manager = managers.start()
+        assert ended(store, "j", 90).state == "completed"
+        assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]
+        assert [store.read_log("j", f"t{number}").text for number in range(20)] == [f"{each}\n" for each in range(20)]
+
+    def test_a_bundle_is_cancelled(self, store: JobStore, bundled: object, tmp_path: Path) -> None:
+        line = f"trap 'echo cleaned; exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
+        store.submit("j", [bash(line, id=f"t{number}") for number in range(10)], max_parallel_tasks=10)
+        wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+        store.cancel("j")
+        assert ended(store, "j", 30).reason == "cancelled"
+        assert {task.reason for task in store.get_tasks("j")} == {"cancelled"}
+        assert (tmp_path / "ran").read_text() == "x\n"
+        assert "cleaned" in store.read_log("j", "t0").text
+
+    def test_a_timeout_in_a_bundle(self, store: JobStore, bundled: object, tmp_path: Path) -> None:
+        """What the others do is their own affair, even if it must be killed."""
+        line = f"trap : TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
+        stubborn = bash(line, id="stubborn", timeout=1)
+        others = [bash(f"echo x >> {tmp_path}/others", id=f"t{number}") for number in range(4)]
+        store.submit("j", [others[0], stubborn, *others[1:]], max_parallel_tasks=5)
+        ended(store, "j", 60)
+        found = {task.id: (task.status, task.reason, task.attempt) for task in store.get_tasks("j")}
+        assert found.pop("stubborn") == ("failed", "timeout", 1)
+        assert set(found.values()) == {("completed", None, 1)}, [task.error for task in store.get_tasks("j")]
+        assert (tmp_path / "ran").read_text() == "x\n"
+        assert (tmp_path / "others").read_text() == 4 * "x\n"
