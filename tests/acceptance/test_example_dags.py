@@ -144,7 +144,10 @@ def test_a_diamond_of_dependencies(airflow: Installation) -> None:
     job = job_of(airflow, run_id)
     assert outputs(airflow, job) == {"split": "", "odd": "50", "even": "50", "join": "joined"}
     times = {task.id: task for task in store_of(airflow).get_tasks(job.name)}
-    assert times["join"].started_at >= max(times["odd"].completed_at, times["even"].completed_at)  # type: ignore[operator,type-var]
+    before = max(times["odd"].completed_at, times["even"].completed_at)  # type: ignore[type-var]
+    if times["join"].runner or times["join"].where:  # an engine tells the time of a start in whole seconds
+        before = before.replace(microsecond=0)  # type: ignore[union-attr]
+    assert times["join"].started_at >= before  # type: ignore[operator]
 
 
 def test_a_job_that_fails(airflow: Installation) -> None:

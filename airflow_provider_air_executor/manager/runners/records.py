@@ -48,16 +48,17 @@ exit $code
 exit 97
 }
 """
-# Found by the path and not by sh, which would take `echo` or `exit` for its own commands.
+# Found by the path and not by sh, which would take `echo` or `exit` for its own commands. Names of variables begin in a
+# way of our own: if one were in the environment of the task, sh would hand on what we put in it.
 FIND = """\
 air_executor_find() {
 case $1 in
-*/*) found=$1; [ -f "$found" ] && [ -x "$found" ]; return ;;
+*/*) ae_found=$1; [ -f "$ae_found" ] && [ -x "$ae_found" ]; return ;;
 esac
 set -f; IFS=:
-for directory in $PATH; do
-found=${directory:-.}/$1
-if [ -f "$found" ] && [ -x "$found" ]; then set +f; unset IFS; return 0; fi
+for ae_directory in $PATH; do
+ae_found=${ae_directory:-.}/$1
+if [ -f "$ae_found" ] && [ -x "$ae_found" ]; then set +f; unset IFS; return 0; fi
 done
 return 1
 }
@@ -65,7 +66,7 @@ return 1
 _FIND_FIRST = """\
 air_executor_find "$1" || { printf 'spawn command %s was not found on %s\\n' "$1" "$(uname -n)" >&4; exit 127; }
 shift
-set -- "$found" "$@"
+set -- "$ae_found" "$@"
 """
 SCRIPT = _TEMPLATE % {"id": "$$", "no_directory": "126", "find": ""}
 

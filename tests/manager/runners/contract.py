@@ -112,6 +112,13 @@ class RunnerContract:
         assert task.status == "completed"
         assert store.read_log("j", "a").text == f"{odd}\n{tmp_path}\nj a 1\n"
 
+    def test_variables_that_a_runner_could_use_itself(
+        self, store: JobStore, engine: Engine, run: Callable[..., Task]
+    ) -> None:
+        names = ("found", "directory", "code", "result", "size", "child", "ended", "say", "note", "grace", "n")
+        run(engine.task("echo " + "".join(f"${name}" for name in names), env={name: f"<{name}>" for name in names}))
+        assert store.read_log("j", "a").text == "".join(f"<{name}>" for name in names) + "\n"
+
     def test_arguments(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         words = ["", "a b", "two\nlines", "\r\n", "'", '"', "$HOME", "$(HOME)", "$$", "*", "é", "-n", "%s", "\\"]
         run(engine.command("printf", "<%s>", *words))

@@ -406,6 +406,21 @@ def test_a_bundle_without_a_manager(
     ]
 
 
+def test_a_bundle_that_has_ended_without_a_manager(
+    store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    """Nobody kept an eye on its limits of time, and those who kept them have completed."""
+    line = f"echo $AIR_EXECUTOR_TASK | tee -a {tmp_path}/ran; sleep 0.5"
+    store.submit("j", [bash(line, id=f"t{number}", timeout=2) for number in range(6)], max_parallel_tasks=6)
+    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+    managers.kill(bundled)
+    wait_until(lambda: "t5" in (tmp_path / "ran").read_text(), what="the last runs", timeout=30)
+    time.sleep(3)
+    managers.start()
+    assert ended(store, "j", 30).state == "completed"
+    assert (tmp_path / "ran").read_text().split() == [f"t{number}" for number in range(6)]
+
+
 def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object) -> None:
     prints = bash("seq 200000; sleep 1", id="prints")
     returns = bash(

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import ssl
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import yaml
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
+from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access, find_access
+from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes
 from airflow_provider_air_executor.manager.runners.kubernetes.output import OutOfStepError, TaskOutput, find_again
-from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
 from tests.waiting import wait_until
 
 MARKER = pods.end_marker("0123456789abcdef")
@@ -229,7 +232,7 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
     stream = b"".join(
         frame(number, "begin 1700000000")
         + pieces[number]
-        + frame(number, f"end {number} {len(results[number])} 1700000001")
+        + frame(number, f"end {number} {len(results[number])} 0 1700000001")
         + results[number]
         + frame(number, "done")
         for number in range(3)
@@ -256,7 +259,7 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
 def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
     output = BundleOutput(parts(tmp_path))
-    there = [frame(1, "end 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
+    there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
     output.reader().feed(b"the last of it\n" + b"".join(there))
     output.finish(marker_is_due=False)
     first, second, third = output.parts
@@ -271,7 +274,7 @@ def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
     found = parts(tmp_path)
     found[0].log_path.rename(tmp_path / "aside")
     output = BundleOutput(found)
-    stream = frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 2") + frame(0, "done") + frame(1, "left")
+    stream = frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
     with pytest.raises(OSError, match="No such file"):
         output.reader().feed(stream[:60])
     (tmp_path / "aside").rename(found[0].log_path)
@@ -296,8 +299,8 @@ def test_how_far_a_container_has_come(text: str, found: Message | None) -> None:
     assert read_message(text) == found
 
 
-def done(number: int, code: int = 0) -> bytes:
-    return frame(number, "begin 1") + frame(number, f"end {code} 0 2") + frame(number, "done")
+def done(number: int, code: int = 0, told_to_end: int = 0) -> bytes:
+    return frame(number, "begin 1") + frame(number, f"end {code} 0 {told_to_end} 2") + frame(number, "done")
 
 
 ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
@@ -314,6 +317,10 @@ ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
         (done(0), 137, "2\n", [ENDED, (137, None), LEFT]),
         (done(0) + frame(1, "begin 1"), 143, "1 0 0 2", [ENDED, LEFT, LEFT]),
         (done(0) + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
+        (done(0) + frame(1, "begin 1") + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
+        (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "", [ENDED, (143, "lost"), LEFT]),
+        (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "DeadlineExceeded", [ENDED, (143, "timeout"), LEFT]),
+        (done(0) + done(1, 0, 1) + frame(2, "left"), 143, "", [ENDED, ENDED, LEFT]),
         (done(0), None, "", [ENDED, LOST, LOST]),
         (b"", 143, "0", [(143, None)] * 3),
         (b"", 0, "0", [LOST] * 3),
@@ -337,10 +344,12 @@ def test_how_a_bundle_has_ended(
         if exit_code is not None
         else None
     )
-    pod.status = pods.Status("u", "n1", "Running", ending=ending)
+    reason = message if message == "DeadlineExceeded" else ""
+    pod.status = pods.Status("u", "n1", "Running", ending=ending, reason=reason)
     pod.is_created = pod.is_gone = True
 
     def tell(event: Event) -> None:
+        assert not isinstance(event, Started), "a limit of time would be over at once"
         if isinstance(event, Ended):
             told[event.attempt.task_id] = (event.exit_code, event.reason)
 
@@ -366,6 +375,76 @@ def test_how_a_bundle_has_ended(
         attendant.close()
     assert [told[f"t{number}"] for number in range(3)] == found
     assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
+
+
+def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path) -> None:
+    """What runs is taken to be the first that is not known to have ended, so that its limits of time count."""
+    found = parts(tmp_path)
+    for number in (1, 2):
+        found[number].attempt = Attempt("j", f"t{number}", 1, number, "kubernetes")
+    output = BundleOutput(found)
+    output.reader().feed(b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done"))
+    assert found[1].log_path.read_bytes().endswith(b"could be read.\nmore of it\n")
+    assert (found[1].is_done, found[2].begun_at) == (True, None)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------
+
+
+def noted(store: JobStore) -> tuple[Notes, list[Attempt], Pod]:
+    """Two attempts that share a Pod."""
+    store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
+    store.prepare_job_directory("j")
+    notes = Notes(store, 1)
+    runs = [
+        Part(
+            None,
+            f"{number:016x}",
+            task_id=f"t{number}",
+            log_path=store.log_path("j", f"t{number}"),
+            text="start '' true",
+        )
+        for number in range(2)
+    ]
+    attempts = [Attempt("j", part.task_id, 1, number, "kubernetes") for number, part in enumerate(runs)]
+    for part in runs:
+        notes.write_part("j", part, runs[0])
+    return notes, attempts, notes.write_bundle("j", manifest({"image": "i"}), runs)
+
+
+def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
+    notes, attempts, pod = noted(store)
+    found = notes.read(attempts[1], {})
+    assert found is not None
+    assert found[0].manifest == pod.manifest
+    assert (found[0].is_created, found[1].token) == (False, pod.runs[1].token)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.runs_path("j").iterdir()} == {0o600}
+    pod.note_path.unlink()
+    assert notes.read(attempts[1], {}) is None
+    assert not notes.path(attempts[1]).exists()
+
+
+def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
+    notes, attempts, pod = noted(store)
+    store.run_path("j", "t0", 1).touch()
+    found = notes.read(attempts[1], {})
+    assert found is not None
+    assert found[0].is_created
+    notes.forget(attempts[0])
+    assert pod.note_path.exists()
+    store.run_path("j", "t1", 1).touch()
+    notes.forget(attempts[1])
+    assert [path.name for path in store.runs_path("j").iterdir() if ".on-" in path.name] == []
+
+
+def test_a_note_that_cannot_be_read(store: JobStore) -> None:
+    """It does not mean that nothing runs."""
+    notes, attempts, pod = noted(store)
+    pod.note_path.unlink()
+    pod.note_path.mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        notes.read(attempts[0], {})
+    assert notes.path(attempts[0]).exists()
 
 
 # -- Pods ------------------------------------------------------------------------------------------------------

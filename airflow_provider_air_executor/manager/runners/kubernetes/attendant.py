@@ -24,6 +24,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, Ap
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
+from airflow_provider_air_executor.manager.runners.kubernetes.endings import DELETED, NOBODY, conclude, read_result
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
     Reader,
@@ -47,11 +48,10 @@ _SHORTEST_WATCH_SECONDS = 1.0
 _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
 _TELLING_SECONDS = 3  # in which a container that was told to end tells what it has not come to
 _LAST_WORDS_SECONDS = 10.0  # after a container has ended, for its output to end too
+_CATCH_UP_SECONDS = 0.5  # in which the end of what has begun may be read too, if it was before
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
-_NOBODY = Attempt("", "", 0, -1, "")  # in what is told later
 _NO_RESULT = "it has ended with exit code 0, but its result could not be read"
 _NO_END = "it has ended, but what its Pod said of it could not be read"
-_DELETED = "somebody deleted it while it ran"
 _ENDED_WITH_ANOTHER = "it was ended with another task that ran before it in the same Pod"
 
 
@@ -232,16 +232,21 @@ class Attendant:
         elif not is_gone:
             self._tidy_later(item["metadata"], token, is_over=pods.read_status(item, pods.CONTAINER).is_over)
 
-    def _tidy_later(self, metadata: Mapping[str, Any], token: str, *, is_over: bool) -> None:
-        """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten."""
+    def _tidy_later(self, metadata: Mapping[str, Any], token: str, *, is_over: bool, is_told: bool = False) -> None:
+        """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten.
+
+        :param is_told: whether its end has been told, so that its note means nothing any more.
+        """
         if (token, is_over) not in self._tidying:
             self._tidying.add((token, is_over))
-            self._spawn(self._tidy(metadata, token, is_over=is_over))
+            self._spawn(self._tidy(metadata, token, is_over=is_over, is_told=is_told))
 
-    async def _tidy(self, metadata: Mapping[str, Any], token: str, *, is_over: bool) -> None:
+    async def _tidy(self, metadata: Mapping[str, Any], token: str, *, is_over: bool, is_told: bool) -> None:
         await asyncio.sleep(self._limits.ttl if is_over else _STRAY_SECONDS)
         self._tidying.discard((token, is_over))
-        if token not in self._pods and not self._is_expected(metadata.get("annotations") or {}, token):
+        if token in self._pods:
+            return
+        if is_told or not self._is_expected(metadata.get("annotations") or {}, token):
             await self._delete(metadata["namespace"], metadata["name"], metadata["uid"], None)
 
     # -- one attempt -----------------------------------------------------------------------------------------
@@ -541,12 +546,12 @@ class Attendant:
         if status is not None and status.started_at is not None and status.ending is not None:
             pod.has_started = True  # so short that nobody has seen it run
         await self._read_to_the_end(pod)
-        ended = _conclude(pod, status, was_gone=was_gone)
+        ended = conclude(pod, status, was_gone=was_gone)
         if isinstance(pod.output, BundleOutput):
             await self._finish_bundle(pod, pod.output, ended)
             return
         run = pod.runs[0]
-        spawn_error, result, result_is_whole = _read_message(pod)
+        spawn_error, result, result_is_whole = read_result(pod)
         if spawn_error and pod.cancelling is None:
             ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=spawn_error)
         elif not result_is_whole and ended.exit_code == 0:
@@ -570,7 +575,7 @@ class Attendant:
         started_at = pod.status.started_at if pod.status is not None else None
         for run in pod.open_runs:
             begun_at = run.begun_at if isinstance(run, Part) else started_at
-            self._end_run(run, Ended(_NOBODY, None, utc_now(), begun_at, reason, error, may_repeat))
+            self._end_run(run, Ended(NOBODY, None, utc_now(), begun_at, reason, error, may_repeat))
         self._let_go(pod)
 
     def _end_run(self, run: Run, ended: Ended) -> None:
@@ -585,7 +590,7 @@ class Attendant:
             pod.following.cancel()
         if pod.is_created and not pod.is_gone:
             metadata = {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
-            self._tidy_later(metadata, pod.token, is_over=pod.is_over)
+            self._tidy_later(metadata, pod.token, is_over=pod.is_over, is_told=True)
 
     # -- several attempts in one Pod -------------------------------------------------------------------------
 
@@ -594,26 +599,40 @@ class Attendant:
 
         :raises OSError: if an end cannot be kept; it must be called again.
         """
-        has_news = False
+        output.take(b"")  # what could not be written before
         for part in output.parts:
-            if part.begun_at is not None and not part.has_started:
-                self._run_has_started(part, part.begun_at)
-                has_news = True
-                if part.cancelling is not None and not part.is_done:
-                    self._cancel(pod, part.cancelling)
-            if part.is_done and not part.is_over:
-                ended = Ended(_NOBODY, part.exit_code, part.ended_at or utc_now(), part.begun_at)
+            # What has ended when the container was told to end has a reason that its status will tell.
+            if part.is_done and not part.is_over and (pod.is_over or not part.was_signalled):
+                part.has_started = True
+                if pod.status is not None:
+                    self._tell_where(pod, pod.status)
+                ended = Ended(NOBODY, part.exit_code, part.ended_at or utc_now(), part.begun_at)
                 self._end_part(pod, part, ended)
-        if has_news and pod.status is not None:
+            elif part.begun_at is not None and not part.is_done and not part.is_seen:
+                part.is_seen = True
+                self._loop.call_later(_CATCH_UP_SECONDS, self._part_runs, pod, part)
+
+    def _part_runs(self, pod: Pod, part: Part) -> None:
+        """Tell that an attempt has begun, if it has not ended meanwhile: its end may come with what is read next."""
+        if part.is_done or part.is_over or part.begun_at is None or pod.token not in self._pods:
+            return
+        self._run_has_started(part, part.begun_at)
+        if pod.status is not None:
             self._tell_where(pod, pod.status)
+        if part.cancelling is not None:
+            self._cancel(pod, part.cancelling)
 
     def _end_part(self, pod: Pod, part: Part, ended: Ended) -> None:
         """An attempt has ended by itself."""
         if part.spawn_error and part.cancelling is None:
             ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=part.spawn_error)
         elif part.was_signalled and part.cancelling is None and ended.exit_code != 0:
-            why = _DELETED if pod.cancelling is None else _ENDED_WITH_ANOTHER
-            ended = ended._replace(reason=Reason.LOST, error=f"{pod}: {why} (exit code {ended.exit_code})")
+            last = conclude(pod, pod.status, was_gone=pod.is_gone)
+            why = DELETED if pod.cancelling is None else _ENDED_WITH_ANOTHER
+            reason, error = Reason.LOST, f"{pod}: {why} (exit code {ended.exit_code})"
+            if last.reason in (Reason.LOST, Reason.TIMEOUT) and last.error:
+                reason, error = last.reason, last.error
+            ended = ended._replace(reason=reason, error=error)
         elif not part.result_is_whole and ended.exit_code == 0:
             ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
         if part.attempt is not None and not pod.is_disowned:
@@ -644,7 +663,7 @@ class Attendant:
                     elif part.cancelling is None and part.attempt is not None and not pod.is_disowned:
                         left.append(part)
                     else:
-                        self._end_run(part, Ended(_NOBODY, None, utc_now()))
+                        self._end_run(part, Ended(NOBODY, None, utc_now()))
                 break
             except OSError as error:
                 self._complain(error)
@@ -665,7 +684,7 @@ class Attendant:
             if not pod.is_disowned:
                 output.cut_off(part)
             part.size, part.result = message.size, message.result
-            end = Ended(_NOBODY, message.exit_code, message.ended_at or utc_now(), part.begun_at)
+            end = Ended(NOBODY, message.exit_code, message.ended_at or utc_now(), part.begun_at)
             self._end_part(pod, part, end)
             return
         why = ""
@@ -675,7 +694,7 @@ class Attendant:
         elif pod.cancelling is not None and part.cancelling is None:
             why = _ENDED_WITH_ANOTHER
         if why:
-            ended = Ended(_NOBODY, None, utc_now(), reason=Reason.LOST, error=why)
+            ended = Ended(NOBODY, None, utc_now(), reason=Reason.LOST, error=why)
         ended = ended._replace(started_at=part.begun_at)
         if part.attempt is not None and not pod.is_disowned:
             self._keep(part, ended, None)
@@ -692,7 +711,7 @@ class Attendant:
 
     def _cancel_run(self, pod: Pod, attempt: Attempt, kill: bool) -> None:
         for run in pod.runs:
-            if run.attempt == attempt:
+            if run.attempt == attempt and not run.is_over and not (isinstance(run, Part) and run.is_done):
                 run.cancelling = kill
                 # Of a bundle, what has not begun is let be until its turn comes, so that what runs can end.
                 if run.has_started or pod.is_disowned or all(other.cancelling is not None for other in pod.open_runs):
@@ -773,52 +792,3 @@ async def _patiently(chunks: AsyncIterator[bytes], reader: Reader) -> AsyncItera
         except TimeoutError:
             raise OutOfStepError from None
         yield chunk
-
-
-def _read_message(pod: Pod) -> tuple[str, bytes | None, bool]:
-    """What a container says at its end: why its command could not be started, its result, and whether that is whole."""
-    ending = pod.status.ending if pod.status is not None else None
-    kind, _, rest = (ending.message if ending is not None else "").partition(" ")
-    if kind == "spawn":
-        return printable(rest.strip()), None, True
-    size, _, short = rest.partition("\n")
-    if kind != "end" or not size.strip().isdigit() or int(size) == 0:
-        return "", None, True
-    if int(size) <= pods.MESSAGE_BYTES:
-        return "", short.encode(), True
-    found = pod.output.result if isinstance(pod.output, TaskOutput) else None
-    return "", found, found is not None and len(found) == int(size)
-
-
-# Why Kubernetes says that a container has ended, if the command was never started, or nobody knows.
-_NOT_STARTED = {"StartError", "ContainerCannotRun", "CreateContainerError"}
-_UNKNOWN = {"Unknown", "ContainerStatusUnknown"}
-
-
-def _conclude(pod: Pod, status: Status | None, *, was_gone: bool) -> Ended:
-    """How the attempt has ended that ran last, by the last that is known of its Pod."""
-    ending = status.ending if status is not None else None
-    ended_at = (ending and ending.ended_at) or utc_now()
-    exit_code = ending.exit_code if ending is not None else None
-    ended = Ended(_NOBODY, exit_code, ended_at, status.started_at if status is not None else None)
-    reason, error = None, ""
-    if pod.cancelling is not None or (exit_code == 0 and ending is not None and ending.reason not in _UNKNOWN):
-        return ended
-    if status is not None and status.reason == "DeadlineExceeded":
-        reason, error = Reason.TIMEOUT, f"DeadlineExceeded: {status.message}"
-    elif ending is not None and ending.reason in _NOT_STARTED:
-        reason, error = Reason.SPAWN, f"{ending.reason}: {ending.message}"
-    elif ending is not None and ending.reason == "OOMKilled":
-        reason, error = Reason.SIGNAL, f"OOMKilled: it used more memory than it asked for (exit code {exit_code})"
-    elif status is not None and (status.reason or status.is_disrupted):
-        reason, error = Reason.LOST, f"{status.reason or 'Disrupted'}: {status.message or status.is_disrupted}"
-    elif ending is not None and ending.reason in _UNKNOWN:
-        reason, error = Reason.LOST, f"its node does not know how it ended ({ending.reason})"
-    elif status is not None and status.is_being_deleted and exit_code is not None:
-        reason, error = Reason.LOST, f"{_DELETED} (exit code {exit_code})"
-    elif ending is None:
-        reason, error = Reason.LOST, "it is gone, and left no result" if was_gone else "it has failed, nobody says why"
-    if reason is None:
-        return ended
-    node = f" on {status.node}" if status is not None and status.node else ""
-    return ended._replace(reason=reason, error=printable(f"{pod}{node}: {error}"))

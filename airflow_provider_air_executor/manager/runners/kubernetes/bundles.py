@@ -51,33 +51,42 @@ _SCRIPT = (
     FIND
     + BEGIN_BY_SIGNALS
     + f"""\
-trap 'ended=1; trap : TERM INT; kill -TERM 0; (sleep $grace; kill -KILL $child) &' TERM INT
+trap 'ae_ended=1; trap : TERM INT; kill -TERM 0; (sleep $ae_grace; kill -KILL $ae_child) &' TERM INT
 frame() {{ printf '\\000air-executor %s\\n' "$*"; }}
 start() {{
 if [ -n "$1" ]; then cd "$1" || {{ frame $AIR_EXECUTOR_RUN spawn {_DIRECTORY} "$1"; exit 126; }}; fi
 shift
 air_executor_find "$1" || {{ unset IFS; frame $AIR_EXECUTOR_RUN spawn {_COMMAND} "$1"; exit 127; }}
 shift
-exec "$found" "$@"
+exec "$ae_found" "$@"
+}}
+leave() {{
+echo ${{ae_last:-0}} >$ae_say
+frame $1 left
+sleep 1
+exit 143
 }}
 part() {{
-if [ -n "$ended" ]; then frame $2 left; sleep 1; exit 143; fi
+if [ -n "$ae_ended" ]; then leave $2; fi
 rm -f "$AIR_EXECUTOR_OUTPUT"
-echo $1 >$say || exit 97
-frame $2 begin $(date -u +%s)
-{{ if [ -n "$ended" ]; then exit 143; fi; export AIR_EXECUTOR_RUN=$2; task; }} </dev/null 2>&1 &
-child=$!
+set -- $1 $2 $(date -u +%s)
+echo $1 >$ae_say || exit 97
+frame $2 begin $3
+if [ -n "$ae_ended" ]; then leave $2; fi
+{{ if [ -n "$ae_ended" ]; then exit 143; fi; export AIR_EXECUTOR_RUN=$2; task; }} </dev/null 2>&1 &
+ae_child=$!
 {WAIT}
-result=$AIR_EXECUTOR_OUTPUT
+ae_result=$AIR_EXECUTOR_OUTPUT
 {FIND_RESULT}
-set -- $1 $2 $code $size $(date -u +%s)
-frame $2 end $3 $4 $5 $ended
-if [ $size -gt 0 ]; then cat "$result"; fi
+set -- $1 $2 $ae_code $ae_size $(date -u +%s)
+frame $2 end $3 $4 ${{ae_ended:-0}} $5
+if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 frame $2 done
-echo $1 $3 $4 $5 >$say
-if [ $size -gt 0 ] && [ $size -le {MESSAGE_BYTES} ]; then cat "$result" >>$say; fi
+ae_last="$1 $3 $4 $5"
+echo $ae_last >$ae_say
+if [ $ae_size -gt 0 ] && [ $ae_size -le {MESSAGE_BYTES} ]; then cat "$ae_result" >>$ae_say; fi
 }}
-echo 0 >$say
+echo 0 >$ae_say
 """
 )
 _FRAME = re.compile(rb"\0air-executor ([0-9a-f]{16}) (begin|spawn|end|done|left)([^\n]*)\n")
@@ -110,6 +119,8 @@ class Part(Run):
     spawn_error: str = ""
     was_signalled: bool = False  # whether the container was told to end while it ran
     is_done: bool = False  # all of it has come
+    is_cut_off: bool = False
+    is_seen: bool = False  # whether somebody looks after it since it has begun
 
     def note(self) -> dict[str, Any]:
         """What is noted of it beside the Pod."""
@@ -143,7 +154,7 @@ def complete(manifest: Mapping[str, Any], parts: Sequence[Part], grace: float) -
     :param grace: seconds between SIGTERM and SIGKILL.
     """
     container = container_of(manifest)
-    script = f"grace={max(1, math.ceil(grace))}\n{_SCRIPT}" + "".join(
+    script = f"ae_grace={max(1, math.ceil(grace))}\n{_SCRIPT}" + "".join(
         f"task() {{\n{part.text}\n}}\npart {place} {part.token}\n" for place, part in enumerate(parts, 1)
     )
     command = {"command": ["/bin/sh", "-c", literally(script), "air-executor"], "args": []}
@@ -210,6 +221,7 @@ class BundleOutput(Output):
         self._pending = b""  # what has come, and is not written yet
         self._current: Part | None = None
         self.begun: int | None = None  # how many have been begun, if no more will be
+        self._has_frames = False  # whether one has been seen
         self._has_dropped = False  # what belongs to nobody knows whom
         for part in parts:
             try:
@@ -236,7 +248,9 @@ class BundleOutput(Output):
 
     def cut_off(self, part: Part) -> None:
         """Say that the end of the output of one has not come."""
-        append(part.log_path, CUT_OFF)
+        if not part.is_cut_off:
+            append(part.log_path, CUT_OFF)
+            part.is_cut_off = True
 
     def _write(self, *, is_last: bool = False) -> None:
         """What cannot be written stays pending, and is written with what comes next."""
@@ -246,12 +260,15 @@ class BundleOutput(Output):
             self._put(self._pending[: match.end() if part is None else match.start()])
             self._pending = self._pending[match.end() :]
             if part is not None:
+                self._has_frames = True
                 self._turn(part, match[2], match[3].decode(errors="replace").split())
         kept = 0 if is_last else _unfinished(self._pending)
         self._put(self._pending[: len(self._pending) - kept])
         self._pending = self._pending[len(self._pending) - kept :]
 
     def _put(self, data: bytes) -> None:
+        if self._current is None and data and not self._has_frames:
+            self._guess_whose()
         part = self._current
         if part is None:
             self._has_dropped = self._has_dropped or bool(data)
@@ -260,6 +277,18 @@ class BundleOutput(Output):
         else:
             append(part.log_path, data[part.skip :])
             part.skip = max(0, part.skip - len(data))
+
+    def _guess_whose(self) -> None:
+        """The beginning of the output was thrown away: what runs is likely the first that is not known to have ended.
+
+        That it is taken to run lets its limits of time end it.
+        """
+        for part in self.parts:
+            if part.attempt is not None and not part.is_done:
+                append(part.log_path, THROWN_AWAY)
+                part.begun_at, part.skip = part.begun_at or _time(None), 0
+                self._current = part
+                return
 
     def _turn(self, part: Part, kind: bytes, words: list[str]) -> None:
         """What comes next is of another attempt, or another part of the same."""
@@ -275,14 +304,15 @@ class BundleOutput(Output):
             lacks_its_beginning = self._current is not part and self._has_dropped
             part.begun_at = part.begun_at or _time(None)
             part.exit_code, part.size = int(words[0]), int(words[1])
-            part.ended_at = _time(words[2] if len(words) > 2 else None)
-            part.was_signalled = len(words) > 3
+            part.was_signalled = words[2:3] == ["1"]
+            part.ended_at = _time(words[3] if len(words) > 3 else None)
             part.result = b""
             self._current, self._has_dropped = part, False
             if lacks_its_beginning:
                 append(part.log_path, THROWN_AWAY)
         elif kind == b"left":
             self.begun = self.parts.index(part)
+            self._current, part.begun_at = None, None
         elif kind == b"done" and part.exit_code is not None:
             part.is_done = True
             self._current = None

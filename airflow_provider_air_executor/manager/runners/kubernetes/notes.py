@@ -28,7 +28,7 @@ log = logging.getLogger("air_executor.manager")
 
 NAME = "kubernetes"
 _BUNDLE = f"{NAME}-bundle"
-_INVALID = (OSError, ValueError, KeyError, TypeError, InvalidJobError)
+_INVALID = (ValueError, KeyError, TypeError, InvalidJobError)
 
 
 class Notes:
@@ -51,9 +51,15 @@ class Notes:
 
     def others(self, pod: Pod) -> list[Path]:
         """The note of a Pod that runs several attempts, and of those that nobody has asked for."""
-        parts = [run for run in pod.runs if isinstance(run, Part) and run.attempt is None]
-        own = [self._store.note_path(pod.job_name, part.task_id, part.number, NAME) for part in parts]
-        return [pod.note_path, *own]
+        parts = [run for run in pod.runs if isinstance(run, Part)]
+        found = [pod.note_path]
+        for part in parts:
+            if part.attempt is None:
+                path = self._store.note_path(pod.job_name, part.task_id, part.number, NAME)
+                with contextlib.suppress(OSError, *_INVALID):
+                    if json.loads(files.read(path)[0])["bundle"] == [parts[0].task_id, parts[0].number]:
+                        found.append(path)
+        return found
 
     # -- writing ---------------------------------------------------------------------------------------------
 
@@ -100,6 +106,7 @@ class Notes:
         """The Pod in which an attempt may run; None if it was never created.
 
         :param known: Pods by their notes, which are not read again.
+        :raises OSError: if there is a note that cannot be read.
         """
         path = self.path(attempt)
         try:
@@ -113,9 +120,25 @@ class Notes:
             bundle_path = self._store.note_path(attempt.job_name, check_task_id(task_id), int(number), _BUNDLE)
             pod = known.get(bundle_path) or self._read_bundle(attempt.job_name, bundle_path)
             return pod, next(run for run in pod.runs if run.token == note["token"])
-        except (*_INVALID, StopIteration):
-            path.unlink(missing_ok=True)
+        except (FileNotFoundError, *_INVALID, StopIteration):
+            remove(path)
             return None
+
+    def forget(self, attempt: Attempt) -> None:
+        """Remove the note of an attempt that has a record, and that of its Pod if all others have one too."""
+        path = self.path(attempt)
+        with contextlib.suppress(OSError, *_INVALID):
+            note = json.loads(files.read(path)[0])
+            if "bundle" in note:
+                task_id, number = note["bundle"]
+                bundle_path = self._store.note_path(attempt.job_name, check_task_id(task_id), int(number), _BUNDLE)
+                parts = json.loads(files.read(bundle_path)[0])["parts"]
+                if all(self._has_record(attempt.job_name, part) for part in parts):
+                    remove(bundle_path)
+        remove(path)
+
+    def _has_record(self, job_name: str, part: Mapping[str, Any]) -> bool:
+        return self._store.run_path(job_name, check_task_id(part["task_id"]), int(part["number"])).exists()
 
     def _read_bundle(self, job_name: str, path: Path) -> Pod:
         note = json.loads(files.read(path)[0])
@@ -124,7 +147,8 @@ class Notes:
             for part in note["parts"]
         ]
         pod = self._pod_of_several(job_name, dict(note["pod"]), parts, path)
-        pod.is_adopted, pod.is_created = True, bool(note.get("created"))
+        pod.is_adopted = True
+        pod.is_created = bool(note.get("created")) or any(self._has_record(job_name, part) for part in note["parts"])
         return pod
 
     def is_expected(self, annotations: Mapping[str, str], token: str) -> bool:
@@ -135,7 +159,7 @@ class Notes:
             name = _BUNDLE if pods.TASKS_ANNOTATION in annotations else NAME
             note = json.loads(files.read(self._store.note_path(job_name, task_id, number, name))[0])
             return bool(note["pod"]["metadata"]["labels"][pods.RUN_LABEL] == token)
-        except _INVALID:
+        except (OSError, *_INVALID):
             return False
 
     # -- Pods ------------------------------------------------------------------------------------------------

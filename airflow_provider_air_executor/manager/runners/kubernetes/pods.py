@@ -27,13 +27,13 @@ MESSAGE_BYTES = 3000  # of a result; Kubernetes keeps 4096 of all that a contain
 # signal can interrupt, and then waits again. What sh itself has to say ("Killed") does not belong in the log.
 BEGIN_BY_SIGNALS = f"""\
 exec 2>/dev/null
-ended=
-trap 'ended=1; trap : TERM INT; kill -TERM 0' TERM INT
+ae_ended=
+trap 'ae_ended=1; trap : TERM INT; kill -TERM 0' TERM INT
 trap : HUP QUIT USR1 USR2 ALRM
-say={MESSAGE_PATH}
+ae_say={MESSAGE_PATH}
 """
-WAIT = "while :; do wait $child; code=$?; kill -0 $child || break; done"
-FIND_RESULT = 'size=0\nif [ -s "$result" ]; then size=$(($(wc -c <"$result"))); fi'
+WAIT = "while :; do wait $ae_child; ae_code=$?; kill -0 $ae_child || break; done"
+FIND_RESULT = 'ae_size=0\nif [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi'
 
 # What sh, the first process of the container, runs. The directory to run in or nothing, then the command are its
 # arguments. What it has to tell stands in the container's termination message: `spawn` and why the command could not
@@ -44,22 +44,22 @@ _SCRIPT = (
     FIND
     + BEGIN_BY_SIGNALS
     + f"""\
-no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
-if [ -n "$1" ]; then cd "$1" || {{ echo "$no_directory" >$say; exit 126; }}; fi
+ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
+if [ -n "$1" ]; then cd "$1" || {{ echo "$ae_no_directory" >$ae_say; exit 126; }}; fi
 shift
-air_executor_find "$1" || {{ printf 'spawn command %s was not found in its Pod\\n' "$1" >$say; exit 127; }}
+air_executor_find "$1" || {{ printf 'spawn command %s was not found in its Pod\\n' "$1" >$ae_say; exit 127; }}
 shift
-set -- "$found" "$@"
-if [ -n "$ended" ]; then exit 143; fi
+set -- "$ae_found" "$@"
+if [ -n "$ae_ended" ]; then exit 143; fi
 "$@" </dev/null 2>&1 &
-child=$!
+ae_child=$!
 {WAIT}
 printf '\\000air-executor %s\\n' $AIR_EXECUTOR_RUN
-result=$AIR_EXECUTOR_OUTPUT
+ae_result=$AIR_EXECUTOR_OUTPUT
 {FIND_RESULT}
-echo "end $size" >$say
-if [ $size -gt {MESSAGE_BYTES} ]; then cat "$result"; elif [ $size -gt 0 ]; then cat "$result" >>$say; fi
-exit $code
+echo "end $ae_size" >$ae_say
+if [ $ae_size -gt {MESSAGE_BYTES} ]; then cat "$ae_result"; elif [ $ae_size -gt 0 ]; then cat "$ae_result" >>$ae_say; fi
+exit $ae_code
 """
 )
 

@@ -1,8 +1,8 @@
 """What the manager talks to: hands attempts over to the :class:`Attendant`, and keeps their notes and records.
 
-Before a Pod is created, its description is written to ``runs/<task id>.<attempt>.on-kubernetes``. The name of the Pod
-stands in it: a second creation, by the next manager, is refused by the API server. When a Pod was created for certain
-the note says so, and from then on it is not created again.
+Before a Pod is created, it is noted (``notes.py``). Its name stands in the note: a second creation, by the next
+manager, is refused by the API server. When a Pod was created for certain the note says so, and from then on it is not
+created again.
 """
 
 from __future__ import annotations
@@ -238,12 +238,15 @@ class KubernetesRunner:
             events.append(event)
             if isinstance(event, Ended | NotStarted):
                 self._cancelled.pop(event.attempt, None)
-                self._let_go(event.attempt)
+                self._let_go(event.attempt, 0.0 if isinstance(event, NotStarted) else _KEEP_NOTE_SECONDS)
         self._remove_notes(time.monotonic())
         return events
 
-    def _let_go(self, attempt: Attempt) -> None:
-        """An attempt is not the Pod's any more: its note goes soon, and that of the Pod with the last one."""
+    def _let_go(self, attempt: Attempt, seconds: float) -> None:
+        """An attempt is not the Pod's any more: its note goes, and that of the Pod with the last one.
+
+        :param seconds: after which they go; what is started again has a note of the same name.
+        """
         pod = self._pods.pop(attempt, None)
         if pod is None:
             return
@@ -251,8 +254,13 @@ class KubernetesRunner:
         if self._bundles.get(pod.note_path) is pod and pod not in self._pods.values():
             del self._bundles[pod.note_path]
             paths += self._notes.others(pod)
-        if not pod.is_disowned:
-            self._old_notes.extend((time.monotonic() + _KEEP_NOTE_SECONDS, path) for path in paths)
+        if pod.is_disowned:
+            return
+        if seconds == 0:
+            for path in paths:
+                remove(path)
+        else:
+            self._old_notes.extend((time.monotonic() + seconds, path) for path in paths)
 
     def _remove_notes(self, until: float) -> None:
         """Remove the notes of what has ended; there is an environment in them."""
@@ -327,10 +335,16 @@ class KubernetesRunner:
         record_path = str(self._store.run_path(job_name, task_id, number))
         record = read_record(record_path)
         if record is not None and record.exit_code is not None:
+            if attempt not in self._pods:
+                self._notes.forget(attempt)
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if attempt in self._pods:
             return Running(attempt, None, waits=True)
-        found = self._notes.read(attempt, self._bundles)
+        try:
+            found = self._notes.read(attempt, self._bundles)
+        except OSError as error:
+            why = f"what was handed to Kubernetes cannot be read: {error}"
+            return Ended(attempt, None, utc_now(), None, Reason.LOST, why, may_repeat=False)
         if found is None:
             return None  # it was never noted whole, and so never created
         pod, run = found
