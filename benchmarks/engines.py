@@ -113,7 +113,7 @@ class Kubernetes:
         self._cluster = KubernetesCluster().start()
         self.environment = self._cluster.environment
         options = {"image": IMAGE, "pod_template": {"spec": {"hostNetwork": True}}, "ttl": 3600}
-        self.config = {"runner": "kubernetes", "runners": {"kubernetes": options}}
+        self.config: dict[str, Any] = {"runner": "kubernetes", "runners": {"kubernetes": options}}
         self._round = 0
 
     def by_command_line(self, tasks: int) -> None:
