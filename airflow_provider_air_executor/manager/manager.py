@@ -569,6 +569,10 @@ class Manager:
         job = self._active.get(attempt.job_name)
         if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
             return
+        if ended.started_at is not None and ended.started_at != job.tasks[attempt.task_id].started_at:
+            job.begin(attempt, ended.started_at)  # so short that nobody was told of its start
+        # The time of a file may be some milliseconds behind, and an engine's clock more than that.
+        ended_at = max(ended_at, job.tasks[attempt.task_id].started_at or ended_at)
         if killed is not None:
             self._fail(job, attempt, killed, kill_error, exit_code, ended_at)
         elif ended.reason is not None:

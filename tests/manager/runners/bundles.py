@@ -66,6 +66,8 @@ class BundleContract:
         assert ended(store, "j", 90).state == "completed"
         assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]
         assert [store.read_log("j", f"t{number}").text for number in range(20)] == [f"{each}\n" for each in range(20)]
+        starts = [task.started_at for task in store.get_tasks("j") if task.started_at is not None]
+        assert (max(starts) - min(starts)).total_seconds() >= 1  # one after the other, not when they were handed over
 
     def test_a_bundle_is_cancelled(self, store: JobStore, bundled: object, tmp_path: Path) -> None:
         line = f"trap 'echo cleaned; exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
