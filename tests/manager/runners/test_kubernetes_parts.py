@@ -24,7 +24,12 @@ from airflow_provider_air_executor.manager.runners.kubernetes.attended import Po
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access, find_access
 from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes
-from airflow_provider_air_executor.manager.runners.kubernetes.output import OutOfStepError, TaskOutput, find_again
+from airflow_provider_air_executor.manager.runners.kubernetes.output import (
+    OutOfStepError,
+    Reader,
+    TaskOutput,
+    find_again,
+)
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
 from tests.waiting import wait_until
 
@@ -136,6 +141,15 @@ def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # -- output ----------------------------------------------------------------------------------------------------
 
 
+def feed_some(reader: Reader, stream: bytes, draw: random.Random) -> None:
+    """Read in pieces, up to any place."""
+    place, end = 0, draw.randrange(len(stream))
+    while place < end:
+        length = draw.randrange(1, 400)
+        reader.feed(stream[place : min(place + length, end)])
+        place += length
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_each_byte_once(tmp_path: Path, seed: int) -> None:
     """Read in pieces, cut off and begun anew at any place, by one manager or the next."""
@@ -150,11 +164,7 @@ def test_each_byte_once(tmp_path: Path, seed: int) -> None:
     for _ in range(8):
         if draw.random() < 0.5 and reading.result is None:
             reading = TaskOutput(log, start, MARKER)
-        reader, place, end = reading.reader(), 0, draw.randrange(len(stream))
-        while place < end:
-            length = draw.randrange(1, 400)
-            reader.feed(stream[place : min(place + length, end)])
-            place += length
+        feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
     reading.finish(marker_is_due=True)
     assert log.read_bytes() == b"of an earlier attempt\n" + output
@@ -241,11 +251,7 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
     for _ in range(8):
         if draw.random() < 0.5:
             reading = BundleOutput(parts(tmp_path))
-        reader, place, end = reading.reader(), 0, draw.randrange(len(stream))
-        while place < end:
-            length = draw.randrange(1, 400)
-            reader.feed(stream[place : min(place + length, end)])
-            place += length
+        feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
     reading.finish(marker_is_due=True)
     for number, part in enumerate(reading.parts):

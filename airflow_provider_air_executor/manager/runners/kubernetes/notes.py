@@ -45,9 +45,9 @@ class Notes:
         """The note of an attempt."""
         return self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, NAME)
 
-    def bundle_path(self, job_name: str, first: Part) -> Path:
-        """The note of a Pod that runs several."""
-        return self._store.note_path(job_name, first.task_id, first.number, _BUNDLE)
+    def _bundle_path(self, job_name: str, task_id: str, number: int) -> Path:
+        """The note of a Pod that runs several, by the first of them."""
+        return self._store.note_path(job_name, check_task_id(task_id), int(number), _BUNDLE)
 
     def others(self, pod: Pod) -> list[Path]:
         """The note of a Pod that runs several attempts, and of those that nobody has asked for."""
@@ -86,7 +86,7 @@ class Notes:
         :param manifest: that of the first, without its variables.
         :raises OSError: if it cannot be written.
         """
-        path = self.bundle_path(job_name, parts[0])
+        path = self._bundle_path(job_name, parts[0].task_id, parts[0].number)
         files.publish(path, _dump({"created": False, "pod": manifest, "parts": [part.note() for part in parts]}))
         return self._pod_of_several(job_name, manifest, parts, path)
 
@@ -116,8 +116,7 @@ class Notes:
                 pod = self._pod_of_one(attempt, str(note["token"]), start, manifest, path)
                 pod.is_adopted, pod.is_created = True, bool(note.get("created"))
                 return pod, pod.runs[0]
-            task_id, number = note["bundle"]
-            bundle_path = self._store.note_path(attempt.job_name, check_task_id(task_id), int(number), _BUNDLE)
+            bundle_path = self._bundle_path(attempt.job_name, *note["bundle"])
             pod = known.get(bundle_path) or self._read_bundle(attempt.job_name, bundle_path)
             return pod, next(run for run in pod.runs if run.token == note["token"])
         except (FileNotFoundError, *_INVALID, StopIteration):
@@ -130,8 +129,7 @@ class Notes:
         with contextlib.suppress(OSError, *_INVALID):
             note = json.loads(files.read(path)[0])
             if "bundle" in note:
-                task_id, number = note["bundle"]
-                bundle_path = self._store.note_path(attempt.job_name, check_task_id(task_id), int(number), _BUNDLE)
+                bundle_path = self._bundle_path(attempt.job_name, *note["bundle"])
                 parts = json.loads(files.read(bundle_path)[0])["parts"]
                 if all(self._has_record(attempt.job_name, part) for part in parts):
                     remove(bundle_path)

@@ -145,9 +145,8 @@ class KubernetesRunner:
         self._pods: dict[Attempt, Pod] = {}
         self._bundles: dict[Path, Pod] = {}  # Pods that run several attempts, by their notes
         self._gathered: dict[tuple[str, str], _Bundle] = {}  # what is to share a Pod
-        self._arriving: dict[
-            Path, Pod
-        ] = {}  # of an earlier manager, as long as it may be asked for more of its attempts
+        # Pods of an earlier manager, as long as we may be asked for more of their attempts.
+        self._arriving: dict[Path, Pod] = {}
         self._cancelled: dict[Attempt, bool] = {}  # and whether it is killed
         self._events: deque[Event | _Left] = deque()
         self._old_notes: deque[tuple[float, Path]] = deque()
@@ -281,7 +280,7 @@ class KubernetesRunner:
             manifest = self._make_manifest(attempt, bare, options, secrets.token_hex(8))
             bundle = _Bundle(manifest, options.bundle or 1, [])
         with preparing("Kubernetes"):
-            self._notes.write_part(attempt.job_name, part, [*bundle.parts, part][0])
+            self._notes.write_part(attempt.job_name, part, (bundle.parts or [part])[0])
         bundle.parts.append(part)
         self._gathered[key] = bundle
         if bundle.is_full:
