@@ -1,9 +1,10 @@
 """What it costs to have an engine run tasks through us, beside the engine's own command line in the same run.
 
 Prints, for each engine: tasks per second for a number of tasks that do nothing, submitted at once, by the engine's own
-command line and by a manager; how much longer ours takes; the time of a single task, median of five; and the CPU use
-and memory of the manager with 1,000 tasks in flight, most of which wait for their turn. The two take turns, round after
-round, and the median round counts.
+command line and by a manager; how much longer ours takes, and how sure that is (the standard error of the mean); the
+time of a single task, median of five; and the CPU use and memory of the manager with 1,000 tasks in flight, most of
+which wait for their turn. The two take turns at being the first, round after round, and the median round counts. An
+engine that is faster gets more tasks, so that a round takes some seconds.
 
 The command lines: `xargs -P` on this machine; `sbatch`, four at a time, and `squeue` until all have ended; `kubectl
 create` with all Pods in one file, and one `kubectl get --watch`. None of them keeps output, results or exit codes. On
@@ -11,8 +12,10 @@ this machine there is no engine besides the kernel: what xargs does not do (a sh
 task, a log, a limit) is what ours takes longer.
 
 Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine (see `make slurm`, `make kubernetes`).
+The nodes of Slurm have more room than in the tests: what a full node cannot take waits for one of the next ticks of
+Slurm's scheduler, and a round, by either side, is then up to twice as long as the one before it.
 
-    python benchmarks/engines.py [--engines slurm slurm-bundles] [--tasks 40] [--rounds 3] [--in-flight 1000]
+    python benchmarks/engines.py [--engines slurm slurm-bundles] [--tasks 40] [--rounds 10] [--in-flight 1000]
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -43,13 +47,15 @@ from tests.waiting import wait_until
 
 SINGLE = 5
 SETTLE_SECONDS, WATCHED_SECONDS = 30, 30
-AT_A_TIME = 16  # tasks that both nodes of a cluster run together
+AT_A_TIME = 16  # tasks that this machine runs together
+SLOTS = 36  # of a node of Slurm
 
 
 class Local:
     """The local runner, and xargs."""
 
     name, command_line = "local", "xargs -P 16"
+    times = 25  # as many tasks as Kubernetes
     environment: dict[str, str] = {}
     config: dict[str, Any] = {"max_concurrent_runners": AT_A_TIME}
 
@@ -69,9 +75,10 @@ class Slurm:
     """The Slurm runner, and sbatch."""
 
     name, command_line = "slurm", "sbatch, squeue"
+    times = 6
 
     def __init__(self) -> None:
-        self._cluster = SlurmCluster().start()
+        self._cluster = SlurmCluster(SLOTS).start()
         self.environment = self._cluster.environment
         self.config: dict[str, Any] = {"runner": "slurm", "runners": {"slurm": {"poll_interval": 1}}}
 
@@ -108,6 +115,7 @@ class Kubernetes:
     """The Kubernetes runner, and kubectl."""
 
     name, command_line = "kubernetes", "kubectl create, get --watch"
+    times = 1
 
     def __init__(self) -> None:
         self._cluster = KubernetesCluster().start()
@@ -222,24 +230,28 @@ def seconds(action: Any, *arguments: Any) -> float:
 def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
     """Print the figures of one engine."""
     with contextlib.closing(Manager(engine)) as manager:
-        theirs, ours = [], []
+        theirs: list[float] = []
+        ours: list[float] = []
         for number in range(rounds + 1):  # the first warms up
-            pair = seconds(engine.by_command_line, tasks), seconds(manager.run, tasks)
-            engine.clean()
-            if number:
-                theirs.append(pair[0])
-                ours.append(pair[1])
+            sides = [(theirs, engine.by_command_line), (ours, manager.run)]
+            for times, run in sides if number % 2 else reversed(sides):
+                times.append(seconds(run, tasks))
+                engine.clean()
+        theirs, ours = theirs[1:], ours[1:]
         single = [
             statistics.median(seconds(run, 1) for _ in range(SINGLE)) for run in (engine.by_command_line, manager.run)
         ]
         engine.clean()
-        their, our = statistics.median(theirs), statistics.median(ours)
         print(f"{engine.name}: {tasks} tasks, {rounds} rounds")
         for name, found, one in ((engine.command_line, theirs, single[0]), ("air-executor", ours, single[1])):
             times = " ".join(f"{each:.2f}" for each in found)
             rate = tasks / statistics.median(found)
             print(f"  {name:28} {rate:8.2f} tasks/s   one {1000 * one:7.0f} ms   ({times} s)")
-        print(f"  overhead {100 * (our / their - 1):.1f} %", flush=True)
+        overhead = statistics.median(ours) / statistics.median(theirs) - 1
+        of_means = statistics.mean(ours) / statistics.mean(theirs) - 1
+        spread = math.hypot(*(statistics.stdev(times) / statistics.mean(times) for times in (theirs, ours)))
+        error = (1 + of_means) * spread / math.sqrt(rounds)
+        print(f"  overhead {100 * overhead:.1f} %, of the means {100 * of_means:.1f} ± {100 * error:.1f} %", flush=True)
         if in_flight and engine.name != "local":
             cpu, memory = manager.usage_in_flight(in_flight)
             print(f"  {in_flight} in flight: {cpu:.2f} % of a core, {memory:.0f} MiB", flush=True)
@@ -252,15 +264,17 @@ def main() -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", default=[engine.name for engine in ENGINES])
-    parser.add_argument("--tasks", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tasks", type=int, default=40, help="for the slowest engine")
+    parser.add_argument("--rounds", type=int, default=10, help="at least 2")
     parser.add_argument("--in-flight", type=int, default=1000)
     given = parser.parse_args()
+    if given.rounds < 2:
+        parser.error("--rounds must be at least 2")
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
     for make in ENGINES:
         if make.name in given.engines:
             with contextlib.closing(make()) as engine:
-                measure(engine, given.tasks * (25 if make is Local else 1), given.rounds, given.in_flight)
+                measure(engine, given.tasks * engine.times, given.rounds, given.in_flight)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
 what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id (for Slurm, the number of
 its job), the time the attempt started and the runner's token; then the exit code, or ``spawn`` and why the command
-could not be started. The file is created exclusively by the runner itself, before the command starts: of two runners of
-the same attempt, started by two managers in a row, one gives up.
+could not be started. Where to ask for the time would cost a process, ``-`` stands for it: the attempt started when the
+note of what it runs was written last. The file is created exclusively by the runner itself, before the command starts:
+of two runners of the same attempt, started by two managers in a row, one gives up.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
@@ -36,7 +39,7 @@ trap air_executor_ended=1 TERM
 set -C
 run() {
 {
-echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
+%(begin)secho "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
 if [ -n "$4" ]; then cd "$4" 2>&3 || { echo %(no_directory)s >&4; exit 126; }; fi
 shift 4
 if [ -n "$air_executor_ended" ]; then echo 143 >&4; exit 143; fi
@@ -68,16 +71,17 @@ air_executor_find "$1" || { printf 'spawn command %s was not found on %s\\n' "$1
 shift
 set -- "$ae_found" "$@"
 """
-SCRIPT = _TEMPLATE % {"id": "$$", "no_directory": "126", "find": ""}
+SCRIPT = _TEMPLATE % {"id": "$$", "no_directory": "126", "find": "", "begin": ""}
 
 
-def script_elsewhere(identity: str) -> str:
+def script_elsewhere(identity: str, begin: str) -> str:
     """The same for another machine, where nobody has looked whether directory and command are there.
 
     :param identity: the shell expression of a number by which the runner is known.
+    :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
     """
     no_directory = '"spawn the directory $4 (field cwd) does not exist on $(uname -n)"'
-    return FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST}
+    return FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST, "begin": f"{begin}\n"}
 
 
 # A variable that sh can set.
@@ -95,6 +99,7 @@ TASK_VARIABLES = (
 TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SPAWN = "spawn "
+_NOT_SAID = "-"
 _RECORD_BYTES = 1000
 
 
@@ -102,7 +107,7 @@ class Record(NamedTuple):
     """What a runner has written about its attempt."""
 
     pid: int
-    started_at: datetime
+    started_at: datetime | None  # None: that is not known any more
     token: str
     exit_code: int | None  # None while it runs
     spawn_error: str | None = None  # why the command could not be started
@@ -160,8 +165,11 @@ def preparing(engine: str) -> Iterator[None]:
         raise CannotStartError(f"an argument cannot be encoded: {error}") from error
 
 
-def read_record(path: str) -> Record | None:
-    """What a runner has written so far; None if that is nothing, or not a record."""
+def read_record(path: str, note_path: Path | None = None) -> Record | None:
+    """What a runner has written so far; None if that is nothing, or not a record.
+
+    :param note_path: what was written last when the attempt started, if the record does not say when that was.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -172,8 +180,23 @@ def read_record(path: str) -> Record | None:
         pid, started_at, token = lines[0].split(" ")
         spawn_error = lines[1].removeprefix(_SPAWN) if len(lines) > 1 and lines[1].startswith(_SPAWN) else None
         exit_code = int(lines[1]) if len(lines) > 1 and spawn_error is None else None
-        return Record(int(pid), datetime.fromisoformat(started_at), token, exit_code, spawn_error)
+        started = _written_at(note_path) if started_at == _NOT_SAID else datetime.fromisoformat(started_at)
+        return Record(int(pid), started, token, exit_code, spawn_error)
     except (OSError, ValueError, IndexError):
+        return None
+
+
+def _written_at(path: Path | None) -> datetime | None:
+    """When a note was written last; None if it is gone.
+
+    It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
+    """
+    if path is None:
+        return None
+    try:
+        with open(files.open_regular(path), "rb") as file:
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
+    except OSError:
         return None
 
 

@@ -400,7 +400,8 @@ class SlurmRunner:
 
     def _read(self, batch: _Batch) -> None:
         """Read the record; to open it is what makes a network file system show what another machine wrote."""
-        record = None if batch.is_disowned else read_record(batch.record_path)
+        note_path = self._store.note_path(*batch.attempt[:3], NAME)
+        record = None if batch.is_disowned else read_record(batch.record_path, note_path)
         if record is None:
             return
         if batch.record is None:
@@ -408,7 +409,7 @@ class SlurmRunner:
         batch.record = record
         if not batch.has_started:
             batch.has_started = True
-            self._events.append(Started(batch.attempt, record.started_at))
+            self._events.append(Started(batch.attempt, record.started_at or utc_now()))
             self._tell_where(batch)
 
     def _judge(self, batch: _Batch, now: float) -> None:
@@ -655,7 +656,7 @@ class SlurmRunner:
         record_path = str(self._store.run_path(job_name, task_id, number))
         note_path = self._store.note_path(job_name, task_id, number, NAME)
         token, options = _read_note(note_path)
-        record = read_record(record_path)
+        record = read_record(record_path, note_path)
         if record is not None and record.exit_code is not None:
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if record is not None and record.spawn_error is not None:
@@ -729,10 +730,15 @@ def _name(attempt: Attempt) -> str:
     return printable(f"{attempt.job_name}/{attempt.task_id}")
 
 
-# $note is what one attempt runs. One that has a record has been run, or is not to be.
+# What one attempt runs is read by the shell that is there, since a shell more for each costs as much as the rest of it.
+# One that has a record has been run, or is not to be.
 _WAIT = """\
-n=0; while [ ! -r "$note" ] && [ ! -e "${note%.on-*}" ] && [ $n -lt 30 ]; do n=$((n + 1)); sleep 1; done
+ae_n=0
+while [ ! -r "$ae_note" ] && [ ! -e "${ae_note%.on-*}" ] && [ $ae_n -lt 30 ]; do ae_n=$((ae_n + 1)); sleep 1; done
 """
+# The time of this is that of the start. To ask `date` would double what the script costs, and the clock of a node may
+# be another than that of the file system, which tells the end.
+_BEGIN = f'echo >> "$1.on-{NAME}"'
 
 
 def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], bytes]:
@@ -766,10 +772,10 @@ def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], 
     ]
     paths = [shlex.quote(each.note_path) for _, each in given]
     if len(given) == 1:
-        return words, os.fsencode(f'#!/bin/sh\nnote={paths[0]}\n{_WAIT}exec /bin/sh "$note"\n')
+        return words, os.fsencode(f'#!/bin/sh\nae_note={paths[0]}\n{_WAIT}. "$ae_note"\n')
     # A signal is meant for the one that runs, and the next ones have their turn all the same.
-    text = f"#!/bin/sh\ntrap : TERM HUP INT QUIT USR1 USR2\nfor note in {' '.join(paths)}; do\n{_WAIT}"
-    return words, os.fsencode(f'{text}if [ -r "$note" ]; then /bin/sh "$note"; fi\ndone\n')
+    text = f"#!/bin/sh\ntrap : TERM HUP INT QUIT USR1 USR2\nfor ae_note in {' '.join(paths)}; do\n{_WAIT}"
+    return words, os.fsencode(f'{text}if [ -r "$ae_note" ]; then (. "$ae_note"); fi\ndone\n')
 
 
 # Variables that a shell does not let go, or that are those of another machine.
@@ -786,8 +792,8 @@ def _script(
     for name, value in {**environment, RUN_VARIABLE: token}.items():
         if VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
             lines.append(f"export {name}={shlex.quote(value)}")
-    lines.append(script_elsewhere("$SLURM_JOB_ID"))
-    lines.append(f'run {shlex.quote(record_path)} "$(date -u +%Y-%m-%dT%H:%M:%S+00:00)" {shlex.join(words)}')
+    lines.append(script_elsewhere("$SLURM_JOB_ID", _BEGIN))
+    lines.append(f"run {shlex.quote(record_path)} - {shlex.join(words)}")
     return os.fsencode("\n".join(lines) + "\n")
 
 

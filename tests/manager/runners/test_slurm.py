@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -9,12 +10,14 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.records import Record, read_record
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.conftest import bash, result
@@ -76,7 +79,33 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
     assert re.search(r"Slurm job \d+ on n[12]", shown)
     task = result(store)
     assert task.seconds is not None
-    assert 2 < task.seconds < 5  # without the time that it waited
+    assert 2.9 < task.seconds < 4.9  # without the time that it waited
+
+
+def test_its_time_when_no_manager_saw_it(
+    store: JobStore, managers: Managers, manager: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    line = f"touch {tmp_path}/begun; sleep 1.5; touch {tmp_path}/over"
+    store.submit("j", [bash(line, slurm={"begin": "now+2"})])
+    wait_until(lambda: store.get_tasks("j")[0].where, what="Slurm has it")
+    managers.kill(manager)
+    wait_until((tmp_path / "over").exists, what="it is over", timeout=30)
+    time.sleep(1)
+    managers.start()
+    task = result(store)
+    assert task.seconds is not None
+    assert task.started_at is not None
+    assert 1.4 < task.seconds < 2.4
+    assert abs(task.started_at.timestamp() - (tmp_path / "begun").stat().st_mtime) < 0.5
+
+
+def test_a_start_that_is_not_known_any_more(tmp_path: Path) -> None:
+    record, note = tmp_path / "t.1", tmp_path / "t.1.on-slurm"
+    record.write_text("7 - token\n0\n")
+    assert read_record(str(record), note) == Record(7, None, "token", 0)
+    note.touch()
+    os.utime(note, (0, 1_700_000_000))
+    assert read_record(str(record), note) == Record(7, datetime.fromtimestamp(1_700_000_000, UTC), "token", 0)
 
 
 def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> None:
