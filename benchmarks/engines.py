@@ -1,15 +1,17 @@
 """What it costs to have an engine run tasks through us, beside the engine's own command line in the same run.
 
-Prints, for each engine: tasks per second for a number of tasks that do nothing, submitted at once, by the engine's own
-command line and by a manager; how much longer ours takes, and how sure that is (the standard error of the mean); the
-time of a single task, median of five; and the CPU use and memory of the manager with 1,000 tasks in flight, most of
+Prints, for each engine: tasks per second for a number of tasks that print a letter, submitted at once, by the engine's
+own command line and by a manager; how much longer ours takes, and how sure that is (the standard error of the mean);
+the time of a single task, median of five; and the CPU use and memory of the manager with 1,000 tasks in flight, most of
 which wait for their turn. The two take turns at being the first, round after round, and the median round counts. An
 engine that is faster gets more tasks, so that a round takes some seconds.
 
 The command lines: `xargs -P` on this machine; `sbatch`, four at a time, and `squeue` until all have ended; `kubectl
-create` with all Pods in one file, and one `kubectl get --watch`. None of them keeps output, results or exit codes. On
-this machine there is no engine besides the kernel: what xargs does not do (a shell that notes start and end of each
-task, a log, a limit) is what ours takes longer.
+create` with all Pods in one file, and one `kubectl get --watch`. What they leave out, and ours does, is overhead: exit
+codes and results of all tasks, and on Kubernetes their output too, which is one more request for each Pod. How long
+`kubectl logs` takes to read it is printed besides (kubectl by itself asks five times a second at most). On this machine
+there is no engine besides the kernel: what xargs does not do (a shell that notes start and end of each task, a
+log of its own, a limit) is what ours takes longer.
 
 Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine (see `make slurm`, `make kubernetes`).
 The nodes of Slurm have more room than in the tests: what a full node cannot take waits for one of the next ticks of
@@ -61,8 +63,8 @@ class Local:
 
     def by_command_line(self, tasks: int) -> None:
         """Have tasks run, and wait for their end."""
-        words = ["xargs", "-P", str(AT_A_TIME), "-n", "1", "/bin/true"]
-        subprocess.run(words, input="\n".join("x" * tasks).encode(), check=True)
+        words = ["xargs", "-P", str(AT_A_TIME), "-n", "1", "/bin/echo"]
+        subprocess.run(words, input="\n".join("x" * tasks).encode(), stdout=subprocess.DEVNULL, check=True)
 
     def clean(self) -> None:
         """Leave nothing of it."""
@@ -79,12 +81,13 @@ class Slurm:
 
     def __init__(self) -> None:
         self._cluster = SlurmCluster(SLOTS).start()
+        self._output = tempfile.TemporaryDirectory(prefix="air-executor-benchmark-")
         self.environment = self._cluster.environment
         self.config: dict[str, Any] = {"runner": "slurm", "runners": {"slurm": {"poll_interval": 1}}}
 
     def by_command_line(self, tasks: int) -> None:
         """Have tasks run, and wait for their end."""
-        words = ["sbatch", "--parsable", "--output=/dev/null", "--wrap=/bin/true"]
+        words = ["sbatch", "--parsable", f"--output={self._output.name}/%j", "--wrap=/bin/echo x"]
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             said = pool.map(lambda _: self._cluster.call(*words, check=True), range(tasks))
             numbers = {line.strip() for line in said}
@@ -99,6 +102,7 @@ class Slurm:
     def close(self) -> None:
         """End the engine."""
         self._cluster.close()
+        self._output.cleanup()
 
 
 class Bundles(Slurm):
@@ -127,7 +131,7 @@ class Kubernetes:
     def by_command_line(self, tasks: int) -> None:
         """Have tasks run, and wait for their end."""
         self._round += 1
-        container = {"name": "task", "image": IMAGE, "command": ["/bin/true"]}
+        container = {"name": "task", "image": IMAGE, "command": ["/bin/echo", "x"]}
         spec = {"restartPolicy": "Never", "hostNetwork": True, "automountServiceAccountToken": False}
         pods = [
             {
@@ -151,6 +155,10 @@ class Kubernetes:
                 if len(done) == tasks:
                     break
             process.terminate()
+
+    def read_output(self) -> None:
+        """Read what the tasks have printed, which they leave in the engine."""
+        assert self._cluster.kubectl("logs", "--tail=-1", "-l", f"round={self._round}")
 
     def clean(self) -> None:
         """Leave nothing of it."""
@@ -187,7 +195,7 @@ class Manager:
     def run(self, tasks: int) -> None:
         """Have tasks run, and wait for their end."""
         name = f"j{next(self._numbers)}"
-        self.store.submit(name, [{"command": "/bin/true"}] * tasks, max_parallel_tasks=tasks)
+        self.store.submit(name, [{"command": "/bin/echo", "args": ["x"]}] * tasks, max_parallel_tasks=tasks)
         wait_until(lambda: self.store.get_job(name).state.is_terminal, what="it has ended", timeout=300)
         job = self.store.get_job(name)
         assert job.state == "completed", job
@@ -232,10 +240,13 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
     with contextlib.closing(Manager(engine)) as manager:
         theirs: list[float] = []
         ours: list[float] = []
+        reading: list[float] = []
         for number in range(rounds + 1):  # the first warms up
             sides = [(theirs, engine.by_command_line), (ours, manager.run)]
             for times, run in sides if number % 2 else reversed(sides):
                 times.append(seconds(run, tasks))
+                if times is theirs and isinstance(engine, Kubernetes):
+                    reading.append(seconds(engine.read_output))
                 engine.clean()
         theirs, ours = theirs[1:], ours[1:]
         single = [
@@ -252,6 +263,8 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
         spread = math.hypot(*(statistics.stdev(times) / statistics.mean(times) for times in (theirs, ours)))
         error = (1 + of_means) * spread / math.sqrt(rounds)
         print(f"  overhead {100 * overhead:.1f} %, of the means {100 * of_means:.1f} ± {100 * error:.1f} %", flush=True)
+        if reading:
+            print(f"  kubectl logs, besides: {statistics.median(reading):.2f} s", flush=True)
         if in_flight and engine.name != "local":
             cpu, memory = manager.usage_in_flight(in_flight)
             print(f"  {in_flight} in flight: {cpu:.2f} % of a core, {memory:.0f} MiB", flush=True)
