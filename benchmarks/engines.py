@@ -57,7 +57,7 @@ class Local:
     """The local runner, and xargs."""
 
     name, command_line = "local", "xargs -P 16"
-    times = 25  # as many tasks as Kubernetes
+    factor = 25  # as many tasks as Kubernetes
     environment: dict[str, str] = {}
     config: dict[str, Any] = {"max_concurrent_runners": AT_A_TIME}
 
@@ -77,7 +77,7 @@ class Slurm:
     """The Slurm runner, and sbatch."""
 
     name, command_line = "slurm", "sbatch, squeue"
-    times = 6
+    factor = 6
 
     def __init__(self) -> None:
         self._cluster = SlurmCluster(SLOTS).start()
@@ -119,7 +119,7 @@ class Kubernetes:
     """The Kubernetes runner, and kubectl."""
 
     name, command_line = "kubernetes", "kubectl create, get --watch"
-    times = 1
+    factor = 1
 
     def __init__(self) -> None:
         self._cluster = KubernetesCluster().start()
@@ -243,9 +243,9 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
         reading: list[float] = []
         for number in range(rounds + 1):  # the first warms up
             sides = [(theirs, engine.by_command_line), (ours, manager.run)]
-            for times, run in sides if number % 2 else reversed(sides):
-                times.append(seconds(run, tasks))
-                if times is theirs and isinstance(engine, Kubernetes):
+            for side, run in sides if number % 2 else reversed(sides):
+                side.append(seconds(run, tasks))
+                if side is theirs and isinstance(engine, Kubernetes):
                     reading.append(seconds(engine.read_output))
                 engine.clean()
         theirs, ours = theirs[1:], ours[1:]
@@ -260,7 +260,7 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
             print(f"  {name:28} {rate:8.2f} tasks/s   one {1000 * one:7.0f} ms   ({times} s)")
         overhead = statistics.median(ours) / statistics.median(theirs) - 1
         of_means = statistics.mean(ours) / statistics.mean(theirs) - 1
-        spread = math.hypot(*(statistics.stdev(times) / statistics.mean(times) for times in (theirs, ours)))
+        spread = math.hypot(*(statistics.stdev(side) / statistics.mean(side) for side in (theirs, ours)))
         error = (1 + of_means) * spread / math.sqrt(rounds)
         print(f"  overhead {100 * overhead:.1f} %, of the means {100 * of_means:.1f} ± {100 * error:.1f} %", flush=True)
         if reading:
@@ -287,7 +287,7 @@ def main() -> None:
     for make in ENGINES:
         if make.name in given.engines:
             with contextlib.closing(make()) as engine:
-                measure(engine, given.tasks * engine.times, given.rounds, given.in_flight)
+                measure(engine, given.tasks * engine.factor, given.rounds, given.in_flight)
 
 
 if __name__ == "__main__":

@@ -400,8 +400,9 @@ class SlurmRunner:
 
     def _read(self, batch: _Batch) -> None:
         """Read the record; to open it is what makes a network file system show what another machine wrote."""
-        note_path = self._store.note_path(*batch.attempt[:3], NAME)
-        record = None if batch.is_disowned else read_record(batch.record_path, note_path)
+        if batch.is_disowned:
+            return
+        record = read_record(batch.record_path, self._store.note_path(*batch.attempt[:3], NAME))
         if record is None:
             return
         if batch.record is None:

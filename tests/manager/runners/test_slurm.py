@@ -85,12 +85,12 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
 def test_its_time_when_no_manager_saw_it(
     store: JobStore, managers: Managers, manager: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    line = f"touch {tmp_path}/begun; sleep 1.5; touch {tmp_path}/over"
+    line = f"touch {tmp_path}/begun; sleep 1.5"
     store.submit("j", [bash(line, slurm={"begin": "now+2"})])
     wait_until(lambda: store.get_tasks("j")[0].where, what="Slurm has it")
     managers.kill(manager)
-    wait_until((tmp_path / "over").exists, what="it is over", timeout=30)
-    time.sleep(1)
+    record = store.run_path("j", "a", 1)
+    wait_until(lambda: record.exists() and record.read_text().endswith("\n0\n"), what="it is over", timeout=30)
     managers.start()
     task = result(store)
     assert task.seconds is not None
