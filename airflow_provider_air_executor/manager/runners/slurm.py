@@ -587,7 +587,7 @@ class SlurmRunner:
             return
         number = str(batch.record.pid) if batch.record is not None else numbers[-1]
         where = f"Slurm job {number}"
-        if holder.state in _WAITING:
+        if holder.state in _WAITING and (not batch.has_started or batch.put_back_at is not None):
             where += f", waiting ({holder.reason})" if holder.reason not in ("", "None") else ", waiting"
         elif holder.nodes:
             where += f" on {holder.nodes}"

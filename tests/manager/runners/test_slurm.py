@@ -82,6 +82,14 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
     assert 2.9 < task.seconds < 4.9  # without the time that it waited
 
 
+def test_where_it_was_if_squeue_has_not_seen_it_run(store: JobStore, managers: Managers, engine: Engine) -> None:
+    engine.config = "runners: {slurm: {poll_interval: 60}}\n"
+    engine.prepare(managers)
+    managers.start()
+    store.submit("j", [bash("true")])
+    assert re.fullmatch(r"Slurm job \d+", result(store).where or "")
+
+
 def test_its_time_when_no_manager_saw_it(
     store: JobStore, managers: Managers, manager: subprocess.Popen[str], tmp_path: Path
 ) -> None:
