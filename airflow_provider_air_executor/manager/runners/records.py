@@ -113,19 +113,20 @@ class Record(NamedTuple):
     spawn_error: str | None = None  # why the command could not be started
 
 
-def task_variables(attempt: Attempt, directory: str | None, output_path: str) -> dict[str, str]:
+def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
     """What a task is told about itself.
 
     :param directory: that of its job; None if the task cannot see it.
-    :param output_path: where it may leave a result.
+    :param output_path: where it may leave a result; None if it is told so elsewhere.
     """
     variables = {
         "AIR_EXECUTOR_JOB": attempt.job_name,
         "AIR_EXECUTOR_TASK": attempt.task_id,
         "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
         "AIR_EXECUTOR_OUTPUT": output_path,
+        "AIR_EXECUTOR_JOB_DIR": directory,
     }
-    return variables if directory is None else {**variables, "AIR_EXECUTOR_JOB_DIR": directory}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:

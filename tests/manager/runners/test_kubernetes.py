@@ -447,7 +447,7 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     managers.start()
     many = [bash("sleep 4", id=f"s{number}") for number in range(3)]
     store.submit("many", many, max_parallel_tasks=3)
-    where = "test -e /air-executor && echo pod || echo local"
+    where = "test -e /dev/termination-log && echo pod || echo local"
     light = [bash(where, id="light", runner="local"), bash(where, id="heavy", dependencies=["light"])]
     store.submit("mixed", [light[0]])
     assert ended(store, "mixed", 5).state == "completed"  # the cluster's tasks do not hold it up

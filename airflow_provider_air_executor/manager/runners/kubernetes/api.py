@@ -22,6 +22,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.credentials import
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
+_KEPT_CONNECTIONS = 16
 
 
 for _name in ("httpx", "httpcore"):  # they tell of each request
@@ -62,11 +63,16 @@ class Api:
         self._access = access
         self._renewing = asyncio.Lock()
         self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
-        self._client = httpx.AsyncClient(
-            base_url=access.server,
-            verify=access.tls,
-            proxy=access.proxy,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
+        # httpx looks at every connection for each request, and keeps none if more are in use than it may keep. So those
+        # that are in use for long do not share a pool with the others.
+        self._client, self._long_client = self._make_client(), self._make_client()
+
+    def _make_client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self._access.server,
+            verify=self._access.tls,
+            proxy=self._access.proxy,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS),
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             headers={"User-Agent": "air-executor", "Accept": "application/json"},
         )
@@ -74,6 +80,7 @@ class Api:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
+        await self._long_client.aclose()
 
     # All of them raise ApiError and UnreachableError.
 
@@ -127,7 +134,8 @@ class Api:
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
-        async with self._stream(_pods(namespace), params, patience=_WATCH_SECONDS + _ANSWER_SECONDS) as response:
+        patience = _WATCH_SECONDS + _ANSWER_SECONDS
+        async with self._stream(_pods(namespace), params, is_long=True, patience=patience) as response:
             async for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -144,7 +152,8 @@ class Api:
         """
         params = {"container": container, **({"follow": "true"} if follow else {})}
         path = f"{_pods(namespace)}/{quote(name)}/log"
-        async with self._stream(path, params, patience=None if follow else _ANSWER_SECONDS) as response:
+        patience = None if follow else _ANSWER_SECONDS
+        async with self._stream(path, params, is_long=follow, patience=patience) as response:
             yield _bytes(response)
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -159,12 +168,13 @@ class Api:
 
     @asynccontextmanager
     async def _stream(
-        self, path: str, params: dict[str, str], *, patience: float | None
+        self, path: str, params: dict[str, str], *, is_long: bool, patience: float | None
     ) -> AsyncIterator[httpx.Response]:
         how: dict[str, Any] = {"params": params, "headers": await self._authorization(), "extensions": self._extensions}
         how["timeout"] = httpx.Timeout(patience, connect=_CONNECT_SECONDS)
+        client = self._long_client if is_long else self._client
         try:
-            async with self._client.stream("GET", path, **how) as response:
+            async with client.stream("GET", path, **how) as response:
                 if response.status_code >= 400:
                     text = await response.aread()
                     try:

@@ -24,7 +24,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, Ap
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
-from airflow_provider_air_executor.manager.runners.kubernetes.endings import DELETED, NOBODY, conclude, read_result
+from airflow_provider_air_executor.manager.runners.kubernetes.endings import DELETED, NOBODY, conclude, has_all, read_result
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
     Reader,
@@ -515,7 +515,7 @@ class Attendant:
                     pod.reading.release()
             pod.following.cancel()
         give_up_at = time.monotonic() + self._limits.lost_after
-        is_there = not pod.is_gone and (pod.status is None or pod.status.ending is not None)
+        is_there = not pod.is_gone and (pod.status is None or pod.status.ending is not None) and not has_all(pod)
         if pod.status is not None and pod.status.is_being_deleted and pod.is_followed.is_set():
             is_there = False  # its node is throwing it away
         ending = pod.status.ending if pod.status is not None else None

@@ -24,6 +24,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.pods import (
     BEGIN_BY_SIGNALS,
     FIND_RESULT,
     MESSAGE_BYTES,
+    REMOVE_RESULT,
     RUN_LABEL,
     TASK_LABEL,
     TASKS_ANNOTATION,
@@ -34,7 +35,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.pods import (
     pod_name,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt
-from airflow_provider_air_executor.manager.runners.records import FIND, VARIABLE
+from airflow_provider_air_executor.manager.runners.records import FIND, TASK_VARIABLES, VARIABLE
 
 # Characters of what becomes one argument of a command line, of which Linux takes 128 KiB.
 LARGEST_SCRIPT = 20_000
@@ -68,7 +69,7 @@ exit 143
 }}
 part() {{
 if [ -n "$ae_ended" ]; then leave $2; fi
-rm -f "$AIR_EXECUTOR_OUTPUT"
+{REMOVE_RESULT}
 set -- $1 $2 $(date -u +%s)
 echo $1 >$ae_say || exit 97
 frame $2 begin $3
@@ -76,7 +77,6 @@ if [ -n "$ae_ended" ]; then leave $2; fi
 {{ if [ -n "$ae_ended" ]; then exit 143; fi; export AIR_EXECUTOR_RUN=$2; task; }} </dev/null 2>&1 &
 ae_child=$!
 {WAIT}
-ae_result=$AIR_EXECUTOR_OUTPUT
 {FIND_RESULT}
 set -- $1 $2 $ae_code $ae_size $(date -u +%s)
 frame $2 end $3 $4 ${{ae_ended:-0}} $5
@@ -141,9 +141,10 @@ def can_share(task: Task) -> bool:
 def part_text(task: Task, variables: Mapping[str, str]) -> str:
     """What starts an attempt, in the words of sh.
 
-    :param variables: what it is told of itself.
+    :param variables: what it is told of itself, but for where it may leave a result, which is the same for all.
     """
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in {**(task.env or {}), **variables}.items()]
+    given = {name: value for name, value in (task.env or {}).items() if name not in TASK_VARIABLES}
+    exports = [f"export {name}={shlex.quote(value)}" for name, value in {**given, **variables}.items()]
     return "\n".join([*exports, f"start {shlex.join([task.cwd or '', task.command, *task.args])}"])
 
 
@@ -157,6 +158,7 @@ def complete(manifest: Mapping[str, Any], parts: Sequence[Part], grace: float) -
     script = f"ae_grace={max(1, math.ceil(grace))}\n{_SCRIPT}" + "".join(
         f"task() {{\n{part.text}\n}}\npart {place} {part.token}\n" for place, part in enumerate(parts, 1)
     )
+    script += REMOVE_RESULT
     command = {"command": ["/bin/sh", "-c", literally(script), "air-executor"], "args": []}
     containers = [{**item, **command} if item["name"] == container else item for item in manifest["spec"]["containers"]]
     metadata = manifest["metadata"]

@@ -28,6 +28,14 @@ def read_result(pod: Pod) -> tuple[str, bytes | None, bool]:
     return "", found, found is not None and len(found) == int(size)
 
 
+def has_all(pod: Pod) -> bool:
+    """Whether all that the container of one attempt had to print has come: its marker, and its result if that is long."""
+    if not isinstance(pod.output, TaskOutput) or pod.output.result is None:
+        return False
+    _, _, result_is_whole = read_result(pod)
+    return result_is_whole
+
+
 # Why Kubernetes says that a container has ended, if the command was never started, or nobody knows.
 _NOT_STARTED = {"StartError", "ContainerCannotRun", "CreateContainerError"}
 _UNKNOWN = {"Unknown", "ContainerStatusUnknown"}

@@ -19,9 +19,12 @@ RUN_LABEL = "air-executor/run"  # which attempt it is, by a word that is used on
 TASK_LABEL = "air-executor/task"
 TASKS_ANNOTATION = "air-executor/tasks"  # of a Pod that runs several
 CONTAINER = "task"
-DIRECTORY = "/air-executor"  # a volume of the Pod itself
 MESSAGE_PATH = "/dev/termination-log"
 MESSAGE_BYTES = 3000  # of a result; Kubernetes keeps 4096 of all that a container says at its end
+
+# A task leaves its result in memory, which every container has as a file system that anybody may write to. A volume of
+# its own would cost 0.3 s: the kubelet looks only so often whether what it has mounted is there.
+_RESULTS = "/dev/shm"  # noqa: S108
 
 # Kubernetes sends SIGTERM to the first process alone, so that hands it on to all of its group. It waits in a way that a
 # signal can interrupt, and then waits again. What sh itself has to say ("Killed") does not belong in the log.
@@ -31,9 +34,12 @@ ae_ended=
 trap 'ae_ended=1; trap : TERM INT; kill -TERM 0' TERM INT
 trap : HUP QUIT USR1 USR2 ALRM
 ae_say={MESSAGE_PATH}
+if [ ! -w {_RESULTS} ]; then export AIR_EXECUTOR_OUTPUT="${{TMPDIR:-/tmp}}/${{AIR_EXECUTOR_OUTPUT##*/}}"; fi
+ae_result=$AIR_EXECUTOR_OUTPUT
 """
 WAIT = "while :; do wait $ae_child; ae_code=$?; kill -0 $ae_child || break; done"
 FIND_RESULT = 'ae_size=0\nif [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi'
+REMOVE_RESULT = 'if [ -e "$ae_result" ]; then rm -f "$ae_result"; fi'
 
 # What sh, the first process of the container, runs. The directory to run in or nothing, then the command are its
 # arguments. What it has to tell stands in the container's termination message: `spawn` and why the command could not
@@ -55,10 +61,10 @@ if [ -n "$ae_ended" ]; then exit 143; fi
 ae_child=$!
 {WAIT}
 printf '\\000air-executor %s\\n' $AIR_EXECUTOR_RUN
-ae_result=$AIR_EXECUTOR_OUTPUT
 {FIND_RESULT}
 echo "end $ae_size" >$ae_say
 if [ $ae_size -gt {MESSAGE_BYTES} ]; then cat "$ae_result"; elif [ $ae_size -gt 0 ]; then cat "$ae_result" >>$ae_say; fi
+{REMOVE_RESULT}
 exit $ae_code
 """
 )
@@ -137,7 +143,7 @@ def make_manifest(
         container.setdefault("name", CONTAINER)
         _complete_container(container, attempt, task, options, token, shared)
         _complete_spec(spec, options)
-        _add_volumes(spec, container, options)
+        _add_volumes(spec, container, options.volumes or ())
         labels = {**metadata.get("labels", {}), **(options.labels or {})}
         annotations = {**metadata.get("annotations", {}), **(options.annotations or {})}
     except (AttributeError, TypeError, IndexError, KeyError) as error:
@@ -171,7 +177,8 @@ def _complete_container(
     shared: str | None,
 ) -> None:
     directory = f"{shared}/jobs/{attempt.job_name}" if shared is not None else None
-    variables = {**(task.env or {}), **task_variables(attempt, directory, f"{DIRECTORY}/output.json")}
+    output_path = f"{_RESULTS}/air-executor-{token}.json"
+    variables = {**(task.env or {}), **task_variables(attempt, directory, output_path)}
     variables[RUN_VARIABLE] = token
     if shared is not None:
         variables["AIR_EXECUTOR_BASE_PATH"] = shared
@@ -212,11 +219,10 @@ def _complete_spec(spec: dict[str, Any], options: KubernetesOptions) -> None:
         spec["priorityClassName"] = options.priority_class
 
 
-def _add_volumes(spec: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
+def _add_volumes(spec: dict[str, Any], container: dict[str, Any], given: Iterable[Mapping[str, Any]]) -> None:
     """Each volume of the options says where it is mounted, which Kubernetes wants to hear at another place."""
-    own = {"name": "air-executor", "emptyDir": {}, "mountPath": DIRECTORY}
     volumes, mounts = list(spec.get("volumes", ())), list(container.get("volumeMounts", ()))
-    for volume in (*(options.volumes or ()), own):
+    for volume in given:
         volumes.append({key: value for key, value in volume.items() if key not in _OF_MOUNT})
         mounts.append({key: value for key, value in volume.items() if key == "name" or key in _OF_MOUNT})
     spec["volumes"], container["volumeMounts"] = volumes, mounts

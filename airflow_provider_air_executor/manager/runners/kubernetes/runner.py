@@ -38,7 +38,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.attended import Po
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Part
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import find_access
 from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes, remove
-from airflow_provider_air_executor.manager.runners.kubernetes.pods import DIRECTORY, make_manifest
+from airflow_provider_air_executor.manager.runners.kubernetes.pods import make_manifest
 from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
     Context,
@@ -201,7 +201,7 @@ class KubernetesRunner:
         token = secrets.token_hex(8)
         if (options.bundle or 1) > 1 and bundles.can_share(task):
             directory = f"{self._shared}/jobs/{job_name}" if self._shared is not None else None
-            text = bundles.part_text(task, task_variables(attempt, directory, f"{DIRECTORY}/output.json"))
+            text = bundles.part_text(task, task_variables(attempt, directory, None))
             part = Part(attempt, token, task_id=task_id, number=number, text=text, log_path=log_path, log_start=start)
             if len(text) <= bundles.LARGEST_PART:
                 self._gather(attempt, part, task, options)
