@@ -19,7 +19,7 @@ from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result
+from tests.manager.runners.conftest import bash, result, until
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
 from tests.manager.runners.processes import kill
@@ -178,6 +178,21 @@ def test_results(store: JobStore, manager: object, length: int) -> None:
     assert store.read_log("j", "a").text == "before\nafter"
 
 
+@pytest.mark.parametrize("bundle", [1, 5])
+def test_a_result_where_memory_cannot_be_written_to(
+    store: JobStore, manager: object, tmp_path: Path, bundle: int
+) -> None:
+    (tmp_path / "shm").mkdir(mode=0o755)
+    volume = {"name": "shm", "hostPath": {"path": f"{tmp_path}/shm"}, "mountPath": "/dev/shm"}
+    template = {"spec": {"hostNetwork": True, "securityContext": {"runAsUser": 1000}}}
+    options = {"volumes": [volume], "bundle": bundle, "pod_template": template}
+    tasks = [bash('echo "[$W]" > $AIR_EXECUTOR_OUTPUT', id=f"t{n}", env={"W": str(n)}) for n in (1, 2)]
+    store.submit("j", [{**task, "kubernetes": options} for task in tasks], max_parallel_tasks=2)
+    assert ended(store, "j").state == "completed", store.get_tasks("j")
+    assert store.get_outputs("j") == {"t1": [1], "t2": [2]}
+    assert not list(Path("/tmp").glob("air-executor-*.json"))
+
+
 def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
     template = {"spec": {"hostNetwork": True, "activeDeadlineSeconds": 2}}
     store.submit("j", [bash("sleep 60", kubernetes={"pod_template": template})])
@@ -219,13 +234,14 @@ def test_created_but_not_noted(
     """A manager is killed between the creation of a Pod and its own note of that."""
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; sleep 3; exit 6")])
+    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6")])
     running(store)
     managers.kill(manager)
     (path,) = store.runs_path("j").glob("*.on-kubernetes")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text(json.dumps({**json.loads(path.read_text()), "created": False}))
     managers.start()
+    (tmp_path / "go").touch()
     task = result(store)
     assert (task.exit_code, task.attempt) == (6, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
@@ -237,9 +253,10 @@ def test_the_api_server_is_away(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("before", [bash(f"echo begun; echo b >> {tmp_path}/ran; sleep 3; echo last")])
+    store.submit("before", [bash(f"echo begun; echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}; echo last")])
     running(store, "before")
     cluster.stop("kube-apiserver")
+    (tmp_path / "go").touch()
     try:
         store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
         store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])

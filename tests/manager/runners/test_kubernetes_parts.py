@@ -19,10 +19,12 @@ from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
+from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access, find_access
+from airflow_provider_air_executor.manager.runners.kubernetes.endings import has_all
 from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
@@ -117,6 +119,12 @@ def test_user_and_password(tmp_path: Path) -> None:
 def test_what_cannot_be_used(tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], why: str) -> None:
     with pytest.raises(SettingsError, match=why):
         find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
+
+
+def test_a_proxy_that_is_none(tmp_path: Path) -> None:
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {}, **{"proxy-url": "odd://p"}))
+    with pytest.raises(SettingsError, match=r"https://10\.0\.0\.1:6443 cannot be asked by the proxy odd://p: "):
+        Api(access)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
@@ -363,9 +371,8 @@ def test_how_a_bundle_has_ended(
         assert run.attempt is not None
         kept[run.attempt.task_id] = result
 
-    access = Access("http://127.0.0.1:1", ssl.create_default_context())
     attendant = Attendant(
-        access,
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
         "me",
         limits,
         tell=tell,
@@ -381,6 +388,27 @@ def test_how_a_bundle_has_ended(
         attendant.close()
     assert [told[f"t{number}"] for number in range(3)] == found
     assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "found"),
+    [
+        (b"", "end 0\n", False),
+        (b"all of it", "end 0\n", False),
+        (b"all of it" + MARKER, "end 0\n", True),
+        (b"all of it" + MARKER, 'end 3\n"a"', True),
+        (b"all of it" + MARKER + b"1" * 5_000, "end 6000\n", False),
+        (b"all of it" + MARKER + b"1" * 6_000, "end 6000\n", True),
+        (b"", "spawn command x was not found in its Pod\n", False),
+    ],
+)
+def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: str, found: bool) -> None:
+    (tmp_path / "log").touch()
+    manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
+    pod = Pod("j", "f" * 16, manifest, manifest, TaskOutput(tmp_path / "log", 0, MARKER), tmp_path / "note", [])
+    pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
+    pod.output.take(output)
+    assert has_all(pod) is found
 
 
 def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path) -> None:

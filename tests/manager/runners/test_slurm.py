@@ -20,7 +20,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.records import Record, read_record
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result
+from tests.manager.runners.conftest import bash, result, until
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
 from tests.waiting import wait_until
@@ -215,10 +215,11 @@ def test_slurm_is_away(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("before", [bash(f"echo b >> {tmp_path}/ran; sleep 4")])
+    store.submit("before", [bash(f"echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}")])
     running(store, "before")
     # Killed, it would forget what it started in the last seconds, and give the numbers of those jobs to others.
     cluster.stop("slurmctld", signal.SIGTERM)
+    (tmp_path / "go").touch()
     try:
         store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
         store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
@@ -269,12 +270,16 @@ def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmC
     wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone", timeout=30)
 
 
-def test_nothing_is_left_for_others_to_read(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
-    store.submit("j", [bash("sleep 2; scontrol write batch_script $SLURM_JOB_ID -", env={"PASSWORD": "hunter2"})])
+def test_nothing_is_left_for_others_to_read(
+    store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    line = f"{until(tmp_path / 'go')}; scontrol write batch_script $SLURM_JOB_ID -"
+    store.submit("j", [bash(line, env={"PASSWORD": "hunter2"})])
     running(store)
     assert "hunter2" not in cluster.call("scontrol", "show", "job", "--details")
     notes = list(store.runs_path("j").glob("*.on-slurm"))
     assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
+    (tmp_path / "go").touch()
     assert result(store).status == "completed"
     assert "hunter2" not in store.read_log("j", "a").text
     assert not list(store.runs_path("j").glob("*.on-slurm"))

@@ -16,13 +16,15 @@ from urllib.parse import quote
 
 import httpx
 
+from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import printable
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
-_KEPT_CONNECTIONS = 16
+# An API server lets go of what has been idle for 90 s.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=60.0)
 
 
 for _name in ("httpx", "httpcore"):  # they tell of each request
@@ -57,6 +59,7 @@ class Api:
     """Asks an API server, within one event loop.
 
     :param access: where it is, and who we are.
+    :raises SettingsError: if its address or that of a proxy cannot be one.
     """
 
     def __init__(self, access: Access) -> None:
@@ -65,14 +68,18 @@ class Api:
         self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
         # httpx looks at every connection for each request, and keeps none if more are in use than it may keep. So those
         # that are in use for long do not share a pool with the others.
-        self._client, self._long_client = self._make_client(), self._make_client()
+        try:
+            self._client, self._long_client = self._make_client(), self._make_client()
+        except (ValueError, httpx.InvalidURL, ImportError) as error:
+            way = f" by the proxy {access.proxy}" if access.proxy else ""
+            raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
 
     def _make_client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(
             base_url=self._access.server,
             verify=self._access.tls,
             proxy=self._access.proxy,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_KEPT_CONNECTIONS),
+            limits=_LIMITS,
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             headers={"User-Agent": "air-executor", "Accept": "application/json"},
         )

@@ -23,8 +23,13 @@ from airflow_provider_air_executor.manager.runners.kubernetes import pods
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, ApiError, UnreachableError
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
-from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
-from airflow_provider_air_executor.manager.runners.kubernetes.endings import DELETED, NOBODY, conclude, has_all, read_result
+from airflow_provider_air_executor.manager.runners.kubernetes.endings import (
+    DELETED,
+    NOBODY,
+    conclude,
+    has_all,
+    read_result,
+)
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
     Reader,
@@ -36,7 +41,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ende
 
 log = logging.getLogger("air_executor.manager")
 
-_CREATIONS = 16  # at a time
+_CREATIONS = 4  # at a time; an API server takes some 10 ms for each
 _REFUSALS = 3  # an API server that has just been started does not know yet who may do what
 _FOLLOW_AFTER_SECONDS = 0.5  # what ends sooner is read once, at its end
 _IN_STEP_SECONDS = 10.0  # in which what was read before comes again
@@ -83,7 +88,7 @@ class Limits(NamedTuple):
 class Attendant:
     """Attends Pods in a thread.
 
-    :param access: the API server.
+    :param api: the API server; it is closed with this.
     :param owner: this installation, as the Pods' label says it.
     :param limits: how patient to be.
     :param tell: called, in the thread, with each event.
@@ -97,7 +102,7 @@ class Attendant:
 
     def __init__(
         self,
-        access: Access,
+        api: Api,
         owner: str,
         limits: Limits,
         *,
@@ -107,7 +112,7 @@ class Attendant:
         keep: Callable[[Run, Ended, bytes | None], None],
         is_expected: Callable[[Mapping[str, str], str], bool],
     ) -> None:
-        self._access = access
+        self._api = api
         self._selector = f"{pods.OWNER_LABEL}={owner}"
         self._limits = limits
         self._tell, self._again = tell, again
@@ -126,7 +131,6 @@ class Attendant:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._api = Api(self._access)
         self._creations = asyncio.Semaphore(_CREATIONS)
         self._listing = asyncio.Lock()
         self._streams = asyncio.Semaphore(self._limits.log_streams)

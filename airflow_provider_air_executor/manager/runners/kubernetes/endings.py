@@ -29,7 +29,7 @@ def read_result(pod: Pod) -> tuple[str, bytes | None, bool]:
 
 
 def has_all(pod: Pod) -> bool:
-    """Whether all that the container of one attempt had to print has come: its marker, and its result if that is long."""
+    """Whether all that one attempt had to print has come: its marker, and its result if that is long."""
     if not isinstance(pod.output, TaskOutput) or pod.output.result is None:
         return False
     _, _, result_is_whole = read_result(pod)

@@ -33,6 +33,7 @@ from airflow_provider_air_executor.jobs.models import (
     utc_now,
 )
 from airflow_provider_air_executor.manager.runners.kubernetes import bundles
+from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Part
@@ -130,12 +131,13 @@ class _Left(NamedTuple):
 class KubernetesRunner:
     """Runs attempts in Pods, see the package.
 
-    :raises SettingsError: if an option is not valid, or it is not known where the API server is.
+    :raises SettingsError: if an option is not valid, or it is not known where the API server is, or how to ask it.
     """
 
     def __init__(self, context: Context) -> None:
         options = _read_options(context.options)
         access = find_access(context.environment, kubeconfig=options.kubeconfig, context=options.context)
+        api = Api(access)
         self._store = context.store
         self._notes = Notes(context.store, context.kill_grace)
         self._owner = _find_owner(context.store.base_path)
@@ -163,7 +165,7 @@ class KubernetesRunner:
             log_streams=options.log_streams,
         )
         self._attendant = Attendant(
-            access,
+            api,
             self._owner,
             limits,
             tell=self._take_event,
