@@ -41,7 +41,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ende
 
 log = logging.getLogger("air_executor.manager")
 
-_CREATIONS = 4  # at a time; an API server takes some 10 ms for each
+_CREATIONS = 8  # at a time
 _REFUSALS = 3  # an API server that has just been started does not know yet who may do what
 _FOLLOW_AFTER_SECONDS = 0.5  # what ends sooner is read once, at its end
 _IN_STEP_SECONDS = 10.0  # in which what was read before comes again
