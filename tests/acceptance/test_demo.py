@@ -40,9 +40,12 @@ def test_up(tmp_path: Path) -> None:
     """`make up`: Airflow runs, with its UI and an example, until somebody ends it."""
     command = ["make", "--no-print-directory", "up", f"VENV={Path(sys.prefix)}", f"AIRFLOW={version('apache-airflow')}"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    # What a shell runs in the background ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stdout is not None
     try:
         shown = ""
