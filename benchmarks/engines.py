@@ -2,9 +2,9 @@
 
 Prints, for each engine: tasks per second for a number of tasks that print a letter, submitted at once, by the engine's
 own command line and by a manager; how much longer ours takes, and how sure that is (the standard error of the mean);
-the time of a single task, median of five; and the CPU use and memory of the manager with 1,000 tasks in flight, most of
-which wait for their turn. The two take turns at being the first, round after round, and the median round counts. An
-engine that is faster gets more tasks, so that a round takes some seconds.
+the time of a single task (without `kubectl logs`), median of five; and the CPU use and memory of the manager with 1,000
+tasks in flight, most of which wait for their turn. The two take turns at being the first, round after round, and the
+median round counts. An engine that is faster gets more tasks, so that a round takes some seconds.
 
 The command lines: `xargs -P` on this machine; `sbatch`, four at a time, and `squeue` until all have ended; `kubectl
 create` with all Pods in one file, one `kubectl get --watch`, and then `kubectl logs`, several at a time, which is one
