@@ -247,7 +247,6 @@ class KubernetesCluster:
             "kubeAPIQPS": 200,
             "kubeAPIBurst": 400,
             "makeIPTablesUtilChains": False,  # those are the machine's, and stay
-            "containerLogMaxSize": "64Mi",  # looked at every 10 s; with 10Mi, 10 MB of short lines might be thrown away
             "maxPods": 200,
             "resolvConf": "",
             "staticPodPath": "",

@@ -30,11 +30,11 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
     Reader,
     TaskOutput,
-    find_again,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
 from tests.waiting import wait_until
 
+BEGINNING = pods.beginning("0123456789abcdef")
 MARKER = pods.end_marker("0123456789abcdef")
 
 
@@ -167,11 +167,11 @@ def test_each_byte_once(tmp_path: Path, seed: int) -> None:
     start = log.stat().st_size
     output = bytes(draw.choice(b"ab\n") for _ in range(3000)) + MARKER[:10]
     result = bytes(draw.choice(b"cd") for _ in range(2000))
-    stream = output + MARKER + result
-    reading = TaskOutput(log, start, MARKER)
+    stream = BEGINNING + output + MARKER + result
+    reading = TaskOutput(BEGINNING, log, start, MARKER)
     for _ in range(8):
         if draw.random() < 0.5 and reading.result is None:
-            reading = TaskOutput(log, start, MARKER)
+            reading = TaskOutput(BEGINNING, log, start, MARKER)
         feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
     reading.finish(marker_is_due=True)
@@ -183,16 +183,16 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     lines = [f"line {number}\n".encode() for number in range(1000)]
-    output = TaskOutput(log, 0, MARKER)
-    output.reader().feed(b"".join(lines[:500]))
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + b"".join(lines[:500]))
     there = b"".join(lines[450:600])
     with pytest.raises(OutOfStepError):
         output.reader().feed(4 * there)
-    find_again(output, there)
+    output.find_again(there)
     output.reader().feed(there)
     assert log.read_bytes() == b"".join(lines[:600])
     there = b"".join(lines[800:])
-    find_again(output, there)
+    output.find_again(there)
     output.reader().feed(there)
     output.finish(marker_is_due=False)
     text = log.read_text()
@@ -204,19 +204,19 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
 def test_the_end_was_lost(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
-    output = TaskOutput(log, 0, MARKER)
-    output.reader().feed(b"begun" + MARKER[:5])
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + b"begun" + MARKER[:5])
     output.finish(marker_is_due=True)
     assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is read again, and stands there once."""
-    output = TaskOutput(tmp_path / "log", 0, MARKER)
+    output = TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER)
     with pytest.raises(OSError, match="No such file"):
-        output.reader().feed(b"text")
+        output.reader().feed(BEGINNING + b"text")
     (tmp_path / "log").touch()
-    output.reader().feed(b"text")
+    output.reader().feed(BEGINNING + b"text")
     assert (tmp_path / "log").read_bytes() == b"text"
 
 
@@ -247,7 +247,7 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
         pieces.append(bytes(draw.choice(b"ab\n\0") for _ in range(1000)) + b"\0air-executor 1" * draw.randrange(2))
         results.append(bytes(draw.choice(b"cd\n") for _ in range(draw.choice([0, 500]))))
     pieces[0] += b"\0air-executor ffffffffffffffff begin\n"  # nobody's
-    stream = b"".join(
+    stream = BEGINNING + b"".join(
         frame(number, "begin 1700000000")
         + pieces[number]
         + frame(number, f"end {number} {len(results[number])} 0 1700000001")
@@ -255,10 +255,10 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
         + frame(number, "done")
         for number in range(3)
     )
-    reading = BundleOutput(parts(tmp_path))
+    reading = BundleOutput(BEGINNING, parts(tmp_path))
     for _ in range(8):
         if draw.random() < 0.5:
-            reading = BundleOutput(parts(tmp_path))
+            reading = BundleOutput(BEGINNING, parts(tmp_path))
         feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
     reading.finish(marker_is_due=True)
@@ -272,8 +272,9 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
 
 def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
-    output = BundleOutput(parts(tmp_path))
+    output = BundleOutput(BEGINNING, parts(tmp_path))
     there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
+    output.find_again(b"the last of it\n" + b"".join(there))
     output.reader().feed(b"the last of it\n" + b"".join(there))
     output.finish(marker_is_due=False)
     first, second, third = output.parts
@@ -287,10 +288,10 @@ def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is written with what comes next, and stands there once."""
     found = parts(tmp_path)
     found[0].log_path.rename(tmp_path / "aside")
-    output = BundleOutput(found)
-    stream = frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
+    output = BundleOutput(BEGINNING, found)
+    stream = BEGINNING + frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
     with pytest.raises(OSError, match="No such file"):
-        output.reader().feed(stream[:60])
+        output.reader().feed(stream[:100])
     (tmp_path / "aside").rename(found[0].log_path)
     output.reader().feed(stream)
     assert found[0].log_path.read_bytes() == b"earlier\ntext\n"
@@ -351,7 +352,7 @@ def test_how_a_bundle_has_ended(
     for number, part in enumerate(runs):
         part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
     manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-    pod = Pod("j", "f" * 16, manifest, manifest, BundleOutput(runs), tmp_path / "note", list(runs))
+    pod = Pod("j", "f" * 16, manifest, manifest, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
     pod.output.take(output)
     ending = (
         pods.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
@@ -405,7 +406,9 @@ def test_how_a_bundle_has_ended(
 def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: str, found: bool) -> None:
     (tmp_path / "log").touch()
     manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-    pod = Pod("j", "f" * 16, manifest, manifest, TaskOutput(tmp_path / "log", 0, MARKER), tmp_path / "note", [])
+    pod = Pod(
+        "j", "f" * 16, manifest, manifest, TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER), tmp_path / "note", []
+    )
     pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
     pod.output.take(output)
     assert has_all(pod) is found
@@ -416,8 +419,12 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
     found = parts(tmp_path)
     for number in (1, 2):
         found[number].attempt = Attempt("j", f"t{number}", 1, number, "kubernetes")
-    output = BundleOutput(found)
-    output.reader().feed(b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done"))
+    output = BundleOutput(BEGINNING, found)
+    there = b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done")
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(there)
+    output.find_again(there)
+    output.reader().feed(there)
     assert found[1].log_path.read_bytes().endswith(b"could be read.\nmore of it\n")
     assert (found[1].is_done, found[2].begun_at) == (True, None)
 

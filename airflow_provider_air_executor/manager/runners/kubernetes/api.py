@@ -12,19 +12,20 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import printable
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
+from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
 
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
-# An API server lets go of what has been idle for 90 s.
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=60.0)
+_KEEP_SECONDS = 60.0  # an API server lets go of a connection that has been idle for 90 s
 
 
 for _name in ("httpx", "httpcore"):  # they tell of each request
@@ -66,20 +67,20 @@ class Api:
         self._access = access
         self._renewing = asyncio.Lock()
         self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
-        # httpx looks at every connection for each request, and keeps none if more are in use than it may keep. So those
-        # that are in use for long do not share a pool with the others.
         try:
-            self._client, self._long_client = self._make_client(), self._make_client()
+            self._client = self._make_client()
         except (ValueError, httpx.InvalidURL, ImportError) as error:
             way = f" by the proxy {access.proxy}" if access.proxy else ""
             raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
 
     def _make_client(self) -> httpx.AsyncClient:
+        transport = None if _is_behind_proxy(self._access) else Transport(self._access.tls, keep=_KEEP_SECONDS)
         return httpx.AsyncClient(
             base_url=self._access.server,
+            transport=transport,
             verify=self._access.tls,
             proxy=self._access.proxy,
-            limits=_LIMITS,
+            limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
             timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
             headers={"User-Agent": "air-executor", "Accept": "application/json"},
         )
@@ -87,7 +88,6 @@ class Api:
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
-        await self._long_client.aclose()
 
     # All of them raise ApiError and UnreachableError.
 
@@ -142,7 +142,7 @@ class Api:
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
         patience = _WATCH_SECONDS + _ANSWER_SECONDS
-        async with self._stream(_pods(namespace), params, is_long=True, patience=patience) as response:
+        async with self._stream(_pods(namespace), params, patience=patience) as response:
             async for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -151,16 +151,21 @@ class Api:
 
     @asynccontextmanager
     async def open_log(
-        self, namespace: str, name: str, container: str, *, follow: bool
+        self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         """What a container has printed, from its beginning.
 
         :param follow: whether to go on while it runs.
+        :param limit: how many bytes at most.
         """
-        params = {"container": container, **({"follow": "true"} if follow else {})}
+        params = {"container": container}
+        if follow:
+            params["follow"] = "true"
+        if limit is not None:
+            params["limitBytes"] = str(limit)
         path = f"{_pods(namespace)}/{quote(name)}/log"
         patience = None if follow else _ANSWER_SECONDS
-        async with self._stream(path, params, is_long=follow, patience=patience) as response:
+        async with self._stream(path, params, patience=patience) as response:
             yield _bytes(response)
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -175,13 +180,12 @@ class Api:
 
     @asynccontextmanager
     async def _stream(
-        self, path: str, params: dict[str, str], *, is_long: bool, patience: float | None
+        self, path: str, params: dict[str, str], *, patience: float | None
     ) -> AsyncIterator[httpx.Response]:
         how: dict[str, Any] = {"params": params, "headers": await self._authorization(), "extensions": self._extensions}
         how["timeout"] = httpx.Timeout(patience, connect=_CONNECT_SECONDS)
-        client = self._long_client if is_long else self._client
         try:
-            async with client.stream("GET", path, **how) as response:
+            async with self._client.stream("GET", path, **how) as response:
                 if response.status_code >= 400:
                     text = await response.aread()
                     try:
@@ -208,6 +212,13 @@ class Api:
             self._access.forget()
         if status >= 400:
             raise _error(status, content)
+
+
+def _is_behind_proxy(access: Access) -> bool:
+    """Whether the API server is asked by way of a proxy: that of the kubeconfig, or that of the environment."""
+    server = urlsplit(access.server)
+    names = getproxies().keys() & {server.scheme, "all"}
+    return access.proxy is not None or (bool(names) and not proxy_bypass(server.netloc))
 
 
 def _pods(namespace: str) -> str:

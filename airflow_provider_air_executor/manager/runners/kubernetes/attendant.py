@@ -14,14 +14,14 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
 from airflow_provider_air_executor.manager.runners.kubernetes import pods
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, ApiError, UnreachableError
-from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.manager.runners.kubernetes.attended import FIRST_SILENCE, Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.endings import (
     DELETED,
@@ -34,7 +34,6 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     OutOfStepError,
     Reader,
     TaskOutput,
-    find_again,
 )
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import Status
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Event, Placed, Started
@@ -52,7 +51,8 @@ _NODES_SECONDS = 20.0  # for which the nodes are taken to be the same
 _SHORTEST_WATCH_SECONDS = 1.0
 _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
 _TELLING_SECONDS = 3  # in which a container that was told to end tells what it has not come to
-_LAST_WORDS_SECONDS = 10.0  # after a container has ended, for its output to end too
+_LAST_WORDS_SECONDS = 10.0  # after a container has ended, in which some more of its output must come
+_LONGEST_SILENCE = 300.0  # of a long output, before its node is asked whether it goes on in another file
 _CATCH_UP_SECONDS = 0.5  # in which the end of what has begun may be read too, if it was before
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _NO_RESULT = "it has ended with exit code 0, but its result could not be read"
@@ -490,11 +490,16 @@ class Attendant:
     async def _read(self, pod: Pod, *, follow: bool) -> None:
         """Read the output, from where we are to its end."""
         async with pod.reading:
-            if await self._read_once(pod, follow=follow):
+            if pod.output.has_beginning and await self._read_once(pod, follow=follow):
                 return
-            async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=False) as chunks:
-                find_again(pod.output, b"".join([chunk async for chunk in chunks]))
+            pod.output.find_again(await self._read_all(pod))
             await self._read_once(pod, follow=follow)
+
+    async def _read_all(self, pod: Pod, limit: int | None = None) -> bytes:
+        """All that its node has of the output, or the first of it."""
+        log = self._api.open_log(pod.namespace, pod.name, pod.container, follow=False, limit=limit)
+        async with log as chunks:
+            return b"".join([chunk async for chunk in chunks])
 
     async def _read_once(self, pod: Pod, *, follow: bool) -> bool:
         """Read the output; False if what was read before is not there any more."""
@@ -502,21 +507,61 @@ class Attendant:
         try:
             async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=follow) as chunks:
                 pod.is_followed.set()
-                async for chunk in _patiently(chunks, reader):
-                    reader.feed(chunk)
-                    if isinstance(pod.output, BundleOutput):
-                        self._take_parts(pod, pod.output)
+                async with contextlib.aclosing(self._watchfully(pod, chunks, reader)) as watched:
+                    async for chunk in watched:
+                        reader.feed(chunk)
+                        if isinstance(pod.output, BundleOutput):
+                            self._take_parts(pod, pod.output)
         except OutOfStepError:
             return False
+        pod.output.is_read_out = reader.is_in_step
         return reader.is_in_step
+
+    async def _watchfully(self, pod: Pod, chunks: AsyncIterator[bytes], reader: Reader) -> AsyncGenerator[bytes, None]:
+        """The chunks, but do not wait for what will not come.
+
+        :raises OutOfStepError: if what was read before does not come again, as when there is less now; or if the stream
+            is at the end of a file, and its node writes into the next one.
+        """
+        output = pod.output
+        coming: asyncio.Future[bytes] | None = None
+        try:
+            while True:
+                coming = coming or asyncio.ensure_future(anext(chunks))
+                patience = pod.silence if reader.is_in_step else _IN_STEP_SECONDS
+                is_patient = reader.is_in_step and not output.is_long
+                await asyncio.wait([coming], timeout=None if is_patient else patience)
+                if coming.done():
+                    try:
+                        chunk = coming.result()
+                    except StopAsyncIteration:
+                        return
+                    coming, pod.silence = None, FIRST_SILENCE
+                    yield chunk
+                elif not reader.is_in_step:
+                    raise OutOfStepError
+                else:
+                    pod.silence = min(2 * pod.silence, _LONGEST_SILENCE)
+                    first = await self._read_all(pod, limit=len(output.beginning))
+                    if first != output.beginning and not coming.done():
+                        output.is_read_out = True
+                        raise OutOfStepError
+        finally:
+            if coming is not None:
+                coming.cancel()
+                await asyncio.wait([coming])
+                if not coming.cancelled():
+                    coming.exception()  # it has been seen
 
     async def _read_to_the_end(self, pod: Pod) -> None:
         """Read what is there of the output after its container has ended."""
         if pod.following is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LAST_WORDS_SECONDS):
-                    await pod.reading.acquire()
-                    pod.reading.release()
+            before = -1
+            while pod.output.taken != before and not pod.is_disowned:  # as long as more comes
+                before = pod.output.taken
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LAST_WORDS_SECONDS), pod.reading:
+                        break
             pod.following.cancel()
         give_up_at = time.monotonic() + self._limits.lost_after
         is_there = not pod.is_gone and (pod.status is None or pod.status.ending is not None) and not has_all(pod)
@@ -780,19 +825,3 @@ class _Pause:
     async def __call__(self) -> None:
         await asyncio.sleep(self._seconds)
         self._seconds = min(2 * self._seconds, _LONGEST_PAUSE)
-
-
-async def _patiently(chunks: AsyncIterator[bytes], reader: Reader) -> AsyncIterator[bytes]:
-    """The chunks; until all that was read before has come again, each must come soon.
-
-    :raises OutOfStepError: if one does not, as when there is less now.
-    """
-    while True:
-        try:
-            async with asyncio.timeout(None if reader.is_in_step else _IN_STEP_SECONDS):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise OutOfStepError from None
-        yield chunk

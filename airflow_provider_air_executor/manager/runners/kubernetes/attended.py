@@ -14,6 +14,8 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import Outp
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import Status
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended
 
+FIRST_SILENCE = 10.0  # seconds
+
 
 @dataclass(eq=False)
 class Run:
@@ -63,6 +65,7 @@ class Pod:
     since: dict[str, float] = field(default_factory=dict)  # when something that must not last has begun
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     is_followed: asyncio.Event = field(default_factory=asyncio.Event)
+    silence: float = FIRST_SILENCE  # before its node is asked whether the output goes on in another file
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
     following: asyncio.Task[None] | None = None
     deleting: asyncio.Task[None] | None = None

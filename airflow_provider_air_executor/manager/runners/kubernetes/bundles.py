@@ -24,6 +24,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.pods import (
     BEGIN_BY_SIGNALS,
     FIND_RESULT,
     MESSAGE_BYTES,
+    PRINT_BEGINNING,
     REMOVE_RESULT,
     RUN_LABEL,
     TASK_LABEL,
@@ -53,6 +54,7 @@ _SCRIPT = (
     + BEGIN_BY_SIGNALS
     + f"""\
 trap 'ae_ended=1; trap : TERM INT; kill -TERM 0; (sleep $ae_grace; kill -KILL $ae_child) &' TERM INT
+{PRINT_BEGINNING} $ae_token
 frame() {{ printf '\\000air-executor %s\\n' "$*"; }}
 start() {{
 if [ -n "$1" ]; then cd "$1" || {{ frame $AIR_EXECUTOR_RUN spawn {_DIRECTORY} "$1"; exit 126; }}; fi
@@ -155,13 +157,14 @@ def complete(manifest: Mapping[str, Any], parts: Sequence[Part], grace: float) -
     :param grace: seconds between SIGTERM and SIGKILL.
     """
     container = container_of(manifest)
-    script = f"ae_grace={max(1, math.ceil(grace))}\n{_SCRIPT}" + "".join(
+    metadata = manifest["metadata"]
+    settings = f"ae_grace={max(1, math.ceil(grace))}\nae_token={metadata['labels'][RUN_LABEL]}\n"
+    script = f"{settings}{_SCRIPT}" + "".join(
         f"task() {{\n{part.text}\n}}\npart {place} {part.token}\n" for place, part in enumerate(parts, 1)
     )
     script += REMOVE_RESULT
     command = {"command": ["/bin/sh", "-c", literally(script), "air-executor"], "args": []}
     containers = [{**item, **command} if item["name"] == container else item for item in manifest["spec"]["containers"]]
-    metadata = manifest["metadata"]
     labels = {name: value for name, value in metadata["labels"].items() if name != TASK_LABEL}
     annotations = {**metadata["annotations"], TASKS_ANNOTATION: " ".join(part.task_id for part in parts)}
     metadata = {**metadata, "labels": labels, "annotations": annotations}
@@ -213,11 +216,12 @@ def read_message(text: str) -> Message | None:
 class BundleOutput(Output):
     """The output of a container that runs several attempts.
 
+    :param beginning: what the container prints first.
     :param parts: them, in their order.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        super().__init__()
+    def __init__(self, beginning: bytes, parts: Sequence[Part]) -> None:
+        super().__init__(beginning)
         self.parts = list(parts)
         self._by_token = {part.token.encode(): part for part in parts}
         self._pending = b""  # what has come, and is not written yet
@@ -241,12 +245,11 @@ class BundleOutput(Output):
         """Write what was held back."""
         self._write(is_last=True)
 
-    def begin_anew(self) -> None:
-        """Say at this place that something is missing."""
+    def note(self, text: bytes) -> None:
+        """Say something at this place, if it belongs to an attempt."""
         self._write(is_last=True)
         if self._current is not None:
-            append(self._current.log_path, THROWN_AWAY)
-        self.move(0, b"")
+            append(self._current.log_path, text)
 
     def cut_off(self, part: Part) -> None:
         """Say that the end of the output of one has not come."""

@@ -163,14 +163,14 @@ class Notes:
     # -- Pods ------------------------------------------------------------------------------------------------
 
     def _pod_of_one(self, attempt: Attempt, token: str, log_start: int, manifest: Mapping[str, Any], path: Path) -> Pod:
-        output = TaskOutput(self._store.log_path(*attempt[:2]), log_start, pods.end_marker(token))
+        log_path = self._store.log_path(*attempt[:2])
+        output = TaskOutput(pods.beginning(token), log_path, log_start, pods.end_marker(token))
         return Pod(attempt.job_name, token, manifest, manifest, output, path, [Run(attempt, token)])
 
     def _pod_of_several(self, job_name: str, manifest: dict[str, Any], parts: Sequence[Part], path: Path) -> Pod:
         token = str(manifest["metadata"]["labels"][pods.RUN_LABEL])
-        return Pod(
-            job_name, token, complete(manifest, parts, self._grace), manifest, BundleOutput(parts), path, list(parts)
-        )
+        whole = complete(manifest, parts, self._grace)
+        return Pod(job_name, token, whole, manifest, BundleOutput(pods.beginning(token), parts), path, list(parts))
 
 
 def remove(path: Path) -> None:

@@ -1,8 +1,11 @@
 """What a container prints, into the log of its task: each byte once, however often it must be read again.
 
-The API server gives the output of a container from its beginning, so what was read before is skipped. A node keeps only
-so much of it (the kubelet's ``containerLogMaxSize``, 10 MiB by default). If it has thrown away what was not read yet,
-the log says so at that place.
+The API server gives the output of a container from its beginning, so what was read before is skipped. A node begins a
+new file when one has become long (the kubelet's ``containerLogMaxSize``, 10 MiB by default), and gives the newest. That
+is seen by what a container prints first of all: the newest file does not begin with it any more. A stream goes on from
+one file to the next, but not if it has not come to the end of the one when the next is begun.
+
+If output was thrown away before it was read, the log says so at that place.
 """
 
 from __future__ import annotations
@@ -16,7 +19,12 @@ from airflow_provider_air_executor.manager.runners.records import LOG_FLAGS
 
 _TAIL = 1024  # bytes by which a place in the output is known again
 _SHORTEST = 16  # of them that must be there still
+_LONG = 1 << 16  # bytes of output before which no node begins a new file
 THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
+UNCERTAIN = (
+    b"\n[air-executor] Output may be missing here, or be there twice: its node has begun a new file for it, and where "
+    b"that goes on is not certain.\n"
+)
 CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
 
 
@@ -25,30 +33,73 @@ class OutOfStepError(Exception):
 
 
 class Output(ABC):
-    """The output of a container."""
+    """The output of a container.
 
-    def __init__(self) -> None:
-        self._position = 0  # in the output, as the API server gives it
+    :param beginning: what the container prints first, and which belongs to nobody.
+    """
+
+    def __init__(self, beginning: bytes) -> None:
+        self.beginning = beginning
+        self.has_beginning = True  # whether its node has, as far as we know
+        self.is_read_out = False  # whether all was read of the file that was being read
+        self.taken = 0  # bytes
+        self._position = 0  # in what the node has, after the beginning if that is there
         self._tail = b""  # what was before that
 
     @property
-    def tail(self) -> bytes:
-        """What was read last."""
-        return self._tail
+    def is_long(self) -> bool:
+        """Whether its node may have begun a new file."""
+        return self._position >= _LONG
 
     def reader(self) -> Reader:
-        """Read the output once more, from its beginning."""
-        return Reader(self, self._position, self._tail)
+        """Read the output once more, from its beginning or from that of the newest file."""
+        return Reader(self, self.beginning if self.has_beginning else b"", self._position, self._tail)
 
-    def move(self, position: int, tail: bytes) -> None:
-        """The place where we are has another number now.
+    def find_again(self, found: bytes) -> None:
+        """Find our place in what the node has, if it does not have the beginning any more.
 
-        :param tail: what is still there of what was before it.
+        :param found: all that it has.
+        :raises OSError: if it cannot be noted that output may be missing; it must be called again.
         """
+        if not found:
+            return
+        place = len(self.beginning) + self._position
+        if self.has_beginning and found.startswith(self.beginning) and found[:place].endswith(self._tail):
+            return
+        place, note = self._place_of_what_ended(found) if self.is_read_out else self._place_of_what_was_cut(found)
+        if note:
+            self.note(note)
+        self.has_beginning = False
+        self._move(place, found[max(0, place - _TAIL) : place])
+
+    def _place_of_what_ended(self, found: bytes) -> tuple[int, bytes]:
+        """Our place, and what to say there: the file that was being read has no more. It is this one, or one before."""
+        last = found[-_TAIL:]
+        if self._tail.endswith(last):
+            is_there_once = all(text.find(last) + len(last) == len(text) for text in (found, self._tail))
+            return len(found), b"" if is_there_once else UNCERTAIN
+        place = found.find(self._tail)
+        is_there_once = bool(self._tail) and place >= 0 and found.rfind(self._tail) == place
+        return (place + len(self._tail) if is_there_once else 0), b""
+
+    def _place_of_what_was_cut(self, found: bytes) -> tuple[int, bytes]:
+        """Our place, and what to say there. If there are several, what is there twice is better than what is not."""
+        tail = self._tail
+        place = found.find(tail) if tail else -1
+        if place >= 0:
+            return place + len(tail), b"" if found.rfind(tail) == place else UNCERTAIN
+        sizes = [size for size in range(_SHORTEST, len(tail)) if found.startswith(tail[-size:])]
+        if sizes:
+            return sizes[0], b"" if len(sizes) == 1 else UNCERTAIN
+        return 0, THROWN_AWAY
+
+    def _move(self, position: int, tail: bytes) -> None:
         self._position, self._tail = position, tail
 
     def _count(self, data: bytes) -> None:
-        self.move(self._position + len(data), (self._tail + data)[-_TAIL:])
+        self._move(self._position + len(data), (self._tail + data)[-_TAIL:])
+        self.taken += len(data)
+        self.is_read_out = False
 
     @abstractmethod
     def take(self, data: bytes) -> None:
@@ -65,20 +116,24 @@ class Output(ABC):
         """
 
     @abstractmethod
-    def begin_anew(self) -> None:
-        """What was thrown away cannot be had any more: go on with the first that is there."""
+    def note(self, text: bytes) -> None:
+        """Say something at this place.
+
+        :raises OSError: if it cannot be written.
+        """
 
 
 class TaskOutput(Output):
     """The output of a container that runs one attempt.
 
+    :param beginning: what the container prints first.
     :param log_path: the log of its task.
     :param start: how long that was when the attempt was started.
     :param marker: what comes after the output, and before a long result.
     """
 
-    def __init__(self, log_path: Path, start: int, marker: bytes) -> None:
-        super().__init__()
+    def __init__(self, beginning: bytes, log_path: Path, start: int, marker: bytes) -> None:
+        super().__init__(beginning)
         self._log_path = log_path
         self._marker = marker
         self._held = b""  # what may be the beginning of the marker
@@ -96,7 +151,7 @@ class TaskOutput(Output):
             position = max(0, file.seek(0, os.SEEK_END) - start)
             length = min(position, _TAIL)
             file.seek(-length, os.SEEK_END)
-            self.move(position, file.read(length))
+            self._move(position, file.read(length))
 
     def take(self, data: bytes) -> None:
         """Write it, but for what is the marker or comes after it."""
@@ -120,11 +175,10 @@ class TaskOutput(Output):
         append(self._log_path, self._held + (CUT_OFF if is_cut_off else b""))
         self._held = b""
 
-    def begin_anew(self) -> None:
-        """Say at this place that something is missing."""
-        append(self._log_path, self._held + THROWN_AWAY)
+    def note(self, text: bytes) -> None:
+        """Say something at this place."""
+        append(self._log_path, self._held + text)
         self._held = b""
-        self.move(0, b"")
 
 
 def append(log_path: Path, data: bytes) -> None:
@@ -146,18 +200,24 @@ def append(log_path: Path, data: bytes) -> None:
 
 
 class Reader:
-    """Skips what was read before, and makes sure that it is the same."""
+    """Skips what was read before, and makes sure that it is the same.
 
-    def __init__(self, output: Output, skip: int, tail: bytes) -> None:
+    :param beginning: what must come first, and does not count.
+    :param skip: how many bytes come then that were read before.
+    :param tail: the last of them.
+    """
+
+    def __init__(self, output: Output, beginning: bytes, skip: int, tail: bytes) -> None:
         self._output = output
+        self._due = beginning
         self._left = skip
         self._tail = tail
         self._last = b""
 
     @property
     def is_in_step(self) -> bool:
-        """Whether all that was read before has been skipped."""
-        return self._left == 0
+        """Whether the beginning has come, and all that was read before."""
+        return not self._due and self._left == 0
 
     def feed(self, data: bytes) -> None:
         """The next bytes.
@@ -165,6 +225,12 @@ class Reader:
         :raises OutOfStepError: if they are not what they were before.
         :raises OSError: if they cannot be written.
         """
+        if self._due:
+            first = data[: len(self._due)]
+            if not self._due.startswith(first):
+                raise OutOfStepError
+            self._due = self._due[len(first) :]
+            data = data[len(first) :]
         if self._left:
             skipped = data[: self._left]
             self._left -= len(skipped)
@@ -174,22 +240,6 @@ class Reader:
                 raise OutOfStepError
         if data:
             self._output.take(data)
-
-
-def find_again(output: Output, found: bytes) -> None:
-    """Go on after the beginning of the output was thrown away.
-
-    :param found: all that is still there.
-    """
-    tail = output.tail
-    place = found.rfind(tail) if tail else -1
-    overlap = next((size for size in range(len(tail) - 1, _SHORTEST - 1, -1) if found.startswith(tail[-size:])), 0)
-    if place >= 0:
-        output.move(place + len(tail), tail)
-    elif overlap:
-        output.move(overlap, tail[-overlap:])
-    elif found:
-        output.begin_anew()
 
 
 def _overlap(data: bytes, marker: bytes) -> int:

@@ -39,17 +39,19 @@ ae_result=$AIR_EXECUTOR_OUTPUT
 """
 WAIT = "while :; do wait $ae_child; ae_code=$?; kill -0 $ae_child || break; done"
 FIND_RESULT = 'ae_size=0\nif [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi'
+PRINT_BEGINNING = "printf '\\000air-executor %s output\\n'"  # and the token of the Pod
 REMOVE_RESULT = 'if [ -e "$ae_result" ]; then rm -f "$ae_result"; fi'
 
 # What sh, the first process of the container, runs. The directory to run in or nothing, then the command are its
 # arguments. What it has to tell stands in the container's termination message: `spawn` and why the command could not
 # be started, or `end`, the length of the result, and the result itself if it is short. A long one comes after the
 # output, behind a marker. That marker is always there, so that it is seen if a container runtime has lost the last of
-# the output, as some versions do.
+# the output, as some versions do. Another line comes first, so that it is seen if a node has thrown away the first.
 _SCRIPT = (
     FIND
     + BEGIN_BY_SIGNALS
     + f"""\
+{PRINT_BEGINNING} $AIR_EXECUTOR_RUN
 ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
 if [ -n "$1" ]; then cd "$1" || {{ echo "$ae_no_directory" >$ae_say; exit 126; }}; fi
 shift
@@ -85,6 +87,14 @@ _NEVER = {"ErrImageNeverPull", "InvalidImageName"}
 _OF_MOUNT = {"mountPath", "subPath", "readOnly"}
 _NOT_IN_LABEL = re.compile(r"[^A-Za-z0-9_.-]+")
 _NOT_IN_NAME = re.compile(r"[^a-z0-9]+")
+
+
+def beginning(token: str) -> bytes:
+    """What a container prints first of all.
+
+    :param token: that of its Pod.
+    """
+    return f"\0air-executor {token} output\n".encode()
 
 
 def end_marker(token: str) -> bytes:
