@@ -93,7 +93,7 @@ class KubernetesCluster:
 
     def start(self) -> KubernetesCluster:
         """Start everything, and wait until both nodes are ready and Pods can be created."""
-        _make_certificates(self.directory)
+        make_certificates(self.directory)
         token = secrets.token_hex(16)
         (self.directory / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
         self.write_kubeconfig(self.kubeconfig, token)
@@ -353,7 +353,7 @@ class KubernetesCluster:
             )
 
 
-def _make_certificates(directory: Path) -> None:
+def make_certificates(directory: Path) -> None:
     """A certificate authority, and the certificate of the API server."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization

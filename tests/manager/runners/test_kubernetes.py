@@ -193,6 +193,18 @@ def test_a_result_where_memory_cannot_be_written_to(
     assert not list(Path("/tmp").glob("air-executor-*.json"))
 
 
+def test_output_that_goes_on_in_another_file(store: JobStore, manager: object) -> None:
+    """A node begins a new file every 10 s if one is longer than 10 MiB, as these lines are there."""
+    store.submit("j", [bash("seq 500000; sleep 12; echo middle; sleep 25; seq 500000; sleep 1")])
+    log = store.log_path("j", "a")
+    was_seen = lambda: log.exists() and log.read_bytes().endswith(b"middle\n")  # noqa: E731
+    wait_until(was_seen, what="it is in the log while the task runs", timeout=45, interval=0.5)
+    assert store.get_tasks("j")[0].status == "running"
+    ended(store, "j", timeout=60)
+    lines = b"".join(b"%d\n" % number for number in range(1, 500_001))
+    assert log.read_bytes() == lines + b"middle\n" + lines
+
+
 def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
     template = {"spec": {"hostNetwork": True, "activeDeadlineSeconds": 2}}
     store.submit("j", [bash("sleep 60", kubernetes={"pod_template": template})])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import math
 import random
 import ssl
 import stat
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import yaml
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.kubernetes import attendant as attendants
 from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
@@ -27,6 +31,8 @@ from airflow_provider_air_executor.manager.runners.kubernetes.credentials import
 from airflow_provider_air_executor.manager.runners.kubernetes.endings import has_all
 from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
+    THROWN_AWAY,
+    UNCERTAIN,
     OutOfStepError,
     Reader,
     TaskOutput,
@@ -35,6 +41,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Cann
 from tests.waiting import wait_until
 
 BEGINNING = pods.beginning("0123456789abcdef")
+POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
 MARKER = pods.end_marker("0123456789abcdef")
 
 
@@ -201,6 +208,94 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
     assert text.count("line ") == 800
 
 
+LINES = b"".join(f"line {number:05}\n".encode() for number in range(1000))
+SAME = b"the same\n" * 1000
+
+
+@pytest.mark.parametrize(
+    ("read", "is_read_out", "there", "taken", "says"),
+    [
+        pytest.param(LINES[:6000], False, LINES[3000:9000], LINES[6000:9000], b"", id="cut off, goes on in it"),
+        pytest.param(LINES[:6000], False, LINES[5940:9000], LINES[6000:9000], b"", id="cut off, begins just before"),
+        pytest.param(LINES[:6000], False, LINES[6600:9000], LINES[6600:9000], THROWN_AWAY, id="cut off, some is gone"),
+        pytest.param(SAME[:4500], False, SAME[:3600], SAME[1026:3600], UNCERTAIN, id="cut off, always the same"),
+        pytest.param(SAME[:4500], False, SAME[:90], SAME[:72], UNCERTAIN, id="cut off, always the same, and short"),
+        pytest.param(LINES[:6000], True, LINES[6000:9000], LINES[6000:9000], b"", id="at its end, goes on in the next"),
+        pytest.param(LINES[:6000], True, LINES[3000:6000], b"", b"", id="at the end of the next"),
+        pytest.param(LINES[:6000], True, LINES[5976:6000], b"", b"", id="at the end of the next, that is short"),
+        pytest.param(
+            LINES[:6000], True, LINES[3000:9000], LINES[3000:9000], b"", id="at its end, the next has the same"
+        ),
+        pytest.param(SAME, True, SAME + MARKER, SAME, b"", id="at its end, always the same"),
+        pytest.param(SAME, True, SAME[:3600], b"", UNCERTAIN, id="at some end, always the same"),
+        pytest.param(LINES[:6000], True, b"", b"", b"", id="at its end, nothing yet in the next"),
+        pytest.param(b"", False, LINES[6000:9000], LINES[6000:9000], THROWN_AWAY, id="nothing read"),
+    ],
+)
+def test_its_node_has_begun_a_new_file(
+    tmp_path: Path, read: bytes, is_read_out: bool, there: bytes, taken: bytes, says: bytes
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + read)
+    output.is_read_out = is_read_out
+    if there:
+        with pytest.raises(OutOfStepError):
+            output.reader().feed(there)
+    output.find_again(there)
+    output.reader().feed(there or BEGINNING)
+    assert log.read_bytes() == read + says + taken
+
+
+class Files:
+    """What a node says that has two files of output, and misses that the second has begun, as a kubelet may.
+
+    ``follow`` gives the first and then nothing, and afterwards the second; without, there is only the second.
+    """
+
+    def __init__(self, first: bytes, second: bytes) -> None:
+        self._second = second
+        self.is_empty = False  # whether there is nothing in the second yet
+        self._streams = [(BEGINNING + first, False), (second, True)]
+        self.asked: list[tuple[bool, int | None]] = []
+
+    @contextlib.asynccontextmanager
+    async def open_log(
+        self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append((follow, limit))
+        data, ends = self._streams.pop(0) if follow else (b"" if self.is_empty else self._second[:limit], True)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+            if not ends:
+                await asyncio.Event().wait()
+
+        yield chunks()
+
+
+@pytest.mark.parametrize("lines", [LINES, SAME])
+def test_a_stream_that_stays_at_the_end_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes
+) -> None:
+    """After some silence its node is asked whether the output goes on elsewhere."""
+    monkeypatch.setattr(attendants, "FIRST_SILENCE", 0.1)
+    log = tmp_path / "log"
+    log.touch()
+    attendant = object.__new__(Attendant)
+    attendant._api = files = Files(8 * lines, lines + MARKER)  # type: ignore[assignment]
+    pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
+
+    async def read() -> None:
+        async with asyncio.timeout(10):
+            await attendant._read(pod, follow=True)
+
+    asyncio.run(read())
+    assert log.read_bytes() == 9 * lines
+    assert files.asked == [(True, None), (False, len(BEGINNING)), (False, None), (True, None)]
+
+
 def test_the_end_was_lost(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
@@ -351,8 +446,7 @@ def test_how_a_bundle_has_ended(
     runs = parts(tmp_path)
     for number, part in enumerate(runs):
         part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
-    manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-    pod = Pod("j", "f" * 16, manifest, manifest, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
     pod.output.take(output)
     ending = (
         pods.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)

@@ -52,6 +52,7 @@ _SHORTEST_WATCH_SECONDS = 1.0
 _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so that its output can be read
 _TELLING_SECONDS = 3  # in which a container that was told to end tells what it has not come to
 _LAST_WORDS_SECONDS = 10.0  # after a container has ended, in which some more of its output must come
+_END_TOLD_SECONDS = 5.0  # after its output has ended, in which the end of a container is told
 _LONGEST_SILENCE = 300.0  # of a long output, before its node is asked whether it goes on in another file
 _CATCH_UP_SECONDS = 0.5  # in which the end of what has begun may be read too, if it was before
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
@@ -479,7 +480,9 @@ class Attendant:
         async with self._streams if isinstance(pod.output, TaskOutput) else contextlib.nullcontext():
             while not pod.is_over:
                 try:
-                    await self._read(pod, follow=True)
+                    if await self._read(pod, follow=True):  # by the container's end; telling of that cancels this
+                        await asyncio.sleep(_END_TOLD_SECONDS)
+                        pod.output.is_read_out = False  # it was only its node that let go
                 except (ApiError, UnreachableError) as error:
                     log.debug("the output of %s cannot be followed now: %s", pod, error)
                 except OSError as error:
@@ -487,13 +490,13 @@ class Attendant:
                 if not pod.is_over:
                     await pause()
 
-    async def _read(self, pod: Pod, *, follow: bool) -> None:
-        """Read the output, from where we are to its end."""
+    async def _read(self, pod: Pod, *, follow: bool) -> bool:
+        """Read the output, from where we are to its end; False if where we are is not there now."""
         async with pod.reading:
             if pod.output.has_beginning and await self._read_once(pod, follow=follow):
-                return
+                return True
             pod.output.find_again(await self._read_all(pod))
-            await self._read_once(pod, follow=follow)
+            return await self._read_once(pod, follow=follow)
 
     async def _read_all(self, pod: Pod, limit: int | None = None) -> bytes:
         """All that its node has of the output, or the first of it."""

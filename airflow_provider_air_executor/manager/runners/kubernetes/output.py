@@ -45,6 +45,7 @@ class Output(ABC):
         self.taken = 0  # bytes
         self._position = 0  # in what the node has, after the beginning if that is there
         self._tail = b""  # what was before that
+        self._is_noted = False  # whether it was said at this place that something may be missing
 
     @property
     def is_long(self) -> bool:
@@ -67,20 +68,19 @@ class Output(ABC):
         if self.has_beginning and found.startswith(self.beginning) and found[:place].endswith(self._tail):
             return
         place, note = self._place_of_what_ended(found) if self.is_read_out else self._place_of_what_was_cut(found)
-        if note:
+        if note and not self._is_noted:
             self.note(note)
+            self._is_noted = True
         self.has_beginning = False
         self._move(place, found[max(0, place - _TAIL) : place])
 
     def _place_of_what_ended(self, found: bytes) -> tuple[int, bytes]:
-        """Our place, and what to say there: the file that was being read has no more. It is this one, or one before."""
+        """Our place, and what to say there, after all was read of a file: of this one, or of the one before it."""
         last = found[-_TAIL:]
         if self._tail.endswith(last):
             is_there_once = all(text.find(last) + len(last) == len(text) for text in (found, self._tail))
             return len(found), b"" if is_there_once else UNCERTAIN
-        place = found.find(self._tail)
-        is_there_once = bool(self._tail) and place >= 0 and found.rfind(self._tail) == place
-        return (place + len(self._tail) if is_there_once else 0), b""
+        return 0, b""
 
     def _place_of_what_was_cut(self, found: bytes) -> tuple[int, bytes]:
         """Our place, and what to say there. If there are several, what is there twice is better than what is not."""
@@ -99,7 +99,7 @@ class Output(ABC):
     def _count(self, data: bytes) -> None:
         self._move(self._position + len(data), (self._tail + data)[-_TAIL:])
         self.taken += len(data)
-        self.is_read_out = False
+        self.is_read_out = self._is_noted = False
 
     @abstractmethod
     def take(self, data: bytes) -> None:
