@@ -256,8 +256,8 @@ class Files:
 
     def __init__(self, first: bytes, second: bytes) -> None:
         self._second = second
-        self.is_empty = False  # whether there is nothing in the second yet
-        self._streams = [(BEGINNING + first, False), (second, True)]
+        self.is_empty = False  # whether there is nothing in the second when it is not followed
+        self._streams = [(BEGINNING + first, False)]
         self.asked: list[tuple[bool, int | None]] = []
 
     @contextlib.asynccontextmanager
@@ -265,7 +265,9 @@ class Files:
         self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         self.asked.append((follow, limit))
-        data, ends = self._streams.pop(0) if follow else (b"" if self.is_empty else self._second[:limit], True)
+        data, ends = self._streams.pop() if follow and self._streams else (self._second[:limit], True)
+        if self.is_empty and not follow:
+            data = b""
 
         async def chunks() -> AsyncIterator[bytes]:
             yield data
@@ -275,11 +277,12 @@ class Files:
         yield chunks()
 
 
+@pytest.mark.parametrize("is_empty", [False, True])
 @pytest.mark.parametrize("lines", [LINES, SAME])
 def test_a_stream_that_stays_at_the_end_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes, is_empty: bool
 ) -> None:
-    """After some silence its node is asked whether the output goes on elsewhere."""
+    """After some silence its node is asked whether the output goes on elsewhere, where there may be nothing yet."""
     monkeypatch.setattr(attendants, "FIRST_SILENCE", 0.1)
     log = tmp_path / "log"
     log.touch()
@@ -287,13 +290,19 @@ def test_a_stream_that_stays_at_the_end_of_a_file(
     attendant._api = files = Files(8 * lines, lines + MARKER)  # type: ignore[assignment]
     pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
 
+    files.is_empty = is_empty
+
     async def read() -> None:
         async with asyncio.timeout(10):
-            await attendant._read(pod, follow=True)
+            assert await attendant._read(pod, follow=True) is not is_empty
+            files.is_empty = False
+            if is_empty:
+                assert await attendant._read(pod, follow=True)
 
     asyncio.run(read())
     assert log.read_bytes() == 9 * lines
-    assert files.asked == [(True, None), (False, len(BEGINNING)), (False, None), (True, None)]
+    asked = [(True, None), (False, len(BEGINNING)), (False, None), (True, None)]
+    assert files.asked == ([*asked, (True, None), (False, None), (True, None)] if is_empty else asked)
 
 
 def test_the_end_was_lost(tmp_path: Path) -> None:

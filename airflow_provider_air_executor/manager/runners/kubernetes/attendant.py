@@ -510,7 +510,7 @@ class Attendant:
         try:
             async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=follow) as chunks:
                 pod.is_followed.set()
-                async with contextlib.aclosing(self._watchfully(pod, chunks, reader)) as watched:
+                async with contextlib.aclosing(self._watchfully(pod, chunks, reader, follow=follow)) as watched:
                     async for chunk in watched:
                         reader.feed(chunk)
                         if isinstance(pod.output, BundleOutput):
@@ -520,9 +520,12 @@ class Attendant:
         pod.output.is_read_out = reader.is_in_step
         return reader.is_in_step
 
-    async def _watchfully(self, pod: Pod, chunks: AsyncIterator[bytes], reader: Reader) -> AsyncGenerator[bytes, None]:
+    async def _watchfully(
+        self, pod: Pod, chunks: AsyncIterator[bytes], reader: Reader, *, follow: bool
+    ) -> AsyncGenerator[bytes, None]:
         """The chunks, but do not wait for what will not come.
 
+        :param follow: whether they go on while the container runs.
         :raises OutOfStepError: if what was read before does not come again, as when there is less now; or if the stream
             is at the end of a file, and its node writes into the next one.
         """
@@ -532,7 +535,7 @@ class Attendant:
             while True:
                 coming = coming or asyncio.ensure_future(anext(chunks))
                 patience = pod.silence if reader.is_in_step else _IN_STEP_SECONDS
-                is_patient = reader.is_in_step and not output.is_long
+                is_patient = reader.is_in_step and not (follow and output.is_long)
                 await asyncio.wait([coming], timeout=None if is_patient else patience)
                 if coming.done():
                     try:

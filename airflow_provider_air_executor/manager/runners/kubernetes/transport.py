@@ -295,5 +295,5 @@ def _told(late: type[httpx.TimeoutException], failed: type[httpx.NetworkError]) 
         raise httpx.RemoteProtocolError("the server has closed the connection without an answer") from error
     except asyncio.LimitOverrunError as error:
         raise httpx.RemoteProtocolError("the head of the server's answer is too long") from error
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # what cannot be the name of a machine is no OSError
         raise failed(str(error) or repr(error)) from error
