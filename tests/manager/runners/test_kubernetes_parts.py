@@ -195,11 +195,11 @@ def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
     there = b"".join(lines[450:600])
     with pytest.raises(OutOfStepError):
         output.reader().feed(4 * there)
-    output.find_again(there)
+    output.go_on_in(there)
     output.reader().feed(there)
     assert log.read_bytes() == b"".join(lines[:600])
     there = b"".join(lines[800:])
-    output.find_again(there)
+    output.go_on_in(there)
     output.reader().feed(there)
     output.finish(marker_is_due=False)
     text = log.read_text()
@@ -229,6 +229,7 @@ SAME = b"the same\n" * 1000
         pytest.param(SAME, True, SAME + MARKER, SAME, b"", id="at its end, always the same"),
         pytest.param(SAME, True, SAME[:3600], b"", UNCERTAIN, id="at some end, always the same"),
         pytest.param(LINES[:6000], True, b"", b"", b"", id="at its end, nothing yet in the next"),
+        pytest.param(LINES[:9], False, LINES[6000:9000], LINES[6000:9000], THROWN_AWAY, id="cut off, hardly begun"),
         pytest.param(b"", False, LINES[6000:9000], LINES[6000:9000], THROWN_AWAY, id="nothing read"),
     ],
 )
@@ -243,66 +244,89 @@ def test_its_node_has_begun_a_new_file(
     if there:
         with pytest.raises(OutOfStepError):
             output.reader().feed(there)
-    output.find_again(there)
-    output.reader().feed(there or BEGINNING)
+    output.go_on_in(there)
+    output.reader().feed(there)
     assert log.read_bytes() == read + says + taken
 
 
-class Files:
-    """What a node says that has two files of output, and misses that the second has begun, as a kubelet may.
+def test_the_words_of_a_kubelet(tmp_path: Path) -> None:
+    """What comes at the end of a stream because its node can read no more is not in the way of what comes then."""
+    log = tmp_path / "log"
+    log.touch()
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + LINES[:6000] + b"rpc error")
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(BEGINNING + LINES)
+    output.go_on_in(BEGINNING + LINES[:9000])
+    output.reader().feed(BEGINNING + LINES)
+    assert log.read_bytes() == LINES[:6000] + b"rpc error" + LINES[6000:]
 
-    ``follow`` gives the first and then nothing, and afterwards the second; without, there is only the second.
+
+class Node:
+    """What a node says of the output of a container: streams, one after the other, and its newest file.
+
+    :param streams: what comes in each, and how often its node is asked how the newest file begins until it ends.
     """
 
-    def __init__(self, first: bytes, second: bytes) -> None:
-        self._second = second
-        self.is_empty = False  # whether there is nothing in the second when it is not followed
-        self._streams = [(BEGINNING + first, False)]
-        self.asked: list[tuple[bool, int | None]] = []
+    def __init__(self, newest: bytes, *streams: tuple[bytes, float]) -> None:
+        self.newest = newest
+        self._streams = list(streams)
+        self.asked: list[str] = []
 
     @contextlib.asynccontextmanager
     async def open_log(
         self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        self.asked.append((follow, limit))
-        data, ends = self._streams.pop() if follow and self._streams else (self._second[:limit], True)
-        if self.is_empty and not follow:
-            data = b""
+        self.asked.append("follow" if follow else "begins" if limit else "all")
+        data, questions = self._streams.pop(0) if follow else (self.newest[:limit], 0)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield data
-            if not ends:
-                await asyncio.Event().wait()
+            while self.asked.count("begins") < questions:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
         yield chunks()
 
+    def read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+        """What is in the log after the last stream."""
+        log = tmp_path / "log"
+        log.touch()
+        for name in ("FIRST_SILENCE", "_ARRIVAL_SECONDS"):
+            monkeypatch.setattr(attendants, name, 0.1)
+        attendant = object.__new__(Attendant)
+        attendant._api = self  # type: ignore[assignment]
+        pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
 
-@pytest.mark.parametrize("is_empty", [False, True])
-@pytest.mark.parametrize("lines", [LINES, SAME])
-def test_a_stream_that_stays_at_the_end_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes, is_empty: bool
-) -> None:
-    """After some silence its node is asked whether the output goes on elsewhere, where there may be nothing yet."""
-    monkeypatch.setattr(attendants, "FIRST_SILENCE", 0.1)
-    log = tmp_path / "log"
-    log.touch()
-    attendant = object.__new__(Attendant)
-    attendant._api = files = Files(8 * lines, lines + MARKER)  # type: ignore[assignment]
-    pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
-
-    files.is_empty = is_empty
-
-    async def read() -> None:
-        async with asyncio.timeout(10):
-            assert await attendant._read(pod, follow=True) is not is_empty
-            files.is_empty = False
-            if is_empty:
+        async def read() -> None:
+            async with asyncio.timeout(10):
                 assert await attendant._read(pod, follow=True)
 
-    asyncio.run(read())
-    assert log.read_bytes() == 9 * lines
-    asked = [(True, None), (False, len(BEGINNING)), (False, None), (True, None)]
-    assert files.asked == ([*asked, (True, None), (False, None), (True, None)] if is_empty else asked)
+        asyncio.run(read())
+        assert not self._streams
+        return log.read_bytes()
+
+
+@pytest.mark.parametrize("lines", [LINES, SAME])
+def test_a_stream_that_stays_at_the_end_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes
+) -> None:
+    """After some silence its node is asked whether the output goes on elsewhere."""
+    node = Node(lines + MARKER, (BEGINNING + 8 * lines, math.inf), (lines + MARKER, 0))
+    assert node.read(tmp_path, monkeypatch) == 9 * lines
+    assert node.asked == ["follow", "begins", "all", "follow"]
+
+
+def test_there_is_nothing_in_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(b"", (BEGINNING + 8 * LINES, math.inf), (LINES + MARKER, 0))
+    assert node.read(tmp_path, monkeypatch) == 9 * LINES
+
+
+def test_a_stream_that_has_gone_on_to_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The silence is that of the task: nothing comes twice, and its node is not asked for all of it again."""
+    more = b"".join(f"more {number:05}\n".encode() for number in range(9000))
+    node = Node(more, (BEGINNING + 8 * LINES + more, math.inf), (more + b"the end" + MARKER, 4))
+    assert node.read(tmp_path, monkeypatch) == 8 * LINES + more + b"the end"
+    assert node.asked == ["follow", "begins", "all", "follow", "begins", "begins", "begins"]
 
 
 def test_the_end_was_lost(tmp_path: Path) -> None:
@@ -378,7 +402,7 @@ def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
     output = BundleOutput(BEGINNING, parts(tmp_path))
     there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
-    output.find_again(b"the last of it\n" + b"".join(there))
+    output.go_on_in(b"the last of it\n" + b"".join(there))
     output.reader().feed(b"the last of it\n" + b"".join(there))
     output.finish(marker_is_due=False)
     first, second, third = output.parts
@@ -526,7 +550,7 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
     there = b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done")
     with pytest.raises(OutOfStepError):
         output.reader().feed(there)
-    output.find_again(there)
+    output.go_on_in(there)
     output.reader().feed(there)
     assert found[1].log_path.read_bytes().endswith(b"could be read.\nmore of it\n")
     assert (found[1].is_done, found[2].begun_at) == (True, None)

@@ -86,7 +86,17 @@ def test_chunks_however_they_are_cut(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "stream", [b"x\r\nabc", b"-1\r\nabc", b"\r\n\r\n", b"3\r\nabcd\r\n", b"3\nabc\n", b"3" * 5000, b"3;" + b"x" * 5000]
+    "stream",
+    [
+        b"x\r\nabc",
+        b"-1\r\nabc",
+        b"\r\n\r\n",
+        b"3\r\nabcd\r\n",
+        b"3\nabc\n",
+        b"3" * 5000,
+        b"3;" + b"x" * 5000,
+        b"0" * 16 + b"10\r\nabc",
+    ],
 )
 def test_what_is_no_chunk(stream: bytes) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
@@ -151,6 +161,37 @@ def test_a_connection_that_was_idle() -> None:
             await asyncio.sleep(0.6)
             await asking.get("/")
             assert server.connections == 3
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"Content-Length: 1\r\n\r\nxHTTP/1.1 408 Request Timeout\r\n\r\n",
+        CHUNKED + b"1\r\nx\r\n0\r\n\r\nHTTP/1.1 408 Request Timeout\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("closes", [b"", b"CLOSE"])
+def test_what_nobody_asked_for(answer: bytes, closes: bytes) -> None:
+    """As what a load balancer says to one that is idle: it does not answer the next request."""
+
+    async def test() -> None:
+        async with client(answer + closes, OK + b"Content-Length: 1\r\n\r\ny") as (asking, server):
+            assert (await asking.get("/")).content == b"x"
+            await asyncio.sleep(0.1)
+            assert (await asking.get("/")).content == b"y"
+            assert server.connections == 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("address", ["htps://127.0.0.1", "http://127.0.0.1:70000", "http://x..y"])
+def test_what_is_no_address(address: str) -> None:
+    async def test() -> None:
+        async with httpx.AsyncClient(transport=Transport(ssl.create_default_context(), keep=1)) as asking:
+            with pytest.raises((httpx.TransportError, httpx.InvalidURL)):
+                await asking.get(address)
 
     run(test)
 

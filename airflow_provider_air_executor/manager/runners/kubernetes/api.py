@@ -67,6 +67,9 @@ class Api:
         self._access = access
         self._renewing = asyncio.Lock()
         self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
+        if urlsplit(access.server).scheme not in {"http", "https"}:
+            raise SettingsError(f"the API server {access.server} cannot be asked: its address must begin with https://")
+        self._transport = None if _is_behind_proxy(access) else Transport(access.tls, keep=_KEEP_SECONDS)
         try:
             self._client = self._make_client()
         except (ValueError, httpx.InvalidURL, ImportError) as error:
@@ -74,10 +77,9 @@ class Api:
             raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
 
     def _make_client(self) -> httpx.AsyncClient:
-        transport = None if _is_behind_proxy(self._access) else Transport(self._access.tls, keep=_KEEP_SECONDS)
         return httpx.AsyncClient(
             base_url=self._access.server,
-            transport=transport,
+            transport=self._transport,
             verify=self._access.tls,
             proxy=self._access.proxy,
             limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
@@ -210,6 +212,8 @@ class Api:
     def _check(self, status: int, content: Any) -> None:
         if status == 401:
             self._access.forget()
+            if self._transport is not None:  # a new client certificate counts for new connections only
+                self._transport.let_go()
         if status >= 400:
             raise _error(status, content)
 

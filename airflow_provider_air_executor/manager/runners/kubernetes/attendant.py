@@ -53,6 +53,7 @@ _LAST_LOOK_SECONDS = 3.0  # in which one that is to be deleted may start, so tha
 _TELLING_SECONDS = 3  # in which a container that was told to end tells what it has not come to
 _LAST_WORDS_SECONDS = 10.0  # after a container has ended, in which some more of its output must come
 _END_TOLD_SECONDS = 5.0  # after its output has ended, in which the end of a container is told
+_ARRIVAL_SECONDS = 1.0  # that output may be on its way
 _LONGEST_SILENCE = 300.0  # of a long output, before its node is asked whether it goes on in another file
 _CATCH_UP_SECONDS = 0.5  # in which the end of what has begun may be read too, if it was before
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
@@ -475,7 +476,7 @@ class Attendant:
     async def _follow(self, pod: Pod) -> None:
         """Read the output while it is printed."""
         await asyncio.sleep(_FOLLOW_AFTER_SECONDS if pod.cancelling is None else 0)
-        pause = _Pause()
+        pause, before = _Pause(), 0
         # What is in a bundle would have no limits of time if nobody saw it start.
         async with self._streams if isinstance(pod.output, TaskOutput) else contextlib.nullcontext():
             while not pod.is_over:
@@ -487,16 +488,25 @@ class Attendant:
                     log.debug("the output of %s cannot be followed now: %s", pod, error)
                 except OSError as error:
                     self._complain(error)
+                except Exception:
+                    log.exception("the output of %s cannot be followed; trying again", pod)
+                if pod.output.taken > before:
+                    before = pod.output.taken
+                    pause.reset()
                 if not pod.is_over:
                     await pause()
 
     async def _read(self, pod: Pod, *, follow: bool) -> bool:
-        """Read the output, from where we are to its end; False if where we are is not there now."""
+        """Read the output, from where we are to its end; False if it should be tried again, since that may go on."""
         async with pod.reading:
-            if pod.output.has_beginning and await self._read_once(pod, follow=follow):
-                return True
-            pod.output.find_again(await self._read_all(pod))
-            return await self._read_once(pod, follow=follow)
+            while True:
+                try:
+                    return await self._read_once(pod, follow=follow)
+                except OutOfStepError:
+                    self._go_on_in(pod, await self._read_all(pod))
+                    return False
+                except _GoesOnElsewhereError:
+                    continue
 
     async def _read_all(self, pod: Pod, limit: int | None = None) -> bytes:
         """All that its node has of the output, or the first of it."""
@@ -504,21 +514,30 @@ class Attendant:
         async with log as chunks:
             return b"".join([chunk async for chunk in chunks])
 
+    def _go_on_in(self, pod: Pod, found: bytes, *, is_read_out: bool = False) -> None:
+        pod.output.go_on_in(found, is_read_out=is_read_out)
+        if isinstance(pod.output, BundleOutput):
+            self._take_parts(pod, pod.output)
+
     async def _read_once(self, pod: Pod, *, follow: bool) -> bool:
-        """Read the output; False if what was read before is not there any more."""
+        """Read the file in which we are, to its end.
+
+        :return: whether that is known to be its end.
+        :raises OutOfStepError: if what was read before is not there any more.
+        :raises _GoesOnElsewhereError: if the output goes on in another file, in which we are now.
+        """
         reader = pod.output.reader()
-        try:
-            async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=follow) as chunks:
-                pod.is_followed.set()
-                async with contextlib.aclosing(self._watchfully(pod, chunks, reader, follow=follow)) as watched:
-                    async for chunk in watched:
-                        reader.feed(chunk)
-                        if isinstance(pod.output, BundleOutput):
-                            self._take_parts(pod, pod.output)
-        except OutOfStepError:
-            return False
-        pod.output.is_read_out = reader.is_in_step
-        return reader.is_in_step
+        async with self._api.open_log(pod.namespace, pod.name, pod.container, follow=follow) as chunks:
+            pod.is_followed.set()
+            async with contextlib.aclosing(self._watchfully(pod, chunks, reader, follow=follow)) as watched:
+                async for chunk in watched:
+                    reader.feed(chunk)
+                    if isinstance(pod.output, BundleOutput):
+                        self._take_parts(pod, pod.output)
+        if not reader.is_in_step:
+            raise OutOfStepError
+        pod.output.is_read_out = True
+        return True
 
     async def _watchfully(
         self, pod: Pod, chunks: AsyncIterator[bytes], reader: Reader, *, follow: bool
@@ -526,8 +545,8 @@ class Attendant:
         """The chunks, but do not wait for what will not come.
 
         :param follow: whether they go on while the container runs.
-        :raises OutOfStepError: if what was read before does not come again, as when there is less now; or if the stream
-            is at the end of a file, and its node writes into the next one.
+        :raises OutOfStepError: if what was read before does not come again, as when there is less now.
+        :raises _GoesOnElsewhereError: as :meth:`_read_once`.
         """
         output = pod.output
         coming: asyncio.Future[bytes] | None = None
@@ -542,22 +561,34 @@ class Attendant:
                         chunk = coming.result()
                     except StopAsyncIteration:
                         return
-                    coming, pod.silence = None, FIRST_SILENCE
+                    coming, before = None, output.taken
                     yield chunk
+                    if output.taken > before:
+                        pod.silence = FIRST_SILENCE
                 elif not reader.is_in_step:
                     raise OutOfStepError
                 else:
                     pod.silence = min(2 * pod.silence, _LONGEST_SILENCE)
-                    first = await self._read_all(pod, limit=len(output.beginning))
-                    if first != output.beginning and not coming.done():
-                        output.is_read_out = True
-                        raise OutOfStepError
+                    found = await self._find_another_file(pod)
+                    # What has gone on to the next file brings now what is there; what does not stays where it is.
+                    if found is not None and not (await asyncio.wait([coming], timeout=_ARRIVAL_SECONDS))[0]:
+                        self._go_on_in(pod, found, is_read_out=True)
+                        raise _GoesOnElsewhereError
         finally:
             if coming is not None:
                 coming.cancel()
                 await asyncio.wait([coming])
                 if not coming.cancelled():
                     coming.exception()  # it has been seen
+
+    async def _find_another_file(self, pod: Pod) -> bytes | None:
+        """All that its node has of the output, if that is in another file than what is being read."""
+        head = pod.output.head
+        try:
+            return None if await self._read_all(pod, limit=len(head)) == head else await self._read_all(pod)
+        except (ApiError, UnreachableError) as error:
+            log.debug("whether the output of %s goes on elsewhere is not known: %s", pod, error)
+            return None
 
     async def _read_to_the_end(self, pod: Pod) -> None:
         """Read what is there of the output after its container has ended."""
@@ -816,6 +847,10 @@ class Attendant:
             else:
                 return
             await pause()
+
+
+class _GoesOnElsewhereError(Exception):
+    """The output goes on in another file than the one that is being read."""
 
 
 class _Pause:

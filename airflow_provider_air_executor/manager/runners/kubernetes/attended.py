@@ -14,7 +14,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import Outp
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import Status
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended
 
-FIRST_SILENCE = 10.0  # seconds
+FIRST_SILENCE = 3.0  # seconds
 
 
 @dataclass(eq=False)

@@ -2,10 +2,10 @@
 
 The API server gives the output of a container from its beginning, so what was read before is skipped. A node begins a
 new file when one has become long (the kubelet's ``containerLogMaxSize``, 10 MiB by default), and gives the newest. That
-is seen by what a container prints first of all: the newest file does not begin with it any more. A stream goes on from
-one file to the next, but not if it has not come to the end of the one when the next is begun.
+is seen by how that one begins; what a container prints first of all is there nowhere else. A stream should go on from
+one file to the next, but may stay at the end of the one, or end there.
 
-If output was thrown away before it was read, the log says so at that place.
+If it is known that output was thrown away before it was read, the log says so at that place.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 
 from airflow_provider_air_executor.manager.runners.records import LOG_FLAGS
 
-_TAIL = 1024  # bytes by which a place in the output is known again
+_HEAD = 4096  # bytes by which a file is known again
+_TAIL = 1024  # and a place in it
 _SHORTEST = 16  # of them that must be there still
 _LONG = 1 << 16  # bytes of output before which no node begins a new file
 THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
@@ -39,12 +40,11 @@ class Output(ABC):
     """
 
     def __init__(self, beginning: bytes) -> None:
-        self.beginning = beginning
-        self.has_beginning = True  # whether its node has, as far as we know
-        self.is_read_out = False  # whether all was read of the file that was being read
         self.taken = 0  # bytes
-        self._position = 0  # in what the node has, after the beginning if that is there
-        self._tail = b""  # what was before that
+        self.is_read_out = False  # whether all was read of the file that was being read, and it gets no more
+        self.head = beginning  # how the file begins in which we are
+        self._position = len(beginning)  # in it
+        self._tail = b""  # what was before that, and belongs to the output
         self._is_noted = False  # whether it was said at this place that something may be missing
 
     @property
@@ -53,31 +53,40 @@ class Output(ABC):
         return self._position >= _LONG
 
     def reader(self) -> Reader:
-        """Read the output once more, from its beginning or from that of the newest file."""
-        return Reader(self, self.beginning if self.has_beginning else b"", self._position, self._tail)
+        """Read the file in which we are once more, from its beginning."""
+        return Reader(self, self.head, self._position, self._tail)
 
-    def find_again(self, found: bytes) -> None:
-        """Find our place in what the node has, if it does not have the beginning any more.
+    def go_on_in(self, found: bytes, *, is_read_out: bool = False) -> None:
+        """Find our place in what the node has, and take what comes after it.
 
         :param found: all that it has.
-        :raises OSError: if it cannot be noted that output may be missing; it must be called again.
+        :param is_read_out: whether all was read of the file in which we are, if it is not this one.
+        :raises OSError: if something cannot be written; what is not must be read again.
         """
-        if not found:
+        if not found and not (is_read_out or self.is_read_out):
             return
-        place = len(self.beginning) + self._position
-        if self.has_beginning and found.startswith(self.beginning) and found[:place].endswith(self._tail):
-            return
-        place, note = self._place_of_what_ended(found) if self.is_read_out else self._place_of_what_was_cut(found)
+        if found.startswith(self.head):
+            place, note = self._place_in_the_same(found), b""
+        elif is_read_out or self.is_read_out:
+            place, note = self._place_of_what_ended(found)
+        else:
+            place, note = self._place_of_what_was_cut(found)
         if note and not self._is_noted:
             self.note(note)
             self._is_noted = True
-        self.has_beginning = False
-        self._move(place, found[max(0, place - _TAIL) : place])
+        self.head, self.is_read_out = found[:_HEAD], False
+        self._position, self._tail = place, found[max(0, place - _TAIL) : place]
+        self.take(found[place:])
+
+    def _place_in_the_same(self, found: bytes) -> int:
+        """Our place. What was read last may have been none of it, but the words of a kubelet that can read no more."""
+        start = self._position - len(self._tail)
+        return min(start, len(found)) + _alike(found[start : self._position], self._tail)
 
     def _place_of_what_ended(self, found: bytes) -> tuple[int, bytes]:
         """Our place, and what to say there, after all was read of a file: of this one, or of the one before it."""
         last = found[-_TAIL:]
-        if self._tail.endswith(last):
+        if found and self._tail.endswith(last):
             is_there_once = all(text.find(last) + len(last) == len(text) for text in (found, self._tail))
             return len(found), b"" if is_there_once else UNCERTAIN
         return 0, b""
@@ -85,21 +94,22 @@ class Output(ABC):
     def _place_of_what_was_cut(self, found: bytes) -> tuple[int, bytes]:
         """Our place, and what to say there. If there are several, what is there twice is better than what is not."""
         tail = self._tail
-        place = found.find(tail) if tail else -1
+        place = found.find(tail) if len(tail) >= _SHORTEST else -1
         if place >= 0:
-            return place + len(tail), b"" if found.rfind(tail) == place else UNCERTAIN
+            return place + len(tail), UNCERTAIN if found.find(tail, place + 1) >= 0 else b""
         sizes = [size for size in range(_SHORTEST, len(tail)) if found.startswith(tail[-size:])]
         if sizes:
             return sizes[0], b"" if len(sizes) == 1 else UNCERTAIN
         return 0, THROWN_AWAY
 
-    def _move(self, position: int, tail: bytes) -> None:
-        self._position, self._tail = position, tail
-
     def _count(self, data: bytes) -> None:
-        self._move(self._position + len(data), (self._tail + data)[-_TAIL:])
-        self.taken += len(data)
-        self.is_read_out = self._is_noted = False
+        if self._position == len(self.head):
+            self.head += data[: max(0, _HEAD - len(self.head))]
+        self._position += len(data)
+        self._tail = (self._tail + data)[-_TAIL:]
+        if data:
+            self.taken += len(data)
+            self.is_read_out = self._is_noted = False
 
     @abstractmethod
     def take(self, data: bytes) -> None:
@@ -151,7 +161,8 @@ class TaskOutput(Output):
             position = max(0, file.seek(0, os.SEEK_END) - start)
             length = min(position, _TAIL)
             file.seek(-length, os.SEEK_END)
-            self._move(position, file.read(length))
+            self._position += position
+            self._tail = file.read(length)
 
     def take(self, data: bytes) -> None:
         """Write it, but for what is the marker or comes after it."""
@@ -202,22 +213,23 @@ def append(log_path: Path, data: bytes) -> None:
 class Reader:
     """Skips what was read before, and makes sure that it is the same.
 
-    :param beginning: what must come first, and does not count.
-    :param skip: how many bytes come then that were read before.
+    :param head: how the file must begin.
+    :param skip: how many bytes of it were read before.
     :param tail: the last of them.
     """
 
-    def __init__(self, output: Output, beginning: bytes, skip: int, tail: bytes) -> None:
+    def __init__(self, output: Output, head: bytes, skip: int, tail: bytes) -> None:
         self._output = output
-        self._due = beginning
+        self._head = head
         self._left = skip
         self._tail = tail
+        self._seen = 0
         self._last = b""
 
     @property
     def is_in_step(self) -> bool:
-        """Whether the beginning has come, and all that was read before."""
-        return not self._due and self._left == 0
+        """Whether all that was read before has come again."""
+        return self._left == 0
 
     def feed(self, data: bytes) -> None:
         """The next bytes.
@@ -225,12 +237,9 @@ class Reader:
         :raises OutOfStepError: if they are not what they were before.
         :raises OSError: if they cannot be written.
         """
-        if self._due:
-            first = data[: len(self._due)]
-            if not self._due.startswith(first):
-                raise OutOfStepError
-            self._due = self._due[len(first) :]
-            data = data[len(first) :]
+        if self._seen < len(self._head) and not data.startswith(self._head[self._seen : self._seen + len(data)]):
+            raise OutOfStepError
+        self._seen += len(data)
         if self._left:
             skipped = data[: self._left]
             self._left -= len(skipped)
@@ -240,6 +249,12 @@ class Reader:
                 raise OutOfStepError
         if data:
             self._output.take(data)
+
+
+def _alike(one: bytes, other: bytes) -> int:
+    """How many bytes at the beginning are the same."""
+    length = min(len(one), len(other))
+    return next((place for place in range(length) if one[place] != other[place]), length)
 
 
 def _overlap(data: bytes, marker: bytes) -> int:

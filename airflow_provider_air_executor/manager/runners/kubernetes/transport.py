@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,13 +23,14 @@ from dataclasses import dataclass
 import httpx
 
 _LIMIT = 1 << 16  # bytes: of a head, and of what is read at a time
-_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[^\r\n]*\r\n")  # how long a chunk is
+_FIRST_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?![0-9A-Fa-f])[^\r\n]*\r\n")  # how long a chunk is
 _NEXT_LINE = re.compile(rb"\r\n" + _FIRST_LINE.pattern)  # after the end of another one
 _PART_OF_LINE = re.compile(rb"[0-9A-Fa-f]{1,15}([^0-9A-Fa-f\r\n][^\r\n]*)?\r?")
 _LONGEST_LINE = 4096
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([^\r\n]*))?")
 _FORBIDDEN = re.compile(rb"[\r\n\0]")
 _BODILESS = (204, 304)
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and how often
 
 
 @dataclass(eq=False)
@@ -45,10 +47,20 @@ class _Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether the other side has not closed it, as far as we know."""
-        return not (self.reader.at_eof() or self.reader.exception() or self.writer.is_closing())
+        """Whether it may be used: the other side has not closed it, and nothing has come that nobody asked for."""
+        has_more = self.reader._buffer  # type: ignore[attr-defined]  # noqa: SLF001 -- nothing else tells
+        return not (has_more or self.reader.at_eof() or self.reader.exception() or self.writer.is_closing())
+
+    def keep_alive(self) -> None:
+        """Find out if the other side is gone without a word: a log that is followed may be silent for days."""
+        socket_ = self.writer.get_extra_info("socket")
+        socket_.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                socket_.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def close(self) -> None:
+        """Close it at once."""
         self.writer.transport.abort()
 
 
@@ -90,6 +102,8 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def _connect(self, request: httpx.Request, seconds: float | None) -> _Connection:
         url = request.url
+        if url.scheme not in {"http", "https"}:
+            raise httpx.UnsupportedProtocol(f"a server is asked by http or https, not by {url.scheme!r}")
         host = url.raw_host.decode("ascii")
         origin = (url.scheme, host, url.port or (443 if url.scheme == "https" else 80))
         now = time.monotonic()
@@ -106,7 +120,9 @@ class Transport(httpx.AsyncBaseTransport):
         with _told(httpx.ConnectTimeout, httpx.ConnectError):
             async with asyncio.timeout(seconds):
                 opening = asyncio.open_connection(host, origin[2], limit=_LIMIT, happy_eyeballs_delay=0.25, **how)  # type: ignore[arg-type]
-                return _Connection(*await opening, origin)
+                connection = _Connection(*await opening, origin)
+        connection.keep_alive()
+        return connection
 
     def give_back(self, connection: _Connection, *, is_kept: bool) -> None:
         """Keep a connection for the next request, or close it."""
@@ -116,10 +132,14 @@ class Transport(httpx.AsyncBaseTransport):
         else:
             connection.close()
 
-    async def aclose(self) -> None:
-        """Close all connections."""
+    def let_go(self) -> None:
+        """Close the connections that are not in use."""
         while self._idle:
             self._idle.pop().close()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self.let_go()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -150,7 +170,7 @@ class _Body(httpx.AsyncByteStream):
                 raise httpx.RemoteProtocolError(f"the server sends in the transfer coding {coding!r}")
             self._chunks = Chunks()
         elif length:
-            if not (length.isascii() and length.isdigit()):
+            if not (length.isascii() and length.isdigit() and len(length) < 20):
                 raise httpx.RemoteProtocolError(f"the server says that its answer is {length!r} bytes long")
             self._left = int(length)
         else:  # it ends where the connection does
@@ -295,5 +315,5 @@ def _told(late: type[httpx.TimeoutException], failed: type[httpx.NetworkError]) 
         raise httpx.RemoteProtocolError("the server has closed the connection without an answer") from error
     except asyncio.LimitOverrunError as error:
         raise httpx.RemoteProtocolError("the head of the server's answer is too long") from error
-    except (OSError, UnicodeError) as error:  # what cannot be the name of a machine is no OSError
+    except (OSError, ValueError, IndexError) as error:  # asyncio has those for what can be no name or port
         raise failed(str(error) or repr(error)) from error
