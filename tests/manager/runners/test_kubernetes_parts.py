@@ -532,10 +532,7 @@ def test_how_a_bundle_has_ended(
 )
 def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: str, found: bool) -> None:
     (tmp_path / "log").touch()
-    manifest = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-    pod = Pod(
-        "j", "f" * 16, manifest, manifest, TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER), tmp_path / "note", []
-    )
+    pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER), tmp_path / "note", [])
     pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
     pod.output.take(output)
     assert has_all(pod) is found

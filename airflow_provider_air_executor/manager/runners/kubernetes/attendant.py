@@ -501,7 +501,8 @@ class Attendant:
         async with pod.reading:
             while True:
                 try:
-                    return await self._read_once(pod, follow=follow)
+                    await self._read_once(pod, follow=follow)
+                    return True
                 except OutOfStepError:
                     self._go_on_in(pod, await self._read_all(pod))
                     return False
@@ -519,10 +520,9 @@ class Attendant:
         if isinstance(pod.output, BundleOutput):
             self._take_parts(pod, pod.output)
 
-    async def _read_once(self, pod: Pod, *, follow: bool) -> bool:
+    async def _read_once(self, pod: Pod, *, follow: bool) -> None:
         """Read the file in which we are, to its end.
 
-        :return: whether that is known to be its end.
         :raises OutOfStepError: if what was read before is not there any more.
         :raises _GoesOnElsewhereError: if the output goes on in another file, in which we are now.
         """
@@ -537,7 +537,6 @@ class Attendant:
         if not reader.is_in_step:
             raise OutOfStepError
         pod.output.is_read_out = True
-        return True
 
     async def _watchfully(
         self, pod: Pod, chunks: AsyncIterator[bytes], reader: Reader, *, follow: bool

@@ -193,11 +193,8 @@ class _Body(httpx.AsyncByteStream):
 
     async def _read(self, most: int = _LIMIT, *, is_end_told: bool = True) -> bytes:
         with _told(httpx.ReadTimeout, httpx.ReadError):
-            if self._seconds is None:
+            async with asyncio.timeout(self._seconds):
                 data = await self._reader.read(min(most, _LIMIT))
-            else:
-                async with asyncio.timeout(self._seconds):
-                    data = await self._reader.read(min(most, _LIMIT))
         if not data and is_end_told:
             raise httpx.RemoteProtocolError("the server has closed the connection within its answer")
         return data
