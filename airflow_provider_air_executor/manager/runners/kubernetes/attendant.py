@@ -502,12 +502,13 @@ class Attendant:
             while True:
                 try:
                     await self._read_once(pod, follow=follow)
-                    return True
                 except OutOfStepError:
                     self._go_on_in(pod, await self._read_all(pod))
                     return False
                 except _GoesOnElsewhereError:
                     continue
+                else:
+                    return True
 
     async def _read_all(self, pod: Pod, limit: int | None = None) -> bytes:
         """All that its node has of the output, or the first of it."""
