@@ -57,6 +57,7 @@ READ_TOGETHER = 8  # Pods; one kubectl makes ten requests at once, and then five
 class Local:
     """The local runner, and xargs."""
 
+    look_every = 0.01  # seconds between two looks whether all have ended; a time may be too long by so much
     name, command_line = "local", "xargs -P 16"
     factor = 25  # as many tasks as Kubernetes
     environment: dict[str, str] = {}
@@ -77,6 +78,7 @@ class Local:
 class Slurm:
     """The Slurm runner, and sbatch."""
 
+    look_every = 0.1
     name, command_line = "slurm", "sbatch, squeue"
     factor = 6
 
@@ -94,7 +96,7 @@ class Slurm:
             numbers = {line.strip() for line in said}
         states = ["squeue", "--noheader", "--format=%i"]
         are_over = lambda: not numbers & set(self._cluster.call(*states).split())  # noqa: E731
-        wait_until(are_over, what="all ended", timeout=300, interval=0.1)
+        wait_until(are_over, what="all ended", timeout=300, interval=self.look_every)
 
     def clean(self) -> None:
         """Leave nothing of it."""
@@ -119,6 +121,7 @@ class Bundles(Slurm):
 class Kubernetes:
     """The Kubernetes runner, and kubectl."""
 
+    look_every = 0.05
     name, command_line = "kubernetes", "kubectl create, get, logs"
     factor = 1
 
@@ -193,6 +196,7 @@ class Manager:
     def __init__(self, engine: Any) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="air-executor-benchmark-")
         self.store = JobStore(self._directory.name)
+        self._look_every: float = engine.look_every
         Path(self._directory.name, "config.yaml").write_text(yaml.safe_dump(engine.config))
         command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
         command += ["--base-path", self._directory.name, "--kill-grace", "1"]
@@ -204,7 +208,8 @@ class Manager:
         """Have tasks run, and wait for their end."""
         name = f"j{next(self._numbers)}"
         self.store.submit(name, [{"command": "/bin/echo", "args": ["x"]}] * tasks, max_parallel_tasks=tasks)
-        wait_until(lambda: self.store.get_job(name).state.is_terminal, what="it has ended", timeout=300)
+        has_ended = lambda: self.store.get_job(name).state.is_terminal  # noqa: E731
+        wait_until(has_ended, what="it has ended", timeout=300, interval=self._look_every)
         job = self.store.get_job(name)
         assert job.state == "completed", job
 
