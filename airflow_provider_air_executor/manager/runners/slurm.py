@@ -70,7 +70,8 @@ _COMMAND_SECONDS = 120.0
 _LOOK_SECONDS = 0.2  # between two looks at the records; longer if there are many
 _LOOK_SECONDS_EACH = 0.001
 _QUERY_SHARE = 20  # of the time: squeue is asked again after so many times what it took
-_AGAIN_SECONDS = 5.0  # after sbatch or scancel could not reach Slurm
+_LONGEST_QUERY_PAUSE = 30.0  # it may have taken so long because Slurm was away; and Slurm forgets what has ended
+_AGAIN_SECONDS = 5.0  # after sbatch, squeue or scancel could not reach Slurm
 _SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node wrote before its job ended
 _LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for Slurm to say why
 _PUT_BACK_SECONDS = 15.0  # that Slurm may say of what runs that it waits
@@ -502,7 +503,8 @@ class SlurmRunner:
     def _answered(self, result: Result, asked_at: float) -> None:
         now = time.monotonic()
         self._is_asking = False
-        self._next_query = now + max(self._poll_interval, _QUERY_SHARE * (now - asked_at))
+        pause = min(_QUERY_SHARE * (now - asked_at), _LONGEST_QUERY_PAUSE if result.exit_code == 0 else _AGAIN_SECONDS)
+        self._next_query = now + max(self._poll_interval, pause)
         if result.exit_code != 0:
             log.warning("squeue does not answer: %s", _last_words(result))
             return
@@ -532,6 +534,8 @@ class SlurmRunner:
                     self._end(batch, None)
                 elif now >= batch.submit_again_at:
                     self._submit([batch])
+                else:
+                    self._next_query = min(self._next_query, batch.submit_again_at)
                 return
             elif batch.record is not None:
                 batch.submitted_at = asked_at
