@@ -211,7 +211,12 @@ class KubernetesCluster:
             f"containerd-{node}", f"--config={config}", "--log-level=warn", before=("unshare", "-m", "sh", "-c", own)
         )
         ctr = ["ctr", f"--address={directory}/containerd.sock", "--namespace=k8s.io"]
-        wait_until(lambda: self._call(*ctr, "version"), what="containerd is up", timeout=30, interval=0.1)
+
+        def answers() -> bool:  # what ctr knows of itself, it prints in any case
+            return "Server:" in self._call(*ctr, "version")
+
+        # A kubelet whose containerd does not answer yet ends.
+        wait_until(answers, what="containerd is up", timeout=60, interval=0.1)
         if not (directory / "imported").exists():
             self._call(*ctr, "images", "import", f"{self.directory}/images.tar", check=True)
             (directory / "imported").touch()
@@ -267,14 +272,32 @@ class KubernetesCluster:
         )
 
     def wait_for_nodes(self) -> None:
-        """Wait until both nodes are ready."""
+        """Wait until both nodes are ready. A kubelet that has ended is started again, as the service of a node is."""
 
         def are_ready() -> bool:
+            for node in NODES:
+                code = self._processes[f"kubelet-{node}"].poll()
+                if code is not None:
+                    print(f"The kubelet of {node} has ended with {code}:\n{self.said_last(f'kubelet-{node}')}")
+                    time.sleep(1)
+                    self.start_kubelet(node)
             ready = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
             taints = self.kubectl("get", "nodes", "-o", "jsonpath={.items[*].spec.taints}")
             return self.kubectl("get", "nodes", "-o", ready).split() == ["True"] * len(NODES) and not taints.strip()
 
-        wait_until(are_ready, what="both nodes are ready", timeout=90, interval=0.2)
+        try:
+            wait_until(are_ready, what="both nodes are ready", timeout=90, interval=0.2)
+        except TimeoutError as error:
+            said = [
+                f"{name}, running: {process.poll() is None}\n{self.said_last(name)}"
+                for name, process in self._processes.items()
+            ]
+            raise TimeoutError("\n".join([str(error), self.kubectl("describe", "nodes"), *said])) from None
+
+    def said_last(self, name: str, lines: int = 20) -> str:
+        """The last lines that a daemon has printed."""
+        output = (self.directory / f"{name}.out").read_text(errors="replace")
+        return "\n".join(output.splitlines()[-lines:])
 
     def kubectl(self, *words: str, text: str | None = None) -> str:
         """What kubectl prints."""
