@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def wait_until(check: Callable[[], T], *, timeout: float = 20, what: str, interval: float = 0.01) -> T:
+def wait_until(check: Callable[[], T], *, timeout: float = 60, what: str, interval: float = 0.01) -> T:
     """Call ``check`` until it gives something true, and return that."""
     give_up = time.monotonic() + timeout
     while True:
@@ -19,3 +20,8 @@ def wait_until(check: Callable[[], T], *, timeout: float = 20, what: str, interv
         if time.monotonic() > give_up:
             raise TimeoutError(f"after {timeout:g} s still not: {what}")
         time.sleep(interval)
+
+
+def until(path: Path) -> str:
+    """A line of bash that waits until a file is there."""
+    return f"until test -e {path}; do sleep 0.1; done"

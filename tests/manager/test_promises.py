@@ -65,15 +65,20 @@ def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> in
 def waiting_runners(manager: subprocess.Popen[str]) -> list[int]:
     """The runners on standby of a manager."""
     children = Path(f"/proc/{manager.pid}/task/{manager.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"-s" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
+    return [pid for pid in map(int, children) if b"-s" in command_line(pid).split(b"\0")]
+
+
+def command_line(pid: int) -> bytes:
+    """The command line of a process; empty if it has ended, even if nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody has waited for yet has no command line."""
-    try:
-        return not Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+    """Whether a process has ended."""
+    return not command_line(pid)
 
 
 def remove(store: JobStore, name: str) -> None:

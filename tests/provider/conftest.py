@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.manager.runners.processes import pids
 from tests.waiting import wait_until
 
 
@@ -45,10 +46,11 @@ def store(home: Path) -> Iterator[JobStore]:
     yield found
     pid = found.manager_pid()
     if pid is not None:
-        os.kill(pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not found.manager_is_running(), what="the manager has ended")
     mark = os.fsencode(f"AIR_EXECUTOR_BASE_PATH={found.base_path}")
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for pid in pids():
         with contextlib.suppress(OSError):
-            if mark in path.read_bytes().split(b"\0"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                os.kill(pid, signal.SIGKILL)

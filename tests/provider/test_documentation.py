@@ -63,11 +63,12 @@ def test_examples_are_dags(name: str, tmp_path: Path) -> None:
         code = AROUND + textwrap.indent(code, "    ")
     (tmp_path / "example.py").write_text(code)
     environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = "200"
     environment["AIRFLOW__CORE__EXECUTOR"] = (
         "LocalExecutor,airflow_provider_air_executor.executor.AirExecutorExecutor"  # a task of an example names it
     )
     command = [sys.executable, "-c", CHECK, str(tmp_path / "example.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
 
 

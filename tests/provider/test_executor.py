@@ -30,6 +30,7 @@ from tests.waiting import wait_until
 @pytest.fixture
 def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AirExecutorExecutor:
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__BASE_PATH", str(tmp_path / "base"))
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED", "False")  # nothing here is to run
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
     return AirExecutorExecutor(parallelism=8)
 

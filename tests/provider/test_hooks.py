@@ -65,10 +65,10 @@ class TestEmbeddedManager:
         hook = AirExecutorHook()
         hook.create_job("a", ["echo hi"])
         pid = store.manager_pid()
-        assert hook.wait_for_job("a", timeout=20).state == "completed"
+        assert hook.wait_for_job("a", timeout=60).state == "completed"
         assert hook.read_log("a", "task-1").text == "hi\n"
         hook.create_job("b", ["true"])
-        assert hook.wait_for_job("b", timeout=20).state == "completed"
+        assert hook.wait_for_job("b", timeout=60).state == "completed"
         assert store.manager_pid() == pid
         assert hook.test_connection()[1].startswith(f"manager {pid} runs")
 
@@ -82,7 +82,7 @@ class TestEmbeddedManager:
         wait_until(store.manager_is_running, timeout=60, what="the manager runs")
         os.killpg(starter.pid, signal.SIGKILL)
         starter.communicate()
-        assert AirExecutorHook().wait_for_job("a", timeout=20).state == "completed"
+        assert AirExecutorHook().wait_for_job("a", timeout=60).state == "completed"
 
     def test_it_knows_nothing_of_the_airflow_task_that_started_it(
         self, store: JobStore, monkeypatch: pytest.MonkeyPatch
@@ -91,7 +91,7 @@ class TestEmbeddedManager:
         monkeypatch.setenv("__AIRFLOW_SUPERVISOR_FD", "7")
         hook = AirExecutorHook()
         hook.create_job("a", ["env"])
-        hook.wait_for_job("a", timeout=20)
+        hook.wait_for_job("a", timeout=60)
         log = hook.read_log("a", "task-1").text
         assert "AIRFLOW_CTX" not in log
         assert "SUPERVISOR" not in log
@@ -102,10 +102,10 @@ class TestEmbeddedManager:
         pid = store.manager_pid()
         assert pid
         os.kill(pid, signal.SIGKILL)
-        assert hook.wait_for_job("a", timeout=30).state == "completed"
+        assert hook.wait_for_job("a", timeout=60).state == "completed"
 
     def test_it_retires_after_the_configured_time(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED_IDLE_TIMEOUT", "0.2")
+        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED_IDLE_TIMEOUT", "2")
         AirExecutorHook().create_job("a", ["true"])
         wait_until(lambda: not store.manager_is_running(), what="it has retired")
         assert store.get_job("a").state == "completed"
@@ -123,11 +123,11 @@ def test_jobs_through_the_hook(store: JobStore, tmp_path: Path) -> None:
     assert hook.add_tasks("a", [{"id": "y", "command": "true", "dependencies": ["x"]}]) == ("y",)
     wait_until(lambda: len(hook.get_tasks("a")) == 2, what="y is there")
     (tmp_path / "go").touch()
-    failed = hook.wait_for_job("a", timeout=20)
+    failed = hook.wait_for_job("a", timeout=60)
     assert failed.state == "failed"
     (tmp_path / "ok").touch()
     hook.retry_job("a")
-    assert hook.wait_for_job("a", timeout=20, after_attempt=failed.attempt).state == "completed"
+    assert hook.wait_for_job("a", timeout=60, after_attempt=failed.attempt).state == "completed"
     assert hook.cancel_job("a") is False
     assert [job.name for job in hook.list_jobs()] == ["a"]
     hook.delete_job("a")

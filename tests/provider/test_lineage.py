@@ -25,7 +25,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from airflow_provider_air_executor.transfers import SqlToAirExecutorOperator
 from tests.provider.conftest import TaskInstance, context
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TASKS = [
@@ -83,13 +83,15 @@ class TestWhatIsTold:
         ]
         assert found.job_facets["sourceCode"].sourceCode == SOURCE
 
-    def test_a_task_that_was_deferred(self, store: JobStore) -> None:
+    def test_a_task_that_was_deferred(self, store: JobStore, tmp_path: Path) -> None:
         """It goes on in another process, where what ``execute`` has set is gone."""
+        tasks = [until(tmp_path / "go")]
         with pytest.raises(TaskDeferred):
-            operator(["sleep 0.6"], deferrable=True).execute(context())
+            operator(tasks, deferrable=True).execute(context())
+        (tmp_path / "go").touch()
         (name,) = store.job_names()
         wait_until(lambda: store.get_job(name).state == "completed", what="it has completed")
-        assert job_facet(told(operator(["sleep 0.6"], deferrable=True), "complete")).state == "completed"
+        assert job_facet(told(operator(tasks, deferrable=True), "complete")).state == "completed"
 
     def test_a_task_that_never_had_a_job(self, store: JobStore) -> None:
         found = told(operator("{{ not_a_list }}"), "fail")
@@ -168,7 +170,7 @@ class TestParent:
             "assert Operator(task_id='t', tasks=['true']).openlineage_inject_parent_job_info"
         )
         environment = {**os.environ, "AIRFLOW__OPENLINEAGE__SPARK_INJECT_PARENT_JOB_INFO": "True"}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=200)
 
     def test_the_triggerer_does_not_submit_it_since_it_does_not_know_the_run(self) -> None:
         tested = operator(["true"], start_from_trigger=True, openlineage_inject_parent_job_info=True)
@@ -188,7 +190,7 @@ from airflow_provider_air_executor import lineage, notifications, operators, sen
 operators.AirExecutorSubmitOperator(task_id="t", tasks=["true"], openlineage_inject_parent_job_info=True)
 assert lineage.parent_environment(None) == {{}}
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
 
 
 def test_nothing_of_it_is_imported_before_it_is_needed(home: Path) -> None:
@@ -197,4 +199,4 @@ import sys
 from airflow_provider_air_executor import lineage, notifications, operators, sensors, transfers
 assert not set({ITS_MODULES}) & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from airflow_provider_air_executor.sensors import AirExecutorJobSensor
 from airflow_provider_air_executor.transfers import SqlToAirExecutorOperator
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
 from tests.provider.conftest import context
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 KEY = "_link_AirExecutorJobLink"
 OWNER = SubmittedBy(dag_id="d", run_id="manual__2026-01-01T00:00:00+00:00", task_id="group.t", map_index=0)
@@ -62,19 +63,22 @@ def test_the_api_server_finds_it_without_our_code() -> None:
 
 
 class TestWhenItIsThere:
-    def test_while_the_task_waits_in_its_worker(self, store: JobStore) -> None:
+    def test_while_the_task_waits_in_its_worker(self, store: JobStore, tmp_path: Path) -> None:
         given = context()
-        worker = threading.Thread(target=operator(["sleep 1"]).execute, args=(given,))
+        worker = threading.Thread(target=operator([until(tmp_path / "go")]).execute, args=(given,))
         worker.start()
-        wait_until(lambda: KEY in given["ti"].pushed, what="the link is there")
-        assert not store.get_job("j").state.is_terminal
-        worker.join()
+        try:
+            wait_until(lambda: KEY in given["ti"].pushed, what="the link is there")
+            assert not store.get_job("j").state.is_terminal
+        finally:
+            (tmp_path / "go").touch()
+            worker.join()
         assert given["ti"].pushed[KEY] == links.job_url("j")
 
     def test_before_a_deferral(self, store: JobStore) -> None:
         given = context()
         with pytest.raises(TaskDeferred):
-            operator(["sleep 2"], deferrable=True).execute(given)
+            operator(["sleep 1000"], deferrable=True).execute(given)
         assert given["ti"].pushed[KEY] == links.job_url("j")
 
     def test_when_the_job_fails(self, store: JobStore) -> None:

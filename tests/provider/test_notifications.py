@@ -65,7 +65,9 @@ class TestParsing:
 class TestOneJobForEachEvent:
     def test_it_submits_and_does_not_wait(self, store: JobStore) -> None:
         AirExecutorNotifier(
-            tasks=[{"bash": "sleep 5", "id": "a"}, Task(command="echo", args=["hi"])], labels={"team": "a"}, priority=3
+            tasks=[{"bash": "sleep 1000", "id": "a"}, Task(command="echo", args=["hi"])],
+            labels={"team": "a"},
+            priority=3,
         )(event())
         (job,) = jobs(store)
         assert not job.state.is_terminal

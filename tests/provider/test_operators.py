@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from airflow.sdk import DAG, Asset
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferralError, TaskDeferred
 
+from airflow_provider_air_executor import operators
 from airflow_provider_air_executor.exceptions import (
     InvalidJobError,
     JobExistsError,
@@ -182,12 +184,19 @@ class TestWaiting:
         header = next(index for index, line in enumerate(lines) if line.split()[:2] == ["task", "status"])
         assert lines[header + 1].split()[:3] == ["talks", "completed", "1"]
 
-    def test_the_execution_timeout_cancels_the_job(self, store: JobStore) -> None:
+    def test_the_execution_timeout_cancels_the_job(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         from airflow.sdk.exceptions import AirflowTaskTimeout
         from airflow.sdk.execution_time.timeout import timeout
 
         tested = operator(["sleep 1000"], job_name="j", on_kill="leave")
-        with pytest.raises(AirflowTaskTimeout), timeout(1):
+        wait_for_job = tested.hook.wait_for_job
+
+        def wait(*args: Any, **kwargs: Any) -> Any:  # the time must not be over before there is a job
+            with timeout(1):
+                return wait_for_job(*args, **kwargs)
+
+        monkeypatch.setattr(tested.hook, "wait_for_job", wait)
+        with pytest.raises(AirflowTaskTimeout):
             tested.execute(context())
         wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
 
@@ -196,16 +205,26 @@ class TestWaiting:
         class KilledError(Exception):
             pass
 
-        tested = operator(["sleep 5"], job_name="j", on_kill=on_kill)
+        tested = operator(["sleep 1000"], job_name="j", on_kill=on_kill)
+        main = threading.main_thread().ident
 
         def kill(*_: object) -> None:
             tested.on_kill()
             raise KilledError
 
-        signal.signal(signal.SIGALRM, kill)
-        signal.setitimer(signal.ITIMER_REAL, 3)  # it has submitted the job by then
-        with pytest.raises(KilledError):
-            tested.execute(context())
+        def kill_while_it_waits() -> None:
+            wait_until(lambda: tested._waits_for and store.get_job("j").state == "working", what="it waits")
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        before = signal.signal(signal.SIGUSR1, kill)
+        killer = threading.Thread(target=kill_while_it_waits)
+        killer.start()
+        try:
+            with pytest.raises(KilledError):
+                tested.execute(context())
+        finally:
+            killer.join()
+            signal.signal(signal.SIGUSR1, before)
         wait_until(lambda: store.get_job("j").state == state, what=f"it is {state}")
 
     @pytest.mark.parametrize(
@@ -266,7 +285,7 @@ class TestDeferring:
     def test_it_defers_with_a_deadline_and_a_backstop_behind_it(self, store: JobStore) -> None:
         given = context()
         with pytest.raises(TaskDeferred) as deferred:
-            operator(["sleep 2"], job_name="j", deferrable=True, timeout=30).execute(given)
+            operator(["sleep 1000"], job_name="j", deferrable=True, timeout=30).execute(given)
         arguments = deferred.value.trigger.serialize()[1]
         assert given["ti"].pushed["job_name"] == "j"
         assert arguments["base_path"] == str(store.base_path)
@@ -278,11 +297,12 @@ class TestDeferring:
     def test_the_execution_timeout_counts_while_deferred_too(self, store: JobStore) -> None:
         with pytest.raises(TaskDeferred) as deferred:
             operator(
-                ["sleep 2"], job_name="j", deferrable=True, timeout=30, execution_timeout=timedelta(seconds=10)
+                ["sleep 1000"], job_name="j", deferrable=True, timeout=30, execution_timeout=timedelta(seconds=10)
             ).execute(context())
         assert deferred.value.trigger.serialize()[1]["deadline"] - datetime.now(tz=UTC).timestamp() < 11
 
-    def test_a_quick_job_is_not_worth_it(self, store: JobStore) -> None:
+    def test_a_quick_job_is_not_worth_it(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(operators, "_QUICK_SECONDS", 60)  # a machine may be slow
         assert operator(["true"], job_name="j", deferrable=True).execute(context()) == {}
 
     def test_events(self, store: JobStore) -> None:
@@ -304,7 +324,7 @@ class TestDeferring:
             tested.execute_complete(context(), {"job_name": "j", "message": "", "status": "completed"})
 
     def test_timeout_event_cancels(self, store: JobStore) -> None:
-        tested = operator(["sleep 1000"], job_name="j", wait_for_completion=False, timeout=1)
+        tested = operator(["sleep 1000"], job_name="j", wait_for_completion=False, timeout=1000)
         tested.execute(context())
         with pytest.raises(JobTimeoutError):
             tested.execute_complete(context(), {"job_name": "j", "message": "", "status": "timeout"})
@@ -328,7 +348,7 @@ class TestDeferring:
         with pytest.raises(JobTimeoutError if is_cancelled else TaskDeferralError):
             tested.resume_execution("__fail__", {"error": reason}, given)
         if is_cancelled:
-            assert tested.hook.wait_for_job("j", timeout=20).reason == "cancelled"
+            assert tested.hook.wait_for_job("j", timeout=60).reason == "cancelled"
         else:
             assert not store.requests()
             store.cancel("j")
@@ -420,7 +440,7 @@ class TestTriedAgain:
         assert deferred.value.trigger.owner == owners[1].model_dump(mode="json")
         assert not store.cancel("j", owners[0])
         assert store.cancel("j", owners[1])
-        assert tested.hook.wait_for_job("j", timeout=20).reason == "cancelled"
+        assert tested.hook.wait_for_job("j", timeout=60).reason == "cancelled"
 
     def test_the_job_of_somebody_else_is_not_touched(self, store: JobStore) -> None:
         operator(["true"], job_name="j").execute(context())

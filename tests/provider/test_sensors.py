@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.sensors import AirExecutorJobSensor
 from tests.provider.conftest import context
+from tests.waiting import until
 
 
 def sensor(name: str = "j", **kwargs: Any) -> AirExecutorJobSensor:
@@ -29,10 +31,11 @@ def test_poke_waits_for_the_end(store: JobStore) -> None:
     assert sensor().execute_complete(context(), event) == {"a": 7}
 
 
-def test_poke_says_true_only_when_it_has_completed(store: JobStore) -> None:
+def test_poke_says_true_only_when_it_has_completed(store: JobStore, tmp_path: Path) -> None:
     assert not sensor().poke(context())
-    AirExecutorHook().create_job("j", ["sleep 3"])
+    AirExecutorHook().create_job("j", [until(tmp_path / "go")])
     assert not sensor().poke(context())
+    (tmp_path / "go").touch()
     AirExecutorHook().wait_for_job("j")
     assert sensor().poke(context())
 

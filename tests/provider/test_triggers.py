@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger, AirExecutorSubmitTrigger
 from tests.provider.conftest import TaskInstance
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 
 def trigger(store: JobStore, name: str = "j", **kwargs: Any) -> AirExecutorJobTrigger:
@@ -36,7 +36,7 @@ def trigger(store: JobStore, name: str = "j", **kwargs: Any) -> AirExecutorJobTr
     return AirExecutorJobTrigger(**BaseSerialization.deserialize(BaseSerialization.serialize(arguments)))
 
 
-async def fired(tested: AirExecutorJobTrigger, timeout: float = 20) -> dict[str, str]:
+async def fired(tested: AirExecutorJobTrigger, timeout: float = 60) -> dict[str, str]:
     async with asyncio.timeout(timeout):
         events = [event.payload async for event in tested.run()]
     assert len(events) == 1
@@ -80,7 +80,7 @@ def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
 def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
     hook = AirExecutorHook()
     hook.create_job("j", ["[ $AIR_EXECUTOR_ATTEMPT = 2 ]"])
-    failed = hook.wait_for_job("j", timeout=20)
+    failed = hook.wait_for_job("j", timeout=60)
 
     async def scenario() -> dict[str, str]:
         waiting = asyncio.create_task(fired(trigger(store, after_attempt=failed.attempt)))
@@ -91,9 +91,10 @@ def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
     assert asyncio.run(scenario())["status"] == "completed"
 
 
-def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore) -> None:
+def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore, tmp_path: Path) -> None:
     hook = AirExecutorHook()
-    hook.create_job("j", ["sleep 1"])
+    hook.create_job("j", [until(tmp_path / "go")])
+    wait_until(lambda: store.get_job("j").state == "working", what="it works")  # nothing more is written until it ends
     whole = store.state_path("j").read_bytes()
 
     async def scenario() -> dict[str, str]:
@@ -101,29 +102,43 @@ def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore) -> None:
         waiting = asyncio.create_task(fired(trigger(store)))
         await asyncio.sleep(0.2)
         assert not waiting.done()
+        (tmp_path / "go").touch()
         return await waiting
 
     assert asyncio.run(scenario())["status"] == "completed"
 
 
-def test_progress_is_logged(store: JobStore) -> None:
+def said(lines: Sequence[Any]) -> list[str]:
+    """The messages that were logged, of those that structlog has captured."""
+    return [line["event"] % line.get("positional_args", ()) for line in list(lines)]
+
+
+def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
     from structlog.testing import capture_logs
 
     tested = trigger(store, poll_interval=0.1)
-    AirExecutorHook().create_job("j", [{"id": "a", "bash": "sleep 0.8"}, {"id": "b", "bash": "sleep 0.8"}])
+    tasks = [{"id": "a", "command": "true"}, {"id": "b", "bash": until(tmp_path / "go")}]
+    AirExecutorHook().create_job("j", tasks)
+
+    async def scenario() -> None:
+        waiting = asyncio.create_task(fired(tested, timeout=120))
+        progress = "job j: 1 of 2 tasks done, running: b"
+        await asyncio.to_thread(wait_until, lambda: progress in said(lines), timeout=90, what="its progress is told")
+        (tmp_path / "go").touch()
+        await waiting
+
     with capture_logs() as lines:
-        asyncio.run(fired(tested))
-    said = [line["event"] % line.get("positional_args", ()) for line in lines]
-    assert "job j: 1 of 2 tasks done, running: b" in said
+        asyncio.run(scenario())
 
 
-def test_the_embedded_manager_is_started_again(store: JobStore) -> None:
-    AirExecutorHook().create_job("j", ["sleep 1", "true"])
+def test_the_embedded_manager_is_started_again(store: JobStore, tmp_path: Path) -> None:
+    AirExecutorHook().create_job("j", [until(tmp_path / "go"), "true"])
     pid = store.manager_pid()
     assert pid
     wait_until(lambda: store.get_job("j").state == "working", what="it works")
     os.kill(pid, signal.SIGKILL)
-    assert asyncio.run(fired(trigger(store, embedded=True, poll_interval=0.2), timeout=60))["status"] == "completed"
+    (tmp_path / "go").touch()
+    assert asyncio.run(fired(trigger(store, embedded=True, poll_interval=0.2)))["status"] == "completed"
 
 
 def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +159,7 @@ def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.Mon
         monkeypatch.setattr(files, name, seen(getattr(files, name)))
 
     async def scenario() -> None:
-        waiting = [fired(trigger(store, f"j{number % 20}", poll_interval=0.1), timeout=60) for number in range(200)]
+        waiting = [fired(trigger(store, f"j{number % 20}", poll_interval=0.1), timeout=200) for number in range(200)]
         await asyncio.gather(*waiting)
 
     asyncio.run(scenario())
@@ -181,7 +196,7 @@ def test_a_user_ends_the_task(
     hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**{**OWNER, **submitted_by}))
     asyncio.run(trigger(store, owner=OWNER).on_kill())
     if is_cancelled:
-        assert hook.wait_for_job("j", timeout=20).reason == "cancelled"
+        assert hook.wait_for_job("j", timeout=60).reason == "cancelled"
     else:
         assert not store.requests()
         assert store.get_job("j").cancel_requested_at is None
@@ -195,25 +210,24 @@ def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
     store.cancel("j")
 
 
-def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobStore) -> None:
+def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobStore, tmp_path: Path) -> None:
     from structlog.testing import capture_logs
 
-    AirExecutorHook().create_job("j", [{"id": "a", "bash": "echo one; sleep 1; echo two; sleep 1; printf three"}])
+    line = f"echo one; {until(tmp_path / 'go')}; echo two; sleep 1; printf three"
+    AirExecutorHook().create_job("j", [{"id": "a", "bash": line}])
 
     async def interrupted() -> None:
         waiting = asyncio.create_task(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
-        await asyncio.sleep(0.5)
+        await asyncio.to_thread(wait_until, lambda: "a | one" in said(lines), what="its first line is told")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
 
     with capture_logs() as lines:
         asyncio.run(interrupted())
-        before = len(lines)
+        (tmp_path / "go").touch()
         asyncio.run(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
-    said = [line["event"] % line.get("positional_args", ()) for line in lines]
-    assert [line for line in said if "|" in line] == ["a | one", "a | two", "a | three"]
-    assert "a | one" in said[:before]
+    assert [line for line in said(lines) if "|" in line] == ["a | one", "a | two", "a | three"]
 
 
 def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:
@@ -230,7 +244,7 @@ def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:
 
 
 async def ended(tested: AirExecutorSubmitTrigger) -> TriggerEvent:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         (event,) = [event async for event in tested.run()]
     return event
 
@@ -324,7 +338,7 @@ class TestSubmitting:
             await tested.on_kill()
 
         asyncio.run(scenario())
-        assert AirExecutorHook().wait_for_job("j", timeout=20).reason == "cancelled"
+        assert AirExecutorHook().wait_for_job("j", timeout=60).reason == "cancelled"
 
     def test_the_deadline_is_the_same_for_the_next_triggerer(self, store: JobStore) -> None:
         tested = submitting(tasks=["sleep 1000"], job_name="j", timeout=1)
@@ -349,7 +363,8 @@ class TestEndsOfJobs:
                     events.append(event.payload)  # noqa: PERF401 - it goes on for ever
 
             reading = asyncio.create_task(take())
-            await asyncio.sleep(0.3)
+            reads = store.reader_path(tested._reader()).exists
+            await asyncio.to_thread(wait_until, reads, what="it reads")
             hook = AirExecutorHook()
             for name, line, team in (
                 ("b-1", "true", "x"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,11 +23,6 @@ def manager(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
 def bash(line: str, **more: Any) -> dict[str, Any]:
     """A task called ``a`` that runs a line of bash."""
     return {"id": "a", "bash": line, **more}
-
-
-def until(path: Path) -> str:
-    """What waits in bash until a file is there."""
-    return f"until test -e {path}; do sleep 0.1; done"
 
 
 def result(store: JobStore, name: str = "j", timeout: float = 60) -> Task:

@@ -19,11 +19,11 @@ from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result, until
+from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
 from tests.manager.runners.processes import kill
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
 

@@ -20,10 +20,10 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.records import Record, read_record
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result, until
+from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
 
