@@ -798,7 +798,9 @@ def _script(
         if VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
             lines.append(f"export {name}={shlex.quote(value)}")
     lines.append(script_elsewhere("$SLURM_JOB_ID", _BEGIN))
-    lines.append(f"run {shlex.quote(record_path)} - {shlex.join(words)}")
+    record = shlex.quote(record_path)
+    lines.append(f"[ ! -e {record} ] || exit 97")  # it has run: what sh says of the record would go into the task's log
+    lines.append(f"run {record} - {shlex.join(words)}")
     return os.fsencode("\n".join(lines) + "\n")
 
 

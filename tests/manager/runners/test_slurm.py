@@ -18,6 +18,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.records import Record, read_record
+from airflow_provider_air_executor.manager.runners.slurm import _script
 from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.conftest import bash, result
@@ -114,6 +115,17 @@ def test_a_start_that_is_not_known_any_more(tmp_path: Path) -> None:
     note.touch()
     os.utime(note, (0, 1_700_000_000))
     assert read_record(str(record), note) == Record(7, datetime.fromtimestamp(1_700_000_000, UTC), "token", 0)
+
+
+def test_a_second_run_of_what_has_run_says_nothing(tmp_path: Path) -> None:
+    """Its output would go into the log of the task."""
+    record, log = tmp_path / "j's record", tmp_path / "log"
+    words = [str(log), "", "echo", "hi"]
+    (tmp_path / "script").write_bytes(_script("x", {}, {}, str(record), words))
+    command = ["sh", "-c", f". {tmp_path}/script"]
+    runs = [subprocess.run(command, env={"SLURM_JOB_ID": "7"}, capture_output=True, check=False) for _ in range(2)]
+    assert [(run.returncode, run.stdout + run.stderr) for run in runs] == [(0, b""), (97, b"")]
+    assert log.read_text() == "hi\n"
 
 
 def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> None:
