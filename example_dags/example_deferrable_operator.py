@@ -15,7 +15,7 @@ def example_deferrable_operator():
         deferrable=True,
         timeout=600,
         poll_interval=1,
-        tasks=["sleep 2; echo one", "sleep 3; echo two", "sleep 4; echo three"],
+        tasks=["sleep 2; echo one", "sleep 3; echo two", "sleep 8; echo three"],
     )
 
 

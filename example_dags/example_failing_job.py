@@ -15,7 +15,7 @@ def example_failing_job():
         poll_interval=1,
         tasks=[
             {"id": "prepare", "command": "echo", "args": ["prepared"]},
-            {"id": "break", "bash": "sleep 2; echo the disk is on fire >&2; exit 3", "dependencies": ["prepare"]},
+            {"id": "break", "bash": "sleep 6; echo the disk is on fire >&2; exit 3", "dependencies": ["prepare"]},
             {"id": "report", "command": "echo", "args": ["never printed"], "dependencies": ["break"]},
         ],
     )

@@ -15,10 +15,10 @@ def example_submit_and_wait():
         task_id="submit",
         wait_for_completion=False,
         tasks=[
-            {"id": "download", "bash": "sleep 4; echo downloaded 3 files"},
+            {"id": "download", "bash": "sleep 6; echo downloaded 3 files"},
             {
                 "id": "transform",
-                "bash": "sleep 5; echo transformed the files of {{ run_id }}",
+                "bash": "sleep 8; echo transformed the files of {{ run_id }}",
                 "dependencies": ["download"],
             },
             {"id": "upload", "command": "echo", "args": ["uploaded 1 file"], "dependencies": ["transform"]},

@@ -14,10 +14,11 @@ def wait_until(check: Callable[[], T], *, timeout: float = 60, what: str, interv
     """Call ``check`` until it gives something true, and return that."""
     give_up = time.monotonic() + timeout
     while True:
+        is_late = time.monotonic() > give_up  # a last look is taken when the time is over, however late that is
         result = check()
         if result:
             return result
-        if time.monotonic() > give_up:
+        if is_late:
             raise TimeoutError(f"after {timeout:g} s still not: {what}")
         time.sleep(interval)
 

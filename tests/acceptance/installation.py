@@ -8,7 +8,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,19 +20,12 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
+from tests.processes import free_port
 from tests.waiting import wait_until
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
 _START_SECONDS = 180
 _STOP_SECONDS = 20
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Installation:
@@ -180,15 +172,23 @@ class Installation:
                 process.wait(max(0.1, give_up - time.monotonic()))
         for base_path in self.home.glob("air-executor*"):
             self.air_executor("stop", "--base-path", str(base_path), check=False)
-        for pid in self._left_behind():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        self._none_is_left()
         for process in self._processes.values():
             # A worker of a component may outlive it; as long as there is one, the group's number is not given away.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        with contextlib.suppress(TimeoutError):
+            wait_until(self._none_is_left, what="all processes have ended")
         shutil.rmtree(self.home, ignore_errors=True)
+
+    def _none_is_left(self) -> bool:
+        """Kill what is left; False if there was something, which may still be ending."""
+        left = self._left_behind()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return not left
 
     def _left_behind(self) -> list[int]:
         """Processes of this installation, wherever they have moved to: its home is in their environment."""

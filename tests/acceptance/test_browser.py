@@ -172,8 +172,13 @@ def test_a_log_is_followed(airflow: WithLogin, store: JobStore, page: Page) -> N
     expect(log).to_contain_text("tick 40\n")
     at_end = "box => box.scrollHeight - box.scrollTop - box.clientHeight < 24"
     wait_until(lambda: log.evaluate(at_end), what="the end is in sight")
-    log.evaluate("box => { box.scrollTop = 0 }")  # who looks back is not torn away
-    expect(page.get_by_label("Follow")).not_to_be_checked()
+
+    def looks_back() -> bool:
+        log.evaluate("box => { box.scrollTop = 0 }")
+        page.wait_for_timeout(200)  # the page hears of it with the next frame; what comes before that goes to the end
+        return not page.get_by_label("Follow").is_checked()
+
+    wait_until(looks_back, what="who looks back is not torn away")
     expect(log).to_contain_text("tick 50\n")
     assert log.evaluate("box => box.scrollTop") == 0
     go_on(store, "followed")
@@ -213,8 +218,8 @@ def test_a_server_that_is_away_for_a_while(airflow: WithLogin, store: JobStore, 
     page.route("**/api/jobs/**", lambda route: route.fulfill(status=502))
     page.goto(job_url(airflow, "away"))
     expect(page.get_by_role("alert")).to_be_visible()
-    page.unroute("**/api/jobs/**")
     page.route("**/events*", lambda route: route.fulfill(status=502))
+    page.unroute("**/api/jobs/**")
     expect(row(page, "transform-a")).to_contain_text("running")
     log = page.get_by_label("What transform-a has printed")
     expect(log).to_be_hidden()
@@ -303,6 +308,8 @@ def test_the_list_of_jobs(airflow: WithLogin, store: JobStore, page: Page) -> No
     for number in range(120):
         command = "true" if number % 10 else "false"
         store.submit(f"row-{number:03}", [command], labels={"kind": "odd" if number % 2 else "even"})
+    rows_of_all = [f"row-{number:03}" for number in range(120)]
+    wait_until(lambda: all(store.get_job(name).state.is_terminal for name in rows_of_all), what="they have ended")
     page.goto(airflow.url)
     page.get_by_role("button", name="Browse").click()
     page.get_by_role("menuitem", name="Air-Executor jobs").click()

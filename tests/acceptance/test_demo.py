@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import pids
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +76,11 @@ def assert_nothing_is_left(tmp_path: Path) -> None:
     """Neither a file nor a process."""
     assert list(tmp_path.iterdir()) == []
     mark = os.fsencode(str(tmp_path))
-    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if mark in readable(path)]
+
+    def none_is_left() -> bool:
+        return not [pid for pid in pids() if mark in readable(Path(f"/proc/{pid}/environ"))]
+
+    wait_until(none_is_left, what="no process is left")
 
 
 def readable(path: Path) -> bytes:

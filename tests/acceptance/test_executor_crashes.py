@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.acceptance.installation import Installation, free_port
+from tests.acceptance.installation import Installation
 from tests.acceptance.postgresql import PostgreSQL
-from tests.acceptance.test_executor import DAGS, EXECUTOR, evidence, is_gone
+from tests.acceptance.test_executor import DAGS, EXECUTOR, evidence
+from tests.processes import free_port, is_gone
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)
@@ -63,13 +64,18 @@ EACH_ONCE = collections.Counter(f"t{index}.-1" for index in range(TASKS))
 
 def start_half(airflow: Installation, marks: Path, seconds: float) -> str:
     """Start twenty tasks, and wait until ten of them run and ten are queued."""
-    run_id = airflow.trigger("many", {"seconds": seconds})
+    hold = marks / "hold"  # so that none ends before all ten have begun
 
     def is_half_way() -> bool:
         states = collections.Counter(airflow.task_states("many", run_id).values())
         return len(begun(marks, run_id)) == RUNNING and states["queued"] == TASKS - RUNNING
 
-    wait_until(is_half_way, timeout=90, what="ten run, ten are queued", interval=0.1)
+    hold.touch()
+    try:
+        run_id = airflow.trigger("many", {"seconds": seconds})
+        wait_until(is_half_way, timeout=90, what="ten run, ten are queued", interval=0.1)
+    finally:
+        hold.unlink()
     return run_id
 
 
@@ -122,7 +128,7 @@ def test_a_runner_is_killed(airflow: Installation, marks: Path, repetition: int)
     runner = int((store.runs_path(jobs[victim]) / "workload.1").read_text().split()[0])
     task = int(evidence(marks, run_id)[0].split()[3])
     os.kill(runner, signal.SIGKILL)
-    wait_until(lambda: is_gone(task), timeout=5, what="its task is gone too")
+    wait_until(lambda: is_gone(task), what="its task is gone too")
     state, _ = airflow.follow("many", run_id, timeout=300)
     assert state == "success", airflow.explain("many", run_id)
     # The victim has begun twice and ended once; it has one retry.

@@ -72,7 +72,7 @@ def test_standalone(tmp_path: Path) -> None:
         assert "Forcing executor" not in (airflow.home / "standalone.out").read_text()
         # What it leaves: tasks that run, and a manager that ends by itself.
         os.kill(airflow._processes["standalone"].pid, signal.SIGINT)
-        airflow._processes["standalone"].wait(60)
+        airflow._processes["standalone"].wait(120)
         assert store.manager_is_running()
 
         def is_down() -> bool:

@@ -56,6 +56,7 @@ class ApiServer(Installation):
             "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
                 {"type": "file", "log_file_path": str(self.lineage), "append": True}
             ),
+            "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",  # a listener that is slower is killed
             "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
             "PYTHONPATH": str(ROOT),
         }

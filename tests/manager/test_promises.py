@@ -16,6 +16,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import Managers, ended, outcomes, task
+from tests.processes import is_gone
 from tests.waiting import wait_until
 
 DATA = Path(__file__).parent.parent / "data"
@@ -74,11 +75,6 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return b""
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended."""
-    return not command_line(pid)
 
 
 def remove(store: JobStore, name: str) -> None:

@@ -17,7 +17,8 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
 from tests.manager.conftest import CLI, Managers, ended, outcomes, task
-from tests.manager.test_promises import is_gone, plain, remove, runner_pid, write_job
+from tests.manager.test_promises import plain, remove, runner_pid, write_job
+from tests.processes import is_gone
 from tests.waiting import wait_until
 
 

@@ -18,6 +18,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import processes
 from airflow_provider_air_executor.manager.runners.records import read_record
 from tests.manager.conftest import Managers, ended
+from tests.processes import is_gone
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="warm runners need Linux")
@@ -109,11 +110,6 @@ def fork_servers(manager: subprocess.Popen[str]) -> list[int]:
         if b"runners.forkserver" in words and int(parent) == manager.pid:
             found.append(int(path.parent.name))
     return found
-
-
-def is_gone(pid: int) -> bool:
-    status = processes._status(pid)
-    return status is None or status.state == "Z"
 
 
 def test_a_task_is_forked_from_a_process_that_has_imported_its_module(

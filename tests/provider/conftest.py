@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.runners.processes import pids
+from tests.processes import pids
 from tests.waiting import wait_until
 
 

@@ -13,8 +13,17 @@ from typing import Any
 from airflow.providers.standard.operators.bash import BashOperator
 from airflow.providers.standard.operators.python import PythonOperator
 from airflow.providers.standard.sensors.python import PythonSensor
-from airflow.providers.standard.sensors.time_delta import TimeDeltaSensorAsync
-from airflow.sdk import DAG, DeadlineAlert, DeadlineReference, SyncCallback, get_current_context, task
+from airflow.providers.standard.triggers.temporal import TimeDeltaTrigger
+from airflow.sdk import (
+    DAG,
+    BaseOperator,
+    Context,
+    DeadlineAlert,
+    DeadlineReference,
+    SyncCallback,
+    get_current_context,
+    task,
+)
 
 MARKS = Path(os.environ.get("EXECUTOR_TEST_MARKS", "/tmp"))
 COMMON: dict[str, Any] = {
@@ -38,6 +47,8 @@ def work(seconds: float | str = 0.0) -> None:
     seconds = float(seconds)
     name = f"{context['ti'].task_id}.{context['ti'].map_index}"
     mark(f"begin {name} {context['ti'].try_number} {os.getpid()}")
+    while (MARKS / "hold").exists():
+        time.sleep(0.05)
     time.sleep(seconds)
     mark(f"end {name} {context['ti'].try_number} {os.getpid()}")
 
@@ -58,10 +69,19 @@ with DAG("mapped", **COMMON):
     total(number.expand(value=list(range(20))))  # type: ignore[arg-type]
 
 
+class Defers(BaseOperator):
+    """Waits in the triggerer, and is done when it is back in a worker."""
+
+    def execute(self, context: Context) -> None:
+        """Defer."""
+        self.defer(trigger=TimeDeltaTrigger(dt.timedelta(seconds=8)), method_name="go_on")
+
+    def go_on(self, context: Context, event: Any = None) -> None:
+        """Be done."""
+
+
 with DAG("deferring", **COMMON):
-    TimeDeltaSensorAsync(task_id="wait", delta=dt.timedelta(seconds=15)) >> PythonOperator(
-        task_id="after", python_callable=work
-    )
+    Defers(task_id="wait") >> PythonOperator(task_id="after", python_callable=work)
 
 
 def is_poked_thrice() -> bool:
@@ -110,7 +130,7 @@ with DAG("options", **COMMON):
         task_id="times_out",
         python_callable=work,
         op_args=[300],
-        executor_config={"air_executor": {"timeout": 3}},
+        executor_config={"air_executor": {"timeout": 10}},
     )
     PythonOperator(task_id="invalid", python_callable=work, executor_config={"air_executor": {"memory": "1G"}})
 
@@ -175,4 +195,4 @@ with DAG("side_by_side", **COMMON):
     PythonOperator(task_id="default", python_callable=work)
     PythonOperator(task_id="chosen", python_callable=work, executor="AirExecutorExecutor")
     PythonOperator(task_id="queued", python_callable=work, executor="AirExecutorExecutor", queue="heavy")
-    TimeDeltaSensorAsync(task_id="deferred", delta=dt.timedelta(seconds=15), executor="AirExecutorExecutor")
+    Defers(task_id="deferred", executor="AirExecutorExecutor")

@@ -73,7 +73,7 @@ class DiesBeforeDeferral(AirExecutorSubmitOperator):
         return super()._defer_unless_quick(context, name, after_attempt)
 
 
-with DAG("dies_before_deferral", params={"seconds": 8}, **ARGUMENTS):
+with DAG("dies_before_deferral", params={"seconds": 20}, **ARGUMENTS):
     DiesBeforeDeferral(
         task_id="submit",
         tasks=[{"id": "work", "bash": LINE + "$AIR_EXECUTOR_OUTPUT"}],
@@ -90,10 +90,10 @@ for dag_id, deferrable in (("times_out", True), ("times_out_in_the_worker", Fals
             tasks=["sleep 600"],
             deferrable=deferrable,
             poll_interval=1,
-            execution_timeout=timedelta(seconds=6),
+            execution_timeout=timedelta(seconds=12),
         )
         AirExecutorSubmitOperator(
-            task_id="by_timeout", tasks=["sleep 600"], deferrable=deferrable, poll_interval=1, timeout=6
+            task_id="by_timeout", tasks=["sleep 600"], deferrable=deferrable, poll_interval=1, timeout=12
         )
 
 with DAG("fails_once", **ARGUMENTS):

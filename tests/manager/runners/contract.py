@@ -19,6 +19,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import Managers, ended
+from tests.processes import is_gone
 from tests.waiting import wait_until
 
 
@@ -193,7 +194,7 @@ class RunnerContract:
         pids = self._running(store, engine, engine.task(line), file)
         store.cancel("j")
         assert ended(store, "j", 30 * engine.patience).reason == "cancelled"
-        wait_until(lambda: not any(is_alive(pid) for pid in pids), what="all are gone", timeout=10 * engine.patience)
+        wait_until(lambda: all(map(is_gone, pids)), what="all are gone", timeout=10 * engine.patience)
 
     def test_cancelling_at_once(
         self, store: JobStore, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
@@ -250,11 +251,3 @@ class RunnerContract:
             manager = managers.start()
         assert ended(store, "j", 60 * engine.patience).state == "completed"
         assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False

@@ -23,7 +23,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.manager.runners.processes import free_port, kill, parent, pids
+from tests.processes import free_port, kill, parent, pids
 from tests.waiting import wait_until
 
 NODES = ("n1", "n2")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.manager.runners.processes import free_port, kill, parent, pids
+from tests.processes import free_port, kill, parent, pids
 from tests.waiting import wait_until
 
 NODES = ("n1", "n2")

@@ -22,7 +22,7 @@ from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
-from tests.manager.runners.processes import kill
+from tests.processes import kill
 from tests.waiting import until, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"

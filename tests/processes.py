@@ -1,4 +1,4 @@
-"""Processes of this machine, as the clusters of the tests start and end them."""
+"""Processes of this machine, as the tests start, find and end them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,14 @@ def parent(pid: int) -> int:
         return 0
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, even if nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
+
+
 def kill(found: Iterable[int]) -> None:
     """``kill -9``."""
     for pid in found:
@@ -30,9 +38,15 @@ def kill(found: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+_GIVEN: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that this process has not given to anybody else."""
+    while True:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            port: int = bound.getsockname()[1]
+        if port not in _GIVEN:
+            _GIVEN.add(port)
+            return port
