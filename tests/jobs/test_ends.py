@@ -50,6 +50,7 @@ async def told(found: JobEnds, number: int, *, confirm: bool = True, meanwhile: 
 
     reading = asyncio.create_task(read())
     if meanwhile is not None:
+        await asyncio.to_thread(wait_until, lambda: found._since or reading.done(), what="it reads")
         await asyncio.sleep(0.2)
         await asyncio.to_thread(meanwhile)
     await asyncio.to_thread(wait_until, lambda: len(names) >= number or reading.done(), what="they are told")
@@ -121,6 +122,7 @@ def test_while_one_reads_another_one_waits(store: JobStore) -> None:
         first = ends(store, interval=0.05)
         async with contextlib.aclosing(first.follow()) as following:
             reading = asyncio.ensure_future(anext(following))
+            await asyncio.to_thread(wait_until, lambda: first._since, what="it reads")
             await asyncio.sleep(0.2)
             second = asyncio.create_task(told(ends(store, interval=0.05), 1))
             end(store, "a")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +64,7 @@ def test_what_has_not_changed_is_not_read_again(store: JobStore, monkeypatch: py
 
 
 def test_looks_of_the_same_second_are_one(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FRESH_SECONDS", 60.0)
     index = JobIndex(store)
     looks: list[None] = []
     look = index._look
@@ -79,8 +79,8 @@ def test_looks_of_the_same_second_are_one(store: JobStore, monkeypatch: pytest.M
 
 
 def test_a_thread_looks_ahead_as_long_as_somebody_asks(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FRESH_SECONDS", 0.05)
-    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.5)
+    for name, value in (("_FRESH_SECONDS", 0.05), ("_SHARE", 0), ("_IDLE_SECONDS", 300)):
+        monkeypatch.setattr(module, name, value)
     store.submit("first", ["true"])
     index = JobIndex(store, ahead=True)
     assert names(index) == ["first"]
@@ -90,11 +90,14 @@ def test_a_thread_looks_ahead_as_long_as_somebody_asks(store: JobStore, monkeypa
     looked_by: list[threading.Thread] = []
     look = index._look
     monkeypatch.setattr(index, "_look", lambda: (looked_by.append(threading.current_thread()), look()))
-    for _ in range(20):
+
+    def has_looked() -> bool:
         index.jobs()
-        time.sleep(0.01)
-    assert looked_by
+        return len(looked_by) >= 3
+
+    wait_until(has_looked, what="it looks again while somebody asks")
     assert asked not in looked_by
+    monkeypatch.setattr(module, "_IDLE_SECONDS", 0.1)
     wait_until(lambda: not index._looks_ahead, what="it has ended, since nobody asks")
     store.submit("third", ["true"])
     wait_until(lambda: names(index)[0] == "third", what="who asks again is told")

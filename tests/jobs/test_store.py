@@ -26,6 +26,7 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -156,7 +157,8 @@ def test_a_fault_at_any_write_leaves_either_the_job_or_nothing(
         pytest.fail("the last write was never reached")
 
 
-def test_a_half_written_file_is_read_again(store: JobStore) -> None:
+def test_a_half_written_file_is_read_again(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_air_executor.jobs.store._HALF_WRITTEN_SECONDS", 30.0)
     store.submit("j", ["true"])
     whole = store.state_path("j").read_bytes()
     store.state_path("j").write_bytes(whole[:50])
@@ -291,6 +293,7 @@ class TestPublishing:
 
         reader = threading.Thread(target=read)
         reader.start()
+        wait_until(lambda: seen, what="it reads")
         for data in versions:
             files.publish(path, data)
         done.set()

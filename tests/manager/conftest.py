@@ -89,7 +89,7 @@ def task(task_id: str, bash: str = "true", after: str | list[str] = (), **more: 
     return {"id": task_id, "bash": bash, "dependencies": [after] if isinstance(after, str) else list(after), **more}
 
 
-def ended(store: JobStore, name: str, timeout: float = 20) -> Job:
+def ended(store: JobStore, name: str, timeout: float = 60) -> Job:
     """Wait for the end of a job."""
     return wait_until(
         lambda: (job := store.get_job(name)).state.is_terminal and job, timeout=timeout, what=f"{name} has ended"

@@ -13,6 +13,8 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import CLI, Managers, ended, task
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 
 @pytest.fixture
@@ -104,16 +106,28 @@ def test_status(run: Any, store: JobStore, manager: object) -> None:
     assert [job["name"] for job in json.loads(run("status", "--json").stdout)["jobs"]] == ["j"]
 
 
-def test_watching_a_job_ends_with_it(run: Any, store: JobStore, manager: object) -> None:
-    store.submit("j", ["sleep 3", "exit 1"])
-    done = run("status", "j", "--watch")
-    assert done.returncode == 1
-    assert "j: 0 of 2 tasks done" in done.stdout
-    assert "task task-2: exit code 1" in done.stdout
+def test_watching_a_job_ends_with_it(store: JobStore, managers: Managers, manager: object, tmp_path: Path) -> None:
+    store.submit("j", [until(tmp_path / "go"), "exit 1"])
+    environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
+    command = [*CLI, "status", "j", "--watch"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        first = watching.stdout.readline()
+        (tmp_path / "go").touch()
+        rest = watching.stdout.read()
+    assert watching.returncode == 1
+    assert first.startswith("j: 0 of 2 tasks done")
+    assert "task task-2: exit code 1" in rest
 
 
-def on_terminal(arguments: list[str], environment: dict[str, str], until: str) -> str:
-    """What a command shows on a terminal of 80 columns and 12 lines, until it has shown this."""
+def on_terminal(
+    arguments: list[str], environment: dict[str, str], *, first: str, then: Callable[[], object], last: str
+) -> str:
+    """What a command shows on a terminal of 80 columns and 12 lines.
+
+    :param first: what it shows before ``then`` is called.
+    :param last: what it shows before it is ended.
+    """
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 80, 0, 0))
     environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
@@ -123,10 +137,11 @@ def on_terminal(arguments: list[str], environment: dict[str, str], until: str) -
     os.close(side)
     shown = b""
     try:
-        while re.search(until, shown.decode(errors="replace")) is None:
-            shown += os.read(main, 65536)
-        process.send_signal(signal.SIGINT)
-        process.wait(10)
+        for expected, action in ((first, then), (last, partial(process.send_signal, signal.SIGINT))):
+            while re.search(expected, shown.decode(errors="replace")) is None:
+                shown += os.read(main, 65536)
+            action()
+        process.wait(60)
     finally:
         process.kill()
         process.wait()
@@ -135,14 +150,20 @@ def on_terminal(arguments: list[str], environment: dict[str, str], until: str) -
     return re.sub(r"\x1b\[[0-?]*[@-~]", "", text)
 
 
-def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, manager: object) -> None:
+def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, manager: object, tmp_path: Path) -> None:
     names = [f"nightly_report_of_a_long_name_{number}" + "-x" * 30 for number in range(20)]
     for name in names:
         store.submit(name, ["true"])
         ended(store, name)
-    store.submit("the-last", ["sleep 3", "true", "exit 3"])  # the list is looked at once a second
+    store.submit("the-last", [until(tmp_path / "go"), "true", "exit 3"])
     environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
-    shown = on_terminal(["status", "--watch"], environment, "the-last[^\n]+failed[^\n]+2/3[^\n]+exit")
+    shown = on_terminal(
+        ["status", "--watch"],
+        environment,
+        first="the-last[^\n]+working[^\n]+0/3",
+        then=(tmp_path / "go").touch,
+        last="the-last[^\n]+failed[^\n]+2/3[^\n]+exit",
+    )
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80
     assert any(re.fullmatch("the-last +working +[━╸╺]+ +0/3 .*", line) for line in lines)
@@ -152,10 +173,16 @@ def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, ma
     assert "21 jobs in" in "\n".join(screen)
 
 
-def test_watching_a_job_on_a_terminal(store: JobStore, managers: Managers, manager: object) -> None:
-    store.submit("j", ["sleep 1", {"id": "x" * 20, "bash": "exit 3"}])
+def test_watching_a_job_on_a_terminal(store: JobStore, managers: Managers, manager: object, tmp_path: Path) -> None:
+    store.submit("j", [until(tmp_path / "go"), {"id": "x" * 20, "bash": "exit 3"}])
     environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
-    shown = on_terminal(["status", "j", "--watch"], environment, "exit code 3")
+    shown = on_terminal(
+        ["status", "j", "--watch"],
+        environment,
+        first="0 of 2 tasks done, running: task-1",
+        then=(tmp_path / "go").touch,
+        last="exit code 3",
+    )
     assert max(map(len, shown.splitlines())) <= 80
     assert re.search("working ━* *.*0 of 2 tasks done, running: task-1", shown)
     assert re.search("failed .*1 of 2 tasks done, failed: x", shown)
@@ -230,10 +257,10 @@ def test_detach_and_stop(run: Any, store: JobStore) -> None:
         assert again.returncode == 4
         assert str(pid) in again.stderr
         assert store.manager_log_path.stat().st_mode & 0o777 == 0o600
+        wait_until(lambda: f"manager {pid} runs the jobs" in store.manager_log_path.read_text(), what="it says so")
     finally:
         assert run("stop").stdout == f"manager {pid} has ended\n"
     assert "no manager is running" in run("stop").stdout
-    assert f"manager {pid} runs the jobs" in store.manager_log_path.read_text()
 
 
 def test_replacing_waits_until_the_lock_is_free(run: Any, store: JobStore) -> None:
@@ -299,11 +326,11 @@ def test_the_base_path_of_the_configuration_file_is_used(tmp_path: Path, manager
 
 
 def test_an_idle_manager_retires_but_not_before_a_job_is_done(store: JobStore, managers: Managers) -> None:
-    process = managers.start("--idle-timeout", "0.3")
     for number in range(5):
-        store.submit(f"j{number}", ["sleep 0.2"])
-        assert ended(store, f"j{number}").state == "completed"
-    assert process.wait(10) == 0
+        store.submit(f"j{number}", ["sleep 1"])
+    process = managers.launch("--idle-timeout", "0.3")
+    assert process.wait(60) == 0
+    assert [store.get_job(f"j{number}").state for number in range(5)] == ["completed"] * 5
     assert store.manager_pid() is None
 
 

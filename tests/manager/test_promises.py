@@ -17,7 +17,7 @@ from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.conftest import Managers, ended, outcomes, task
 from tests.processes import is_gone
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 DATA = Path(__file__).parent.parent / "data"
 
@@ -162,6 +162,7 @@ class TestRunners:
     ) -> None:
         (first,) = wait_until(lambda: waiting_runners(manager), what="a runner waits")
         os.kill(first, signal.SIGKILL)
+        wait_until(lambda: is_gone(first), what="it has ended")
         store.submit("j", ["true"])
         assert ended(store, "j").state == "completed"
         os.kill(wait_until(lambda: waiting_runners(manager), what="a runner waits")[0], signal.SIGSTOP)
@@ -218,7 +219,7 @@ class TestRunners:
     ) -> None:
         """Also on a command that ignores SIGTERM, and on children that have left the session."""
         line = f"trap '' TERM; setsid sleep 1000 & echo $! > {tmp_path}/pid; while :; do sleep 1; done"
-        store.submit("j", [task("a", line, timeout=0.3)])
+        store.submit("j", [task("a", line, timeout=5)])
         assert ended(store, "j").reason == "timeout"
         child = int((tmp_path / "pid").read_text())
         wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the child is gone")
@@ -232,7 +233,7 @@ class TestRunners:
 
     def test_task_timeout_of_the_settings(self, store: JobStore, managers: Managers) -> None:
         managers.start("--task-timeout", "0.3")
-        store.submit("j", [task("a", "sleep 1000"), task("b", "sleep 0.6", timeout=5)], max_parallel_tasks=2)
+        store.submit("j", [task("a", "sleep 1000"), task("b", "sleep 0.6", timeout=60)], max_parallel_tasks=2)
         assert ended(store, "j").reason == "timeout"
         assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("completed", None)}
 
@@ -246,7 +247,7 @@ class TestRunners:
 class TestLimits:
     def test_number_of_runners_is_limited(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         managers.start("--max-concurrent-runners", "3")
-        line = f"echo + >> {tmp_path}/out; sleep 0.05; echo - >> {tmp_path}/out"
+        line = f"echo + >> {tmp_path}/out; sleep 0.3; echo - >> {tmp_path}/out"
         for number in range(4):
             store.submit(f"j{number}", [line] * 5, max_parallel_tasks=5)
         for number in range(4):
@@ -259,7 +260,7 @@ class TestLimits:
         for name, limit, expected in (("one", None, 1), ("two", 2, 2)):
             store.submit(
                 name,
-                [f"echo + >> {tmp_path}/{name}; sleep 0.05; echo - >> {tmp_path}/{name}"] * 6,
+                [f"echo + >> {tmp_path}/{name}; sleep 0.3; echo - >> {tmp_path}/{name}"] * 6,
                 max_parallel_tasks=limit,
             )
             assert ended(store, name).state == "completed"
@@ -311,20 +312,22 @@ class TestBadJobs:
         self, store: JobStore, manager: subprocess.Popen[str], tasks: object, says: str
     ) -> None:
         write_job(store, "j", tasks)
-        job = ended(store, "j", timeout=5)
+        job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "invalid")
         assert says in (job.error or "")
         assert "retry the job" in (job.error or "")
 
     def test_missing_tasks_fail_the_job(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         (write_job(store, "j", []) / "tasks.json").unlink()
-        assert "missing" in (ended(store, "j", timeout=5).error or "")
+        assert "missing" in (ended(store, "j").error or "")
 
     def test_corrupt_state_is_set_aside(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         path = write_job(store, "elsewhere", [plain("a", "true")], state="failed").rename(store.jobs_path / ".j")
         (path / "state.json").write_text('{"id": "j-1", "na')
         path = path.rename(store.jobs_path / "j")
-        wait_until(lambda: list(path.glob(".state.json.invalid-*")), what="it is set aside")
+        wait_until(
+            lambda: list(path.glob(".state.json.invalid-*")) and (path / "state.json").exists(), what="it is set aside"
+        )
         assert ended(store, "j").reason == "invalid"
         assert [file.read_text() for file in path.glob(".state.json.invalid-*")] == ['{"id": "j-1", "na']
 
@@ -370,8 +373,9 @@ class TestBadJobs:
 
 class TestForeignFiles:
     @pytest.mark.parametrize("kind", sorted(path.name for path in DATA.iterdir()))
-    def test_files_of_the_existing_format_run(self, store: JobStore, manager: subprocess.Popen[str], kind: str) -> None:
+    def test_files_of_the_existing_format_run(self, store: JobStore, managers: Managers, kind: str) -> None:
         """Written in place, not atomically: one file a moment after the other, in either order, in two halves."""
+        managers.start("--poll-interval", "30")  # that long it may take to write a job
         for order in (("tasks.json", "state.json"), ("state.json", "tasks.json")):
             name = order[0].partition(".")[0]
             path = store.jobs_path / name
@@ -470,9 +474,10 @@ else:
 class TestTasksAddedAtRuntime:
     @pytest.mark.parametrize("how", ["rename", "in-place"])
     def test_a_task_that_appends_to_its_own_list(
-        self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path, how: str
+        self, store: JobStore, managers: Managers, tmp_path: Path, how: str
     ) -> None:
         """While snapshots are written all the time, and as the last thing the last task does."""
+        managers.start("--poll-interval", "30")  # that long a list may be half-written
         (tmp_path / "add.py").write_text(ADD)
         busy = [task(f"busy{number}", "sleep 0.02") for number in range(40)]
         adding = [
@@ -591,13 +596,14 @@ class TestCrashes:
             other.kill()
             other.wait()
 
-    def test_sigterm_ends_the_manager_not_the_tasks(self, store: JobStore, managers: Managers) -> None:
+    def test_sigterm_ends_the_manager_not_the_tasks(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         process = managers.start()
-        store.submit("j", [task("a", "sleep 0.5; echo done")])
+        store.submit("j", [task("a", f"{until(tmp_path / 'go')}; echo done")])
         runner_pid(store, "j", "a")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert store.get_job("j").state == "working"
+        (tmp_path / "go").touch()
         managers.start()
         assert ended(store, "j").state == "completed"
         assert store.read_log("j", "a").text == "done\n"
@@ -613,7 +619,7 @@ class TestCrashes:
         self, store: JobStore, manager: subprocess.Popen[str], managers: Managers, tmp_path: Path
     ) -> None:
         second = managers.launch()
-        assert second.wait(10) == 4
+        assert second.wait(60) == 4
         assert f"process {manager.pid}" in second.communicate()[1]
         store.submit("j", [f"echo x >> {tmp_path}/out"] * 20, max_parallel_tasks=5)
         assert ended(store, "j").state == "completed"

@@ -27,7 +27,13 @@ MODULES = {
     "heavy": "import os\nIMPORTED_BY = os.getpid()\n",
     "broken": "raise ImportError('it is not installed')\n",
     "threaded": "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n",
-    "slow": "import time\ntime.sleep(3)\n",
+    # It ends with its manager, too, whose streams it holds.
+    "slow": """\
+import os, time
+parent = os.getppid()
+while os.getppid() == parent and not os.path.exists(__file__ + ".go"):
+    time.sleep(0.02)
+""",
     "report": """\
 import heavy, json, os, sys
 print(json.dumps({
@@ -61,7 +67,7 @@ time.sleep(600)
 """,
     "waits": """\
 import os, sys, time
-print("started")
+print("started", flush=True)
 while not os.path.exists(sys.argv[1]):
     time.sleep(0.02)
 sys.exit(7)
@@ -88,7 +94,7 @@ def warm(module: str, *args: object, **more: Any) -> dict[str, Any]:
 def run(store: JobStore, name: str, task: dict[str, Any], **more: Any) -> Task:
     """Run a job of one task, and return that task."""
     store.submit(name, [task], **more)
-    ended(store, name, 30)
+    ended(store, name)
     return store.get_tasks(name)[0]
 
 
@@ -195,13 +201,15 @@ def test_a_failing_preload_means_cold_starts(store: JobStore, managers: Managers
 
 
 def test_a_task_that_is_cancelled_before_its_modules_are_imported_never_starts(
-    store: JobStore, managers: Managers
+    store: JobStore, managers: Managers, modules: Path
 ) -> None:
     managers.start("--preload", "slow")
     store.submit("job", [warm("report")])
     wait_until(lambda: store.get_job("job").state == "working", what="it is taken in")
     store.cancel("job")
-    assert ended(store, "job", 2).reason == "cancelled"
+    assert ended(store, "job").reason == "cancelled"
+    (modules / "slow.py.go").touch()
+    assert run(store, "next", warm("report")).exit_code == 0  # now they are imported
     assert store.read_log("job", "a").text == ""
 
 
@@ -227,7 +235,7 @@ def test_a_runner_that_is_killed_is_lost_and_takes_its_session_along(
     runner, child = (int(pid) for pid in file.read_text().split())
     os.kill(runner, signal.SIGKILL)
     assert ended(store, "job").reason == "lost"
-    assert is_gone(child)
+    wait_until(lambda: is_gone(child), what="its child is gone")
 
 
 def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Managers, tmp_path: Path) -> None:
@@ -235,7 +243,10 @@ def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Man
     server = None
     store.submit("job", [warm("waits", tmp_path / "go")])
     store.submit("killed", [warm("family", tmp_path / "pids")])
-    wait_until(lambda: store.read_log("job", "a").data and (tmp_path / "pids").exists(), what="they run")
+    pids = tmp_path / "pids"
+    wait_until(
+        lambda: store.read_log("job", "a").data and pids.exists() and pids.read_text().endswith("\n"), what="they run"
+    )
     server = fork_servers(first)[0]
     managers.kill(first)
     wait_until(lambda: is_gone(server), what="the fork server is gone with its manager")

@@ -145,7 +145,7 @@ class RunnerContract:
         assert store.get_outputs("j") == {"a": {"rows": 7}}
 
     def test_timeout(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
-        task = run(engine.task("echo begun; sleep 100", timeout=1))
+        task = run(engine.task("echo begun; sleep 100", timeout=5))
         assert (task.status, task.reason) == ("failed", "timeout")
         assert store.read_log("j", "a").text.startswith("begun\n")
 
@@ -176,8 +176,10 @@ class RunnerContract:
         return [int(word) for word in file.read_text().split()]
 
     def test_cancelling_lets_it_clean_up(
-        self, store: JobStore, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
+        self, store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
     ) -> None:
+        engine.prepare(managers)
+        managers.start("--kill-grace", "30")
         file = tmp_path / "pids"
         line = f"trap 'echo cleaned; exit 9' TERM; echo $$ > {file}; while :; do sleep 0.1; done"
         self._running(store, engine, engine.task(line), file)

@@ -247,6 +247,7 @@ class KubernetesCluster:
             "nodeStatusReportFrequency": "2s",
             "nodeLeaseDurationSeconds": 4,
             "serializeImagePulls": False,
+            "containerLogMaxSize": "48Mi",  # more than what is printed before it can be followed
             "registryPullQPS": 0,
             "eventRecordQPS": 0,
             "kubeAPIQPS": 200,

@@ -123,7 +123,7 @@ class SlurmCluster:
                 self.call("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
             return bool(states) and set(states) == {"idle"}
 
-        wait_until(are_idle, what="both nodes are idle", timeout=40, interval=0.1)
+        wait_until(are_idle, what="both nodes are idle", timeout=90, interval=0.1)
 
     def call(self, *words: str, check: bool = False) -> str:
         """What one of Slurm's commands prints."""
@@ -147,6 +147,10 @@ class SlurmCluster:
 
     def _ours(self) -> list[int]:
         return [pid for pid in pids() if f"SLURM_CONF={self.config}" in _environment(pid)]
+
+    def runs(self, name: str) -> bool:
+        """Whether one of the programs of this cluster runs."""
+        return any(_name(pid) == name for pid in self._ours())
 
     def cancel_all(self) -> None:
         """End all jobs."""

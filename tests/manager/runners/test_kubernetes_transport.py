@@ -45,14 +45,16 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def client(*answers: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
+async def client(
+    *answers: bytes, tls: ssl.SSLContext | None = None, timeout: float = 10, keep: float = 60
+) -> AsyncIterator[tuple[httpx.AsyncClient, Server]]:
     """A client, and a server that it may ask; ``tls``: the server's."""
     server = Server(list(answers))
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
     address = f"{'https' if tls else 'http'}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    transport = Transport(ssl.create_default_context(), keep=0.5)
+    transport = Transport(ssl.create_default_context(), keep=keep)
     try:
-        async with httpx.AsyncClient(base_url=address, transport=transport, timeout=1) as asking:
+        async with httpx.AsyncClient(base_url=address, transport=transport, timeout=timeout) as asking:
             yield asking, server
     finally:
         listening.close()
@@ -153,7 +155,7 @@ def test_a_connection_that_was_idle() -> None:
 
     async def test() -> None:
         once = OK + b"Content-Length: 1\r\n\r\nx"
-        async with client(once + b"CLOSE", once, once) as (asking, server):
+        async with client(once + b"CLOSE", once, once, keep=0.5) as (asking, server):
             await asking.get("/")
             await asyncio.sleep(0.1)
             await asking.get("/")
@@ -215,7 +217,8 @@ def test_what_is_no_address(address: str) -> None:
 )
 def test_what_cannot_be_understood(answer: bytes, error: type[Exception]) -> None:
     async def test() -> None:
-        async with client(answer, OK + b"Content-Length: 1\r\n\r\nx") as (asking, server):
+        patience = 1 if error is httpx.ReadTimeout else 10
+        async with client(answer, OK + b"Content-Length: 1\r\n\r\nx", timeout=patience) as (asking, server):
             with pytest.raises(error):
                 await asking.get("/")
             assert (await asking.get("/")).content == b"x"
@@ -239,7 +242,7 @@ def test_nobody_listens() -> None:
         async with client() as (asking, _):
             pass
         transport = Transport(ssl.create_default_context(), keep=1)
-        async with httpx.AsyncClient(base_url=asking.base_url, transport=transport, timeout=1) as again:
+        async with httpx.AsyncClient(base_url=asking.base_url, transport=transport, timeout=10) as again:
             with pytest.raises(httpx.ConnectError):
                 await again.get("/")
 
