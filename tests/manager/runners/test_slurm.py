@@ -97,8 +97,9 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
 def test_where_it_was_if_squeue_has_not_seen_it_run(
     store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
 ) -> None:
+    engine.config = "runners: {slurm: {poll_interval: 60}}\n"
     engine.prepare(managers)
-    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", "exit 0")
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", "exit 0")  # it may be asked at once
     managers.start()
     store.submit("j", [bash("sleep 2")])
     assert re.fullmatch(r"Slurm job \d+", result(store).where or "")
