@@ -10,6 +10,7 @@ import math
 import random
 import ssl
 import stat
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -516,6 +517,41 @@ def test_how_a_bundle_has_ended(
         attendant.close()
     assert [told[f"t{number}"] for number in range(3)] == found
     assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
+
+
+def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_path: Path) -> None:
+    """Its limit of time would be over at once, and what has completed be killed."""
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    runs = parts(tmp_path)
+    for number, part in enumerate(runs):
+        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod.output.take(done(0) + frame(1, "begin 1"))
+    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(137, "Error", "2\n", None))
+    pod.is_created = pod.is_gone = True
+    told: list[tuple[str, str]] = []
+    full_until = time.monotonic() + 1.5
+
+    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
+        if run is runs[1] and time.monotonic() < full_until:
+            raise OSError(28, "the disk is full")
+
+    attendant = Attendant(
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
+        "me",
+        limits,
+        tell=lambda event: told.append((type(event).__name__, event.attempt.task_id)),
+        again=lambda _, left: told.extend(("Left", part.task_id) for part in left),
+        created=lambda pod: None,
+        keep=keep,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        wait_until(lambda: ("Left", "t2") in told, what="all is told")
+    finally:
+        attendant.close()
+    assert [event for event in told if event[0] != "Placed"] == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
 
 
 @pytest.mark.parametrize(

@@ -700,7 +700,7 @@ class Attendant:
 
     def _part_runs(self, pod: Pod, part: Part) -> None:
         """Tell that an attempt has begun, if it has not ended meanwhile: its end may come with what is read next."""
-        if part.is_done or part.is_over or part.begun_at is None or pod.token not in self._pods:
+        if pod.is_over or part.is_done or part.is_over or part.begun_at is None or pod.token not in self._pods:
             return
         self._run_has_started(part, part.begun_at)
         if pod.status is not None:
