@@ -404,7 +404,8 @@ class Manager:
         that an earlier run replaced last goes the same way.
         """
         # The time of the last change: that of the content may be older, if the file was prepared or copied.
-        since = os.lstat(self._store.state_path(name)).st_ctime
+        # Rounded as the times are that it is compared with, so that equal ones stay equal.
+        since = os.lstat(self._store.state_path(name)).st_ctime_ns / 1e9
         has_ended = name in self._ended  # before our eyes, with all that was recorded
         previous = self._store.previous_tasks_path(name)
         replaced = files.stamp(previous)
