@@ -41,6 +41,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         }
         installation = Installation(dags, settings)
         installation.base_path.mkdir(mode=0o700)
+        # So that all of fifty jobs run at the same time.
         (installation.base_path / "config.yaml").write_text("max_concurrent_runners: 60\n")
         with installation:
             yield installation

@@ -26,7 +26,8 @@ from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
 
 # run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
-# Output of the command is descriptor 3, the log; what sh itself has to say ("Killed") does not belong there.
+# Output of the command is descriptor 3, the log; what sh itself has to say does not belong there. But a dash says
+# in the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
 # The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
 # name is the record of another run.
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
