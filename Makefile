@@ -8,6 +8,7 @@
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
 VENV ?= .venv
+WORKERS ?= 8
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(AIRFLOW)
@@ -25,7 +26,7 @@ up: $(READY)
 	@exec $(BIN)/python demo.py --up
 
 test: $(READY) postgresql chromium slurm
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 # The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
 postgresql:
@@ -43,10 +44,10 @@ slurm:
 
 # The tests of the runner kubernetes run where this has been built.
 kubernetes-build:
-	@tests/manager/runners/build_kubernetes.sh
+	@tests/support/build_kubernetes.sh
 
 kubernetes: kubernetes-build $(READY)
-	@exec $(BIN)/python -m tests.manager.runners.kubernetes_cluster
+	@exec $(BIN)/python -m tests.support.kubernetes_cluster
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.acceptance.installation import Installation
-from tests.processes import free_port
+from tests.support.installation import Installation
+from tests.support.ports import free_port
 
 HERE = Path(__file__).resolve().parent
 DAG_ID = "example_submit_and_wait"

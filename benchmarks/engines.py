@@ -42,10 +42,11 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.runners.kubernetes_cluster import IMAGE, KubernetesCluster
-from tests.manager.runners.kubernetes_cluster import PATH as KUBERNETES_PATH
-from tests.manager.runners.slurm_cluster import SlurmCluster
-from tests.waiting import wait_until
+from tests.support.kubernetes_cluster import IMAGE, KubernetesCluster
+from tests.support.kubernetes_cluster import PATH as KUBERNETES_PATH
+from tests.support.processes import exit_on_sigterm
+from tests.support.slurm_cluster import SlurmCluster
+from tests.support.waiting import wait_until
 
 SINGLE = 5
 SETTLE_SECONDS, WATCHED_SECONDS = 30, 30
@@ -311,4 +312,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

@@ -48,8 +48,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from tests.acceptance.installation import COMPONENTS, Installation
-from tests.waiting import wait_until
+from tests.support.installation import COMPONENTS, Installation
+from tests.support.processes import exit_on_sigterm
+from tests.support.waiting import wait_until
 
 LOCAL, OURS = "LocalExecutor", "ours"
 CLASSES = {LOCAL: LOCAL, OURS: "airflow_provider_air_executor.executor.AirExecutorExecutor"}
@@ -365,7 +366,7 @@ def measure_installation(executor: str, running: int, arguments: argparse.Namesp
     try:
         with contextlib.ExitStack() as stack:
             if arguments.postgresql:
-                from tests.acceptance.postgresql import PostgreSQL
+                from tests.support.postgresql import PostgreSQL
 
                 settings["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] = stack.enter_context(PostgreSQL()).url
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="air-executor-benchmark-")))
@@ -462,7 +463,6 @@ def main(arguments: argparse.Namespace) -> int:
     """
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "orphans cannot be had")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"Airflow {version('apache-airflow')}, {'PostgreSQL' if arguments.postgresql else 'SQLite'}, "
@@ -492,6 +492,7 @@ def setting(text: str) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=100, help="of each DAG; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")

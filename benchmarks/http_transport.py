@@ -28,7 +28,8 @@ import httpx
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
-from tests.manager.runners.kubernetes_cluster import make_certificates
+from tests.support.kubernetes_cluster import make_certificates
+from tests.support.processes import exit_on_sigterm
 
 PIECE = b"0123456789abcde\n"
 POD = {"metadata": {"name": "x" * 20}, "spec": {"containers": [{"args": ["x" * 1000]}], "more": list(range(60))}}
@@ -116,4 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

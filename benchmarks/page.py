@@ -15,8 +15,6 @@ import os
 import platform
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,8 +30,9 @@ from urllib.parse import urlencode
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
-from tests.acceptance.installation import Installation
-from tests.waiting import wait_until
+from tests.support.installation import Installation
+from tests.support.processes import exit_on_sigterm
+from tests.support.waiting import wait_until
 
 _SEED = 1
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -52,16 +51,11 @@ class ApiServer(Installation):
 
     def start(self) -> None:
         """Start it, with a DAG for each that the jobs name."""
-        self.airflow("db", "migrate")
+        self.create_database()
         self.airflow("dags", "reserialize")
         self.start_component("api-server")
         wait_until(self._answers, timeout=180, what="the API server answers", interval=0.5)
         self.api("/dags")  # makes the token
-
-    def airflow(self, *arguments: str) -> None:
-        """Run Airflow's command line."""
-        command = [sys.executable, "-m", "airflow", *arguments]
-        subprocess.run(command, env=self.environment, check=True, stdout=subprocess.DEVNULL)
 
     def _answers(self) -> bool:
         try:
@@ -245,4 +239,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     main()

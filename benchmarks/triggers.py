@@ -40,7 +40,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_air_executor.jobs.models import JobState, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
-from tests.waiting import wait_until
+from tests.support.processes import exit_on_sigterm
+from tests.support.waiting import wait_until
 
 OURS, POLL, SLEEP = "ours", "a poll per trigger", "only sleeps"
 POLL_SECONDS = 5.0
@@ -218,7 +219,7 @@ def cpu_of(root: int) -> float:
 
 def measure_in_airflow(kind: str, number: int, seconds: float) -> dict[str, float]:
     """Wait for so many jobs in a real triggerer."""
-    from tests.acceptance.installation import Installation
+    from tests.support.installation import Installation
 
     with tempfile.TemporaryDirectory(prefix="air-executor-benchmark-") as directory:
         store = JobStore(Path(directory) / "base")
@@ -290,6 +291,7 @@ def show(number: int, what: str, found: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
+    exit_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiters", type=int, nargs="*", default=[100, 1_000, 10_000], help="default: %(default)s")
     parser.add_argument("--airflow", type=int, nargs="*", default=[], help="numbers of waiters in a real triggerer")

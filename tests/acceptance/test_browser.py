@@ -16,10 +16,10 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwr
 
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.acceptance.installation import Installation
-from tests.waiting import wait_until
+from tests.support.installation import Installation
+from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.airflow, pytest.mark.browser, pytest.mark.xdist_group("browser")]
 DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
 ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS") or Path(__file__).resolve().parents[2] / "test-artifacts")
 USER = "ada"
@@ -140,8 +140,8 @@ def go_on(store: JobStore, name: str) -> None:
 def start(airflow: WithLogin, store: JobStore, name: str) -> str:
     """Start a DAG run that submits the job, and wait until its second task runs."""
     run_id = airflow.trigger("watched", {"job": name})
-    wait_until(lambda: name in store.job_names(), timeout=90, what=f"job {name} is there")
-    wait_until(lambda: store.get_tasks(name)[1].status == "running", timeout=60, what="it runs")
+    wait_until(lambda: name in store.job_names(), what=f"job {name} is there")
+    wait_until(lambda: store.get_tasks(name)[1].status == "running", what="it runs")
     return run_id
 
 
@@ -246,7 +246,7 @@ def test_what_failed_of_a_large_job(airflow: WithLogin, store: JobStore, page: P
     for number in range(1, 1000):
         tasks[number]["dependencies"] = [f"t{number - 1}"] if number % 100 else []
     store.submit("large", tasks, max_parallel_tasks=20)
-    wait_until(lambda: store.get_job("large").state.is_terminal, timeout=120, what="it has ended")
+    wait_until(lambda: store.get_job("large").state.is_terminal, what="it has ended")
     page.goto(job_url(airflow, "large"))
     expect(page.get_by_label("Task t750")).to_contain_text("exit code 1")  # on the second page of the list
     expect(page.get_by_role("button", name="t750: failed")).to_be_visible()

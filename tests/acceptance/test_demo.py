@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import pids
-from tests.waiting import wait_until
+from tests.support.processes import with_environment
+from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.airflow
 
 
 @pytest.mark.parametrize(("dag_id", "code"), [("example_submit_and_wait", 0), ("example_failing_job", 1)])
@@ -64,10 +64,10 @@ def test_up(tmp_path: Path) -> None:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return [job["name"] for job in json.load(answer)["jobs"] if job["state"] == "completed"]
 
-        wait_until(jobs, timeout=120, interval=0.5, what="the example has run")
+        wait_until(jobs, interval=0.5, what="the example has run")
     finally:
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        process.wait(120)
+        process.wait(PATIENCE)
         process.stdout.close()
     assert_nothing_is_left(tmp_path)
 
@@ -75,16 +75,4 @@ def test_up(tmp_path: Path) -> None:
 def assert_nothing_is_left(tmp_path: Path) -> None:
     """Neither a file nor a process."""
     assert list(tmp_path.iterdir()) == []
-    mark = os.fsencode(str(tmp_path))
-
-    def none_is_left() -> bool:
-        return not [pid for pid in pids() if mark in readable(Path(f"/proc/{pid}/environ"))]
-
-    wait_until(none_is_left, what="no process is left")
-
-
-def readable(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
+    wait_until(lambda: not with_environment(f"TMPDIR={tmp_path}"), what="no process is left")

@@ -6,37 +6,26 @@ configuration says that Slurm runs the tasks, or Kubernetes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.acceptance.installation import Installation
-from tests.manager.runners import kubernetes_cluster, slurm_cluster
-from tests.waiting import wait_until
+from tests.support import kubernetes_cluster, slurm_cluster
+from tests.support.installation import EXAMPLES, EXECUTOR, Installation
+from tests.support.managers import CLI
+from tests.support.waiting import wait_until
 
-EXAMPLES = Path(__file__).resolve().parents[2] / "example_dags"
-# With LocalExecutor a task that defers fails now and then: the end of its first part, reported late, is taken for that
-# of its second one (apache/airflow #71172). The demo runs with it.
-EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
-
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("examples")]
 
 
-ENGINES = [
-    pytest.param(name, marks=pytest.mark.skipif(bool(cluster.missing()), reason=f"{name} is missing"))
-    for name, cluster in (("slurm", slurm_cluster), ("kubernetes", kubernetes_cluster))
-]
 # One of the examples hands a file from task to task in the job's directory.
 ON_KUBERNETES = f"""\
 runner: kubernetes
@@ -49,42 +38,54 @@ runners:
 """
 
 
-@pytest.fixture(scope="module", params=["embedded", "service", *ENGINES])
+def on(runner: str, cluster: Any) -> Any:
+    """The parameter for an engine, which may be missing."""
+    is_missing = pytest.mark.skipif(bool(cluster.missing()), reason=f"{runner} is missing")
+    return pytest.param(runner, marks=[pytest.mark.engine, is_missing])
+
+
+@pytest.fixture(scope="session")
+def with_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An Airflow that does not start a manager itself."""
+    connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": str(tmp_path_factory.mktemp("jobs"))}})
+    settings = {"AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT": connection, "AIRFLOW__CORE__EXECUTOR": EXECUTOR}
+    with Installation(EXAMPLES, settings) as installation:
+        yield installation
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("embedded", marks=pytest.mark.xdist_group("executor")),
+        "service",
+        on("slurm", slurm_cluster),
+        on("kubernetes", kubernetes_cluster),
+    ],
+)
 def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A running Airflow with the example DAGs."""
     if request.param == "embedded":
-        with Installation(EXAMPLES, {"AIRFLOW__CORE__EXECUTOR": EXECUTOR}) as installation:
-            yield installation
+        yield request.getfixturevalue("with_executor")
         return
-    with tempfile.TemporaryDirectory() as base_path, contextlib.ExitStack() as stack:
-        environment = dict(os.environ)
-        if request.param == "slurm":
-            cluster = stack.enter_context(contextlib.closing(slurm_cluster.SlurmCluster())).start()
-            environment.update(cluster.environment)
-            Path(base_path, "config.yaml").write_text("runner: slurm\n")
-        elif request.param == "kubernetes":
-            pods = stack.enter_context(contextlib.closing(kubernetes_cluster.KubernetesCluster())).start()
-            environment.update(pods.environment)
-            Path(base_path, "config.yaml").write_text(ON_KUBERNETES.replace("BASE_PATH", base_path))
-        command = [
-            sys.executable,
-            "-m",
-            "airflow_provider_air_executor.manager.cli",
-            "manager",
-            "--base-path",
-            base_path,
-        ]
-        manager = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment)
+    installation: Installation = request.getfixturevalue("with_service")
+    store = store_of(installation)
+    store.create_directories()
+    environment, config = dict(os.environ), ""
+    if request.param == "slurm":
+        environment.update(request.getfixturevalue("slurm").environment)
+        config = "runner: slurm\n"
+    elif request.param == "kubernetes":
+        environment.update(request.getfixturevalue("kubernetes").environment)
+        config = ON_KUBERNETES.replace("BASE_PATH", str(store.base_path))
+    (store.base_path / "config.yaml").write_text(config)
+    command = [*CLI, "manager", "--base-path", str(store.base_path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as manager:
         try:
-            wait_until(JobStore(base_path).manager_is_running, what="the manager runs")
-            connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": base_path}})
-            settings = {"AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT": connection, "AIRFLOW__CORE__EXECUTOR": EXECUTOR}
-            with Installation(EXAMPLES, settings) as installation:
-                yield installation
+            wait_until(lambda: store.manager_pid() == manager.pid, what="the manager runs")
+            yield installation
             assert manager.poll() is None
         finally:
-            manager.send_signal(signal.SIGTERM)
-            manager.wait()
+            manager.terminate()
 
 
 def store_of(airflow: Installation) -> JobStore:
@@ -168,17 +169,17 @@ def test_a_dag_that_begins_when_a_job_ends(airflow: Installation) -> None:
     for dag_id in ("example_asset_consumer", "example_asset_producer"):
         airflow.wait_for_dag(dag_id)
     readers = store_of(airflow).base_path / "readers"
-    wait_until(lambda: readers.exists() and list(readers.iterdir()), timeout=60, what="somebody watches")
+    wait_until(lambda: readers.exists() and list(readers.iterdir()), what="somebody watches")
+
+    def consumed() -> list[str]:
+        runs = airflow.api("/dags/example_asset_consumer/dagRuns?limit=100")["dag_runs"]
+        return [run["dag_run_id"] for run in runs if run["state"] == "success"]
+
+    before = consumed()
     run_id = airflow.trigger("example_asset_producer")
     assert airflow.follow("example_asset_producer", run_id)[0] == "success"
-
-    def consumed() -> object:
-        runs = airflow.api("/dags/example_asset_consumer/dagRuns")["dag_runs"]
-        done = [run["dag_run_id"] for run in runs if run["state"] == "success"]
-        return done and airflow.xcom("example_asset_consumer", done[0], "consume")
-
-    names = wait_until(consumed, timeout=90, what="the other DAG ran", interval=0.5)
-    assert names == [job_of(airflow, run_id).name]
+    (new,) = wait_until(lambda: set(consumed()) - set(before), what="the other DAG ran", interval=0.5)
+    assert airflow.xcom("example_asset_consumer", new, "consume") == [job_of(airflow, run_id).name]
 
 
 def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: Installation) -> None:
@@ -188,7 +189,6 @@ def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: 
     run_id = airflow.trigger("example_submit_and_wait")
     wait_until(
         lambda: airflow.task_states("example_submit_and_wait", run_id).get("wait") == "deferred",
-        timeout=120,
         what="the sensor has deferred",
     )
     pid = store.manager_pid()

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.acceptance.installation import Installation
-from tests.acceptance.postgresql import PostgreSQL
-from tests.acceptance.test_executor import DAGS, EXECUTOR, evidence
-from tests.processes import free_port, is_gone
-from tests.waiting import wait_until
+from tests.acceptance.evidence import DAGS, evidence
+from tests.support.installation import EXECUTOR, Installation
+from tests.support.ports import free_port
+from tests.support.processes import is_gone
+from tests.support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("crashes")]
 TASKS = 20
 RUNNING = 10
 
@@ -33,20 +33,18 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def airflow(marks: Path) -> Iterator[Installation]:
-    with PostgreSQL() as database:
-        settings = {
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": database.url,
-            "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
-            "AIRFLOW__CORE__PARALLELISM": "32",
-            "AIRFLOW__AIR_EXECUTOR__MAX_RUNNING_TASKS": str(RUNNING),
-            # A scheduler that is gone is noticed after seconds, not minutes.
-            "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
-            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
-            "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
-            "EXECUTOR_TEST_MARKS": str(marks),
-        }
-        with Installation(DAGS, settings) as installation:
-            yield installation
+    settings = {
+        "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
+        "AIRFLOW__CORE__PARALLELISM": "32",
+        "AIRFLOW__AIR_EXECUTOR__MAX_RUNNING_TASKS": str(RUNNING),
+        # A scheduler that is gone is noticed after seconds, not minutes.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+        "EXECUTOR_TEST_MARKS": str(marks),
+    }
+    with Installation(DAGS, settings, postgresql=True) as installation:
+        yield installation
 
 
 def begun(marks: Path, run_id: str) -> collections.Counter[str]:
@@ -73,14 +71,14 @@ def start_half(airflow: Installation, marks: Path, seconds: float) -> str:
     hold.touch()
     try:
         run_id = airflow.trigger("many", {"seconds": seconds})
-        wait_until(is_half_way, timeout=90, what="ten run, ten are queued", interval=0.1)
+        wait_until(is_half_way, what="ten run, ten are queued", interval=0.1)
     finally:
         hold.unlink()
     return run_id
 
 
 def assert_each_ran_once(airflow: Installation, marks: Path, run_id: str) -> None:
-    state, _ = airflow.follow("many", run_id, timeout=300)
+    state, _ = airflow.follow("many", run_id)
     assert state == "success", airflow.explain("many", run_id)
     assert begun(marks, run_id) == EACH_ONCE
     assert ended(marks, run_id) == EACH_ONCE
@@ -91,7 +89,7 @@ def assert_each_ran_once(airflow: Installation, marks: Path, run_id: str) -> Non
 def test_the_scheduler_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
     airflow.kill_component("scheduler")
-    wait_until(lambda: len(begun(marks, run_id)) == TASKS, timeout=60, what="the tasks go on without a scheduler")
+    wait_until(lambda: len(begun(marks, run_id)) == TASKS, what="the tasks go on without a scheduler")
     airflow.start_component("scheduler")
     assert_each_ran_once(airflow, marks, run_id)
 
@@ -129,7 +127,7 @@ def test_a_runner_is_killed(airflow: Installation, marks: Path, repetition: int)
     task = int(evidence(marks, run_id)[0].split()[3])
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: is_gone(task), what="its task is gone too")
-    state, _ = airflow.follow("many", run_id, timeout=300)
+    state, _ = airflow.follow("many", run_id)
     assert state == "success", airflow.explain("many", run_id)
     # The victim has begun twice and ended once; it has one retry.
     assert begun(marks, run_id) == EACH_ONCE + collections.Counter({f"{victim}.-1": 1})
@@ -156,9 +154,9 @@ def test_two_schedulers(airflow: Installation, marks: Path, repetition: int) -> 
     airflow.start_component("scheduler", name="scheduler-2", settings=second)
     log = airflow.home / "scheduler-2.out"
     offset = log.stat().st_size
-    wait_until(lambda: b"Adopting or resetting" in log.read_bytes()[offset:], timeout=90, what="the second one works")
+    wait_until(lambda: b"Adopting or resetting" in log.read_bytes()[offset:], what="the second one works")
     runs = [airflow.trigger("many", {"seconds": 1}) for _ in range(4)]
-    wait_until(lambda: all(begun(marks, run_id) for run_id in runs), timeout=120, what="all runs have begun")
+    wait_until(lambda: all(begun(marks, run_id) for run_id in runs), what="all runs have begun")
     airflow.kill_component("scheduler-2")
     for run_id in runs:
         assert_each_ran_once(airflow, marks, run_id)

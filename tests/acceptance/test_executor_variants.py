@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.acceptance.installation import Installation
-from tests.acceptance.test_executor import DAGS, EXAMPLES, EXECUTOR
-from tests.waiting import wait_until
+from tests.acceptance.evidence import DAGS
+from tests.support.installation import EXAMPLES, EXECUTOR, Installation
+from tests.support.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.airflow
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_standalone(tmp_path: Path) -> None:
         assert "Forcing executor" not in (airflow.home / "standalone.out").read_text()
         # What it leaves: tasks that run, and a manager that ends by itself.
         os.kill(airflow._processes["standalone"].pid, signal.SIGINT)
-        airflow._processes["standalone"].wait(120)
+        airflow._processes["standalone"].wait(PATIENCE)
         assert store.manager_is_running()
 
         def is_down() -> bool:
@@ -82,4 +82,4 @@ def test_standalone(tmp_path: Path) -> None:
                 return True
             return False
 
-        wait_until(is_down, timeout=30, what="Airflow is down")
+        wait_until(is_down, what="Airflow is down")

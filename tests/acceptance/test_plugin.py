@@ -21,10 +21,10 @@ from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
-from tests.acceptance.installation import Installation
-from tests.waiting import wait_until
+from tests.support.installation import Installation
+from tests.support.waiting import PATIENCE, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("plugin")]
 DAG_FILE = Path(__file__).parent / "dags" / "plugin_dags.py"
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,22 +61,16 @@ class ApiServer(Installation):
             "PYTHONPATH": str(ROOT),
         }
         self.tokens: dict[str, str] = {}
-        self.airflow("db", "migrate")
+        self.create_database()
         self.start_component("api-server")
         self.airflow("connections", "add", "other", "--conn-type", "http", "--conn-extra", '{"base_path": "/tmp"}')
-        wait_until(self._answers, timeout=180, what="the API server answers", interval=0.5)
+        wait_until(self._answers, what="the API server answers", interval=0.5)
 
     def _answers(self) -> bool:
         try:
             return self.get("/api/v2/version").status == 200
         except (urllib.error.URLError, ConnectionError):
             return False
-
-    def airflow(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "airflow", *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def get(
         self, path: str, user: str = "", *, method: str = "GET", headers: Mapping[str, str] | None = None
@@ -500,7 +494,7 @@ def test_the_api_describes_itself(airflow: ApiServer) -> None:
 def run_id(airflow: ApiServer) -> str:
     """A DAG run that has ended."""
     command = [sys.executable, "-m", "airflow", "dags", "test", "seen"]
-    subprocess.run(command, env=airflow.environment, capture_output=True, check=False, timeout=300)
+    subprocess.run(command, env=airflow.environment, capture_output=True, check=False, timeout=PATIENCE)
     (run,) = json.loads(airflow.get("/api/v2/dags/seen/dagRuns", "ada").text)["dag_runs"]
     found: str = run["dag_run_id"]
     return found

@@ -26,7 +26,7 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

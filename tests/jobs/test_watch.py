@@ -10,6 +10,7 @@ import pytest
 from airflow_provider_air_executor.jobs import notify, watch
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.waiting import PATIENCE
 
 FOREVER = 3600.0
 
@@ -31,8 +32,8 @@ def test_a_change_wakes_the_waiters_of_this_job_only(store: JobStore) -> None:
             watch.watching(store, "b", interval=FOREVER) as other,
         ):
             touch(store, "a")
-            assert await first.wait(60)
-            assert await second.wait(60)
+            assert await first.wait(PATIENCE)
+            assert await second.wait(PATIENCE)
             assert not await other.wait(0.05)
             assert len(watch._watchers[asyncio.get_running_loop()]) == 1
         assert watch._watchers[asyncio.get_running_loop()] == {}
@@ -46,11 +47,11 @@ def test_a_job_that_is_not_there_yet_is_waited_for(store: JobStore) -> None:
     async def scenario() -> None:
         async with watch.watching(store, "late", interval=FOREVER) as waiter:
             store.submit("late", ["true"])
-            assert await waiter.wait(60)
+            assert await waiter.wait(PATIENCE)
             await asyncio.sleep(0.05)
             await waiter.wait(0)
             touch(store, "late")
-            assert await waiter.wait(60)
+            assert await waiter.wait(PATIENCE)
 
     store.create_directories()
     asyncio.run(scenario())
@@ -64,7 +65,7 @@ def test_the_slow_pass_finds_what_no_notification_told_of(store: JobStore, monke
         async with watch.watching(store, "a", interval=0.05, on_pass=lambda: passes.append(1)) as waiter:
             await asyncio.sleep(0.15)
             touch(store, "a")
-            assert await waiter.wait(60)
+            assert await waiter.wait(PATIENCE)
 
     store.submit("a", ["true"])
     asyncio.run(scenario())
@@ -75,7 +76,7 @@ def test_a_thousand_waiters_share_one_watcher(store: JobStore) -> None:
     async def wait_for(name: str) -> None:
         async with watch.watching(store, name, interval=FOREVER) as waiter:
             started.release()
-            assert await waiter.wait(60)
+            assert await waiter.wait(PATIENCE)
 
     async def scenario() -> None:
         waiting = [asyncio.create_task(wait_for(f"j{number % 10}")) for number in range(1000)]

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.conftest import CLI, Managers, ended, task
-from tests.waiting import until, wait_until
+from tests.support.jobs import ended, task
+from tests.support.managers import CLI, Managers
+from tests.support.waiting import PATIENCE, until, wait_until
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def run(store: JobStore, managers: Managers) -> Any:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
             check=False,
             **more,
         )
@@ -141,7 +142,7 @@ def on_terminal(
             while re.search(expected, shown.decode(errors="replace")) is None:
                 shown += os.read(main, 65536)
             action()
-        process.wait(60)
+        process.wait(PATIENCE)
     finally:
         process.kill()
         process.wait()
@@ -329,7 +330,7 @@ def test_an_idle_manager_retires_but_not_before_a_job_is_done(store: JobStore, m
     for number in range(5):
         store.submit(f"j{number}", ["sleep 1"])
     process = managers.launch("--idle-timeout", "0.3")
-    assert process.wait(60) == 0
+    assert process.wait(PATIENCE) == 0
     assert [store.get_job(f"j{number}").state for number in range(5)] == ["completed"] * 5
     assert store.manager_pid() is None
 

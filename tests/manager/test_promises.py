@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -15,71 +14,16 @@ import pytest
 
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.conftest import Managers, ended, outcomes, task
-from tests.processes import is_gone
-from tests.waiting import until, wait_until
-
-DATA = Path(__file__).parent.parent / "data"
-
-
-def write_job(store: JobStore, name: str, tasks: object, *, state: str = "waiting", named: str = "") -> Path:
-    """Fill a job directory in place, as a script does: tasks.json first, then state.json."""
-    path = store.jobs_path / name
-    path.mkdir(parents=True)
-    (path / "logs").mkdir()
-    (path / "tasks.json").write_text(tasks if isinstance(tasks, str) else json.dumps(tasks))
-    stamp = "2026-11-22T10:16:33.789Z"
-    record = {
-        "id": f"{name}-1795342593",
-        "name": named or name,
-        "state": state,
-        "created_at": stamp,
-        "updated_at": stamp,
-    }
-    (path / "state.json").write_text(json.dumps(record))
-    return path
-
-
-def plain(task_id: str, command: str, *args: str, after: tuple[str, ...] = (), **more: object) -> dict[str, object]:
-    """A task with the fields of the existing format only."""
-    return {
-        "id": task_id,
-        "job_name": "j",
-        "command": command,
-        "args": list(args),
-        "dependencies": list(after),
-        "status": "pending",
-        "created_at": "2026-11-22T10:16:33.789Z",
-        "started_at": None,
-        "completed_at": None,
-        "error": None,
-        **more,
-    }
-
-
-def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
-    """The process id of the runner of a task, once it has started."""
-    path = store.run_path(name, task_id, attempt)
-    return int(wait_until(lambda: path.exists() and path.read_text().split(" ")[0], what="the runner has started"))
+from tests.support.jobs import DATA, ended, outcomes, plain, remove, runner_pid, task, write_job
+from tests.support.managers import Managers
+from tests.support.processes import command_line, is_gone
+from tests.support.waiting import PATIENCE, until, wait_until
 
 
 def waiting_runners(manager: subprocess.Popen[str]) -> list[int]:
     """The runners on standby of a manager."""
     children = Path(f"/proc/{manager.pid}/task/{manager.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if b"-s" in command_line(pid).split(b"\0")]
-
-
-def command_line(pid: int) -> bytes:
-    """The command line of a process; empty if it has ended, even if nobody has waited for it yet."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def remove(store: JobStore, name: str) -> None:
-    """Remove a job while the manager may be writing there."""
-    shutil.rmtree(store.job_path(name).rename(store.base_path / "removed"))
+    return [pid for pid in map(int, children) if "-s" in command_line(pid)]
 
 
 class TestRunners:
@@ -534,7 +478,7 @@ class TestCrashes:
             time.sleep(moments.uniform(0, 0.15))
             managers.kill(process)
             process = managers.start("--max-concurrent-runners", "4")
-        assert ended(store, "j", timeout=60).state == "completed"
+        assert ended(store, "j").state == "completed"
         assert sorted(map(int, out.read_text().split())) == list(range(200))
         assert {item.attempt for item in store.get_tasks("j")} == {1}
 
@@ -601,7 +545,7 @@ class TestCrashes:
         store.submit("j", [task("a", f"{until(tmp_path / 'go')}; echo done")])
         runner_pid(store, "j", "a")
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
         assert store.get_job("j").state == "working"
         (tmp_path / "go").touch()
         managers.start()
@@ -619,7 +563,7 @@ class TestCrashes:
         self, store: JobStore, manager: subprocess.Popen[str], managers: Managers, tmp_path: Path
     ) -> None:
         second = managers.launch()
-        assert second.wait(60) == 4
+        assert second.wait(PATIENCE) == 4
         assert f"process {manager.pid}" in second.communicate()[1]
         store.submit("j", [f"echo x >> {tmp_path}/out"] * 20, max_parallel_tasks=5)
         assert ended(store, "j").state == "completed"
@@ -642,7 +586,7 @@ class TestCrashes:
             (store.job_path("j") / "go").touch()
             filler = store.base_path / "filler"
             subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
-            time.sleep(1.5)
+            assert any("cannot be written now" in line for line in process.stderr or ())  # until it says so
             assert process.poll() is None
             filler.unlink()
             assert ended(store, "j").state == "completed"

@@ -16,10 +16,10 @@ from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
-from tests.manager.conftest import CLI, Managers, ended, outcomes, task
-from tests.manager.test_promises import plain, remove, runner_pid, write_job
-from tests.processes import is_gone
-from tests.waiting import until, wait_until
+from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
+from tests.support.managers import CLI, Managers
+from tests.support.processes import is_gone
+from tests.support.waiting import PATIENCE, until, wait_until
 
 
 def is_alive(manager: subprocess.Popen[str], store: JobStore) -> bool:
@@ -132,7 +132,7 @@ class TestOddFiles:
     def test_a_lock_file_that_is_replaced_ends_the_manager(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.lock_path.unlink()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE) == 0
 
     def test_a_full_disk_does_not_keep_a_manager_from_starting(self, store: JobStore, managers: Managers) -> None:
         store.create_directories()

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import processes
 from airflow_provider_air_executor.manager.runners.records import read_record
-from tests.manager.conftest import Managers, ended
-from tests.processes import is_gone
-from tests.waiting import wait_until
+from tests.support.jobs import ended
+from tests.support.managers import Managers
+from tests.support.processes import command_line, is_gone, parent, pids
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="warm runners need Linux")
 
@@ -106,16 +106,12 @@ def report_of(store: JobStore, name: str) -> dict[str, Any]:
 
 
 def fork_servers(manager: subprocess.Popen[str]) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes()
-            parent = (path.parent / "stat").read_text().rpartition(")")[2].split()[1]
-        except OSError:
-            continue
-        if b"runners.forkserver" in words and int(parent) == manager.pid:
-            found.append(int(path.parent.name))
-    return found
+    """The fork servers of a manager; one at most, unless something is wrong."""
+    return [
+        pid
+        for pid in pids()
+        if parent(pid) == manager.pid and any("runners.forkserver" in word for word in command_line(pid))
+    ]
 
 
 def test_a_task_is_forked_from_a_process_that_has_imported_its_module(
@@ -253,7 +249,6 @@ def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Man
     runner, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
     managers.start()
     assert not is_gone(runner)
-    time.sleep(0.3)
     (tmp_path / "go").touch()
     assert ended(store, "job").reason == "exit"
     assert store.get_tasks("job")[0].exit_code == 7
@@ -303,7 +298,7 @@ def test_many_at_once_and_the_limit_holds(store: JobStore, managers: Managers, t
     (tmp_path / "running").mkdir()
     tasks = [{**warm("counts", tmp_path / "running"), "id": f"t{number}"} for number in range(40)]
     store.submit("job", tasks, max_parallel_tasks=40)
-    assert ended(store, "job", 60).state == "completed"
+    assert ended(store, "job").state == "completed"
     seen = [int(store.read_log("job", task["id"]).text) for task in tasks]
     assert max(seen) == 3
 

@@ -19,6 +19,7 @@ from airflow.cli.cli_config import ActionCommand, GroupCommand
 from airflow_provider_air_executor import cli, get_provider_info
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.waiting import PATIENCE
 
 EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 DEFAULTS = {
@@ -42,7 +43,7 @@ def airflow(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -101,6 +102,7 @@ def test_each_option_is_described() -> None:
         assert isinstance(option["default"], str)
 
 
+@pytest.mark.airflow
 def test_airflow_lists_each_option_with_its_default(tmp_path: Path) -> None:
     listed = airflow("config", "list", "--section", "air_executor", "--show-values", home=tmp_path)
     assert listed.returncode == 0
@@ -256,6 +258,7 @@ def test_a_setting_that_is_not_valid_is_one_sentence(
 # -- as a user calls it ------------------------------------------------------------------------------------
 
 
+@pytest.mark.airflow
 def test_help(tmp_path: Path) -> None:
     done = airflow("air-executor", "status", "--help", home=tmp_path)
     assert done.returncode == 0
@@ -264,6 +267,7 @@ def test_help(tmp_path: Path) -> None:
     assert "[default: 50; x>=1]" in done.stdout  # it is no markup
 
 
+@pytest.mark.airflow
 def test_submit_and_status(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps({"name": "j", "tasks": ["true"]}))
@@ -284,6 +288,7 @@ def test_submit_and_status(tmp_path: Path) -> None:
     assert [job["name"] for job in json.loads(done.stdout)["jobs"]] == ["j"]
 
 
+@pytest.mark.airflow
 def test_the_manager_has_its_own_log_format(tmp_path: Path) -> None:
     done = airflow("air-executor", "manager", "--idle-timeout", "0.1", "--log-format", "json", home=tmp_path)
     assert done.returncode == 0

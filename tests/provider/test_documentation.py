@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,8 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,37 +42,58 @@ def train():
 with DAG("example", schedule=None):
 """
 
-# The DAGs of a file are found, and survive what is done to them on their way to the scheduler.
+# The DAGs of a file are found, and survive what is done to them on their way to the scheduler. One process does so for
+# all files: most of its time goes into the import of Airflow.
 CHECK = """
-import sys
+import json, sys, traceback
 from airflow.dag_processing.dagbag import DagBag
 from airflow.serialization.serialized_objects import DagSerialization
-bag = DagBag(sys.argv[1])
-assert not bag.import_errors, bag.import_errors
-assert len(bag.dags) == 1
-for dag in bag.dags.values():
-    DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+
+def check(path):
+    bag = DagBag(path)
+    assert not bag.import_errors, bag.import_errors
+    assert len(bag.dags) == 1
+    for dag in bag.dags.values():
+        DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+
+found = {}
+for path in sys.argv[1:]:
+    try:
+        check(path)
+    except BaseException:
+        found[path] = traceback.format_exc()
+print("FOUND", json.dumps(found))
 """
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_are_dags(name: str, tmp_path: Path) -> None:
-    code = EXAMPLES[name]
-    if "ExceptionRetryPolicy" in code:
-        pytest.importorskip(
-            "airflow.sdk.definitions.retry_policy", reason="before Airflow 3.3 there are no retry policies"
-        )
-    if "DAG(" not in code and "@dag" not in code:
-        code = AROUND + textwrap.indent(code, "    ")
-    (tmp_path / "example.py").write_text(code)
-    environment = {**os.environ, "AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    environment["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = "200"
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What is wrong with the examples, by their names."""
+    home = tmp_path_factory.mktemp("home")
+    for name, code in EXAMPLES.items():
+        is_whole = "DAG(" in code or "@dag" in code
+        (home / f"{name}.py").write_text(code if is_whole else AROUND + textwrap.indent(code, "    "))
+    environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment["AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT"] = str(PATIENCE)
     environment["AIRFLOW__CORE__EXECUTOR"] = (
         "LocalExecutor,airflow_provider_air_executor.executor.AirExecutorExecutor"  # a task of an example names it
     )
-    command = [sys.executable, "-c", CHECK, str(tmp_path / "example.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    command = [sys.executable, "-c", CHECK, *(str(home / f"{name}.py") for name in EXAMPLES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    return {Path(path).stem: error for path, error in json.loads(line.partition(" ")[2]).items()}
+
+
+@pytest.mark.airflow
+@pytest.mark.xdist_group("documentation")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_are_dags(name: str, errors: dict[str, str]) -> None:
+    if "ExceptionRetryPolicy" in EXAMPLES[name]:
+        pytest.importorskip(
+            "airflow.sdk.definitions.retry_policy", reason="before Airflow 3.3 there are no retry policies"
+        )
+    assert name not in errors, errors[name]
 
 
 def test_there_are_examples() -> None:

@@ -24,7 +24,7 @@ from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
-from tests.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 @pytest.fixture
@@ -282,7 +282,7 @@ def test_what_was_not_submitted_yet_is_submitted_on_adoption(
     unknown = [TI("../evil", "b", "queued"), TI(None, "c", "queued")]
     assert executor.try_adopt_task_instances([TI(name, "t", "queued"), *unknown]) == unknown  # type: ignore[list-item]
     believe(monkeypatch, "queued")
-    wait_until(lambda: (executor.sync(), store.job_path(name).exists())[1], timeout=10, what="it is submitted")
+    wait_until(lambda: (executor.sync(), store.job_path(name).exists())[1], what="it is submitted")
     content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_text())
     assert content["workload"]["token"].count(".") == 2  # a new one
     assert store.get_job(name).labels["airflow"] == "task"
@@ -381,12 +381,14 @@ assert one.body_decoder.validate_python({"type": "OKResponse", "ok": True}).ok
 """
 
 
+@pytest.mark.airflow
 def test_what_each_task_would_make_for_itself_is_made_once(home: Path) -> None:
     """In a process of its own, as the fork server is one."""
     environment = {**os.environ, "AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-    subprocess.run([sys.executable, "-c", _SHARES], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", _SHARES], env=environment, check=True, timeout=PATIENCE)
 
 
+@pytest.mark.airflow
 @pytest.mark.parametrize("has_thread", [False, True])
 def test_plugins_are_found_once_unless_they_start_threads(tmp_path: Path, has_thread: bool) -> None:
     dist = tmp_path / "a_plugin-1.0.dist-info"
@@ -410,7 +412,7 @@ assert "a_plugin" in {plugin.name for plugin in plugins}, plugins
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "AIRFLOW_HOME": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert f"{not has_thread} {not has_thread}" in done.stdout.splitlines()

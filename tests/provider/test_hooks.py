@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 
 def connection(monkeypatch: pytest.MonkeyPatch, name: str = "AIR_EXECUTOR_DEFAULT", **extra: object) -> None:
@@ -65,10 +65,10 @@ class TestEmbeddedManager:
         hook = AirExecutorHook()
         hook.create_job("a", ["echo hi"])
         pid = store.manager_pid()
-        assert hook.wait_for_job("a", timeout=60).state == "completed"
+        assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
         assert hook.read_log("a", "task-1").text == "hi\n"
         hook.create_job("b", ["true"])
-        assert hook.wait_for_job("b", timeout=60).state == "completed"
+        assert hook.wait_for_job("b", timeout=PATIENCE).state == "completed"
         assert store.manager_pid() == pid
         assert hook.test_connection()[1].startswith(f"manager {pid} runs")
 
@@ -79,10 +79,10 @@ class TestEmbeddedManager:
         starter = subprocess.Popen(
             [sys.executable, "-c", code + "input()"], stdin=subprocess.PIPE, start_new_session=True
         )
-        wait_until(store.manager_is_running, timeout=60, what="the manager runs")
+        wait_until(store.manager_is_running, what="the manager runs")
         os.killpg(starter.pid, signal.SIGKILL)
         starter.communicate()
-        assert AirExecutorHook().wait_for_job("a", timeout=60).state == "completed"
+        assert AirExecutorHook().wait_for_job("a", timeout=PATIENCE).state == "completed"
 
     def test_it_knows_nothing_of_the_airflow_task_that_started_it(
         self, store: JobStore, monkeypatch: pytest.MonkeyPatch
@@ -91,7 +91,7 @@ class TestEmbeddedManager:
         monkeypatch.setenv("__AIRFLOW_SUPERVISOR_FD", "7")
         hook = AirExecutorHook()
         hook.create_job("a", ["env"])
-        hook.wait_for_job("a", timeout=60)
+        hook.wait_for_job("a", timeout=PATIENCE)
         log = hook.read_log("a", "task-1").text
         assert "AIRFLOW_CTX" not in log
         assert "SUPERVISOR" not in log
@@ -102,7 +102,7 @@ class TestEmbeddedManager:
         pid = store.manager_pid()
         assert pid
         os.kill(pid, signal.SIGKILL)
-        assert hook.wait_for_job("a", timeout=60).state == "completed"
+        assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
 
     def test_it_retires_after_the_configured_time(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED_IDLE_TIMEOUT", "2")
@@ -123,11 +123,11 @@ def test_jobs_through_the_hook(store: JobStore, tmp_path: Path) -> None:
     assert hook.add_tasks("a", [{"id": "y", "command": "true", "dependencies": ["x"]}]) == ("y",)
     wait_until(lambda: len(hook.get_tasks("a")) == 2, what="y is there")
     (tmp_path / "go").touch()
-    failed = hook.wait_for_job("a", timeout=60)
+    failed = hook.wait_for_job("a", timeout=PATIENCE)
     assert failed.state == "failed"
     (tmp_path / "ok").touch()
     hook.retry_job("a")
-    assert hook.wait_for_job("a", timeout=60, after_attempt=failed.attempt).state == "completed"
+    assert hook.wait_for_job("a", timeout=PATIENCE, after_attempt=failed.attempt).state == "completed"
     assert hook.cancel_job("a") is False
     assert [job.name for job in hook.list_jobs()] == ["a"]
     hook.delete_job("a")

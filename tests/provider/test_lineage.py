@@ -24,8 +24,8 @@ from airflow_provider_air_executor.jobs.models import Task, parse_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from airflow_provider_air_executor.transfers import SqlToAirExecutorOperator
-from tests.provider.conftest import TaskInstance, context
-from tests.waiting import until, wait_until
+from tests.support.contexts import TaskInstance, context
+from tests.support.waiting import PATIENCE, until, wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TASKS = [
@@ -164,13 +164,14 @@ class TestParent:
         operator(["true"], job_name="j").execute(context())
         assert [task.env for task in store.get_tasks("j")] == [None]
 
+    @pytest.mark.airflow
     def test_airflows_setting_is_the_default(self, home: Path) -> None:
         code = (
             "from airflow_provider_air_executor.operators import AirExecutorSubmitOperator as Operator;"
             "assert Operator(task_id='t', tasks=['true']).openlineage_inject_parent_job_info"
         )
         environment = {**os.environ, "AIRFLOW__OPENLINEAGE__SPARK_INJECT_PARENT_JOB_INFO": "True"}
-        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=200)
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=PATIENCE)
 
     def test_the_triggerer_does_not_submit_it_since_it_does_not_know_the_run(self) -> None:
         tested = operator(["true"], start_from_trigger=True, openlineage_inject_parent_job_info=True)
@@ -182,6 +183,7 @@ class TestParent:
 ITS_MODULES = ("openlineage", "airflow.providers.openlineage.extractors", "airflow.providers.openlineage.plugins")
 
 
+@pytest.mark.airflow
 def test_the_provider_need_not_be_installed(home: Path) -> None:
     code = f"""
 import sys, airflow.sdk
@@ -190,13 +192,14 @@ from airflow_provider_air_executor import lineage, notifications, operators, sen
 operators.AirExecutorSubmitOperator(task_id="t", tasks=["true"], openlineage_inject_parent_job_info=True)
 assert lineage.parent_environment(None) == {{}}
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
+@pytest.mark.airflow
 def test_nothing_of_it_is_imported_before_it_is_needed(home: Path) -> None:
     code = f"""
 import sys
 from airflow_provider_air_executor import lineage, notifications, operators, sensors, transfers
 assert not set({ITS_MODULES}) & set(sys.modules)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

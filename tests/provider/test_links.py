@@ -21,8 +21,8 @@ from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from airflow_provider_air_executor.sensors import AirExecutorJobSensor
 from airflow_provider_air_executor.transfers import SqlToAirExecutorOperator
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
-from tests.provider.conftest import context
-from tests.waiting import until, wait_until
+from tests.support.contexts import context
+from tests.support.waiting import until, wait_until
 
 KEY = "_link_AirExecutorJobLink"
 OWNER = SubmittedBy(dag_id="d", run_id="manual__2026-01-01T00:00:00+00:00", task_id="group.t", map_index=0)

@@ -24,8 +24,8 @@ from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsE
 from airflow_provider_air_executor.jobs.models import Job, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.notifications import AirExecutorNotifier
-from tests.provider.conftest import TaskInstance
-from tests.waiting import wait_until
+from tests.support.contexts import TaskInstance
+from tests.support.waiting import wait_until
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

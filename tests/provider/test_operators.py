@@ -27,8 +27,8 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs.models import SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
-from tests.provider.conftest import TaskInstance, context
-from tests.waiting import wait_until
+from tests.support.contexts import TaskInstance, context
+from tests.support.waiting import PATIENCE, wait_until
 
 
 def operator(tasks: Any, **kwargs: Any) -> AirExecutorSubmitOperator:
@@ -348,7 +348,7 @@ class TestDeferring:
         with pytest.raises(JobTimeoutError if is_cancelled else TaskDeferralError):
             tested.resume_execution("__fail__", {"error": reason}, given)
         if is_cancelled:
-            assert tested.hook.wait_for_job("j", timeout=60).reason == "cancelled"
+            assert tested.hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
         else:
             assert not store.requests()
             store.cancel("j")
@@ -440,7 +440,7 @@ class TestTriedAgain:
         assert deferred.value.trigger.owner == owners[1].model_dump(mode="json")
         assert not store.cancel("j", owners[0])
         assert store.cancel("j", owners[1])
-        assert tested.hook.wait_for_job("j", timeout=60).reason == "cancelled"
+        assert tested.hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
 
     def test_the_job_of_somebody_else_is_not_touched(self, store: JobStore) -> None:
         operator(["true"], job_name="j").execute(context())

@@ -28,6 +28,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from airflow_provider_air_executor.plugin.access import same_site
 from airflow_provider_air_executor.plugin.records import JobDetails, JobSummary, TaskDetails
+from tests.support.waiting import PATIENCE
 
 STATIC = files(plugin) / "static"
 
@@ -249,6 +250,7 @@ def test_nothing_is_loaded_from_elsewhere() -> None:
             assert (STATIC / path).is_file(), path
 
 
+@pytest.mark.airflow
 def test_other_processes_of_airflow_do_not_load_the_web_application() -> None:
     code = """
 import sys
@@ -262,4 +264,4 @@ for plugin in (AirExecutorPlugin, AirExecutorPlugin()):
     assert app["url_prefix"] == "/air-executor"
     assert [view["destination"] for view in plugin.external_views] == ["nav", "task_instance", "dag_run"]
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

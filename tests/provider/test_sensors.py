@@ -14,8 +14,8 @@ from airflow_provider_air_executor.exceptions import JobFailedError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.sensors import AirExecutorJobSensor
-from tests.provider.conftest import context
-from tests.waiting import until
+from tests.support.contexts import context
+from tests.support.waiting import until
 
 
 def sensor(name: str = "j", **kwargs: Any) -> AirExecutorJobSensor:

@@ -38,9 +38,9 @@ from airflow_provider_air_executor.transfers import (
     _create_sql,
     _database,
 )
-from tests.acceptance.postgresql import PostgreSQL
-from tests.provider.conftest import context
-from tests.waiting import wait_until
+from tests.support.contexts import context
+from tests.support.postgresql import PostgreSQL
+from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTATION = ROOT / "docs/sql.md"
@@ -899,6 +899,8 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         wait_until(lambda: not found.store.manager_is_running(), what="the manager has ended")
 
 
+@pytest.mark.airflow
+@pytest.mark.xdist_group("documented")
 class TestDocumented:
     """The DAGs of the documentation do what it says, each in a real Airflow."""
 

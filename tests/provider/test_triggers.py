@@ -23,8 +23,8 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger, AirExecutorSubmitTrigger
-from tests.provider.conftest import TaskInstance
-from tests.waiting import until, wait_until
+from tests.support.contexts import TaskInstance
+from tests.support.waiting import PATIENCE, until, wait_until
 
 
 def trigger(store: JobStore, name: str = "j", **kwargs: Any) -> AirExecutorJobTrigger:
@@ -80,7 +80,7 @@ def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
 def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
     hook = AirExecutorHook()
     hook.create_job("j", ["[ $AIR_EXECUTOR_ATTEMPT = 2 ]"])
-    failed = hook.wait_for_job("j", timeout=60)
+    failed = hook.wait_for_job("j", timeout=PATIENCE)
 
     async def scenario() -> dict[str, str]:
         waiting = asyncio.create_task(fired(trigger(store, after_attempt=failed.attempt)))
@@ -121,9 +121,9 @@ def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
     AirExecutorHook().create_job("j", tasks)
 
     async def scenario() -> None:
-        waiting = asyncio.create_task(fired(tested, timeout=120))
+        waiting = asyncio.create_task(fired(tested, timeout=PATIENCE))
         progress = "job j: 1 of 2 tasks done, running: b"
-        await asyncio.to_thread(wait_until, lambda: progress in said(lines), timeout=90, what="its progress is told")
+        await asyncio.to_thread(wait_until, lambda: progress in said(lines), what="its progress is told")
         (tmp_path / "go").touch()
         await waiting
 
@@ -159,7 +159,9 @@ def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.Mon
         monkeypatch.setattr(files, name, seen(getattr(files, name)))
 
     async def scenario() -> None:
-        waiting = [fired(trigger(store, f"j{number % 20}", poll_interval=0.1), timeout=200) for number in range(200)]
+        waiting = [
+            fired(trigger(store, f"j{number % 20}", poll_interval=0.1), timeout=PATIENCE) for number in range(200)
+        ]
         await asyncio.gather(*waiting)
 
     asyncio.run(scenario())
@@ -196,7 +198,7 @@ def test_a_user_ends_the_task(
     hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**{**OWNER, **submitted_by}))
     asyncio.run(trigger(store, owner=OWNER).on_kill())
     if is_cancelled:
-        assert hook.wait_for_job("j", timeout=60).reason == "cancelled"
+        assert hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
     else:
         assert not store.requests()
         assert store.get_job("j").cancel_requested_at is None
@@ -338,7 +340,7 @@ class TestSubmitting:
             await tested.on_kill()
 
         asyncio.run(scenario())
-        assert AirExecutorHook().wait_for_job("j", timeout=60).reason == "cancelled"
+        assert AirExecutorHook().wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
 
     def test_the_deadline_is_the_same_for_the_next_triggerer(self, store: JobStore) -> None:
         tested = submitting(tasks=["sleep 1000"], job_name="j", timeout=1)

@@ -18,9 +18,10 @@ import pytest
 
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.conftest import Managers, ended
-from tests.processes import is_gone
-from tests.waiting import wait_until
+from tests.support.jobs import ended
+from tests.support.managers import Managers
+from tests.support.processes import is_gone
+from tests.support.waiting import until, wait_until
 
 
 class Engine:
@@ -29,20 +30,16 @@ class Engine:
     :param name: the runner's name.
     :param config: what ``config.yaml`` says besides.
     :param environment: more environment variables of its managers.
-    :param patience: by which all waiting times are multiplied.
     """
 
     impossible: dict[str, Any] = {"cpus": 10_000}
     carriage_return = b"\r"  # what becomes of one at the end of a line
     last_word = ""  # what a task does after much output
 
-    def __init__(
-        self, name: str, *, config: str = "", environment: dict[str, str] | None = None, patience: float = 1
-    ) -> None:
+    def __init__(self, name: str, *, config: str = "", environment: dict[str, str] | None = None) -> None:
         self.name = name
         self.config = config
         self.environment = environment or {}
-        self.patience = patience
 
     def prepare(self, managers: Managers) -> None:
         """Set up a base path."""
@@ -68,19 +65,20 @@ class RunnerContract:
 
         def run(task: dict[str, Any]) -> Task:
             store.submit("j", [task])
-            ended(store, "j", 30 * engine.patience)
+            ended(store, "j")
             return store.get_tasks("j")[0]
 
         return run
 
     def test_success(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
+        begun = time.monotonic()
         task = run(engine.task("echo it works"))
         assert (task.status, task.exit_code, task.reason) == ("completed", 0, None)
         assert store.read_log("j", "a").text == "it works\n"
         assert task.started_at is not None
         assert task.completed_at is not None
         assert task.seconds is not None
-        assert -1 < task.seconds < 20
+        assert -1 < task.seconds < time.monotonic() - begun + 1  # some engines tell whole seconds
 
     def test_failure(self, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.task("echo no >&2; exit 3"))
@@ -154,11 +152,9 @@ class RunnerContract:
         assert (task.status, task.reason) == ("failed", "timeout")
 
     def test_impossible_resources(self, engine: Engine, run: Callable[..., Task]) -> None:
-        begun = time.monotonic()
         task = run(engine.task("true", resources=engine.impossible))
         assert (task.status, task.reason) == ("failed", "spawn"), task
         assert task.error
-        assert time.monotonic() - begun < 20 * engine.patience
 
     def test_retries(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.task("echo $AIR_EXECUTOR_ATTEMPT; test $AIR_EXECUTOR_ATTEMPT = 3", retries=2))
@@ -170,9 +166,7 @@ class RunnerContract:
     def _running(self, store: JobStore, engine: Engine, task: dict[str, Any], file: Path) -> list[int]:
         """Submit a task, and wait until it has written its process ids into a file."""
         store.submit("j", [task])
-        wait_until(
-            lambda: file.exists() and file.read_text().endswith("\n"), what="begun", timeout=30 * engine.patience
-        )
+        wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="begun")
         return [int(word) for word in file.read_text().split()]
 
     def test_cancelling_lets_it_clean_up(
@@ -184,7 +178,7 @@ class RunnerContract:
         line = f"trap 'echo cleaned; exit 9' TERM; echo $$ > {file}; while :; do sleep 0.1; done"
         self._running(store, engine, engine.task(line), file)
         store.cancel("j")
-        assert ended(store, "j", 30 * engine.patience).reason == "cancelled"
+        assert ended(store, "j").reason == "cancelled"
         assert "cleaned\n" in store.read_log("j", "a").text
 
     def test_cancelling_kills_what_does_not_want_to_end(
@@ -195,8 +189,8 @@ class RunnerContract:
         line = f"trap : TERM; setsid bash -c {shlex.quote(stubborn)} & echo $$ $! > {file}; {stubborn}"
         pids = self._running(store, engine, engine.task(line), file)
         store.cancel("j")
-        assert ended(store, "j", 30 * engine.patience).reason == "cancelled"
-        wait_until(lambda: all(map(is_gone, pids)), what="all are gone", timeout=10 * engine.patience)
+        assert ended(store, "j").reason == "cancelled"
+        wait_until(lambda: all(map(is_gone, pids)), what="all are gone")
 
     def test_cancelling_at_once(
         self, store: JobStore, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
@@ -207,7 +201,7 @@ class RunnerContract:
             time.sleep(0.03 * number)
             store.cancel(name)
         for number in range(5):
-            assert ended(store, f"j{number}", 30 * engine.patience).reason == "cancelled"
+            assert ended(store, f"j{number}").reason == "cancelled"
         assert not (tmp_path / "ran").exists()
 
     # -- the manager dies ----------------------------------------------------------------------------------------
@@ -227,7 +221,7 @@ class RunnerContract:
         managers.kill(manager)
         time.sleep(0.2)
         managers.start()
-        ended(store, "j", 40 * engine.patience)
+        ended(store, "j")
         task = store.get_tasks("j")[0]
         assert (task.status, task.exit_code, task.attempt) == ("failed", 5, 1), task
         assert (tmp_path / "ran").read_text() == "x\ny\n"
@@ -235,11 +229,13 @@ class RunnerContract:
     def test_it_ends_while_there_is_no_manager(
         self, store: JobStore, managers: Managers, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
     ) -> None:
-        self._running(store, engine, engine.task(f"echo $$ > {tmp_path}/pids; sleep 1; exit 4"), tmp_path / "pids")
+        line = f"echo $$ > {tmp_path}/pids; {until(tmp_path / 'go')}; exit 4"
+        pids = self._running(store, engine, engine.task(line), tmp_path / "pids")
         managers.kill(manager)
-        time.sleep(2)
+        (tmp_path / "go").touch()
+        wait_until(lambda: all(map(is_gone, pids)), what="it has ended")
         managers.start()
-        ended(store, "j", 20 * engine.patience)
+        ended(store, "j")
         assert store.get_tasks("j")[0].exit_code == 4
 
     def test_many_tasks_and_managers(
@@ -251,5 +247,5 @@ class RunnerContract:
             time.sleep(1)
             managers.kill(manager)
             manager = managers.start()
-        assert ended(store, "j", 60 * engine.patience).state == "completed"
+        assert ended(store, "j").state == "completed"
         assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.manager.conftest import Managers
 from tests.manager.runners.contract import Engine, RunnerContract
+from tests.support.managers import Managers
 
 # A module that becomes the command it is given, so that a forked runner can be asked for the same as all others.
 _BECOME = """\

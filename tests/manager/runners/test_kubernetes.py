@@ -17,17 +17,21 @@ import yaml
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
-from tests.manager.runners.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
-from tests.processes import kill
-from tests.waiting import until, wait_until
+from tests.support.jobs import ended, only_task, task
+from tests.support.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
+from tests.support.managers import CLI, Managers
+from tests.support.processes import kill
+from tests.support.waiting import PATIENCE, until, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not there: {', '.join(missing())}; see make kubernetes-build")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.xdist_group("kubernetes"),
+    pytest.mark.skipif(bool(missing()), reason=f"not there: {', '.join(missing())}; see make kubernetes-build"),
+]
 
 # The Pods see the files of the tests, and their processes are those of this machine, so that tests can look at them.
 OPTIONS: dict[str, Any] = {
@@ -44,18 +48,14 @@ def config(**options: Any) -> str:
     return yaml.safe_dump({"runners": {"kubernetes": {**OPTIONS, **options}}})
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[KubernetesCluster]:
-    cluster = KubernetesCluster()
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
+@pytest.fixture
+def cluster(kubernetes: KubernetesCluster) -> KubernetesCluster:
+    return kubernetes
 
 
 @pytest.fixture
 def engine(cluster: KubernetesCluster) -> Iterator[Engine]:
-    found = Engine("kubernetes", config=config(), environment=cluster.environment, patience=2)
+    found = Engine("kubernetes", config=config(), environment=cluster.environment)
     found.carriage_return = b""  # containerd drops it
     found.last_word = "; sleep 1"  # that of Debian 12 loses what it has not read when a container ends
     yield found
@@ -73,7 +73,7 @@ def running(store: JobStore, name: str = "j") -> str:
         where = store.get_tasks(name)[0].where or ""
         return where.partition(" on ")[2] if "begun" in store.read_log(name, "a").text else None
 
-    return wait_until(node, what="it runs on a node", timeout=40)
+    return wait_until(node, what="it runs on a node")
 
 
 def pod_of(cluster: KubernetesCluster, name: str = "j") -> dict[str, Any]:
@@ -84,14 +84,14 @@ def pod_of(cluster: KubernetesCluster, name: str = "j") -> dict[str, Any]:
 
 
 def test_where_it_is(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
-    store.submit("j", [bash(f"echo begun; {until(tmp_path / 'go')}")])
+    store.submit("j", [task("a", f"echo begun; {until(tmp_path / 'go')}")])
     assert running(store) in NODES
     name = pod_of(cluster)["metadata"]["name"]
     command = [*CLI, "status", "j", "--base-path", str(store.base_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"Pod default/j-a-[0-9a-f]{16} on n[12]", shown)
     (tmp_path / "go").touch()
-    assert result(store).status == "completed"
+    assert only_task(store).status == "completed"
     gone = lambda: name not in cluster.kubectl("get", "pods", "-o", "name")  # noqa: E731
     wait_until(gone, what="its Pod is deleted", interval=0.3)
 
@@ -110,8 +110,8 @@ def test_what_it_needs_is_what_kubernetes_gives(
         "volumes": [{"name": "scratch", "emptyDir": {}, "mountPath": "/scratch"}],
     }
     line = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes; cd /scratch && ls /tmp/. >/dev/null && echo mounted"
-    store.submit("j", [bash(line, resources=needed, kubernetes=options)])
-    assert result(store).status == "completed", store.read_log("j", "a").text
+    store.submit("j", [task("a", line, resources=needed, kubernetes=options)])
+    assert only_task(store).status == "completed", store.read_log("j", "a").text
     assert store.read_log("j", "a").text == f"{100 << 20}\nmounted\n"
     pod = pod_of(cluster)
     (container,) = pod["spec"]["containers"]
@@ -128,10 +128,10 @@ def test_what_it_needs_is_what_kubernetes_gives(
 def test_too_much_memory(store: JobStore, manager: object) -> None:
     # That it was for lack of memory is told apart from its end, and perhaps a moment later.
     line = "( x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x} ); code=$?; sleep 1; exit $code"
-    store.submit("j", [bash(line, resources={"memory": "30Mi"})])
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "signal"), task
-    assert "OOMKilled" in (task.error or "")
+    store.submit("j", [task("a", line, resources={"memory": "30Mi"})])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "signal"), done
+    assert "OOMKilled" in (done.error or "")
 
 
 @pytest.mark.parametrize(
@@ -150,12 +150,10 @@ def test_too_much_memory(store: JobStore, manager: object) -> None:
     ],
 )
 def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
-    begun = time.monotonic()
-    store.submit("j", [bash("true", **more)])
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "spawn"), task
-    assert re.search(why, task.error or ""), task.error
-    assert time.monotonic() - begun < 20
+    store.submit("j", [task("a", "true", **more)])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "spawn"), done
+    assert re.search(why, done.error or ""), done.error
 
 
 def test_what_its_node_does_not_start(store: JobStore, managers: Managers, engine: Engine) -> None:
@@ -163,24 +161,24 @@ def test_what_its_node_does_not_start(store: JobStore, managers: Managers, engin
     engine.prepare(managers)
     managers.start()
     volume = {"name": "v", "mountPath": "/v", "secret": {"secretName": "missing"}}
-    store.submit("j", [bash("true", kubernetes={"volumes": [volume]})])
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "spawn"), task
-    assert re.search('has not started it within 6 s: FailedMount: .*"missing" not found', task.error or ""), task.error
+    store.submit("j", [task("a", "true", kubernetes={"volumes": [volume]})])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "spawn"), done
+    assert re.search('has not started it within 6 s: FailedMount: .*"missing" not found', done.error or ""), done.error
 
 
 def test_an_option_that_there_is_not(store: JobStore) -> None:
     with pytest.raises(InvalidJobError, match=r"tasks\[0\]\.kubernetes\.imagee"):
-        store.submit("j", [bash("true", kubernetes={"imagee": "x"})])
+        store.submit("j", [task("a", "true", kubernetes={"imagee": "x"})])
     with pytest.raises(InvalidJobError, match="mountPath"):
-        store.submit("j", [bash("true", kubernetes={"volumes": [{"name": "x", "emptyDir": {}}]})])
+        store.submit("j", [task("a", "true", kubernetes={"volumes": [{"name": "x", "emptyDir": {}}]})])
 
 
 @pytest.mark.parametrize("length", [10, 2_900, 3_100, 200_000])
 def test_results(store: JobStore, manager: object, length: int) -> None:
     line = f"""echo before; printf '["%0{length}d"]' 0 > $AIR_EXECUTOR_OUTPUT; printf after"""
-    store.submit("j", [bash(line)])
-    assert result(store).status == "completed"
+    store.submit("j", [task("a", line)])
+    assert only_task(store).status == "completed"
     assert store.get_outputs("j") == {"a": ["0" * length]}
     assert store.read_log("j", "a").text == "before\nafter"
 
@@ -193,7 +191,7 @@ def test_a_result_where_memory_cannot_be_written_to(
     volume = {"name": "shm", "hostPath": {"path": f"{tmp_path}/shm"}, "mountPath": "/dev/shm"}
     template = {"spec": {"hostNetwork": True, "securityContext": {"runAsUser": 1000}}}
     options = {"volumes": [volume], "bundle": bundle, "pod_template": template}
-    tasks = [bash('echo "[$W]" > $AIR_EXECUTOR_OUTPUT', id=f"t{n}", env={"W": str(n)}) for n in (1, 2)]
+    tasks = [task(f"t{n}", 'echo "[$W]" > $AIR_EXECUTOR_OUTPUT', env={"W": str(n)}) for n in (1, 2)]
     store.submit("j", [{**task, "kubernetes": options} for task in tasks], max_parallel_tasks=2)
     assert ended(store, "j").state == "completed", store.get_tasks("j")
     assert store.get_outputs("j") == {"t1": [1], "t2": [2]}
@@ -205,14 +203,14 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
     lines = "for n in $(seq {} {}); do printf '%08000d\\n' $n; done"
     much, more = lines.format(1, 8000), lines.format(8001, 9000)
     begin = f"echo begun; {until(tmp_path / 'go')}"  # it is followed from the beginning
-    store.submit("j", [bash(f"{begin}; {much}; sleep 12; echo middle; sleep 25; {more}; sleep 1")])
+    store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; sleep 25; {more}; sleep 1")])
     running(store)
     (tmp_path / "go").touch()
     log = store.log_path("j", "a")
     was_seen = lambda: log.exists() and log.read_bytes().endswith(b"middle\n")  # noqa: E731
     wait_until(was_seen, what="it is in the log while the task runs", interval=0.5)
     assert store.get_tasks("j")[0].status == "running"
-    ended(store, "j", timeout=90)
+    ended(store, "j")
     first, rest = (b"".join(b"%08000d\n" % n for n in numbers) for numbers in (range(1, 8001), range(8001, 9001)))
     found = log.read_bytes()
     assert (len(found), found == b"begun\n" + first + b"middle\n" + rest) == (9000 * 8001 + 13, True)
@@ -220,21 +218,21 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
 
 def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
     template = {"spec": {"hostNetwork": True, "activeDeadlineSeconds": 2}}
-    store.submit("j", [bash("sleep 60", kubernetes={"pod_template": template})])
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "timeout"), task
-    assert "DeadlineExceeded" in (task.error or "")
+    store.submit("j", [task("a", "sleep 60", kubernetes={"pod_template": template})])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "timeout"), done
+    assert "DeadlineExceeded" in (done.error or "")
 
 
 def test_deleted_by_somebody_else(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
     """As when a node is drained: there is nothing against trying again."""
     store.submit(
-        "j", [bash(f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+        "j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
     )
     running(store)
     cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--grace-period=1", "--wait=false")
-    task = result(store)
-    assert (task.status, task.attempt) == ("completed", 2), task
+    done = only_task(store)
+    assert (done.status, done.attempt) == ("completed", 2), done
     assert (tmp_path / "ran").read_text() == "x\nx\n"
 
 
@@ -243,14 +241,14 @@ def test_deleted_while_there_was_no_manager(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("j", [bash("echo begun; sleep 60")])
+    store.submit("j", [task("a", "echo begun; sleep 60")])
     running(store)
     managers.kill(manager)
     cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--force", "--grace-period=0")
     managers.start()
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "lost")
-    assert "it is gone" in (task.error or "")
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "lost")
+    assert "it is gone" in (done.error or "")
 
 
 def test_created_but_not_noted(
@@ -259,7 +257,7 @@ def test_created_but_not_noted(
     """A manager is killed between the creation of a Pod and its own note of that."""
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6")])
+    store.submit("j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6")])
     running(store)
     managers.kill(manager)
     (path,) = store.runs_path("j").glob("*.on-kubernetes")
@@ -267,8 +265,8 @@ def test_created_but_not_noted(
     path.write_text(json.dumps({**json.loads(path.read_text()), "created": False}))
     managers.start()
     (tmp_path / "go").touch()
-    task = result(store)
-    assert (task.exit_code, task.attempt) == (6, 1)
+    done = only_task(store)
+    assert (done.exit_code, done.attempt) == (6, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
     wait_until(lambda: not list(store.runs_path("j").glob("*.on-*")), what="the note is removed")
 
@@ -278,27 +276,27 @@ def test_the_api_server_is_away(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("before", [bash(f"echo begun; echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}; echo last")])
+    store.submit("before", [task("a", f"echo begun; echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}; echo last")])
     running(store, "before")
     cluster.stop("kube-apiserver")
     (tmp_path / "go").touch()
     try:
-        store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
-        store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
+        store.submit("meanwhile", [task("a", f"echo m >> {tmp_path}/ran")])
+        store.submit("cancelled", [task("a", f"echo c >> {tmp_path}/ran")])
         time.sleep(1)
         store.cancel("cancelled")
         managers.kill(manager)
-        managers.start()
-        time.sleep(4)
+        manager = managers.start()
+        assert any("trying again" in line for line in manager.stderr or ())  # until it says so
         assert store.get_job("before").state == "working"
         assert store.get_job("meanwhile").state == "working"
     finally:
         cluster.start_api_server()
         cluster.wait_for_nodes()
-    assert ended(store, "before", 60).state == "completed", store.get_tasks("before")
+    assert ended(store, "before").state == "completed", store.get_tasks("before")
     assert store.read_log("before", "a").text == "begun\nlast\n"
-    assert ended(store, "meanwhile", 60).state == "completed", store.get_tasks("meanwhile")
-    assert ended(store, "cancelled", 60).reason == "cancelled"
+    assert ended(store, "meanwhile").state == "completed", store.get_tasks("meanwhile")
+    assert ended(store, "cancelled").reason == "cancelled"
     assert (tmp_path / "ran").read_text() == "b\nm\n"
 
 
@@ -310,40 +308,40 @@ def test_a_node_is_lost(
     engine.prepare(managers)
     managers.start()
     store.submit(
-        "j", [bash(f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+        "j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
     )
     node = running(store)
     cluster.lose_node(node)
     try:
-        task = result(store, timeout=90)
+        done = only_task(store)
     finally:
         cluster.start_node(node)
         cluster.wait_for_nodes()
     runs = len((tmp_path / "ran").read_text().split())
     if fenced:
-        assert (task.status, task.attempt, runs) == ("completed", 2, 2)
+        assert (done.status, done.attempt, runs) == ("completed", 2, 2)
     else:
-        assert (task.status, task.reason, task.attempt, runs) == ("failed", "lost", 1, 1)
-        assert f"node {node} does not answer" in (task.error or "")
+        assert (done.status, done.reason, done.attempt, runs) == ("failed", "lost", 1, 1)
+        assert f"node {node} does not answer" in (done.error or "")
 
 
 def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
-    store.submit("j", [bash(f"echo begun; echo x >> {tmp_path}/ran; sleep 6; echo end; exit 3")])
+    store.submit("j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; sleep 6; echo end; exit 3")])
     node = running(store)
     cluster.stop(f"kubelet-{node}")
     cluster.start_kubelet(node)
-    task = result(store)
-    assert (task.status, task.exit_code) == ("failed", 3), task
+    done = only_task(store)
+    assert (done.status, done.exit_code) == ("failed", 3), done
     assert store.read_log("j", "a").text == "begun\nend\n"
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
-    store.submit("j", [bash("echo begun; sleep 60")])
+    store.submit("j", [task("a", "echo begun; sleep 60")])
     running(store)
     shutil.rmtree(store.job_path("j"))
     gone = lambda: not cluster.kubectl("get", "pods", "-l", "air-executor/job=j", "-o", "name")  # noqa: E731
-    wait_until(gone, what="its Pod is gone", timeout=40, interval=0.3)
+    wait_until(gone, what="its Pod is gone", interval=0.3)
 
 
 def test_what_is_left_of_others_is_not_touched(
@@ -362,7 +360,7 @@ def test_what_is_left_of_others_is_not_touched(
         }
         cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": labels}, "spec": spec})
     gone = lambda: "pod/ours" not in cluster.kubectl("get", "pods", "-o", "name")  # noqa: E731
-    wait_until(gone, what="ours is deleted", timeout=40, interval=0.3)
+    wait_until(gone, what="ours is deleted", interval=0.3)
     assert "pod/theirs" in cluster.kubectl("get", "pods", "-o", "name")
 
 
@@ -376,22 +374,22 @@ def test_with_the_least_rights(
     cluster.kubectl("create", "namespace", namespace)
     cluster.apply(*wanted)
     account = next(item["metadata"]["name"] for item in wanted if item["kind"] == "ServiceAccount")
-    token = wait_until(lambda: cluster.token_of(account, namespace), what="it has a token", timeout=60)
+    token = wait_until(lambda: cluster.token_of(account, namespace), what="it has a token")
     wait_until(lambda: cluster.token_of("default", namespace), what="Pods can be created there")
     path = tmp_path / "kubeconfig"
     cluster.write_kubeconfig(path, token, namespace)
     engine.config = config(kubeconfig=str(path))
     engine.prepare(managers)
     managers.start()
-    store.submit("j", [bash("echo begun; sleep 1"), bash("exit 3", id="b")], max_parallel_tasks=2)
-    store.submit("elsewhere", [bash("true", kubernetes={"namespace": "default"})])
-    store.submit("cancelled", [bash("echo begun; sleep 60")])
+    store.submit("j", [task("a", "echo begun; sleep 1"), task("b", "exit 3")], max_parallel_tasks=2)
+    store.submit("elsewhere", [task("a", "true", kubernetes={"namespace": "default"})])
+    store.submit("cancelled", [task("a", "echo begun; sleep 60")])
     running(store, "cancelled")
     store.cancel("cancelled")
-    assert ended(store, "cancelled", 40).reason == "cancelled"
-    ended(store, "j", 40)
+    assert ended(store, "cancelled").reason == "cancelled"
+    ended(store, "j")
     assert [task.exit_code for task in store.get_tasks("j")] == [0, 3]
-    assert "forbidden" in (result(store, "elsewhere").error or "")
+    assert "forbidden" in (only_task(store, "elsewhere").error or "")
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
@@ -412,14 +410,14 @@ class TestBundles(BundleContract):
 
 def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
     """What had not begun is run by another Pod, if it is certain that it had not."""
-    first = bash(f"echo x >> {tmp_path}/ran; sleep 60", id="first")
-    tasks = [first, *(bash(f"echo {number} >> {tmp_path}/ran", id=f"t{number}") for number in range(4))]
+    first = task("first", f"echo x >> {tmp_path}/ran; sleep 60")
+    tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
     store.submit("j", tasks, max_parallel_tasks=5)
     # A kubelet that has not told yet that it has started a Pod may look at its deletion only many seconds later.
     is_known = lambda: (store.get_tasks("j")[1].where or "").endswith("waiting for its turn")  # noqa: E731
     wait_until(is_known, what="the first is known to run")
     cluster.kubectl("delete", "--wait=false", "--grace-period=30", "pods", "-l", "air-executor/job=j")
-    ended(store, "j", 60)
+    ended(store, "j")
     reasons = {task.id: task.reason for task in store.get_tasks("j")}
     assert reasons == {"first": "lost", "t0": None, "t1": None, "t2": None, "t3": None}, [
         t.error for t in store.get_tasks("j")
@@ -434,15 +432,15 @@ def test_a_bundle_without_a_manager(
 ) -> None:
     """The next manager finds out how far its Pod has come, and what was left to do."""
     line = f"echo $AIR_EXECUTOR_TASK >> {tmp_path}/ran; echo $AIR_EXECUTOR_TASK; sleep 0.5"
-    tasks = [bash(line, id=f"t{number}") for number in range(3)]
-    tasks += [bash(f"echo $PPID > {tmp_path}/first; {line}; sleep 60", id="long"), bash(line, id="last")]
+    tasks = [task(f"t{number}", line) for number in range(3)]
+    tasks += [task("long", f"echo $PPID > {tmp_path}/first; {line}; sleep 60"), task("last", line)]
     store.submit("j", tasks, max_parallel_tasks=5)
-    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+    wait_until((tmp_path / "ran").exists, what="the first runs")
     managers.kill(bundled)
-    wait_until(lambda: "long" in (tmp_path / "ran").read_text(), what="the long one runs", timeout=30)
+    wait_until(lambda: "long" in (tmp_path / "ran").read_text(), what="the long one runs")
     kill([int((tmp_path / "first").read_text())])  # process of the container, that is
     managers.start()
-    ended(store, "j", 60)
+    ended(store, "j")
     assert [task.reason for task in store.get_tasks("j")] == [None, None, None, "signal", None]
     assert (tmp_path / "ran").read_text().split() == ["t0", "t1", "t2", "long", "last"]
     assert [store.read_log("j", task.id).text for task in store.get_tasks("j")] == [
@@ -451,28 +449,32 @@ def test_a_bundle_without_a_manager(
 
 
 def test_a_bundle_that_has_ended_without_a_manager(
-    store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+    store: JobStore,
+    managers: Managers,
+    bundled: subprocess.Popen[str],
+    cluster: KubernetesCluster,
+    tmp_path: Path,
 ) -> None:
     """Nobody kept an eye on its limits of time, and those who kept them have completed."""
     line = f"echo $AIR_EXECUTOR_TASK | tee -a {tmp_path}/ran; sleep 0.5"
-    store.submit("j", [bash(line, id=f"t{number}", timeout=2) for number in range(6)], max_parallel_tasks=6)
-    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+    store.submit("j", [task(f"t{number}", line, timeout=2) for number in range(6)], max_parallel_tasks=6)
+    wait_until((tmp_path / "ran").exists, what="the first runs")
     managers.kill(bundled)
-    wait_until(lambda: "t5" in (tmp_path / "ran").read_text(), what="the last runs", timeout=30)
-    time.sleep(3)
+    has_ended = lambda: pod_of(cluster)["status"]["phase"] == "Succeeded"  # noqa: E731
+    wait_until(has_ended, what="its Pod has ended", interval=0.2)
     managers.start()
-    assert ended(store, "j", 30).state == "completed"
+    assert ended(store, "j").state == "completed"
     assert (tmp_path / "ran").read_text().split() == [f"t{number}" for number in range(6)]
 
 
 def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object) -> None:
-    prints = bash("seq 200000; sleep 1", id="prints")
-    returns = bash(
-        "{ echo -n '\"'; head -c 100000 /dev/zero | tr '\\0' x; echo '\"'; } > $AIR_EXECUTOR_OUTPUT", id="returns"
+    prints = task("prints", "seq 200000; sleep 1")
+    returns = task(
+        "returns", "{ echo -n '\"'; head -c 100000 /dev/zero | tr '\\0' x; echo '\"'; } > $AIR_EXECUTOR_OUTPUT"
     )
-    long = bash("true #" + "x" * 6000, id="long")  # too long to share a Pod
-    store.submit("j", [prints, returns, long, bash("sleep 1", id="last")], max_parallel_tasks=4)
-    assert ended(store, "j", 60).state == "completed"
+    long = task("long", "true #" + "x" * 6000)  # too long to share a Pod
+    store.submit("j", [prints, returns, long, task("last", "sleep 1")], max_parallel_tasks=4)
+    assert ended(store, "j").state == "completed"
     log = store.read_log("j", "prints").text
     assert log == "".join(f"{number}\n" for number in range(1, 200001))
     assert store.get_outputs("j") == {"returns": 100_000 * "x"}
@@ -482,17 +484,17 @@ def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object)
 
 def test_the_size_of_a_bundle(store: JobStore) -> None:
     with pytest.raises(InvalidJobError, match="kubernetes.bundle: Input should be less than or equal to 50"):
-        store.submit("j", [bash("true", kubernetes={"bundle": 51})])
+        store.submit("j", [task("a", "true", kubernetes={"bundle": 51})])
 
 
 def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
     engine.config = config(max_concurrent=2) + "max_concurrent_runners: 1\n"
     engine.prepare(managers)
     managers.start()
-    many = [bash(until(tmp_path / "go"), id=f"s{number}") for number in range(3)]
+    many = [task(f"s{number}", until(tmp_path / "go")) for number in range(3)]
     store.submit("many", many, max_parallel_tasks=3)
     where = "test -e /dev/termination-log && echo pod || echo local"
-    light = [bash(where, id="light", runner="local"), bash(where, id="heavy", dependencies=["light"])]
+    light = [task("light", where, runner="local"), task("heavy", where, dependencies=["light"])]
     store.submit("mixed", [light[0]])
     assert ended(store, "mixed").state == "completed"  # the cluster's tasks do not hold it up
     assert not store.get_job("many").state.is_terminal
@@ -518,5 +520,5 @@ def test_settings(store: JobStore, managers: Managers, engine: Engine, options: 
     engine.config = config(**options)
     engine.prepare(managers)
     process = managers.launch()
-    assert process.wait(20) == 2
+    assert process.wait(PATIENCE) == 2
     assert why in process.communicate()[1]

@@ -39,7 +39,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     TaskOutput,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 BEGINNING = pods.beginning("0123456789abcdef")
 POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}

@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from airflow_provider_air_executor.manager.runners.kubernetes.transport import Chunks, Transport
-from tests.manager.runners.kubernetes_cluster import make_certificates
+from tests.support.kubernetes_cluster import make_certificates
+from tests.support.waiting import PATIENCE
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -242,7 +243,7 @@ def test_nobody_listens() -> None:
         async with client() as (asking, _):
             pass
         transport = Transport(ssl.create_default_context(), keep=1)
-        async with httpx.AsyncClient(base_url=asking.base_url, transport=transport, timeout=10) as again:
+        async with httpx.AsyncClient(base_url=asking.base_url, transport=transport, timeout=PATIENCE) as again:
             with pytest.raises(httpx.ConnectError):
                 await again.get("/")
 

@@ -19,32 +19,32 @@ import pytest
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.records import Record, read_record
 from airflow_provider_air_executor.manager.runners.slurm import _script
-from tests.manager.conftest import CLI, Managers, ended
 from tests.manager.runners.bundles import BundleContract
-from tests.manager.runners.conftest import bash, result
 from tests.manager.runners.contract import Engine, RunnerContract
-from tests.manager.runners.slurm_cluster import NODES, PATH, SlurmCluster, missing
-from tests.waiting import until, wait_until
+from tests.support.jobs import ended, only_task, task
+from tests.support.managers import CLI, Managers
+from tests.support.slurm_cluster import NODES, PATH, SlurmCluster, missing
+from tests.support.waiting import PATIENCE, until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; see make slurm")
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.xdist_group("slurm"),
+    pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; see make slurm"),
+]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[SlurmCluster]:
-    cluster = SlurmCluster()
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
+@pytest.fixture
+def cluster(slurm: SlurmCluster) -> SlurmCluster:
+    return slurm
 
 
 @pytest.fixture
 def engine(cluster: SlurmCluster) -> Iterator[Engine]:
     config = "runners: {slurm: {poll_interval: 0.5}}\n"
     cluster.wait_for_nodes()  # one that did not start something may have been taken out of service
-    yield Engine("slurm", config=config, environment=cluster.environment, patience=2)
+    yield Engine("slurm", config=config, environment=cluster.environment)
     cluster.cancel_all()
 
 
@@ -77,7 +77,7 @@ def write_program(directory: Path, name: str, text: str) -> str:
 
 
 def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
-    store.submit("j", [bash("sleep 3", slurm={"begin": "now+1hour"}, resources={"time": 60})])
+    store.submit("j", [task("a", "sleep 3", slurm={"begin": "now+1hour"}, resources={"time": 60})])
     waits = wait_until(lambda: store.get_tasks("j")[0].where, what="it is said where it is")
     said = re.fullmatch(r"Slurm job (\d+), waiting( \(\w+\))?", waits)
     assert said, waits
@@ -87,11 +87,11 @@ def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster) ->
     command = [*CLI, "status", "j", "--base-path", str(store.base_path)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"Slurm job \d+ on n[12]", shown)
-    task = result(store)
-    assert task.seconds is not None
-    assert task.seconds > 2.9
-    assert task.started_at is not None
-    assert task.started_at.timestamp() > released - 0.1  # without the time that it waited
+    done = only_task(store)
+    assert done.seconds is not None
+    assert done.seconds > 2.9
+    assert done.started_at is not None
+    assert done.started_at.timestamp() > released - 0.1  # without the time that it waited
 
 
 def test_where_it_was_if_squeue_has_not_seen_it_run(
@@ -101,8 +101,8 @@ def test_where_it_was_if_squeue_has_not_seen_it_run(
     engine.prepare(managers)
     managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", "exit 0")  # it may be asked at once
     managers.start()
-    store.submit("j", [bash("sleep 2")])
-    assert re.fullmatch(r"Slurm job \d+", result(store).where or "")
+    store.submit("j", [task("a", "sleep 2")])
+    assert re.fullmatch(r"Slurm job \d+", only_task(store).where or "")
 
 
 def test_its_time_when_no_manager_saw_it(
@@ -110,19 +110,19 @@ def test_its_time_when_no_manager_saw_it(
 ) -> None:
     line = f"touch {tmp_path}/begun; sleep 1.5; touch {tmp_path}/over"
     submitted = time.time()
-    store.submit("j", [bash(line, slurm={"begin": "now+2"})])
+    store.submit("j", [task("a", line, slurm={"begin": "now+2"})])
     wait_until(lambda: store.get_tasks("j")[0].where, what="Slurm has it")
     managers.kill(manager)
     record = store.run_path("j", "a", 1)
     wait_until(lambda: record.exists() and record.read_text().endswith("\n0\n"), what="it is over")
     noticed = time.time()
     managers.start()
-    task = result(store)
-    assert task.started_at is not None
-    assert task.completed_at is not None
+    done = only_task(store)
+    assert done.started_at is not None
+    assert done.completed_at is not None
     begun, over = ((tmp_path / name).stat().st_mtime for name in ("begun", "over"))
-    assert submitted + 0.9 < task.started_at.timestamp() < begun + 0.05
-    assert over - 0.05 < task.completed_at.timestamp() < noticed + 0.05
+    assert submitted + 0.9 < done.started_at.timestamp() < begun + 0.05
+    assert over - 0.05 < done.completed_at.timestamp() < noticed + 0.05
 
 
 def test_a_start_that_is_not_known_any_more(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> 
         'echo "$SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE"; scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
     )
     needed = {"cpus": 1.5, "memory": "100Mi", "time": "90s"}
-    store.submit("j", [bash(line, resources=needed, slurm={"partition": "main"})])
-    assert result(store).status == "completed", store.read_log("j", "a").text
+    store.submit("j", [task("a", line, resources=needed, slurm={"partition": "main"})])
+    assert only_task(store).status == "completed", store.read_log("j", "a").text
     assert store.read_log("j", "a").text == "2 100\nTimeLimit=00:02:00\n"
 
 
@@ -162,10 +162,10 @@ def test_too_much_memory(store: JobStore, managers: Managers, engine: Engine, tm
     managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
     managers.start()
     line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(30)'"
-    store.submit("j", [bash(line, resources={"memory": "60Mi"})])
-    task = result(store, timeout=60)
-    assert (task.status, task.reason) == ("failed", "signal")
-    assert "OUT_OF_MEMORY" in (task.error or ""), task.error
+    store.submit("j", [task("a", line, resources={"memory": "60Mi"})])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "signal")
+    assert "OUT_OF_MEMORY" in (done.error or ""), done.error
     assert "exceeded memory limit" in store.read_log("j", "a").text  # Slurm's own words are in the log too
 
 
@@ -184,44 +184,44 @@ def test_too_much_memory(store: JobStore, managers: Managers, engine: Engine, tm
     ],
 )
 def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
-    begun = time.monotonic()
-    store.submit("j", [bash("true", **more)])
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "spawn")
-    assert re.search(why, task.error or "", re.IGNORECASE), task.error
-    assert time.monotonic() - begun < 45
+    store.submit("j", [task("a", "true", **more)])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "spawn")
+    assert re.search(why, done.error or "", re.IGNORECASE), done.error
 
 
 def test_cancelled_by_somebody_else(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
-    store.submit("j", [bash("sleep 60", retries=3)])
+    store.submit("j", [task("a", "sleep 60", retries=3)])
     running(store)
     cluster.call("scancel", "--name=j/a")
-    task = result(store)
-    assert (task.status, task.reason, task.attempt) == ("failed", "cancelled", 1)
-    assert "CANCELLED" in (task.error or "")
+    done = only_task(store)
+    assert (done.status, done.reason, done.attempt) == ("failed", "cancelled", 1)
+    assert "CANCELLED" in (done.error or "")
 
 
 def test_put_back_by_an_administrator(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
-    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 60")])
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 60")])
     running(store)
     has_begun(tmp_path / "ran")
     number = cluster.call("squeue", "-h", "--name=j/a", "-o", "%i").strip()
     cluster.call("scontrol", "update", f"JobId={number}", "Requeue=1", check=True)
     cluster.call("scontrol", "requeue", number, check=True)
-    task = result(store)
-    assert (task.status, task.reason) == ("failed", "lost"), task
-    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="Slurm has dropped it", timeout=30)
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "lost"), done
+    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="Slurm has dropped it")
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
-def test_submitted_twice(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
+def test_submitted_twice(
+    store: JobStore, managers: Managers, engine: Engine, cluster: SlurmCluster, tmp_path: Path
+) -> None:
     engine.prepare(managers)
     text = f'cat > {tmp_path}/input; {REAL} "$@" < {tmp_path}/input > /dev/null; {REAL} "$@" < {tmp_path}/input'
     managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
     managers.start()
-    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 2; exit 6")])
-    assert result(store).exit_code == 6
-    time.sleep(2)
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 2; exit 6")])
+    assert only_task(store).exit_code == 6
+    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="both are over", interval=0.1)
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
@@ -231,12 +231,12 @@ def test_killed_while_it_submits(store: JobStore, managers: Managers, engine: En
     text = f'if mkdir {tmp_path}/once 2>/dev/null; then sleep 4; fi\nexec {REAL} "$@"'
     managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
     first = managers.start()
-    store.submit("j", [bash(f"echo x >> {tmp_path}/ran; sleep 6; exit 6")])
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 6; exit 6")])
     wait_until((tmp_path / "once").exists, what="sbatch was called")
     managers.kill(first)
     managers.start()
-    task = result(store)
-    assert (task.exit_code, task.attempt) == (6, 1)
+    done = only_task(store)
+    assert (done.exit_code, done.attempt) == (6, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
@@ -245,14 +245,14 @@ def test_slurm_is_away(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("before", [bash(f"echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}")])
+    store.submit("before", [task("a", f"echo b >> {tmp_path}/ran; {until(tmp_path / 'go')}")])
     running(store, "before")
     # Killed, it would forget what it started in the last seconds, and give the numbers of those jobs to others.
     cluster.stop("slurmctld", signal.SIGTERM)
     (tmp_path / "go").touch()
     try:
-        store.submit("meanwhile", [bash(f"echo m >> {tmp_path}/ran")])
-        store.submit("cancelled", [bash(f"echo c >> {tmp_path}/ran")])
+        store.submit("meanwhile", [task("a", f"echo m >> {tmp_path}/ran")])
+        store.submit("cancelled", [task("a", f"echo c >> {tmp_path}/ran")])
         assert ended(store, "before").state == "completed"  # the node has written so
         store.cancel("cancelled")
         managers.kill(manager)
@@ -264,8 +264,8 @@ def test_slurm_is_away(
     finally:
         cluster.start_controller()
         cluster.wait_for_nodes()
-    assert ended(store, "meanwhile", 60).state == "completed", store.get_tasks("meanwhile")
-    assert ended(store, "cancelled", 60).reason == "cancelled"
+    assert ended(store, "meanwhile").state == "completed", store.get_tasks("meanwhile")
+    assert ended(store, "cancelled").reason == "cancelled"
     assert (tmp_path / "ran").read_text() == "b\nm\n"
 
 
@@ -277,43 +277,44 @@ def test_a_node_is_lost(
     engine.prepare(managers)
     managers.start()
     store.submit(
-        "j", [bash(f"echo $SLURMD_NODENAME >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+        "j",
+        [task("a", f"echo $SLURMD_NODENAME >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)],
     )
     node = running(store)
     has_begun(tmp_path / "ran")
     cluster.lose_node(node)
     try:
-        task = result(store, timeout=60)
+        done = only_task(store)
     finally:
         cluster.start_node(node)
         cluster.wait_for_nodes()
     nodes = (tmp_path / "ran").read_text().split()
     if fenced:
-        assert (task.status, task.attempt, len(nodes)) == ("completed", 2, 2)
+        assert (done.status, done.attempt, len(nodes)) == ("completed", 2, 2)
     else:
-        assert (task.status, task.reason, task.attempt, len(nodes)) == ("failed", "lost", 1, 1)
-        assert "NODE_FAIL" in (task.error or "")
-        assert node in (task.error or "")
+        assert (done.status, done.reason, done.attempt, len(nodes)) == ("failed", "lost", 1, 1)
+        assert "NODE_FAIL" in (done.error or "")
+        assert node in (done.error or "")
 
 
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
-    store.submit("j", [bash("sleep 60")])
+    store.submit("j", [task("a", "sleep 60")])
     running(store)
     shutil.rmtree(store.job_path("j"))
-    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone", timeout=30)
+    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone")
 
 
 def test_nothing_is_left_for_others_to_read(
     store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     line = f"{until(tmp_path / 'go')}; scontrol write batch_script $SLURM_JOB_ID -"
-    store.submit("j", [bash(line, env={"PASSWORD": "hunter2"})])
+    store.submit("j", [task("a", line, env={"PASSWORD": "hunter2"})])
     running(store)
     assert "hunter2" not in cluster.call("scontrol", "show", "job", "--details")
     notes = list(store.runs_path("j").glob("*.on-slurm"))
     assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
     (tmp_path / "go").touch()
-    assert result(store).status == "completed"
+    assert only_task(store).status == "completed"
     assert "hunter2" not in store.read_log("j", "a").text
     assert not list(store.runs_path("j").glob("*.on-slurm"))
 
@@ -333,15 +334,15 @@ def test_a_node_does_not_start_the_script(
     engine.environment = {**engine.environment, "PATH": f"{tmp_path}:{engine.environment['PATH']}"}
     engine.prepare(managers)
     managers.start()
-    store.submit("j", [bash(f"echo x >> {tmp_path}/ran")])
-    task = result(store)
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran")])
+    done = only_task(store)
     assert len((tmp_path / "calls").read_text().split()) == 2
     if times == 1:
-        assert (task.status, task.attempt) == ("completed", 1), task
+        assert (done.status, done.attempt) == ("completed", 1), done
         assert (tmp_path / "ran").read_text() == "x\n"
     else:
-        assert (task.status, task.reason) == ("failed", "lost"), task
-        assert "could not write to the job filesystem" in (task.error or "")
+        assert (done.status, done.reason) == ("failed", "lost"), done
+        assert "could not write to the job filesystem" in (done.error or "")
         assert not (tmp_path / "ran").exists()
 
 
@@ -362,14 +363,14 @@ class TestBundles(BundleContract):
 
 def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     """What had not begun runs elsewhere."""
-    first = bash(f"echo x >> {tmp_path}/ran; sleep 60", id="first")
-    tasks = [first, *(bash(f"echo {number} >> {tmp_path}/ran", id=f"t{number}") for number in range(4))]
+    first = task("first", f"echo x >> {tmp_path}/ran; sleep 60")
+    tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
     store.submit("j", tasks, max_parallel_tasks=5)
-    wait_until((tmp_path / "ran").exists, what="the first runs", timeout=30)
+    wait_until((tmp_path / "ran").exists, what="the first runs")
     node = running(store)
     cluster.lose_node(node)
     try:
-        ended(store, "j", 90)
+        ended(store, "j")
     finally:
         cluster.start_node(node)
         cluster.wait_for_nodes()
@@ -380,24 +381,24 @@ def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster:
 
 def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, bundled: object, cluster: SlurmCluster) -> None:
     line = 'scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
-    tasks = [bash(line, id=f"t{number}", resources={"time": "90s"}) for number in range(10)]
+    tasks = [task(f"t{number}", line, resources={"time": "90s"}) for number in range(10)]
     store.submit("j", tasks, max_parallel_tasks=10)
-    ended(store, "j", 40)
+    ended(store, "j")
     assert {store.read_log("j", f"t{number}").text for number in range(10)} == {"TimeLimit=00:15:00\n"}
 
 
 def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, bundled: object) -> None:
     """One at a time may be submitted all the same."""
     needed = {"resources": {"time": "50s"}, "slurm": {"partition": "short"}}
-    store.submit("j", [bash("true", id=f"t{number}", **needed) for number in range(3)], max_parallel_tasks=3)
-    ended(store, "j", 60)
+    store.submit("j", [task(f"t{number}", "true", **needed) for number in range(3)], max_parallel_tasks=3)
+    ended(store, "j")
     assert {task.status for task in store.get_tasks("j")} <= {"completed", "failed"}
     assert [task.error for task in store.get_tasks("j") if task.status == "failed"] == []
 
 
 def test_the_size_of_a_bundle(store: JobStore, manager: object) -> None:
-    store.submit("j", [bash("true", slurm={"bundle": 51})])
-    assert "bundle: must be a whole number from 1 to 50" in (result(store).error or "")
+    store.submit("j", [task("a", "true", slurm={"bundle": 51})])
+    assert "bundle: must be a whole number from 1 to 50" in (only_task(store).error or "")
 
 
 def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
@@ -405,9 +406,9 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     engine.prepare(managers)
     managers.start()
     where = "echo ${SLURM_JOB_ID:-local}"
-    many = [bash(until(tmp_path / "go"), id=f"s{number}") for number in range(3)]
+    many = [task(f"s{number}", until(tmp_path / "go")) for number in range(3)]
     store.submit("many", many, max_parallel_tasks=3)
-    light = [bash(where, id="light", runner="local"), bash(where, id="heavy", dependencies=["light"])]
+    light = [task("light", where, runner="local"), task("heavy", where, dependencies=["light"])]
     store.submit("mixed", [light[0]])
     assert ended(store, "mixed").state == "completed"  # the cluster's tasks do not hold it up
     assert not store.get_job("many").state.is_terminal
@@ -424,5 +425,5 @@ def test_no_slurm(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     engine.prepare(managers)
     managers.environment["PATH"] = str(tmp_path)
     process = managers.launch()
-    assert process.wait(60) == 2
+    assert process.wait(PATIENCE) == 2
     assert "sbatch, squeue, scancel are not in PATH" in process.communicate()[1]

@@ -1,6 +1,6 @@
 """A Kubernetes cluster of two nodes on this machine, from the programs that ``build_kubernetes.sh`` has built.
 
-``python -m tests.manager.runners.kubernetes_cluster`` starts one, until Ctrl-C, to try things with.
+``python -m tests.support.kubernetes_cluster`` starts one, until Ctrl-C, to try things with.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.processes import free_port, kill, parent, pids
-from tests.waiting import wait_until
+from tests.support import run
+from tests.support.ports import free_port
+from tests.support.processes import command_line, descendants, exit_on_sigterm, kill, pids, program
+from tests.support.waiting import PATIENCE, wait_until
 
 NODES = ("n1", "n2")
 PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "air-executor" / "kubernetes-1.20.2"
@@ -44,7 +46,6 @@ _NEEDED = (
     "busybox",
 )
 _CGROUPS = Path("/sys/fs/cgroup")
-_LOGS = (Path("/var/log/pods"), Path("/var/log/containers"))  # the kubelet knows no other places
 
 _CONTAINERD = """\
 version = 2
@@ -87,7 +88,8 @@ class KubernetesCluster:
         self.environment = {"KUBECONFIG": str(self.kubeconfig)}
         self.server = f"https://127.0.0.1:{free_port()}"
         self._etcd = f"http://127.0.0.1:{free_port()}"
-        self._name = self.directory.name[-8:]
+        of = run.directory()
+        self._groups = f"{of.name if of else 'air-executor-alone'}-{self.directory.name[-8:]}"
         self._kubelet_ports = {node: free_port() for node in NODES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -110,7 +112,7 @@ class KubernetesCluster:
         )
         for node in NODES:
             self._start_containerd(node)
-        wait_until(lambda: _answers(f"{self._etcd}/health"), what="etcd is up", timeout=30)
+        wait_until(lambda: _answers(f"{self._etcd}/health"), what="etcd is up")
         self.start_api_server()
         self._run(
             "kube-controller-manager",
@@ -138,7 +140,7 @@ class KubernetesCluster:
         for node in NODES:
             self.start_kubelet(node)
         self.wait_for_nodes()
-        wait_until(lambda: "default" in self.kubectl("get", "serviceaccounts"), what="Pods can be created", timeout=60)
+        wait_until(lambda: "default" in self.kubectl("get", "serviceaccounts"), what="Pods can be created")
         return self
 
     def write_kubeconfig(self, path: Path, token: str, namespace: str = "default") -> None:
@@ -185,7 +187,7 @@ class KubernetesCluster:
             "--max-requests-inflight=2000",
             "--max-mutating-requests-inflight=1000",
         )
-        wait_until(lambda: self.kubectl("get", "--raw", "/readyz") == "ok", what="the API server is up", timeout=60)
+        wait_until(lambda: self.kubectl("get", "--raw", "/readyz") == "ok", what="the API server is up")
 
     def start_node(self, node: str) -> None:
         """Start a node again."""
@@ -195,18 +197,16 @@ class KubernetesCluster:
     def _start_containerd(self, node: str) -> None:
         directory = self.directory / node
         (directory / "cni").mkdir(parents=True, exist_ok=True)
-        for path in _LOGS:
-            path.mkdir(parents=True, exist_ok=True)
         # Pods use the network of the host; a node is ready only if it could give them one of their own.
         loopback = {"cniVersion": "0.3.1", "name": "lo", "type": "loopback"}
         (directory / "cni" / "lo.conf").write_text(json.dumps(loopback))
         config = directory / "containerd.toml"
         config.write_text(_CONTAINERD.format(directory=directory, pause=_PAUSE_IMAGE))
-        for path in _LOGS:
-            (directory / path.name).mkdir(exist_ok=True)
-        # A kubelet removes the logs of all Pods that it does not know, so each node has a place of its own for them.
-        mounts = "".join(f"mount --bind {directory / path.name} {path} && " for path in _LOGS)
-        own = f'mount --make-rprivate / && {mounts}exec "$0" "$@"'
+        (directory / "log").mkdir(exist_ok=True)
+        # The kubelet has its logs below /var/log, and removes those of all Pods that it does not know; containerd has
+        # its sockets below /run. Each node has places of its own for them, and nothing of it is left on this machine.
+        mounts = f"mount --bind {directory}/log /var/log && mount -t tmpfs tmpfs /run"
+        own = f'mount --make-rprivate / && {mounts} && exec "$0" "$@"'
         self._run(
             f"containerd-{node}", f"--config={config}", "--log-level=warn", before=("unshare", "-m", "sh", "-c", own)
         )
@@ -216,7 +216,7 @@ class KubernetesCluster:
             return "Server:" in self._call(*ctr, "version")
 
         # A kubelet whose containerd does not answer yet ends.
-        wait_until(answers, what="containerd is up", timeout=60, interval=0.1)
+        wait_until(answers, what="containerd is up", interval=0.1)
         if not (directory / "imported").exists():
             self._call(*ctr, "images", "import", f"{self.directory}/images.tar", check=True)
             (directory / "imported").touch()
@@ -224,7 +224,7 @@ class KubernetesCluster:
     def start_kubelet(self, node: str) -> None:
         """Start the kubelet of a node."""
         directory = self.directory / node
-        groups = f"/air-executor-{self._name}/{node}"
+        groups = f"/{self._groups}/{node}"
         for controller in _CGROUPS.iterdir():
             if controller.is_dir():
                 (controller / groups.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -287,7 +287,7 @@ class KubernetesCluster:
             return self.kubectl("get", "nodes", "-o", ready).split() == ["True"] * len(NODES) and not taints.strip()
 
         try:
-            wait_until(are_ready, what="both nodes are ready", timeout=90, interval=0.2)
+            wait_until(are_ready, what="both nodes are ready", interval=0.2)
         except TimeoutError as error:
             said = [
                 f"{name}, running: {process.poll() is None}\n{self.said_last(name)}"
@@ -316,8 +316,8 @@ class KubernetesCluster:
             capture_output=True,
             text=True,
             check=check,
-            timeout=60,
-            **({"stdin": subprocess.DEVNULL} if text is None else {"input": text}),  # type: ignore[arg-type]
+            timeout=PATIENCE,
+            **({"stdin": subprocess.DEVNULL} if text is None else {"input": text}),
         )
         return done.stdout
 
@@ -325,12 +325,12 @@ class KubernetesCluster:
         """End a daemon: ``kube-apiserver``, ``kubelet-n1``, ..."""
         process = self._processes.pop(name)
         process.send_signal(number)
-        process.wait(30)
+        process.wait(PATIENCE)
 
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""
         shims = self._shims(node)
-        tasks = _containers(shims)
+        tasks = descendants(shims)
         self.stop(f"kubelet-{node}")
         self.stop(f"containerd-{node}")
         kill(shims)
@@ -338,7 +338,11 @@ class KubernetesCluster:
 
     def _shims(self, node: str = "") -> set[int]:
         mark = f"{self.directory}/{node}"
-        return {pid for pid in pids() if _name(pid).startswith("containerd-shim") and mark in _command_line(pid)}
+        return {
+            pid
+            for pid in pids()
+            if program(pid) == "containerd-shim" and any(mark in word for word in command_line(pid))
+        }
 
     def cancel_all(self) -> None:
         """End all Pods, and wait until nothing of them runs."""
@@ -347,19 +351,18 @@ class KubernetesCluster:
         def are_gone() -> bool:
             return not self.kubectl("get", "pods", "-o", "name").strip() and not self._shims()
 
-        wait_until(are_gone, what="no Pod is left", timeout=60, interval=0.2)
+        wait_until(are_gone, what="no Pod is left", interval=0.2)
 
     def close(self) -> None:
         """End everything."""
         shims = self._shims()
-        tasks = _containers(shims)
+        tasks = descendants(shims)
         for name in reversed(list(self._processes)):
             self.stop(name)
         kill(shims)
         kill(tasks)
         shutil.rmtree(self.directory, ignore_errors=True)  # nothing is mounted there but in the nodes' own namespaces
-        for controller in _CGROUPS.iterdir():
-            _remove_groups(controller / f"air-executor-{self._name}")
+        run.remove_control_groups(self._groups)
 
     def _run(self, name: str, *flags: str, before: tuple[str, ...] = ()) -> None:
         program = name if name in _NEEDED else name.rpartition("-")[0]
@@ -480,43 +483,16 @@ def _inherit_cpuset(controller: Path, groups: str) -> None:
         group /= word
 
 
-def _remove_groups(group: Path) -> None:
-    if group.is_dir():
-        for child in [path for path in group.iterdir() if path.is_dir()]:
-            _remove_groups(child)
-        with contextlib.suppress(OSError):
-            group.rmdir()
-
-
 def _answers(address: str) -> bool:
     with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
         return True
     return False
 
 
-def _command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _name(pid: int) -> str:
-    return os.path.basename(_command_line(pid).partition("\0")[0])
-
-
-def _containers(shims: set[int]) -> list[int]:
-    """What runs in the containers that shims look after."""
-    found = [pid for pid in pids() if parent(pid) in shims]
-    for pid in found:
-        found += [child for child in pids() if parent(child) == pid and child not in found]
-    return found
-
-
 def main() -> None:
     """Start a cluster, and end it when somebody asks for that."""
     cluster = KubernetesCluster()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    exit_on_sigterm()
     try:
         begun = time.monotonic()
         cluster.start()
@@ -526,8 +502,7 @@ def main() -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # a second one must not leave half of it behind
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not leave half of it behind
         cluster.close()
 
 

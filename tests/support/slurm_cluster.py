@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.processes import free_port, kill, parent, pids
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.processes import environment, kill, parent, program, with_environment
+from tests.support.waiting import PATIENCE, wait_until
 
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
@@ -123,40 +124,40 @@ class SlurmCluster:
                 self.call("scontrol", "update", f"NodeName={','.join(NODES)}", "State=RESUME")
             return bool(states) and set(states) == {"idle"}
 
-        wait_until(are_idle, what="both nodes are idle", timeout=90, interval=0.1)
+        wait_until(are_idle, what="both nodes are idle", interval=0.1)
 
     def call(self, *words: str, check: bool = False) -> str:
         """What one of Slurm's commands prints."""
         environment = {**os.environ, **self.environment}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=check, timeout=60)
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=check, timeout=PATIENCE)
         return done.stdout
 
     def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a daemon: ``slurmctld``, ``slurmd-n1``, ..."""
         process = self._processes.pop(name)
         process.send_signal(number)
-        process.wait(30)
+        process.wait(PATIENCE)
 
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""
-        tasks = [pid for pid in self._ours() if f"SLURMD_NODENAME={node}" in _environment(pid)]
-        steps = {parent for parent in map(parent, tasks) if _name(parent) == "slurmstepd"}
+        tasks = [pid for pid in self._ours() if f"SLURMD_NODENAME={node}" in environment(pid)]
+        steps = {parent for parent in map(parent, tasks) if program(parent) == "slurmstepd"}
         self.stop(f"slurmd-{node}")
         kill(steps)
         kill(tasks)
 
     def _ours(self) -> list[int]:
-        return [pid for pid in pids() if f"SLURM_CONF={self.config}" in _environment(pid)]
+        return with_environment(f"SLURM_CONF={self.config}")
 
     def runs(self, name: str) -> bool:
         """Whether one of the programs of this cluster runs."""
-        return any(_name(pid) == name for pid in self._ours())
+        return any(program(pid) == name for pid in self._ours())
 
     def cancel_all(self) -> None:
         """End all jobs."""
         self.call("scancel", "--signal=KILL", "--full", "--user=root", "--state=RUNNING")
         self.call("scancel", "--user=root")
-        wait_until(lambda: not self.call("squeue", "--noheader"), what="no job is left", timeout=40, interval=0.1)
+        wait_until(lambda: not self.call("squeue", "--noheader"), what="no job is left", interval=0.1)
 
     def close(self) -> None:
         """End everything."""
@@ -178,17 +179,3 @@ class SlurmCluster:
                 start_new_session=True,
                 env={**os.environ, **self.environment},
             )
-
-
-def _environment(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
-
-
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

@@ -12,19 +12,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.processes import free_port
-from tests.waiting import wait_until
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
 _INSTALLED = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+# Shared memory is in its own files, so that nothing is left of a server that was killed.
+_OPTIONS = ("max_connections=300", "fsync=off", "dynamic_shared_memory_type=mmap", "unix_socket_directories=")
 
 
 class PostgreSQL:
-    """A running server; a context manager that leaves no file and no process behind."""
+    """A running server; a context manager that leaves no file and no process behind.
 
-    def __init__(self) -> None:
+    :param template: the home of a server that has ended, whose databases this one begins with; default: it is empty.
+    """
+
+    def __init__(self, template: Path | None = None) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-postgresql-"))
         self.port = free_port()
         self.url = f"postgresql+psycopg2://airflow@127.0.0.1:{self.port}/postgres"
+        self._template = template
         self._process: subprocess.Popen[bytes] | None = None
         # The server refuses to run as root.
         self._user: dict[str, Any] = {}
@@ -34,13 +40,17 @@ class PostgreSQL:
             self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
     def __enter__(self) -> Self:
-        data = self.home / "data"
-        made = ["--pgdata", str(data), "--username", "airflow", "--auth", "trust", "--no-sync", "--encoding", "UTF8"]
-        subprocess.run([self._program("initdb"), *made], check=True, capture_output=True, cwd=self.home, **self._user)
-        options = ["-p", str(self.port), "-h", "127.0.0.1", "-k", "", "-c", "max_connections=300"]
+        if self._template is not None:
+            subprocess.run(["cp", "-a", f"{self._template}/data", self.home], check=True)
+        else:
+            made = ["--pgdata=data", "--username=airflow", "--auth=trust", "--no-sync", "--encoding=UTF8"]
+            subprocess.run(
+                [self._program("initdb"), *made], check=True, capture_output=True, cwd=self.home, **self._user
+            )
+        options = [f"-p{self.port}", "-h127.0.0.1", *(f"-c{option}" for option in _OPTIONS)]
         with (self.home / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [self._program("postgres"), "-D", str(data), *options, "-c", "fsync=off"],
+                [self._program("postgres"), "-D", "data", *options],
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -49,16 +59,21 @@ class PostgreSQL:
                 **self._user,
             )
         answers = [self._program("pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
-        wait_until(lambda: subprocess.run(answers, check=False).returncode == 0, timeout=60, what="PostgreSQL answers")
+        wait_until(lambda: subprocess.run(answers, check=False).returncode == 0, what="PostgreSQL answers")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def stop(self) -> None:
+        """End the server, and leave its files."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)  # a fast shutdown
-            self._process.wait(30)
-        shutil.rmtree(self.home, ignore_errors=True)
+            self._process.wait()
+            self._process = None
 
     @staticmethod
     def _program(name: str) -> str:

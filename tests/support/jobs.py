@@ -1,0 +1,92 @@
+"""Jobs that read like a sentence, and how they end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_air_executor.jobs.models import Job, Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.waiting import wait_until
+
+DATA = Path(__file__).parent.parent / "data"  # files of the existing system
+
+
+def task(task_id: str, bash: str = "true", after: str | Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """A task that runs a line of bash: ``task("b", "exit 3", after="a")``."""
+    return {"id": task_id, "bash": bash, "dependencies": [after] if isinstance(after, str) else list(after), **more}
+
+
+def plain(task_id: str, command: str, *args: str, after: tuple[str, ...] = (), **more: object) -> dict[str, object]:
+    """A task with the fields of the existing format only."""
+    return {
+        "id": task_id,
+        "job_name": "j",
+        "command": command,
+        "args": list(args),
+        "dependencies": list(after),
+        "status": "pending",
+        "created_at": "2026-11-22T10:16:33.789Z",
+        "started_at": None,
+        "completed_at": None,
+        "error": None,
+        **more,
+    }
+
+
+def write_job(store: JobStore, name: str, tasks: object, *, state: str = "waiting", named: str = "") -> Path:
+    """Fill a job directory in place, as a script does: tasks.json first, then state.json."""
+    path = store.jobs_path / name
+    path.mkdir(parents=True)
+    (path / "logs").mkdir()
+    (path / "tasks.json").write_text(tasks if isinstance(tasks, str) else json.dumps(tasks))
+    stamp = "2026-11-22T10:16:33.789Z"
+    record = {
+        "id": f"{name}-1795342593",
+        "name": named or name,
+        "state": state,
+        "created_at": stamp,
+        "updated_at": stamp,
+    }
+    (path / "state.json").write_text(json.dumps(record))
+    return path
+
+
+def remove(store: JobStore, name: str) -> None:
+    """Remove a job while the manager may be writing there."""
+    shutil.rmtree(store.job_path(name).rename(store.base_path / "removed"))
+
+
+def ended(store: JobStore, name: str, timeout: float = 60) -> Job:
+    """Wait for the end of a job."""
+
+    def job() -> Job | None:
+        found = store.get_job(name)
+        return found if found.state.is_terminal else None
+
+    return wait_until(job, timeout=timeout, what=f"{name} has ended")
+
+
+def only_task(store: JobStore, name: str = "j", timeout: float = 60) -> Task:
+    """The only task of a job, when it has ended."""
+    ended(store, name, timeout)
+    (found,) = store.get_tasks(name)
+    return found
+
+
+def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:
+    """How each task of a job stands: status and reason."""
+    return {item.id: (item.status.value, item.reason and item.reason.value) for item in store.get_tasks(name)}
+
+
+def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
+    """The process id of the runner of a task, once it has started."""
+    path = store.run_path(name, task_id, attempt)
+
+    def pid() -> str:
+        return path.read_text().split(" ")[0] if path.exists() else ""
+
+    return int(wait_until(pid, what="the runner has started"))

@@ -1,0 +1,61 @@
+"""Managers that run on a base path as real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.processes import kill_all_with_environment
+from tests.support.waiting import wait_until
+
+CLI = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli"]
+
+
+class Managers:
+    """Starts and kills managers of one base path."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def launch(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
+        """Start a manager, without waiting for it."""
+        command = [*CLI, "manager", "--base-path", str(self.store.base_path), "--kill-grace", "0.5"]
+        process = subprocess.Popen(
+            [*command, "--poll-interval", "0.5", *flags],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            **kwargs,
+        )
+        self._processes.append(process)
+        return process
+
+    def start(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
+        """Start a manager, and wait until it holds the base path."""
+        process = self.launch(*flags, **kwargs)
+        wait_until(lambda: self.store.manager_pid() == process.pid or process.poll() is not None, what="it runs")
+        assert process.poll() is None, process.communicate()[1]
+        return process
+
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """``kill -9``."""
+        process.kill()
+        process.communicate()
+
+    def close(self) -> None:
+        """End all managers, and whatever their tasks have left."""
+        for process in self._processes:
+            if process.stderr is not None and not process.stderr.closed:
+                self.kill(process)
+        end_tasks_of(self.store)
+
+
+def end_tasks_of(store: JobStore) -> None:
+    """End what the tasks of a base path have left, whether or not a manager runs."""
+    kill_all_with_environment(f"AIR_EXECUTOR_BASE_PATH={store.base_path}")

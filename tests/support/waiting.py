@@ -1,0 +1,59 @@
+"""Waiting for something to become true, instead of sleeping and hoping."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# Seconds. What takes longer hangs; it says nothing of how fast something is, since a machine may have much else to do.
+PATIENCE = 300
+
+
+def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0.01) -> T:
+    """Call ``check`` until it gives something true, and return that.
+
+    :param timeout: seconds until it is given up.
+    :param what: what is waited for, for the error.
+    :param interval: seconds between two calls.
+    :raises TimeoutError: if ``check`` gives nothing true in time.
+    """
+    give_up = time.monotonic() + timeout
+    while True:
+        is_late = time.monotonic() > give_up  # a last look is taken when the time is over, however late that is
+        result = check()
+        if result:
+            return result
+        if is_late:
+            raise TimeoutError(f"after {timeout:g} s still not: {what}")
+        time.sleep(interval)
+
+
+def nothing_until(
+    event: Callable[[], object], *, unless: Callable[[], object], what: str, interval: float = 0.05
+) -> None:
+    """Show that something does not happen before an event that comes after it.
+
+    :param event: gives something true when that has come which would come later.
+    :param unless: gives something true if it has happened all the same.
+    :param what: the event, for the error.
+    :param interval: seconds between two looks.
+    :raises AssertionError: if it has happened.
+    :raises TimeoutError: if the event does not come.
+    """
+
+    def has_come() -> bool:
+        came = bool(event())
+        happened = unless()
+        assert not happened, f"before {what}: {happened!r}"
+        return came
+
+    wait_until(has_come, what=what, interval=interval)
+
+
+def until(path: Path) -> str:
+    """A line of bash that waits until a file is there."""
+    return f"until test -e {path}; do sleep 0.1; done"
