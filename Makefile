@@ -26,7 +26,7 @@ up: $(READY)
 	@exec $(BIN)/python demo.py --up
 
 test: $(READY) postgresql chromium slurm
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
 postgresql:

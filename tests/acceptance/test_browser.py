@@ -19,7 +19,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import Installation
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow, pytest.mark.browser, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.airflow, pytest.mark.browser]
 DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
 ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS") or Path(__file__).resolve().parents[2] / "test-artifacts")
 USER = "ada"

@@ -23,7 +23,7 @@ from tests.support.installation import EXAMPLES, EXECUTOR, Installation
 from tests.support.managers import CLI
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow, pytest.mark.xdist_group("examples")]
+pytestmark = [pytest.mark.airflow]
 
 
 # One of the examples hands a file from task to task in the job's directory.
@@ -56,7 +56,7 @@ def with_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("embedded", marks=pytest.mark.xdist_group("executor")),
+        "embedded",
         "service",
         on("slurm", slurm_cluster),
         on("kubernetes", kubernetes_cluster),

@@ -86,7 +86,6 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.airflow
-@pytest.mark.xdist_group("documentation")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_examples_are_dags(name: str, errors: dict[str, str]) -> None:
     if "ExceptionRetryPolicy" in EXAMPLES[name]:

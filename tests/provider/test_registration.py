@@ -109,14 +109,12 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.airflow
-@pytest.mark.xdist_group("registration")
 @pytest.mark.parametrize("path", DAG_FILES, ids=lambda path: path.stem)
 def test_example_dags_parse(path: Path, errors: dict[str, str]) -> None:
     assert path.stem not in errors, errors[path.stem]
 
 
 @pytest.mark.airflow
-@pytest.mark.xdist_group("registration")
 def test_the_dag_of_the_readme_parses(errors: dict[str, str]) -> None:
     assert "AirExecutorSubmitOperator" in (ROOT / "README.md").read_text().partition("```python\n")[2]
     assert "README" not in errors, errors["README"]

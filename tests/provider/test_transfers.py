@@ -900,7 +900,6 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
 
 
 @pytest.mark.airflow
-@pytest.mark.xdist_group("documented")
 class TestDocumented:
     """The DAGs of the documentation do what it says, each in a real Airflow."""
 

@@ -1,7 +1,7 @@
 """Run a command on a machine that has much else to do: ``python -m tests.support.slow_machine make test-fast``.
 
-On each core a process is busy all the time, and another one writes and flushes files. They end with the command, or with
-this process, however that ends.
+On each core a process is busy all the time, and another one writes and flushes files. They end with the command, or
+with this process, however that ends.
 """
 
 from __future__ import annotations

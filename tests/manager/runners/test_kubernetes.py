@@ -29,7 +29,6 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.xdist_group("kubernetes"),
     pytest.mark.skipif(bool(missing()), reason=f"not there: {', '.join(missing())}; see make kubernetes-build"),
 ]
 

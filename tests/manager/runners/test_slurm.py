@@ -30,7 +30,6 @@ REAL = shutil.which("sbatch", path=PATH)
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.xdist_group("slurm"),
     pytest.mark.skipif(bool(missing()), reason=f"not installed: {', '.join(missing())}; see make slurm"),
 ]
 

@@ -1,0 +1,60 @@
+"""Which tests run one after the other in one worker of pytest-xdist, and which come first.
+
+Tests that share what takes long to start are a group; all others go to whichever worker is free. pytest-xdist has the
+marker ``xdist_group`` for this, but its 3.8.0 does not see it with pytest 9.2.0 (``findings/xdist_group.sh``).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+# Those that take longest come first, so that no worker is left alone with one in the end.
+_GROUPS = {
+    name: re.compile(pattern)
+    for name, pattern in (
+        ("kubernetes", r"runners/test_kubernetes\.py::TestKubernetes"),
+        ("kubernetes-2", r"runners/test_kubernetes\.py"),
+        ("slurm", r"runners/test_slurm\.py::TestSlurm"),
+        ("slurm-2", r"runners/test_slurm\.py"),
+        ("operator", r"acceptance/test_operator\.py"),
+        ("crashes", r"acceptance/test_executor_crashes\.py"),
+        ("executor", r"acceptance/test_executor\.py|acceptance/test_example_dags\.py.*\[embedded\]"),
+        ("examples", r"acceptance/test_example_dags\.py"),
+        ("browser", r"acceptance/test_browser\.py"),
+        ("plugin", r"acceptance/test_plugin\.py"),
+        ("alone", r"acceptance/|test_state_machine\.py"),  # each by itself, but not last
+        ("sql", r"provider/test_transfers\.py::TestDocumented"),
+        ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),
+        ("documentation", r"provider/test_documentation\.py::test_examples_are_dags"),
+        ("registration", r"provider/test_registration\.py::test_(example_dags|the_dag_of_the_readme)_parse"),
+    )
+}
+
+
+def group_of(nodeid: str) -> str:
+    """The group of a test; empty if it goes to any worker."""
+    return next((name for name, pattern in _GROUPS.items() if pattern.search(nodeid)), "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest groups first."""
+    places = {name: place for place, name in enumerate(_GROUPS)}
+    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Schedule by groups, whatever ``--dist`` says."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class GroupScheduling(LoadScopeScheduling):
+        """Gives a worker one group after the other."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            group = group_of(nodeid)
+            return nodeid if group in ("", "alone") else group
+
+    return GroupScheduling(config, log)
