@@ -1,14 +1,20 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 #   make demo    a real Airflow runs an example DAG, in a temporary home
 #   make up      a real Airflow with its UI, until Ctrl-C
-#   make test    all tests
+#   make test    all tests; tests/README.md says what they need, and how to run some of them
+#   make test-fast           those of a minute, without a server
+#   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
+#   make coverage            all tests, and which lines and branches they reach
 #   make check   ruff and mypy
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
 VENV ?= .venv
-WORKERS ?= 8
+# Processes of pytest. Most tests wait for most of their time, so more than there are cores.
+WORKERS ?= 6
+FAST = tests/test_support.py tests/jobs tests/manager tests/provider -m "not (airflow or browser or engine or postgresql)"
+TIER ?= test-fast
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(AIRFLOW)
@@ -17,7 +23,7 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-lowest postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -27,6 +33,18 @@ up: $(READY)
 
 test: $(READY) postgresql chromium slurm
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS) $(FAST) $(PYTEST_ARGS)
+
+test-slow-machine: $(READY)
+	$(BIN)/python -m tests.support.slow_machine $(MAKE) --no-print-directory $(TIER)
+
+coverage: $(READY) postgresql chromium slurm
+	rm -f .coverage .coverage.*
+	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report
 
 # The crash tests start a server of their own; Debian's package would start one for the whole machine otherwise.
 postgresql:

@@ -71,7 +71,7 @@ def start_half(airflow: Installation, marks: Path, seconds: float) -> str:
     hold.touch()
     try:
         run_id = airflow.trigger("many", {"seconds": seconds})
-        wait_until(is_half_way, what="ten run, ten are queued", interval=0.1)
+        wait_until(is_half_way, what="ten run, ten are queued")
     finally:
         hold.unlink()
     return run_id

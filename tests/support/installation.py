@@ -35,7 +35,7 @@ EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 SINCE_3_3 = tuple(map(int, version("apache-airflow").split(".")[:2])) >= (3, 3)
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
-_START_SECONDS = 180
+_OVER = {"success", "failed", "skipped", "upstream_failed", "removed"}  # states that a task instance ends with
 _STOP_SECONDS = 20
 _DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 
@@ -84,7 +84,6 @@ class Installation:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
             "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "86400",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",  # no test changes its DAGs
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
@@ -325,17 +324,20 @@ class Installation:
         seen: dict[str, list[str]] = {}
 
         def ended() -> str | None:
-            state = self.run_state(dag_id, run_id)
-            for task, task_state in self.task_states(dag_id, run_id).items():
-                states = seen.setdefault(task, [])
-                if task_state and (not states or states[-1] != task_state):
-                    states.append(task_state)
+            states = self.task_states(dag_id, run_id)
+            for task, task_state in states.items():
+                known = seen.setdefault(task, [])
+                if task_state and (not known or known[-1] != task_state):
+                    known.append(task_state)
                     if on_change is not None:
                         on_change(task, task_state)
+            if not states or not _OVER.issuperset(states.values()):
+                return None
+            state = self.run_state(dag_id, run_id)
             return state if state in ("success", "failed") else None
 
         try:
-            state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended", interval=0.2)
+            state = wait_until(ended, timeout=timeout, what=f"run {run_id} of {dag_id} has ended")
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.explain(dag_id, run_id)}") from None
         return state or "", seen

@@ -11,17 +11,20 @@ T = TypeVar("T")
 
 # Seconds. What takes longer hangs; it says nothing of how fast something is, since a machine may have much else to do.
 PATIENCE = 300
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 
 
-def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0.01) -> T:
+def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0) -> T:
     """Call ``check`` until it gives something true, and return that.
 
     :param timeout: seconds until it is given up.
     :param what: what is waited for, for the error.
-    :param interval: seconds between two calls.
+    :param interval: seconds between two calls; default: more and more, up to a quarter of a second, so that who waits
+        does not take the time of those that are waited for.
     :raises TimeoutError: if ``check`` gives nothing true in time.
     """
     give_up = time.monotonic() + timeout
+    pause = interval or _SHORTEST_PAUSE
     while True:
         is_late = time.monotonic() > give_up  # a last look is taken when the time is over, however late that is
         result = check()
@@ -29,18 +32,16 @@ def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what
             return result
         if is_late:
             raise TimeoutError(f"after {timeout:g} s still not: {what}")
-        time.sleep(interval)
+        time.sleep(pause)
+        pause = interval or min(1.25 * pause, _LONGEST_PAUSE)
 
 
-def nothing_until(
-    event: Callable[[], object], *, unless: Callable[[], object], what: str, interval: float = 0.05
-) -> None:
+def nothing_until(event: Callable[[], object], *, unless: Callable[[], object], what: str) -> None:
     """Show that something does not happen before an event that comes after it.
 
     :param event: gives something true when that has come which would come later.
     :param unless: gives something true if it has happened all the same.
     :param what: the event, for the error.
-    :param interval: seconds between two looks.
     :raises AssertionError: if it has happened.
     :raises TimeoutError: if the event does not come.
     """
@@ -51,7 +52,7 @@ def nothing_until(
         assert not happened, f"before {what}: {happened!r}"
         return came
 
-    wait_until(has_come, what=what, interval=interval)
+    wait_until(has_come, what=what)
 
 
 def until(path: Path) -> str:
