@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.kubernetes_cluster import IMAGE, KubernetesCluster
 from tests.support.kubernetes_cluster import PATH as KUBERNETES_PATH
-from tests.support.processes import exit_on_sigterm
+from tests.support.run import Run
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.waiting import wait_until
 
@@ -312,5 +312,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
-    main()
+    with Run():
+        main()

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
 from tests.support.kubernetes_cluster import make_certificates
-from tests.support.processes import exit_on_sigterm
+from tests.support.run import Run
 
 PIECE = b"0123456789abcde\n"
 POD = {"metadata": {"name": "x" * 20}, "spec": {"containers": [{"args": ["x" * 1000]}], "more": list(range(60))}}
@@ -117,5 +117,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
-    main()
+    with Run():
+        main()

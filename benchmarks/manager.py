@@ -29,7 +29,7 @@ from typing import Any
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
-from tests.support.processes import exit_on_sigterm
+from tests.support.run import Run
 
 INDEPENDENT, CHAIN, SINGLE, FINISHED = 500, 100, 50, 5000
 TRUE = "/bin/true"
@@ -277,9 +277,9 @@ def main(rounds: int, idle_seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--idle-seconds", type=float, default=20, help="default: %(default)s")
     arguments = parser.parse_args()
-    main(arguments.rounds, arguments.idle_seconds)
+    with Run():
+        main(arguments.rounds, arguments.idle_seconds)

@@ -31,7 +31,7 @@ from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, Tas
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from tests.support.installation import Installation
-from tests.support.processes import exit_on_sigterm
+from tests.support.run import Run
 from tests.support.waiting import wait_until
 
 _SEED = 1
@@ -239,5 +239,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
-    main()
+    with Run():
+        main()

@@ -40,7 +40,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_air_executor.jobs.models import JobState, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
-from tests.support.processes import exit_on_sigterm
+from tests.support.run import Run
 from tests.support.waiting import wait_until
 
 OURS, POLL, SLEEP = "ours", "a poll per trigger", "only sleeps"
@@ -291,7 +291,6 @@ def show(number: int, what: str, found: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    exit_on_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--waiters", type=int, nargs="*", default=[100, 1_000, 10_000], help="default: %(default)s")
     parser.add_argument("--airflow", type=int, nargs="*", default=[], help="numbers of waiters in a real triggerer")
@@ -301,4 +300,5 @@ if __name__ == "__main__":
     if given.end:
         end_jobs(given.end[0], given.end[1:])
     else:
-        main(given)
+        with Run():
+            main(given)

@@ -77,7 +77,7 @@ def test_standalone(tmp_path: Path) -> None:
 
         def is_down() -> bool:
             try:
-                airflow.run_state("example_executor", run_id)
+                airflow.api("/version")
             except (urllib.error.URLError, ConnectionError):
                 return True
             return False

@@ -57,49 +57,68 @@ def working(store: JobStore, run_id: str, number: int = 1) -> list[Job]:
         found = [job for job in jobs_of(store, run_id) if job.state == "working"]
         return found if len(found) == number else None
 
-    return wait_until(jobs, what=f"{number} jobs of {run_id} work", interval=0.1) or []
+    return wait_until(jobs, what=f"{number} jobs of {run_id} work") or []
 
 
-def start_and_defer(airflow: Installation, store: JobStore, dag_id: str, seconds: int, number: int = 1) -> str:
-    """Start a run, and wait until its tasks are deferred and their jobs work."""
-    run_id = airflow.trigger(dag_id, {"seconds": seconds})
+@pytest.fixture
+def go(tmp_path: Path) -> Path:
+    """The file that the jobs of a run wait for."""
+    return tmp_path / "go"
+
+
+def start_and_defer(airflow: Installation, store: JobStore, dag_id: str, go: Path, number: int = 1) -> str:
+    """Start a run, and wait until its tasks are deferred and their jobs work, which they do until a file is there."""
+    run_id = airflow.trigger(dag_id, {"go": str(go)})
     working(store, run_id, number)
 
     def are_deferred() -> bool:
-        tasks = airflow.tasks(dag_id, run_id)
-        return len(tasks) == number and all(task["state"] == "deferred" for task in tasks)
+        return list(airflow.task_states(dag_id, run_id).values()) == ["deferred"] * number
 
-    wait_until(are_deferred, what="they are deferred", interval=0.2)
+    wait_until(are_deferred, what="they are deferred")
     logs = airflow.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
 
     def are_watched() -> bool:  # each trigger tells the progress when it looks for the first time
         return sum("tasks done" in log.read_text() for log in logs.rglob("*.trigger.*.log")) >= number
 
-    wait_until(are_watched, what="the triggerer waits", interval=0.2)
+    wait_until(are_watched, what="the triggerer waits")
     return run_id
+
+
+def assert_all_lines_are_in(log: str, store: JobStore, job: Job) -> None:
+    """Whether Airflow's log has each line of a job of DAG ``waits`` once."""
+    lines = store.read_log(job.name, "work").text.splitlines()
+    assert lines == ["started", *(f"line {number}" for number in range(1, len(lines)))]
+    assert [log.count(f"work | {line}\n") for line in lines] == [1] * len(lines)
 
 
 def is_cancelled(store: JobStore, name: str) -> bool:
     return store.get_job(name).reason == "cancelled"
 
 
-def test_complaint_6_the_logs_are_missing_while_the_task_is_deferred(airflow: Installation, store: JobStore) -> None:
+def test_complaint_6_the_logs_are_missing_while_the_task_is_deferred(
+    airflow: Installation, store: JobStore, go: Path
+) -> None:
     """#28647, #58676. And what a task hands over is returned."""
-    run_id = start_and_defer(airflow, store, "waits", 15)
+    run_id = start_and_defer(airflow, store, "waits", go)
     wait_until(lambda: "work | line 2" in airflow.log("waits", run_id, "submit"), what="it is heard")
     assert airflow.task_states("waits", run_id) == {"submit": "deferred"}
+    go.touch()
     assert airflow.follow("waits", run_id)[0] == "success"
-    log = airflow.log("waits", run_id, "submit")
-    assert [log.count(f"work | line {number}\n") for number in range(1, 16)] == [1] * 15
+    assert_all_lines_are_in(airflow.log("waits", run_id, "submit"), store, *jobs_of(store, run_id))
     assert airflow.xcom("waits", run_id, "submit") == {"work": "done"}
 
 
-def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(airflow: Installation, store: JobStore) -> None:
+def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(
+    airflow: Installation, store: JobStore, go: Path
+) -> None:
     """#36090, #20580, #19929. The new run gets a new job."""
-    run_id = start_and_defer(airflow, store, "waits", 12)
+    run_id = start_and_defer(airflow, store, "waits", go)
     (old,) = jobs_of(store, run_id)
     pid = int((store.runs_path(old.name) / "work.1").read_text().split()[0])
     airflow.clear("waits", run_id, "submit")
+    is_replaced = lambda: [job.id for job in jobs_of(store, run_id)] not in ([], [old.id])  # noqa: E731
+    wait_until(is_replaced, what="the new run has a job of its own")
+    go.touch()
     state, _ = airflow.follow("waits", run_id)
     assert state == "success", airflow.explain("waits", run_id)
     (new,) = jobs_of(store, run_id)
@@ -112,29 +131,37 @@ def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(airflow: Ins
 
 @pytest.mark.parametrize("state", ["failed", "success"])
 def test_complaint_1_a_deferred_task_is_marked_and_the_job_runs_on(
-    airflow: Installation, store: JobStore, state: str
+    airflow: Installation, store: JobStore, go: Path, state: str
 ) -> None:
-    run_id = start_and_defer(airflow, store, "waits", 600)
+    run_id = start_and_defer(airflow, store, "waits", go)
     (job,) = jobs_of(store, run_id)
     airflow.mark("waits", run_id, "submit", state)
     wait_until(lambda: is_cancelled(store, job.name), what="the job is cancelled")
     assert airflow.task_states("waits", run_id) == {"submit": state}
 
 
-def test_complaint_1_one_of_the_mapped_tasks_is_marked(airflow: Installation, store: JobStore) -> None:
-    run_id = start_and_defer(airflow, store, "mapped_jobs", 20, number=3)
+def test_complaint_1_one_of_the_mapped_tasks_is_marked(airflow: Installation, store: JobStore, go: Path) -> None:
+    run_id = start_and_defer(airflow, store, "mapped_jobs", go, number=3)
     jobs = jobs_of(store, run_id)
     airflow.mark("mapped_jobs", run_id, "submit/1", "failed")
     wait_until(lambda: is_cancelled(store, jobs[1].name), what="its job is cancelled")
+    go.touch()
     assert airflow.follow("mapped_jobs", run_id)[0] == "failed"
     assert [store.get_job(job.name).state for job in jobs] == ["completed", "failed", "completed"]
 
 
-def test_complaint_1_one_of_the_mapped_tasks_is_cleared(airflow: Installation, store: JobStore) -> None:
+def test_complaint_1_one_of_the_mapped_tasks_is_cleared(airflow: Installation, store: JobStore, go: Path) -> None:
     """Its job is replaced, the others go on."""
-    run_id = start_and_defer(airflow, store, "mapped_jobs", 15, number=3)
+    run_id = start_and_defer(airflow, store, "mapped_jobs", go, number=3)
     before = jobs_of(store, run_id)
     airflow.clear("mapped_jobs", run_id, ("submit", 1))
+
+    def is_replaced() -> bool:
+        jobs = jobs_of(store, run_id)
+        return len(jobs) == 3 and jobs[1].id != before[1].id
+
+    wait_until(is_replaced, what="the new run has a job of its own")
+    go.touch()
     state, _ = airflow.follow("mapped_jobs", run_id)
     assert state == "success", airflow.explain("mapped_jobs", run_id)
     after = jobs_of(store, run_id)
@@ -142,35 +169,45 @@ def test_complaint_1_one_of_the_mapped_tasks_is_cleared(airflow: Installation, s
     assert [old.started_at == new.started_at for old, new in zip(before, after, strict=True)] == [True, False, True]
 
 
-def test_complaint_2_jobs_are_killed_when_the_triggerer_is_killed(airflow: Installation, store: JobStore) -> None:
+def test_complaint_2_jobs_are_killed_when_the_triggerer_is_killed(
+    airflow: Installation, store: JobStore, go: Path
+) -> None:
     """#41231, #39442. Fifty wait; all complete, once."""
-    run_id = start_and_defer(airflow, store, "many_jobs", 60, number=50)
+    run_id = start_and_defer(airflow, store, "many_jobs", go, number=50)
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")
+    go.touch()
     state, _ = airflow.follow("many_jobs", run_id)
     assert state == "success", airflow.explain("many_jobs", run_id)
     jobs = jobs_of(store, run_id)
     assert [(job.state, job.attempt) for job in jobs] == [("completed", 1)] * 50
 
 
-def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(airflow: Installation, store: JobStore) -> None:
-    run_id = start_and_defer(airflow, store, "waits", 20)
+def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(
+    airflow: Installation, store: JobStore, go: Path
+) -> None:
+    run_id = start_and_defer(airflow, store, "waits", go)
     airflow.stop_component("triggerer")
     airflow.start_component("triggerer")
+    go.touch()
     state, _ = airflow.follow("waits", run_id)
     assert state == "success", airflow.explain("waits", run_id)
-    assert [(job.state, job.attempt) for job in jobs_of(store, run_id)] == [("completed", 1)]
+    (job,) = jobs_of(store, run_id)
+    assert (job.state, job.attempt) == ("completed", 1)
     log = airflow.log("waits", run_id, "submit")
-    assert all(f"work | line {number}\n" in log for number in range(1, 21))
+    assert all(f"work | {line}\n" in log for line in store.read_log(job.name, "work").text.splitlines())
 
 
-def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, store: JobStore) -> None:
+def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, store: JobStore, go: Path) -> None:
     """#67118. The next try waits for the same job."""
-    run_id = airflow.trigger("holds_a_worker", {"seconds": 15})
+    run_id = airflow.trigger("holds_a_worker", {"go": str(go)})
     (job,) = working(store, run_id)
     tasks = JobStore(airflow.tasks_path)
     (workload,) = working(tasks, run_id)
     os.kill(int((tasks.runs_path(workload.name) / "workload.1").read_text().split()[0]), signal.SIGKILL)
+    has_a_second = lambda: [task["try_number"] for task in airflow.tasks("holds_a_worker", run_id)] == [2]  # noqa: E731
+    wait_until(has_a_second, what="the next try has begun", interval=1)
+    go.touch()
     state, _ = airflow.follow("holds_a_worker", run_id)
     assert state == "success", airflow.explain("holds_a_worker", run_id)
     assert [task["try_number"] for task in airflow.tasks("holds_a_worker", run_id)] == [2]
@@ -179,14 +216,18 @@ def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, 
     assert airflow.xcom("holds_a_worker", run_id, "submit") == {"work": "done"}
 
 
-def test_complaint_3_the_worker_is_lost_between_submission_and_deferral(airflow: Installation, store: JobStore) -> None:
+def test_complaint_3_the_worker_is_lost_between_submission_and_deferral(
+    airflow: Installation, store: JobStore, go: Path
+) -> None:
     """#67118, in the deferred path: the next try finds the job that nobody has told Airflow of."""
-    run_id = airflow.trigger("dies_before_deferral")
+    run_id = airflow.trigger("dies_before_deferral", {"go": str(go)})
     (job,) = working(store, run_id)
-    state, seen = airflow.follow("dies_before_deferral", run_id)
+    is_deferred = lambda: airflow.task_states("dies_before_deferral", run_id) == {"submit": "deferred"}  # noqa: E731
+    wait_until(is_deferred, what="the next try is deferred")
+    go.touch()
+    state, _ = airflow.follow("dies_before_deferral", run_id)
     assert state == "success", airflow.explain("dies_before_deferral", run_id)
     assert [task["try_number"] for task in airflow.tasks("dies_before_deferral", run_id)] == [2]
-    assert "deferred" in seen["submit"]
     after = store.get_job(job.name)
     assert (after.id, after.attempt, after.state) == (job.id, 1, "completed")
     assert airflow.xcom("dies_before_deferral", run_id, "submit") == {"work": "done"}
@@ -210,9 +251,9 @@ def test_complaint_4_the_triggerer_is_away_when_the_time_is_over(airflow: Instal
     jobs = working(store, run_id, 2)
 
     def are_deferred() -> bool:
-        return all(task["state"] == "deferred" for task in airflow.tasks("times_out", run_id))
+        return set(airflow.task_states("times_out", run_id).values()) == {"deferred"}
 
-    wait_until(are_deferred, what="they are deferred", interval=0.2)
+    wait_until(are_deferred, what="they are deferred")
     airflow.kill_component("triggerer")
     try:
         assert airflow.follow("times_out", run_id)[0] == "failed"
@@ -223,9 +264,9 @@ def test_complaint_4_the_triggerer_is_away_when_the_time_is_over(airflow: Instal
     assert {store.get_job(job.name).reason for job in jobs} <= {"cancelled", "timeout"}
 
 
-def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store: JobStore) -> None:
+def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store: JobStore, go: Path) -> None:
     """#67219, #46908: the state is half-written for a while, as foreign writers leave it."""
-    run_id = start_and_defer(airflow, store, "waits", 20)
+    run_id = start_and_defer(airflow, store, "waits", go)
     (job,) = jobs_of(store, run_id)
     path = store.state_path(job.name)
     whole = path.read_bytes()
@@ -233,6 +274,7 @@ def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store
     time.sleep(3)
     assert airflow.task_states("waits", run_id) == {"submit": "deferred"}
     path.write_bytes(whole)
+    go.touch()
     state, _ = airflow.follow("waits", run_id)
     assert state == "success", airflow.explain("waits", run_id)
     assert store.get_job(job.name).attempt == 1

@@ -1,8 +1,8 @@
 """One run of the tests: a directory for all its files, and a janitor that leaves nothing of it, however it ends.
 
-A plugin of pytest. All processes of the run are known by the directory, wherever they have moved to: it is in their
-environment, or they have a file in it open. The janitor is a process of its own, so that it outlives a run that is
-killed.
+A plugin of pytest; benchmarks use it too. All processes of the run are known by the directory, wherever they have moved
+to: it is in their environment, or they have a file in it open. The janitor is a process of its own, so that it outlives
+a run that is killed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 
@@ -27,8 +29,6 @@ from tests.support.processes import command_line, descendants, is_gone, kill, pi
 _NAME = "TESTS_OF_AIR_EXECUTOR"  # holds the run's directory in the environment of all its processes
 _PATIENCE = 10  # seconds until what is asked to end is killed
 _MNT_DETACH = 2  # umount(2)
-
-_JANITOR = pytest.StashKey[subprocess.Popen[str]]()
 
 
 def directory() -> Path | None:
@@ -58,7 +58,40 @@ def only_one(name: str) -> Iterator[Path]:
         yield shared / name
 
 
+class Run:
+    """A run that begins now. Its janitor ends it when this process does, however that happens.
+
+    Temporary files of this process, and of those that it starts, are in :attr:`directory` from now on.
+    """
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="air-executor-"))
+        self.directory.chmod(0o711)  # the database server is not root
+        self._janitor = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self.directory)],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        os.environ[_NAME] = os.environ["TMPDIR"] = str(self.directory)
+        tempfile.tempdir = None  # it is determined anew
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Wait until nothing is left of it, and say which processes there were."""
+        said, _ = self._janitor.communicate()
+        print(said, end="")
+
+
 # -- in pytest ---------------------------------------------------------------------------------------------------
+
+_RUN = pytest.StashKey[Run]()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -66,30 +99,17 @@ def pytest_configure(config: pytest.Config) -> None:
     """Begin a run. Workers of pytest-xdist belong to that of their controller."""
     if hasattr(config, "workerinput"):
         return
-    run = Path(tempfile.mkdtemp(prefix="air-executor-"))
-    run.chmod(0o711)  # the database server is not root
-    command = [sys.executable, "-m", __name__, str(run)]
-    config.stash[_JANITOR] = subprocess.Popen(
-        command,
-        cwd=Path(__file__).parents[2],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    os.environ[_NAME] = os.environ["TMPDIR"] = str(run)
-    tempfile.tempdir = None  # it is determined anew
+    run = config.stash[_RUN] = Run()
     if config.option.basetemp is None:
-        config.option.basetemp = run / "pytest"
+        config.option.basetemp = run.directory / "pytest"
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """End the run, and say which processes its tests have left."""
-    janitor = config.stash.get(_JANITOR, None)
-    if janitor is not None:
-        said, _ = janitor.communicate()
-        print(said, end="")
+    run = config.stash.get(_RUN, None)
+    if run is not None:
+        run.__exit__(None, None, None)
 
 
 # -- the janitor -------------------------------------------------------------------------------------------------
@@ -161,7 +181,7 @@ def main() -> None:
     said = clean_up(Path(sys.argv[1]))
     if said:
         with contextlib.suppress(BrokenPipeError):
-            print("The tests have left:", *said, sep="\n  ", flush=True)
+            print("What was left:", *said, sep="\n  ", flush=True)
 
 
 if __name__ == "__main__":

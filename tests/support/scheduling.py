@@ -15,14 +15,11 @@ import pytest
 _GROUPS = {
     name: re.compile(pattern)
     for name, pattern in (
-        ("kubernetes", r"runners/test_kubernetes\.py::TestKubernetes"),
-        ("kubernetes-2", r"runners/test_kubernetes\.py"),
-        ("slurm", r"runners/test_slurm\.py::TestSlurm"),
-        ("slurm-2", r"runners/test_slurm\.py"),
+        ("kubernetes", r"runners/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
         ("operator", r"acceptance/test_operator\.py"),
         ("crashes", r"acceptance/test_executor_crashes\.py"),
         ("executor", r"acceptance/test_executor\.py|acceptance/test_example_dags\.py.*\[embedded\]"),
-        ("examples", r"acceptance/test_example_dags\.py"),
+        ("slurm", r"runners/test_slurm\.py"),
         ("browser", r"acceptance/test_browser\.py"),
         ("plugin", r"acceptance/test_plugin\.py"),
         ("alone", r"acceptance/|test_state_machine\.py"),  # each by itself, but not last

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 # Seconds. What takes longer hangs; it says nothing of how fast something is, since a machine may have much else to do.
 PATIENCE = 300
-_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 
 def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0) -> T:
@@ -19,7 +19,7 @@ def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what
 
     :param timeout: seconds until it is given up.
     :param what: what is waited for, for the error.
-    :param interval: seconds between two calls; default: more and more, up to a quarter of a second, so that who waits
+    :param interval: seconds between two calls; default: more and more, up to half a second, so that who waits
         does not take the time of those that are waited for.
     :raises TimeoutError: if ``check`` gives nothing true in time.
     """

@@ -20,10 +20,12 @@ except ImportError:  # before Airflow 3.3
 
 ARGUMENTS = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "schedule": None, "catchup": False}
 
-LINE = "echo started; for i in $(seq {{ params.seconds }}); do echo line $i; sleep 1; done; echo '\"done\"' > "
+# A job goes on until a file is there, which the tests make when they have seen enough of it.
+UNTIL = "until test -e '{{ params.go }}'; do"
+LINE = f"echo started; i=0; {UNTIL} i=$((i + 1)); echo line $i; sleep 1; done; echo '\"done\"' > "
 
 for dag_id, deferrable in (("waits", True), ("holds_a_worker", False)):
-    with DAG(dag_id, params={"seconds": 60}, **ARGUMENTS):
+    with DAG(dag_id, params={"go": ""}, **ARGUMENTS):
         AirExecutorSubmitOperator(
             task_id="submit",
             tasks=[{"id": "work", "bash": LINE + "$AIR_EXECUTOR_OUTPUT"}],
@@ -52,14 +54,14 @@ with DAG("taskflow", **ARGUMENTS):
 
     total(squares.expand(number=numbers()))  # type: ignore[arg-type]
 
-with DAG("mapped_jobs", params={"seconds": 60}, max_active_tasks=100, **ARGUMENTS):
+with DAG("mapped_jobs", params={"go": ""}, max_active_tasks=100, **ARGUMENTS):
     AirExecutorSubmitOperator.partial(task_id="submit", deferrable=True, poll_interval=1).expand(
-        tasks=[["sleep {{ params.seconds }}"]] * 3
+        tasks=[[f"{UNTIL} sleep 0.2; done"]] * 3
     )
 
-with DAG("many_jobs", params={"seconds": 60}, max_active_tasks=100, **ARGUMENTS):
+with DAG("many_jobs", params={"go": ""}, max_active_tasks=100, **ARGUMENTS):
     AirExecutorSubmitOperator.partial(task_id="submit", deferrable=True, poll_interval=1).expand(
-        tasks=[["sleep {{ params.seconds }}"]] * 50
+        tasks=[[f"{UNTIL} sleep 0.2; done"]] * 50
     )
 
 
@@ -73,7 +75,7 @@ class DiesBeforeDeferral(AirExecutorSubmitOperator):
         return super()._defer_unless_quick(context, name, after_attempt)
 
 
-with DAG("dies_before_deferral", params={"seconds": 20}, **ARGUMENTS):
+with DAG("dies_before_deferral", params={"go": ""}, **ARGUMENTS):
     DiesBeforeDeferral(
         task_id="submit",
         tasks=[{"id": "work", "bash": LINE + "$AIR_EXECUTOR_OUTPUT"}],
@@ -90,10 +92,10 @@ for dag_id, deferrable in (("times_out", True), ("times_out_in_the_worker", Fals
             tasks=["sleep 600"],
             deferrable=deferrable,
             poll_interval=1,
-            execution_timeout=timedelta(seconds=12),
+            execution_timeout=timedelta(seconds=25),
         )
         AirExecutorSubmitOperator(
-            task_id="by_timeout", tasks=["sleep 600"], deferrable=deferrable, poll_interval=1, timeout=12
+            task_id="by_timeout", tasks=["sleep 600"], deferrable=deferrable, poll_interval=1, timeout=25
         )
 
 with DAG("fails_once", **ARGUMENTS):
@@ -111,7 +113,7 @@ with DAG("fails_once", **ARGUMENTS):
     )
 
 with DAG("sensors", **ARGUMENTS):
-    for name, line in (("too_long", "sleep 60"), ("broken", "exit 3")):
+    for name, line, seconds in (("too_long", "sleep 1000", 8), ("broken", "exit 3", 1000)):
         submit = AirExecutorSubmitOperator(
             task_id=f"submit_{name}", job_name=f"{name}-{{{{ run_id }}}}", tasks=[line], wait_for_completion=False
         )
@@ -120,7 +122,7 @@ with DAG("sensors", **ARGUMENTS):
             job_name=f"{name}-{{{{ run_id }}}}",
             deferrable=True,
             soft_fail=True,
-            timeout=8,
+            timeout=seconds,
             poke_interval=1,
         )
 
@@ -136,7 +138,7 @@ with DAG("no_worker", **ARGUMENTS):
         poll_interval=1,
         retries=1,
         retry_delay=0,
-    ) >> AirExecutorJobSensor(task_id="wait", job_name=NAMED, start_from_trigger=True, timeout=60)
+    ) >> AirExecutorJobSensor(task_id="wait", job_name=NAMED, start_from_trigger=True, timeout=1000)
 
 with DAG("no_worker_fails", **ARGUMENTS):
     AirExecutorSubmitOperator(
@@ -148,7 +150,7 @@ with DAG("no_worker_fails", **ARGUMENTS):
         retry_delay=0,
     )
     AirExecutorSubmitOperator(
-        task_id="waits", tasks=["sleep 600"], start_from_trigger=True, execution_timeout=timedelta(seconds=10)
+        task_id="waits", tasks=["sleep 600"], start_from_trigger=True, execution_timeout=timedelta(seconds=25)
     )
 
 ENDS = Asset("ends", watchers=[AssetWatcher(name="ends", trigger=AirExecutorJobEventTrigger(job_name="watched-*"))])
