@@ -19,7 +19,6 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import wait_until
 
 FOREVER = 3600.0
-LAST = "last-"
 
 
 @pytest.fixture
@@ -35,14 +34,11 @@ def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED, **more
 
 
 def ends(store: JobStore, reader: str = "r", *, interval: float = FOREVER, matches: Any = None) -> JobEnds:
-    def wanted(job: Job) -> bool:
-        return job.name.startswith(LAST) or matches is None or bool(matches(job))
-
-    return JobEnds(store, reader, interval=interval, matches=wanted)
+    return JobEnds(store, reader, interval=interval, matches=matches or (lambda _: True))
 
 
 async def told(found: JobEnds, number: int, *, confirm: bool = True, meanwhile: Any = None) -> list[str]:
-    """The first ends that are told, and all that comes before that of a job which ends after them."""
+    """The first ends that are told, and what comes within a moment after them."""
     names: list[str] = []
 
     async def read() -> None:
@@ -53,17 +49,16 @@ async def told(found: JobEnds, number: int, *, confirm: bool = True, meanwhile: 
                     found.confirm(job)
 
     reading = asyncio.create_task(read())
-    await asyncio.to_thread(wait_until, lambda: found._since or reading.done(), what="it reads")
     if meanwhile is not None:
+        await asyncio.to_thread(wait_until, lambda: found._since or reading.done(), what="it reads")
+        await asyncio.sleep(0.2)
         await asyncio.to_thread(meanwhile)
     await asyncio.to_thread(wait_until, lambda: len(names) >= number or reading.done(), what="they are told")
-    last = f"{LAST}{time.monotonic_ns()}"
-    await asyncio.to_thread(end, found._store, last)
-    await asyncio.to_thread(wait_until, lambda: last in names or reading.done(), what="the last one is told")
+    await asyncio.sleep(0.2)
     reading.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await reading
-    return [name for name in names if not name.startswith(LAST)]
+    return names
 
 
 def test_what_ends_after_the_reader_came_is_told_once(store: JobStore) -> None:

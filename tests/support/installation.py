@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -60,6 +61,7 @@ class Installation:
         postgresql: bool = False,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
+        (self.home / "airflow.cfg").touch()  # else all components write one at the same time
         self.base_path = self.home / "air-executor"  # of the embedded manager
         self.tasks_path = self.home / "air-executor-tasks"  # of the executor
         self.port = port or free_port()
@@ -82,7 +84,10 @@ class Installation:
             "AIRFLOW__API__PORT": str(self.port),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__WORKERS": "1",
+            # On its first start, each component makes up what is missing of these, another one for itself.
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
+            "AIRFLOW__CORE__FERNET_KEY": base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
