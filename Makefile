@@ -13,8 +13,10 @@ AIRFLOW ?= 3.3.2
 VENV ?= .venv
 # Processes of pytest. Most tests wait for most of their time, so more than there are cores.
 WORKERS ?= 6
-FAST = tests/test_support.py tests/jobs tests/manager tests/provider -m "not (airflow or browser or engine or postgresql)"
+FAST = $(IN_MEMORY) $(BIN)/python -m pytest --hypothesis-profile=fast -m "not (airflow or browser or embedded or engine or postgresql)" $(PYTEST_ARGS)
 TIER ?= test-fast
+# Where there is room in memory for its files, the speed of the disk does not matter.
+IN_MEMORY = $(shell test -w /dev/shm && test `df --output=avail /dev/shm | tail -1` -gt 1000000 && echo TMPDIR=/dev/shm)
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(AIRFLOW)
@@ -34,8 +36,12 @@ up: $(READY)
 test: $(READY) postgresql chromium slurm
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
+# The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) $(FAST) $(PYTEST_ARGS)
+	@provider=$$(mktemp); trap 'rm -f $$provider' EXIT; status=0; \
+	  $(FAST) tests/provider >$$provider 2>&1 & \
+	  $(FAST) -n $(WORKERS) tests/jobs tests/manager || status=$$?; \
+	  wait $$! || status=$$?; cat $$provider; exit $$status
 
 test-slow-machine: $(READY)
 	$(BIN)/python -m tests.support.slow_machine $(MAKE) --no-print-directory $(TIER)

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["tests.support.run", "tests.support.fixtures", "tests.support.scheduling"]
 
 # How long an example takes is the machine's affair.
-settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("tests", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("fast", settings.get_profile("tests"), max_examples=20)  # make test-fast
 settings.load_profile("tests")
 
 

@@ -282,6 +282,4 @@ class Promises(RuleBasedStateMachine):
 
 
 TestPromises = Promises.TestCase
-TestPromises.settings = settings(
-    max_examples=100, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestPromises.settings = settings(stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))

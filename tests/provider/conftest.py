@@ -23,8 +23,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def store(home: Path) -> Iterator[JobStore]:
-    """The embedded job filesystem; its manager is ended after the test."""
+def store(home: Path, request: pytest.FixtureRequest) -> Iterator[JobStore]:
+    """The embedded job filesystem; its manager is ended after the test, which must have the marker ``embedded``."""
     found = JobStore(home / "air-executor")
     yield found
     pid = found.manager_pid()
@@ -33,3 +33,5 @@ def store(home: Path) -> Iterator[JobStore]:
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not found.manager_is_running(), what="the manager has ended")
     end_tasks_of(found)
+    if found.manager_log_path.exists():
+        assert request.node.get_closest_marker("embedded"), "it starts the embedded manager, but is not marked so"

@@ -60,6 +60,7 @@ class TestConnection:
         assert AirExecutorHook().test_connection()[0] is False
 
 
+@pytest.mark.embedded
 class TestEmbeddedManager:
     def test_it_is_started_with_the_first_job_and_found_by_the_second(self, store: JobStore) -> None:
         hook = AirExecutorHook()
@@ -111,6 +112,7 @@ class TestEmbeddedManager:
         assert store.get_job("a").state == "completed"
 
 
+@pytest.mark.embedded
 def test_jobs_through_the_hook(store: JobStore, tmp_path: Path) -> None:
     hook = AirExecutorHook()
     hook.create_job(

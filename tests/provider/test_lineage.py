@@ -66,6 +66,7 @@ class TestWhatIsTold:
         assert found.run_facets == {}
         assert "hunter2" not in str(found)
 
+    @pytest.mark.embedded
     def test_how_each_task_of_the_job_has_ended(self, store: JobStore) -> None:
         tested = operator()
         with pytest.raises(JobFailedError):
@@ -83,6 +84,7 @@ class TestWhatIsTold:
         ]
         assert found.job_facets["sourceCode"].sourceCode == SOURCE
 
+    @pytest.mark.embedded
     def test_a_task_that_was_deferred(self, store: JobStore, tmp_path: Path) -> None:
         """It goes on in another process, where what ``execute`` has set is gone."""
         tasks = [until(tmp_path / "go")]
@@ -97,6 +99,7 @@ class TestWhatIsTold:
         found = told(operator("{{ not_a_list }}"), "fail")
         assert (found.run_facets, found.job_facets) == ({}, {})
 
+    @pytest.mark.embedded
     def test_datasets_are_airflows_inlets_and_outlets(self, store: JobStore) -> None:
         tested = operator(["true"], inlets=[Asset("file://host/in")], outlets=[Asset("file://host/out")])
         tested.execute(context())
@@ -105,6 +108,7 @@ class TestWhatIsTold:
             assert [(data.namespace, data.name) for data in found.inputs] == [("file://host", "/in")]
             assert [(data.namespace, data.name) for data in found.outputs] == [("file://host", "/out")]
 
+    @pytest.mark.embedded
     def test_the_rows_of_a_query_are_not_told(self, store: JobStore) -> None:
         with DAG("d", start_date=NOW, schedule=None):
             tested = SqlToAirExecutorOperator(task_id="t", sql="SELECT 1", conn_id="c", task="echo $1", job_name="j")
@@ -138,6 +142,7 @@ class TestCommandsMayHoldSecrets:
 
 
 class TestParent:
+    @pytest.mark.embedded
     def test_the_tasks_are_told_which_runs_they_belong_to(
         self, store: JobStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -160,6 +165,7 @@ class TestParent:
         parent = get_parent_run_metadata()
         assert (parent.job_name, parent.root_parent_job_name) == ("d.t", "d")
 
+    @pytest.mark.embedded
     def test_only_if_it_is_asked_for(self, store: JobStore) -> None:
         operator(["true"], job_name="j").execute(context())
         assert [task.env for task in store.get_tasks("j")] == [None]

@@ -62,6 +62,7 @@ def test_the_api_server_finds_it_without_our_code() -> None:
         assert (link.name, link.xcom_key, type(link).__name__) == ("Job", KEY, "XComOperatorLink")
 
 
+@pytest.mark.embedded
 class TestWhenItIsThere:
     def test_while_the_task_waits_in_its_worker(self, store: JobStore, tmp_path: Path) -> None:
         given = context()

@@ -63,6 +63,7 @@ class TestParsing:
 
 
 class TestOneJobForEachEvent:
+    @pytest.mark.embedded
     def test_it_submits_and_does_not_wait(self, store: JobStore) -> None:
         AirExecutorNotifier(
             tasks=[{"bash": "sleep 1000", "id": "a"}, Task(command="echo", args=["hi"])],
@@ -74,6 +75,7 @@ class TestOneJobForEachEvent:
         assert (job.labels, job.priority, job.max_parallel_tasks) == ({"team": "a"}, 3, 2)
         assert str(job.submitted_by) == "task t of DAG d, run manual__1+00:00"
 
+    @pytest.mark.embedded
     def test_a_callback_that_is_called_again_submits_nothing_more(self, store: JobStore) -> None:
         AirExecutorNotifier(tasks=["echo {{ ti.task_id }}"])(event())
         AirExecutorNotifier(tasks=["echo {{ ti.task_id }}"])(event())
@@ -81,6 +83,7 @@ class TestOneJobForEachEvent:
         AirExecutorNotifier(tasks=["echo {{ ti.task_id }}"])(event(None))
         assert commands(store) == ["echo t"]
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(
         "other",
         [
@@ -100,11 +103,13 @@ class TestOneJobForEachEvent:
         notifier(other)
         assert len(jobs(store)) == 2
 
+    @pytest.mark.embedded
     def test_two_notifiers_of_one_event_are_two_jobs(self, store: JobStore) -> None:
         for notifier in (AirExecutorNotifier(tasks=["echo one"]), AirExecutorNotifier(tasks=["echo two"])):
             notifier(event())
         assert commands(store) == ["echo one", "echo two"]
 
+    @pytest.mark.embedded
     def test_one_notifier_of_many_tasks_is_rendered_for_each(self, store: JobStore) -> None:
         """Airflow renders a notifier in place, and its DAG processor calls it again for the next task."""
         notifier = AirExecutorNotifier(tasks=["echo {{ ti.task_id }}"], job_name="alert-{{ ti.task_id }}")
@@ -113,6 +118,7 @@ class TestOneJobForEachEvent:
         assert commands(store) == ["echo a", "echo b"]
         assert store.job_names() == ["alert-a", "alert-b"]
 
+    @pytest.mark.embedded
     def test_a_name_that_something_else_has_is_an_error(self, store: JobStore) -> None:
         notifier = AirExecutorNotifier(tasks=["true"], job_name="alert")
         notifier(event())
@@ -121,6 +127,7 @@ class TestOneJobForEachEvent:
             with pytest.raises(JobExistsError):
                 notifier(other)
 
+    @pytest.mark.embedded
     def test_tasks_that_a_template_makes_are_checked_when_it_is_called(self, store: JobStore) -> None:
         with pytest.raises(InvalidJobError, match="is empty"):
             AirExecutorNotifier(tasks="{{ [] }}")(event())
@@ -188,6 +195,7 @@ def call(made: DAG, *requests: Any) -> None:
     _execute_callbacks(SimpleNamespace(dags={made.dag_id: made}), list(requests), structlog.get_logger())  # type: ignore[arg-type]
 
 
+@pytest.mark.embedded
 class TestInTheDagProcessor:
     def test_tasks_whose_worker_was_lost(self, store: JobStore) -> None:
         call(dag(), of_task("a"), of_task("b"), of_task("b"))
@@ -235,6 +243,7 @@ def in_an_executor() -> None:
         assert execute_callback(PATH, dict(ARGUMENTS), "d.py", None, structlog.get_logger())[0]  # type: ignore[arg-type]
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize("calls", [(in_the_triggerer,), (in_an_executor,), (in_the_triggerer, in_an_executor)])
 def test_a_deadline_that_was_missed(store: JobStore, calls: tuple[Callable[[], None], ...]) -> None:
     for one in calls:

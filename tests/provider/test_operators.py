@@ -92,6 +92,7 @@ class TestParsing:
         assert tested.job_name == "j_hi"
 
 
+@pytest.mark.embedded
 class TestNames:
     def test_the_default_is_unique_for_the_task_instance_and_repeatable(self, store: JobStore) -> None:
         tested = operator(["true"], wait_for_completion=False)
@@ -118,6 +119,7 @@ class TestNames:
 
 
 class TestWaiting:
+    @pytest.mark.embedded
     def test_name_and_id_are_in_xcom_also_when_the_job_fails(self, store: JobStore) -> None:
         given = context()
         with pytest.raises(JobFailedError):
@@ -125,6 +127,7 @@ class TestWaiting:
         pushed = given["ti"].pushed
         assert (pushed["job_name"], pushed["job_id"]) == ("j", store.get_job("j").id)
 
+    @pytest.mark.embedded
     def test_it_returns_what_the_tasks_have_written(self, store: JobStore) -> None:
         tasks = [
             {"id": "a", "bash": """echo '{"rows": [1, null]}' > $AIR_EXECUTOR_OUTPUT"""},
@@ -133,6 +136,7 @@ class TestWaiting:
         ]
         assert operator(tasks, job_name="j").execute(context()) == {"a": {"rows": [1, None]}, "b": 2}
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(
         ("line", "says"),
         [
@@ -145,11 +149,13 @@ class TestWaiting:
         with pytest.raises(OutputError, match=says):
             operator([line], job_name="j").execute(context())
 
+    @pytest.mark.embedded
     def test_results_that_are_too_long_together(self, store: JobStore) -> None:
         line = "printf '\"%0900000d\"' 1 > $AIR_EXECUTOR_OUTPUT"
         with pytest.raises(OutputError, match="too long together"):
             operator([line] * 6).execute(context())
 
+    @pytest.mark.embedded
     def test_what_has_completed_of_a_failed_job_is_not_lost(self, store: JobStore) -> None:
         given = context()
         tasks = [{"id": "good", "bash": "echo 7 > $AIR_EXECUTOR_OUTPUT"}, {"id": "bad", "bash": "exit 1"}]
@@ -157,6 +163,7 @@ class TestWaiting:
             operator(tasks).execute(given)
         assert given["ti"].pushed["partial_results"] == {"good": 7}
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(
         ("codes", "lines", "error"),
         [
@@ -172,6 +179,7 @@ class TestWaiting:
         with pytest.raises(error):
             operator([*lines, "true"], skip_on_exit_code=codes).execute(context())
 
+    @pytest.mark.embedded
     def test_the_output_of_its_tasks_appears_while_they_run(self, store: JobStore) -> None:
         from structlog.testing import capture_logs
 
@@ -184,6 +192,7 @@ class TestWaiting:
         header = next(index for index, line in enumerate(lines) if line.split()[:2] == ["task", "status"])
         assert lines[header + 1].split()[:3] == ["talks", "completed", "1"]
 
+    @pytest.mark.embedded
     def test_the_execution_timeout_cancels_the_job(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         from airflow.sdk.exceptions import AirflowTaskTimeout
         from airflow.sdk.execution_time.timeout import timeout
@@ -200,6 +209,7 @@ class TestWaiting:
             tested.execute(context())
         wait_until(lambda: store.get_job("j").reason == "cancelled", what="it is cancelled")
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(("on_kill", "state"), [("cancel", "failed"), ("leave", "working")])
     def test_a_worker_that_is_killed(self, store: JobStore, on_kill: Any, state: str) -> None:
         class KilledError(Exception):
@@ -227,6 +237,7 @@ class TestWaiting:
             signal.signal(signal.SIGUSR1, before)
         wait_until(lambda: store.get_job("j").state == state, what=f"it is {state}")
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(
         ("task", "kind"),
         [
@@ -240,6 +251,7 @@ class TestWaiting:
             operator([task], job_name="j").execute(context())
         assert type(failed.value) is kind
 
+    @pytest.mark.embedded
     def test_a_failure_says_what_failed_and_shows_the_end_of_its_log(self, store: JobStore) -> None:
         tasks = [
             {"id": "break", "bash": "echo the disk is on fire >&2; exit 3"},
@@ -251,6 +263,7 @@ class TestWaiting:
         assert "break | the disk is on fire" in str(failed.value)
         assert str(store.logs_path("j")) in str(failed.value)
 
+    @pytest.mark.embedded
     def test_timeout_cancels_the_job(self, store: JobStore) -> None:
         with pytest.raises(JobTimeoutError, match="it is cancelled"):
             operator(["sleep 1000"], job_name="j", timeout=0.3).execute(context())
@@ -270,10 +283,12 @@ class TestWaiting:
             assert says in str(refused.value)
         assert store.job_names() == []
 
+    @pytest.mark.embedded
     def test_independent_tasks_run_side_by_side(self, store: JobStore) -> None:
         operator(["true"] * 3, job_name="j").execute(context())
         assert store.get_job("j").max_parallel_tasks == 3
 
+    @pytest.mark.embedded
     def test_who_submitted_it_is_recorded(self, store: JobStore) -> None:
         operator(["true"], job_name="j", labels={"team": "a"}, priority=3).execute(context(map_index=2))
         job = store.get_job("j")
@@ -281,6 +296,7 @@ class TestWaiting:
         assert (job.labels, job.priority) == ({"team": "a"}, 3)
 
 
+@pytest.mark.embedded
 class TestDeferring:
     def test_it_defers_with_a_deadline_and_a_backstop_behind_it(self, store: JobStore) -> None:
         given = context()
@@ -383,6 +399,7 @@ class TestStartingInTheTriggerer:
         tested = operator(tasks, start_from_trigger=True, **more)
         assert (tested.start_from_trigger, tested.deferrable) == (False, True)
 
+    @pytest.mark.embedded
     def test_a_worker_goes_on_where_the_triggerer_could_not(self, store: JobStore) -> None:
         given = context()
         event = {"status": "not_submitted", "job_name": "j", "message": ""}
@@ -391,6 +408,7 @@ class TestStartingInTheTriggerer:
         assert given["ti"].pushed["job_name"] == "j"
 
 
+@pytest.mark.embedded
 class TestTriedAgain:
     def test_it_takes_up_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
         line = f"echo x >> {tmp_path}/out; sleep 0.5"

@@ -22,6 +22,7 @@ def sensor(name: str = "j", **kwargs: Any) -> AirExecutorJobSensor:
     return AirExecutorJobSensor(task_id="wait", job_name=name, **{"poke_interval": 0.1, "timeout": 20, **kwargs})
 
 
+@pytest.mark.embedded
 def test_poke_waits_for_the_end(store: JobStore) -> None:
     AirExecutorHook().create_job("j", [{"id": "a", "bash": "sleep 0.5; echo 7 > $AIR_EXECUTOR_OUTPUT"}])
     assert sensor().execute(context()) == {"a": 7}
@@ -31,6 +32,7 @@ def test_poke_waits_for_the_end(store: JobStore) -> None:
     assert sensor().execute_complete(context(), event) == {"a": 7}
 
 
+@pytest.mark.embedded
 def test_poke_says_true_only_when_it_has_completed(store: JobStore, tmp_path: Path) -> None:
     assert not sensor().poke(context())
     AirExecutorHook().create_job("j", [until(tmp_path / "go")])
@@ -40,6 +42,7 @@ def test_poke_says_true_only_when_it_has_completed(store: JobStore, tmp_path: Pa
     assert sensor().poke(context())
 
 
+@pytest.mark.embedded
 def test_a_run_id_names_the_same_job_as_for_the_operator(store: JobStore) -> None:
     from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 
@@ -48,6 +51,7 @@ def test_a_run_id_names_the_same_job_as_for_the_operator(store: JobStore) -> Non
     assert sensor(name).poke(context())
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize("soft_fail", [False, True])
 def test_a_failed_job_fails_the_sensor_also_with_soft_fail(store: JobStore, soft_fail: bool) -> None:
     AirExecutorHook().create_job("j", [{"id": "break", "bash": "echo boom; exit 3"}])
@@ -59,6 +63,7 @@ def test_a_failed_job_fails_the_sensor_also_with_soft_fail(store: JobStore, soft
             wait()
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize(("soft_fail", "error"), [(False, AirflowSensorTimeout), (True, AirflowSkipException)])
 def test_a_timeout_fails_it_or_skips_it(store: JobStore, soft_fail: bool, error: type[Exception]) -> None:
     tested = sensor(soft_fail=soft_fail, timeout=0.2)
@@ -73,6 +78,7 @@ def resume(tested: AirExecutorJobSensor, event: dict[str, str]) -> None:
     tested.resume_execution("execute_complete", {"event": event}, context())
 
 
+@pytest.mark.embedded
 def test_it_defers_and_waits_for_a_job_that_is_not_there_yet(store: JobStore) -> None:
     with pytest.raises(TaskDeferred) as deferred:
         sensor(deferrable=True, timeout=30).execute(context())
@@ -82,6 +88,7 @@ def test_it_defers_and_waits_for_a_job_that_is_not_there_yet(store: JobStore) ->
     assert deferred.value.method_name == "execute_complete"
 
 
+@pytest.mark.embedded
 def test_it_does_not_defer_for_a_job_that_has_completed(store: JobStore) -> None:
     AirExecutorHook().create_job("j", ["true"])
     AirExecutorHook().wait_for_job("j")

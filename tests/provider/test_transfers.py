@@ -241,6 +241,7 @@ class TestRowsAsArguments:
         "x" * 100_000,
     )
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize("pattern", [SHOW, SHOW_IN_BASH], ids=["command", "bash"])
     def test_values_arrive_byte_for_byte(
         self, database: Database, store: JobStore, tmp_path: Path, pattern: dict[str, Any]
@@ -276,6 +277,7 @@ class TestRowsAsArguments:
         database.fill("t", (1, None))
         assert arguments_of("SELECT word, n, word FROM t") == ["", "1", ""]
 
+    @pytest.mark.embedded
     def test_a_template_in_a_value_is_not_rendered(self, database: Database, store: JobStore) -> None:
         with DAG("d", start_date=datetime(2026, 1, 1, tzinfo=UTC)):
             tested = from_rows()
@@ -378,6 +380,7 @@ class TestTexts:
 class TestRowsAsVariables:
     SHOW_ENV = {"command": "env", "args": ["-0"]}
 
+    @pytest.mark.embedded
     def test_values_arrive_byte_for_byte(self, database: Database, store: JobStore, tmp_path: Path) -> None:
         canary = tmp_path / "canary"
         values = [value.format(canary=canary) if "canary" in value else value for value in TestRowsAsArguments.HOSTILE]
@@ -523,6 +526,7 @@ class TestNames:
             tasks_of(from_rows(f"SELECT {columns} FROM t", task_id_column="id"))
 
 
+@pytest.mark.embedded
 class TestTriedAgain:
     def test_its_own_job_goes_on_whatever_the_rows_are(
         self, database: Database, store: JobStore, tmp_path: Path
@@ -625,6 +629,7 @@ FLAKY = {"id": "flaky", "bash": "[ $AIR_EXECUTOR_ATTEMPT = 2 ] || exit 3", "retr
 
 
 class TestHistory:
+    @pytest.mark.embedded
     def test_a_row_for_each_attempt_of_each_task(self, database: Database, store: JobStore) -> None:
         run([{"id": "ok", "bash": "sleep 0.1"}, FLAKY])
         assert history_of() == 3
@@ -634,6 +639,7 @@ class TestHistory:
             ("ok", 1, "completed", None, 0),
         ]
 
+    @pytest.mark.embedded
     def test_what_stands_in_a_row(self, database: Database, store: JobStore) -> None:
         before = datetime.now(tz=UTC)
         run([{"id": "a", "command": "sh", "args": ["-c", "sleep 0.1; exit 7"], "env": {"SECRET": "s3cr3t"}}])
@@ -665,6 +671,7 @@ class TestHistory:
         (task,) = store.get_tasks("j")
         assert (started, completed) == (task.started_at, task.completed_at)
 
+    @pytest.mark.embedded
     def test_times_of_attempts_that_were_followed(self, database: Database, store: JobStore) -> None:
         run([{"id": "a", "bash": "sleep 0.2; [ $AIR_EXECUTOR_ATTEMPT = 2 ]", "retries": 1}])
         history_of()
@@ -673,12 +680,14 @@ class TestHistory:
         assert first[2] == pytest.approx((utc(first[1]) - utc(first[0])).total_seconds(), abs=0.01)
         assert first[2] > 0.1
 
+    @pytest.mark.embedded
     def test_commands_are_written_if_wanted(self, database: Database, store: JobStore) -> None:
         run([{"id": "a", "command": "echo", "args": ["'\"", "ž"]}])
         history_of(include_command=True)
         ((command,),) = rows_of(database, "command")
         assert json.loads(command) == ["echo", "'\"", "ž"]
 
+    @pytest.mark.embedded
     def test_tasks_that_were_not_started(self, database: Database, store: JobStore) -> None:
         run([{"id": "a", "bash": "exit 1"}, {"id": "b", "bash": "true", "dependencies": ["a"]}])
         history_of()
@@ -695,11 +704,13 @@ class TestHistory:
         with pytest.raises(JobNotFoundError):
             history_of("another")
 
+    @pytest.mark.embedded
     def test_a_name_that_is_not_valid_is_mapped(self, database: Database, store: JobStore) -> None:
         run(["true"], job_name="of: today")
         assert history_of("of: today") == 1
 
 
+@pytest.mark.embedded
 class TestWrittenAgain:
     def test_nothing_changes_if_nothing_has_changed(self, database: Database, store: JobStore) -> None:
         run([FLAKY, {"id": "a", "bash": "exit 1"}, {"id": "b", "bash": "true", "dependencies": ["a"]}])
@@ -767,11 +778,13 @@ class TestWrittenAgain:
 
 
 class TestTables:
+    @pytest.mark.embedded
     def test_a_table_that_is_not_there(self, database: Database, store: JobStore) -> None:
         run(["true"])
         with pytest.raises(Exception, match=r"no such table|does not exist"):
             history_of(create_table=False)
 
+    @pytest.mark.embedded
     def test_a_table_of_ones_own_with_more_columns(self, database: Database, store: JobStore) -> None:
         run([FLAKY])
         history_of()
@@ -781,6 +794,7 @@ class TestTables:
         assert rows_of(database, "attempt, team") == [(1, "etl"), (2, "etl")]
         assert history_of(create_table=False) == 0
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize("kind", ["TIMESTAMP", "TEXT"])
     def test_times_of_another_type(self, database: Database, store: JobStore, kind: str) -> None:
         database.run(_create_sql("h").replace("TIMESTAMP WITH TIME ZONE", kind))
@@ -791,6 +805,7 @@ class TestTables:
         ((started,),) = database.rows("SELECT started_at FROM h WHERE attempt = 2")
         assert utc(started).replace(tzinfo=UTC) == task.started_at
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(("kind", "table"), [("sqlite", "main.h"), ("postgresql", "public.h")])
     def test_a_table_in_a_schema(self, request: pytest.FixtureRequest, store: JobStore, kind: str, table: str) -> None:
         database = request.getfixturevalue(kind)
@@ -798,6 +813,7 @@ class TestTables:
         assert (history_of(table=table), history_of(table=table)) == (1, 0)
         assert database.rows("SELECT attempt FROM h") == [(1,)]
 
+    @pytest.mark.embedded
     def test_the_primary_key(self, database: Database, store: JobStore) -> None:
         run(["true"])
         history_of()
@@ -809,6 +825,7 @@ class TestTables:
         run(["true"])
         assert (history_of(), history_of()) == (1, 0)
 
+    @pytest.mark.embedded
     def test_a_table_that_a_template_has_spoiled(self, database: Database, store: JobStore) -> None:
         run(["true"])
         tested = AirExecutorToSqlOperator(task_id="h", job_name="j", conn_id="db", table="{{ x }}")
@@ -816,6 +833,7 @@ class TestTables:
         with pytest.raises(InvalidJobError, match="is not the name of a table"):
             tested.execute(context())
 
+    @pytest.mark.embedded
     def test_a_failure_in_between_leaves_the_old_rows(self, database: Database, store: JobStore) -> None:
         """The old rows are out, and the new one of a is in, when that of b is refused."""
         database.run(f"{_create_sql('h')[:-1]}, CHECK (task_id <> 'b' OR status <> 'completed'))")

@@ -43,6 +43,7 @@ async def fired(tested: AirExecutorJobTrigger, timeout: float = 60) -> dict[str,
     return events[0]
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize(("line", "status"), [("sleep 0.3", "completed"), ("sleep 0.3; exit 1", "failed")])
 def test_it_fires_when_the_job_ends(store: JobStore, line: str, status: str) -> None:
     AirExecutorHook().create_job("j", [line])
@@ -50,12 +51,14 @@ def test_it_fires_when_the_job_ends(store: JobStore, line: str, status: str) -> 
     assert (event["status"], event["job_name"]) == (status, "j")
 
 
+@pytest.mark.embedded
 def test_it_fires_within_a_moment_of_the_end(store: JobStore) -> None:
     """By notification: the slow pass is an hour away."""
     AirExecutorHook().create_job("j", ["sleep 0.5"])
     asyncio.run(fired(trigger(store, poll_interval=3600)))
 
 
+@pytest.mark.embedded
 def test_the_deadline_is_a_point_in_time(store: JobStore) -> None:
     AirExecutorHook().create_job("j", ["sleep 1000"])
     event = asyncio.run(fired(trigger(store, deadline=time.time() + 0.3)))
@@ -67,6 +70,7 @@ def test_a_job_that_is_gone_ends_the_wait_of_its_operator(store: JobStore) -> No
     assert asyncio.run(fired(trigger(store)))["status"] == "not_found"
 
 
+@pytest.mark.embedded
 def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
     async def scenario() -> dict[str, str]:
         waiting = asyncio.create_task(fired(trigger(store, must_exist=False, poll_interval=0.2)))
@@ -77,6 +81,7 @@ def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
     assert asyncio.run(scenario())["status"] == "completed"
 
 
+@pytest.mark.embedded
 def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
     hook = AirExecutorHook()
     hook.create_job("j", ["[ $AIR_EXECUTOR_ATTEMPT = 2 ]"])
@@ -91,6 +96,7 @@ def test_the_end_of_an_earlier_attempt_does_not_count(store: JobStore) -> None:
     assert asyncio.run(scenario())["status"] == "completed"
 
 
+@pytest.mark.embedded
 def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore, tmp_path: Path) -> None:
     hook = AirExecutorHook()
     hook.create_job("j", [until(tmp_path / "go")])
@@ -113,6 +119,7 @@ def said(lines: Sequence[Any]) -> list[str]:
     return [line["event"] % line.get("positional_args", ()) for line in list(lines)]
 
 
+@pytest.mark.embedded
 def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
     from structlog.testing import capture_logs
 
@@ -131,6 +138,7 @@ def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
         asyncio.run(scenario())
 
 
+@pytest.mark.embedded
 def test_the_embedded_manager_is_started_again(store: JobStore, tmp_path: Path) -> None:
     AirExecutorHook().create_job("j", [until(tmp_path / "go"), "true"])
     pid = store.manager_pid()
@@ -141,6 +149,7 @@ def test_the_embedded_manager_is_started_again(store: JobStore, tmp_path: Path) 
     assert asyncio.run(fired(trigger(store, embedded=True, poll_interval=0.2)))["status"] == "completed"
 
 
+@pytest.mark.embedded
 def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by two hundred triggers whose jobs all end; so nothing of it can block the triggerer."""
     hook = AirExecutorHook()
@@ -172,6 +181,7 @@ def test_no_file_is_touched_in_the_loop(store: JobStore, monkeypatch: pytest.Mon
 OWNER = {"dag_id": "d", "run_id": "r", "task_id": "t", "map_index": -1, "try_number": 2, "max_tries": 1}
 
 
+@pytest.mark.embedded
 @pytest.mark.parametrize(
     ("state", "submitted_by", "is_cancelled"),
     [
@@ -205,6 +215,7 @@ def test_a_user_ends_the_task(
         store.cancel("j")
 
 
+@pytest.mark.embedded
 def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
     AirExecutorHook().create_job("j", ["sleep 1000"])
     asyncio.run(trigger(store).on_kill())
@@ -212,6 +223,7 @@ def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
     store.cancel("j")
 
 
+@pytest.mark.embedded
 def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobStore, tmp_path: Path) -> None:
     from structlog.testing import capture_logs
 
@@ -263,6 +275,7 @@ def here(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("here")
 class TestSubmitting:
+    @pytest.mark.embedded
     def test_a_task_begins_and_ends_in_the_triggerer(self, store: JobStore) -> None:
         event = asyncio.run(ended(submitting(retries=2)))
         assert isinstance(event, TaskSuccessEvent)
@@ -273,6 +286,7 @@ class TestSubmitting:
         assert job.submitted_by is not None
         assert (job.submitted_by.task_id, job.submitted_by.max_tries) == ("t", 2)
 
+    @pytest.mark.embedded
     def test_a_second_triggerer_finds_the_job(self, store: JobStore) -> None:
         for _ in range(2):
             event = asyncio.run(ended(submitting(job_name="j", push_results=False)))
@@ -280,11 +294,13 @@ class TestSubmitting:
             assert "return_value" not in event.xcoms  # type: ignore[attr-defined]
         assert store.get_job("j").attempt == 1
 
+    @pytest.mark.embedded
     def test_a_failure_is_told_to_a_worker(self, store: JobStore) -> None:
         event = asyncio.run(ended(submitting(tasks=["exit 3"], job_name="j")))
         assert not isinstance(event, TaskSuccessEvent)
         assert event.payload["status"] == "failed"
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize(
         "more",
         [
@@ -299,6 +315,7 @@ class TestSubmitting:
         assert event.payload["status"] == "not_submitted"
         assert store.job_names() == ["taken"]
 
+    @pytest.mark.embedded
     @pytest.mark.parametrize("output", ["18446744073709551616", '\\"\\\\ud800\\"', "[" * 5000 + "]" * 5000])
     def test_a_result_that_airflow_cannot_hand_on_is_left_to_a_worker(self, store: JobStore, output: str) -> None:
         """It would end the triggerer, again and again."""
@@ -315,6 +332,7 @@ class TestSubmitting:
         assert asyncio.run(ended(tested)).payload["status"] == "not_submitted"
         assert store.job_names() == []
 
+    @pytest.mark.embedded
     def test_a_task_that_is_ended_while_it_is_submitted_leaves_no_job(
         self, store: JobStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -342,6 +360,7 @@ class TestSubmitting:
         asyncio.run(scenario())
         assert AirExecutorHook().wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
 
+    @pytest.mark.embedded
     def test_the_deadline_is_the_same_for_the_next_triggerer(self, store: JobStore) -> None:
         tested = submitting(tasks=["sleep 1000"], job_name="j", timeout=1)
         assert asyncio.run(ended(tested)).payload["status"] == "timeout"
@@ -352,6 +371,7 @@ class TestSubmitting:
 
 
 class TestEndsOfJobs:
+    @pytest.mark.embedded
     def test_it_fires_for_what_matches(self, store: JobStore) -> None:
         tested = AirExecutorJobEventTrigger(
             job_name="a-*", labels={"team": "x"}, states=["completed"], base_path=str(store.base_path)
@@ -384,6 +404,7 @@ class TestEndsOfJobs:
         assert (event["job_name"], event["state"], event["outlets"]) == ("a-3", "completed", ["file:///x"])
         assert event["job_id"] == store.get_job("a-3").id
 
+    @pytest.mark.embedded
     def test_what_it_tells_can_be_stored(self, store: JobStore) -> None:
         AirExecutorHook().create_job("j", ["exit 1"], submitted_by=SubmittedBy(**OWNER))
         AirExecutorHook().wait_for_job("j")

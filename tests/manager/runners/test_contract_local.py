@@ -11,6 +11,8 @@ import pytest
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.support.managers import Managers
 
+pytestmark = pytest.mark.engine
+
 # A module that becomes the command it is given, so that a forked runner can be asked for the same as all others.
 _BECOME = """\
 import os, signal, sys
