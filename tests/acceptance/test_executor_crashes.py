@@ -32,7 +32,9 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def airflow(marks: Path) -> Iterator[Installation]:
+def airflow(marks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    dags = tmp_path_factory.mktemp("dags")
+    (dags / "executor_dags.py").symlink_to(DAGS / "executor_dags.py")
     settings = {
         "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
         "AIRFLOW__CORE__PARALLELISM": "32",
@@ -43,7 +45,7 @@ def airflow(marks: Path) -> Iterator[Installation]:
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
         "EXECUTOR_TEST_MARKS": str(marks),
     }
-    with Installation(DAGS, settings, postgresql=True) as installation:
+    with Installation(dags, settings, postgresql=True) as installation:
         yield installation
 
 

@@ -22,13 +22,16 @@ pytestmark = pytest.mark.airflow
 
 @pytest.fixture
 def side_by_side(tmp_path: Path) -> Iterator[Installation]:
+    dags = tmp_path / "dags"
+    dags.mkdir()
+    (dags / "executor_dags.py").symlink_to(DAGS / "executor_dags.py")
     settings = {
         "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,{EXECUTOR}",
         "AIRFLOW__AIR_EXECUTOR__QUEUES": '{"heavy": {"max_running_tasks": 1}}',
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "EXECUTOR_TEST_MARKS": str(tmp_path),
     }
-    with Installation(DAGS, settings) as installation:
+    with Installation(dags, settings) as installation:
         yield installation
 
 

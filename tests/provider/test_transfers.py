@@ -286,6 +286,7 @@ class TestRowsAsArguments:
         tested.execute(context())
         assert printed(store) == {"task-1": ["{{ word }}"]}
 
+    @pytest.mark.embedded
     def test_rows_may_be_dicts(self, postgresql: Database) -> None:
         postgresql.connect(cursor="dictcursor")
         postgresql.fill("t", (1, "a"))

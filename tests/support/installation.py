@@ -27,7 +27,7 @@ import sqlalchemy
 from tests.support.ports import free_port
 from tests.support.postgresql import PostgreSQL
 from tests.support.processes import kill, kill_all_with_environment, pids, session
-from tests.support.run import only_one
+from tests.support.run import directory, only_one
 from tests.support.waiting import PATIENCE, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +91,8 @@ class Installation:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
+            # Each look of an idle scheduler takes 40 ms of processor time; in tests several of them share a machine.
+            "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "2" if directory() else "1",
             "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "86400",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",  # no test changes its DAGs
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -45,6 +46,7 @@ _NEEDED = (
     "runc",
     "busybox",
 )
+_PODS = "/api/v1/namespaces/default/pods"
 _CGROUPS = Path("/sys/fs/cgroup")
 
 _CONTAINERD = """\
@@ -87,6 +89,7 @@ class KubernetesCluster:
         self.kubeconfig = self.directory / "kubeconfig"
         self.environment = {"KUBECONFIG": str(self.kubeconfig)}
         self.server = f"https://127.0.0.1:{free_port()}"
+        self._token = secrets.token_hex(16)
         self._etcd = f"http://127.0.0.1:{free_port()}"
         of = run.directory()
         self._groups = f"{of.name if of else 'air-executor-alone'}-{self.directory.name[-8:]}"
@@ -96,9 +99,8 @@ class KubernetesCluster:
     def start(self) -> KubernetesCluster:
         """Start everything, and wait until both nodes are ready and Pods can be created."""
         make_certificates(self.directory)
-        token = secrets.token_hex(16)
-        (self.directory / "tokens.csv").write_text(f"{token},admin,admin,system:masters\n")
-        self.write_kubeconfig(self.kubeconfig, token)
+        (self.directory / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
+        self.write_kubeconfig(self.kubeconfig, self._token)
         _make_images(self.directory)
         peers = f"http://127.0.0.1:{free_port()}"
         self._run(
@@ -346,12 +348,20 @@ class KubernetesCluster:
 
     def cancel_all(self) -> None:
         """End all Pods, and wait until nothing of them runs."""
-        self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false")
+        self._ask("DELETE", f"{_PODS}?gracePeriodSeconds=0")
 
         def are_gone() -> bool:
-            return not self.kubectl("get", "pods", "-o", "name").strip() and not self._shims()
+            return not self._ask("GET", _PODS)["items"] and not self._shims()
 
-        wait_until(are_gone, what="no Pod is left", interval=0.2)
+        wait_until(are_gone, what="no Pod is left")
+
+    def _ask(self, method: str, path: str) -> Any:
+        """Ask the API server, which takes a twentieth of what a call of kubectl does."""
+        trust = ssl.create_default_context(cafile=self.directory / "ca.crt")
+        request = urllib.request.Request(f"{self.server}{path}", method=method)
+        request.add_header("Authorization", f"Bearer {self._token}")
+        with urllib.request.urlopen(request, context=trust, timeout=PATIENCE) as answer:
+            return json.load(answer)
 
     def close(self) -> None:
         """End everything."""
