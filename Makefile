@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 #   make demo    a real Airflow runs an example DAG, in a temporary home
-#   make up      a real Airflow with its UI, until Ctrl-C
+#   make up      a real Airflow with its UI, until Ctrl-C, at port 8080 if that is free, or at UI_PORT
 #   make test    all tests; tests/README.md says what they need, and how to run some of them
 #   make test-fast           those of a minute, without a server
 #   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
@@ -11,6 +11,7 @@
 PYTHON ?= python3
 AIRFLOW ?= 3.3.2
 VENV ?= .venv
+UI_PORT ?= 0
 # Processes of pytest. Most tests wait for most of their time, so more than there are cores.
 WORKERS ?= 6
 FAST = $(IN_MEMORY) $(BIN)/python -m pytest --hypothesis-profile=fast -m "not (airflow or browser or embedded or engine or postgresql)" $(PYTEST_ARGS)
@@ -31,7 +32,7 @@ demo: $(READY)
 	$(BIN)/python demo.py
 
 up: $(READY)
-	@exec $(BIN)/python demo.py --up
+	@exec $(BIN)/python demo.py --up --port $(UI_PORT)
 
 test: $(READY) postgresql chromium slurm
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.processes import with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -40,6 +41,7 @@ def test_demo(dag_id: str, code: int, tmp_path: Path) -> None:
 def test_up(tmp_path: Path) -> None:
     """`make up`: Airflow runs, with its UI and an example, until somebody ends it."""
     command = ["make", "--no-print-directory", "up", f"VENV={Path(sys.prefix)}", f"AIRFLOW={version('apache-airflow')}"]
+    command.append(f"UI_PORT={free_port()}")  # another run of the tests may want 8080 too
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     # What a shell runs in the background ignores it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)

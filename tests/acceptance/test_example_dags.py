@@ -23,7 +23,7 @@ from tests.support.installation import EXAMPLES, EXECUTOR, Installation
 from tests.support.managers import CLI
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow]
+pytestmark = pytest.mark.airflow
 
 
 # One of the examples hands a file from task to task in the job's directory.

@@ -23,7 +23,7 @@ from tests.support.installation import SINCE_3_3, Installation
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow]
+pytestmark = pytest.mark.airflow
 JWT = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")
 
 

@@ -21,7 +21,7 @@ from tests.support.ports import free_port
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow]
+pytestmark = pytest.mark.airflow
 TASKS = 20
 RUNNING = 10
 

@@ -18,7 +18,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import EXECUTOR, SINCE_3_3, Installation
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.airflow]
+pytestmark = pytest.mark.airflow
 DAG_FILE = Path(__file__).parent / "dags" / "operator_dags.py"
 
 

@@ -24,7 +24,7 @@ from tests.acceptance.auth_manager import WITHOUT_LOGS
 from tests.support.installation import Installation
 from tests.support.waiting import PATIENCE, wait_until
 
-pytestmark = [pytest.mark.airflow]
+pytestmark = pytest.mark.airflow
 DAG_FILE = Path(__file__).parent / "dags" / "plugin_dags.py"
 ROOT = Path(__file__).resolve().parents[2]
 
