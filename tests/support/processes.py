@@ -45,6 +45,11 @@ def session(pid: int) -> int:
     return int((_status(pid)[3:4] or ["0"])[0])
 
 
+def has_terminal(pid: int) -> bool:
+    """Whether somebody may be typing there."""
+    return (_status(pid)[4:5] or ["0"])[0] != "0"
+
+
 def command_line(pid: int) -> list[str]:
     """The words that a process was started with; none if it has ended or is the kernel's."""
     try:

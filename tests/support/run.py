@@ -24,7 +24,7 @@ from typing import Self
 
 import pytest
 
-from tests.support.processes import command_line, descendants, is_gone, kill, pids, with_environment
+from tests.support.processes import command_line, descendants, has_terminal, is_gone, kill, pids, with_environment
 
 _NAME = "TESTS_OF_AIR_EXECUTOR"  # holds the run's directory in the environment of all its processes
 _PATIENCE = 10  # seconds until what is asked to end is killed
@@ -139,8 +139,10 @@ def clean_up(run: Path) -> list[str]:
 
 
 def _processes_of(run: Path) -> set[int]:
-    # A process that gives itself a title writes over its environment, as Airflow's do.
-    roots = {*with_environment(f"{_NAME}={run}"), *(pid for pid in pids() if _has_a_file_in(run, pid))}
+    # A process that gives itself a title writes over its environment, as Airflow's do. A shell in which somebody looks
+    # at the files is none of ours.
+    hidden = (pid for pid in pids() if not has_terminal(pid) and _has_a_file_in(run, pid))
+    roots = {*with_environment(f"{_NAME}={run}"), *hidden}
     return {pid for pid in roots | descendants(roots) if not is_gone(pid)}
 
 
