@@ -286,7 +286,6 @@ class TestRowsAsArguments:
         tested.execute(context())
         assert printed(store) == {"task-1": ["{{ word }}"]}
 
-    @pytest.mark.embedded
     def test_rows_may_be_dicts(self, postgresql: Database) -> None:
         postgresql.connect(cursor="dictcursor")
         postgresql.fill("t", (1, "a"))
@@ -821,6 +820,7 @@ class TestTables:
         with pytest.raises(Exception, match=r"UNIQUE constraint|duplicate key"):
             database.run("INSERT INTO h SELECT * FROM h")
 
+    @pytest.mark.embedded
     def test_rows_may_be_dicts(self, postgresql: Database, store: JobStore) -> None:
         postgresql.connect(cursor="dictcursor")
         run(["true"])

@@ -287,6 +287,7 @@ def test_the_api_server_is_away(
         managers.kill(manager)
         manager = managers.start()
         assert any("trying again" in line for line in manager.stderr or ())  # until it says so
+        wait_until(lambda: store.requests() == [], what="it knows of the cancellation")
         assert store.get_job("before").state == "working"
         assert store.get_job("meanwhile").state == "working"
     finally:
