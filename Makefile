@@ -39,10 +39,10 @@ test: $(READY) postgresql chromium slurm
 
 # The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
 test-fast: $(READY)
-	@provider=$$(mktemp); trap 'rm -f $$provider' EXIT; status=0; \
-	  $(FAST) tests/provider >$$provider 2>&1 & \
+	@provider=$$(mktemp); second=; trap 'kill $$second 2>/dev/null; rm -f $$provider' EXIT; trap 'exit 130' INT TERM; \
+	  $(FAST) tests/provider >$$provider 2>&1 & second=$$!; status=0; \
 	  $(FAST) -n $(WORKERS) tests/jobs tests/manager || status=$$?; \
-	  wait $$! || status=$$?; cat $$provider; exit $$status
+	  wait $$second || status=$$?; second=; cat $$provider; exit $$status
 
 test-slow-machine: $(READY)
 	$(BIN)/python -m tests.support.slow_machine $(MAKE) --no-print-directory $(TIER)
