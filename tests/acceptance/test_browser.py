@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwr
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import Installation
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.browser]
 DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
@@ -34,7 +34,7 @@ COLOUR = """element => {
 }"""
 
 # Beyond this, something hangs; on a busy machine Airflow's own page takes its time.
-expect.set_options(timeout=30_000)
+expect.set_options(timeout=1000 * PATIENCE)
 
 
 class WithLogin(Installation):
@@ -85,6 +85,7 @@ def browser() -> Iterator[Browser]:
 def cookies(airflow: WithLogin, browser: Browser) -> Any:
     """What the browser has after somebody logged in, from a page of ours that asked for it."""
     context = browser.new_context(viewport=WIDE)
+    context.set_default_timeout(1000 * PATIENCE)
     page = context.new_page()
     answer = page.goto(f"{airflow.url}/air-executor/jobs")
     assert answer is not None
@@ -104,6 +105,7 @@ def cookies(airflow: WithLogin, browser: Browser) -> Any:
 def page(browser: Browser, cookies: Any, request: pytest.FixtureRequest) -> Iterator[Page]:
     """A page of somebody who is logged in; no script of ours may fail."""
     context = browser.new_context(viewport=WIDE)
+    context.set_default_timeout(1000 * PATIENCE)
     context.add_cookies(cookies)
     found = context.new_page()
     errors: list[str] = []
@@ -299,7 +301,7 @@ def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithLogin, sto
     page.goto(f"{airflow.url}/dags/waiting/runs/{quote(run_id, safe='')}/tasks/wait")
     page.get_by_role("link", name="Job", exact=True).click()
     frame = page.frame_locator("iframe")
-    expect(frame.get_by_role("heading", name="of-nobody")).to_be_visible(timeout=60_000)
+    expect(frame.get_by_role("heading", name="of-nobody")).to_be_visible()
     go_on(store, "of-nobody")
     expect(frame.locator("header.job")).to_contain_text("completed")
 

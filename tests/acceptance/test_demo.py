@@ -58,12 +58,12 @@ def test_up(tmp_path: Path) -> None:
             shown += line.decode()
         (url,) = re.findall(r"Airflow \(no password\): +(http://\S+)", shown)
         assert f"{url}/plugin/air-executor" in shown
-        with urllib.request.urlopen(f"{url}/auth/token", timeout=60) as answer:
+        with urllib.request.urlopen(f"{url}/auth/token", timeout=PATIENCE) as answer:
             token = json.load(answer)["access_token"]
         request = urllib.request.Request(f"{url}/air-executor/api/jobs", headers={"Authorization": f"Bearer {token}"})
 
         def jobs() -> list[str]:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return [job["name"] for job in json.load(answer)["jobs"] if job["state"] == "completed"]
 
         wait_until(jobs, interval=0.5, what="the example has run")

@@ -82,7 +82,7 @@ class ApiServer(Installation):
             f"{self.url}{BELOW}{path}", headers={**cookie, **(headers or {})}, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return Answer(answer.status, answer.read().decode(errors="replace"), answer.headers)
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.read().decode(errors="replace"), error.headers)
@@ -93,7 +93,7 @@ class ApiServer(Installation):
             request = urllib.request.Request(
                 f"{self.url}{BELOW}/auth/token", body, {"Content-Type": "application/json"}
             )
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 self.tokens[user] = json.load(answer)["access_token"]
         return self.tokens[user]
 

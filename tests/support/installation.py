@@ -73,7 +73,7 @@ class Installation:
             "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # Four components share one SQLite file: on a slow machine the default of 5 s to wait for a lock is short.
-            _DATABASE: f"sqlite:///{self.home}/airflow.db?timeout=60",
+            _DATABASE: f"sqlite:///{self.home}/airflow.db?timeout=300",
             # With the default of 15 connections the API server stands still for half a minute when ten tasks start.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -269,7 +269,7 @@ class Installation:
         if self._token:
             request.add_header("Authorization", f"Bearer {self._token}")
         data = None if body is None else json.dumps(body).encode()
-        with urllib.request.urlopen(request, data, timeout=60) as answer:
+        with urllib.request.urlopen(request, data, timeout=PATIENCE) as answer:
             text = answer.read()
         return json.loads(text) if text else None
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 # Seconds. What takes longer hangs; it says nothing of how fast something is, since a machine may have much else to do.
-PATIENCE = 300
+PATIENCE = 900
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
 
 
