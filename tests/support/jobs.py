@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_provider_air_executor.jobs.models import Job, Task
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 DATA = Path(__file__).parent.parent / "data"  # files of the existing system
 
@@ -60,7 +60,7 @@ def remove(store: JobStore, name: str) -> None:
     shutil.rmtree(store.job_path(name).rename(store.base_path / "removed"))
 
 
-def ended(store: JobStore, name: str, timeout: float = 60) -> Job:
+def ended(store: JobStore, name: str, timeout: float = PATIENCE) -> Job:
     """Wait for the end of a job."""
 
     def job() -> Job | None:
@@ -70,7 +70,7 @@ def ended(store: JobStore, name: str, timeout: float = 60) -> Job:
     return wait_until(job, timeout=timeout, what=f"{name} has ended")
 
 
-def only_task(store: JobStore, name: str = "j", timeout: float = 60) -> Task:
+def only_task(store: JobStore, name: str = "j", timeout: float = PATIENCE) -> Task:
     """The only task of a job, when it has ended."""
     ended(store, name, timeout)
     (found,) = store.get_tasks(name)
