@@ -340,7 +340,12 @@ class Installation:
             return list(connection.execute(sqlalchemy.text(sql), {"dag_id": dag_id, "run_id": run_id}))
 
     def follow(
-        self, dag_id: str, run_id: str, *, timeout: float = PATIENCE, on_change: Callable[[str, str], None] | None = None
+        self,
+        dag_id: str,
+        run_id: str,
+        *,
+        timeout: float = PATIENCE,
+        on_change: Callable[[str, str], None] | None = None,
     ) -> tuple[str, dict[str, list[str]]]:
         """Wait for the end of a DAG run.
 
