@@ -91,7 +91,7 @@ class Installation:
             "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__TRIGGERER__TRIGGER_LOG_SERVER_PORT": str(free_port()),
             "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(free_port()),
-            # Each look of an idle scheduler takes some 40 ms of processor time; in tests several of them share a machine.
+            # A look of an idle scheduler takes some 40 ms of processor time; in tests several of them share a machine.
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "2" if directory() else "1",
             "AIRFLOW__DAG_PROCESSOR__STALE_DAG_THRESHOLD": "86400",
             "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "3600",  # no test changes its DAGs
