@@ -23,7 +23,7 @@ from tests.support.jobs import ended, only_task, task
 from tests.support.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
 from tests.support.managers import CLI, Managers
 from tests.support.processes import kill
-from tests.support.waiting import PATIENCE, until, wait_until
+from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
 
@@ -496,8 +496,10 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     where = "test -e /dev/termination-log && echo pod || echo local"
     light = [task("light", where, runner="local"), task("heavy", where, dependencies=["light"])]
     store.submit("mixed", [light[0]])
-    assert ended(store, "mixed").state == "completed"  # the cluster's tasks do not hold it up
-    assert not store.get_job("many").state.is_terminal
+    has_ended = lambda name: store.get_job(name).state.is_terminal  # noqa: E731
+    # The cluster's tasks do not hold it up.
+    nothing_until(lambda: has_ended("mixed"), unless=lambda: has_ended("many"), what="the light one has ended")
+    assert store.get_job("mixed").state == "completed"
     (tmp_path / "go").touch()
     assert ended(store, "many").state == "completed"
     store.submit("both", light)

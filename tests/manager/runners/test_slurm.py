@@ -24,7 +24,7 @@ from tests.manager.runners.contract import Engine, RunnerContract
 from tests.support.jobs import ended, only_task, task
 from tests.support.managers import CLI, Managers
 from tests.support.slurm_cluster import NODES, PATH, SlurmCluster, missing
-from tests.support.waiting import PATIENCE, until, wait_until
+from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
 
@@ -220,8 +220,11 @@ def test_submitted_twice(
     managers.start()
     store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 2; exit 6")])
     assert only_task(store).exit_code == 6
-    wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="both are over", interval=0.1)
-    assert (tmp_path / "ran").read_text() == "x\n"
+    nothing_until(
+        lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"),
+        unless=lambda: (tmp_path / "ran").read_text() != "x\n",
+        what="both are over",
+    )
 
 
 def test_killed_while_it_submits(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
@@ -409,8 +412,10 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     store.submit("many", many, max_parallel_tasks=3)
     light = [task("light", where, runner="local"), task("heavy", where, dependencies=["light"])]
     store.submit("mixed", [light[0]])
-    assert ended(store, "mixed").state == "completed"  # the cluster's tasks do not hold it up
-    assert not store.get_job("many").state.is_terminal
+    has_ended = lambda name: store.get_job(name).state.is_terminal  # noqa: E731
+    # The cluster's tasks do not hold it up.
+    nothing_until(lambda: has_ended("mixed"), unless=lambda: has_ended("many"), what="the light one has ended")
+    assert store.get_job("mixed").state == "completed"
     (tmp_path / "go").touch()
     assert ended(store, "many").state == "completed"
     store.submit("both", light)
