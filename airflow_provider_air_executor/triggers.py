@@ -32,6 +32,9 @@ NOT_SUBMITTED = "not_submitted"  # the worker is to submit the job
 STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND, NOT_SUBMITTED)
 
 STREAM_READER = "airflow"  # whose position in the logs of a job is kept
+# What is logged here goes through a socket to another process, which writes it into the log of the task. When the
+# triggerer is told to end, it does not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
+ARRIVAL_SECONDS = 2.0
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
 # Since Airflow 3.3 a trigger is told that a user has ended its task; before that it is only cancelled.
@@ -152,11 +155,14 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     async def _wait_for_end(self) -> TriggerEvent:
         keep_alive = self._keep_alive if self.embedded else None
+        if self.stream_logs:
+            self._stream = LogStream(self._store, self.job_name, STREAM_READER, arrival=ARRIVAL_SECONDS)
         interval = max(self.poll_interval, 0.05)
         try:
             async with watching(self._store, self.job_name, interval=interval, on_pass=keep_alive) as waiter:
                 event = await self._wait(waiter)
         except asyncio.CancelledError:
+            await self._let_lines_arrive()
             if not _IS_TOLD:
                 await self._cancel_if_ended_by_user()
             raise
@@ -235,15 +241,16 @@ class AirExecutorJobTrigger(BaseTrigger):
         while True:
             job, is_there = await asyncio.to_thread(self._read)
             if job is not None and job.state.is_terminal and job.attempt > self.after_attempt:
-                await asyncio.to_thread(self._log_output, is_over=True)
+                await self._pass_lines_on(is_over=True)
                 return self._event(job.state.value, job.error or f"the job has {job.state.value}")
             if not is_there and self.must_exist:
                 return self._event(NOT_FOUND, f"there is no such job in {self.base_path} any more")
             if self.deadline is not None and time.time() >= self.deadline:
+                await self._save_position()
                 return self._event(TIMEOUT, f"the job is {job.state.value if job else 'not there'}")
             pauses = [] if self.deadline is None else [self.deadline - time.time()]
             if self.stream_logs:
-                await asyncio.to_thread(self._log_output)
+                await self._pass_lines_on()
                 pauses.append(self.poll_interval)
             if changed and time.monotonic() >= next_progress:
                 await asyncio.to_thread(self._log_progress)
@@ -276,15 +283,39 @@ class AirExecutorJobTrigger(BaseTrigger):
             self._progress = line
             self.log.info("job %s: %s", self.job_name, line)
 
-    def _log_output(self, *, is_over: bool = False) -> None:
-        if not self.stream_logs:
+    async def _pass_lines_on(self, *, is_over: bool = False) -> None:
+        """Let what the tasks have printed appear in the log; if this is cancelled, no thread goes on with it."""
+        if self._stream is None:
             return
-        self._stream = self._stream or LogStream(self._store, self.job_name, STREAM_READER)
+        passing = asyncio.ensure_future(asyncio.to_thread(self._log_output, self._stream, is_over=is_over))
+        try:
+            await asyncio.shield(passing)
+        except asyncio.CancelledError:
+            self._stream.stop()
+            await asyncio.wait([passing])
+            raise
+
+    def _log_output(self, stream: LogStream, *, is_over: bool) -> None:
         try:
             tasks = self._store.load_tasks(self.job_name)[0]
-            self._stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=is_over)
+            stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=is_over)
         except (AirExecutorError, OSError):
             return  # not there yet, or half-written; nothing is lost, and the next pass reads it
+
+    async def _let_lines_arrive(self) -> None:
+        """Wait until what was logged is in the log of the task: whoever waits for the job next goes on after it."""
+        if self._stream is None:
+            return
+        await asyncio.sleep(self._stream.seconds_to_arrival())
+        try:
+            self.log.info("nobody waits for job %s here any more", self.job_name)
+        except OSError:  # who writes the log is gone
+            return
+        await self._save_position()
+
+    async def _save_position(self) -> None:
+        if self._stream is not None:
+            await asyncio.to_thread(self._stream.save)
 
     def _keep_alive(self) -> None:
         try:

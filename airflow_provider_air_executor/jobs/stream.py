@@ -1,12 +1,13 @@
 """What the tasks of a job print, line by line as it comes, for one reader that may be replaced by another one.
 
-How far the reader has come is kept in a file beside the logs (``logs/.<reader>.offsets``). It is written after the
-lines have been handed on: who is killed in between repeats the last lines, and loses none.
+How far the reader has come is kept in a file beside the logs (``logs/.<reader>.offsets``). It is written when the lines
+that were handed on have had the time to arrive: who is killed before repeats the last lines, and loses none.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
@@ -22,13 +23,19 @@ class LogStream:
     """Follows the logs of all tasks of a job.
 
     :param reader: who reads, a word of letters and digits; another reader has its own position.
+    :param arrival: seconds that a line takes at most from here to where it is kept, if that is another process: one
+        that is killed meanwhile has lost it. Default 0.
     """
 
-    def __init__(self, store: JobStore, job_name: str, reader: str) -> None:
+    def __init__(self, store: JobStore, job_name: str, reader: str, *, arrival: float = 0.0) -> None:
+        self._arrival = arrival
         self._store = store
         self._job_name = job_name
         self._path = store.logs_path(job_name) / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
+        self._on_their_way: tuple[float, dict[str, int]] | None = None  # when they will have arrived, and up to where
+        self._last_arrival = 0.0  # of what was handed on, on the monotonic clock
+        self._is_stopped = False
 
     def follow(self, tasks: Iterable[Task], say: Callable[[str], None], *, is_over: bool = False) -> bool:
         """Hand on the lines that have come since the last call.
@@ -38,16 +45,45 @@ class LogStream:
         :return: whether there was anything.
         """
         offsets = self._offsets = self._load() if self._offsets is None else self._offsets
+        self._save_what_has_arrived()
         said = False
         try:
             for task in tasks:
                 if task.attempt or task.status.is_terminal:
-                    while self._read_some(task.id, offsets, say, is_over=is_over):
+                    while not self._is_stopped and self._read_some(task.id, offsets, say, is_over=is_over):
                         said = True
         finally:
             if said:
-                self._save()
+                self._last_arrival = time.monotonic() + self._arrival
+                self._on_their_way = self._on_their_way or (self._last_arrival, dict(offsets))
+            if is_over and not self._is_stopped:
+                self.save()
+            self._save_what_has_arrived()
         return said
+
+    def stop(self) -> None:
+        """Hand on nothing more, also in a call of :meth:`follow` that another thread is in."""
+        self._is_stopped = True
+
+    def seconds_to_arrival(self) -> float:
+        """How long it takes until all that was handed on has arrived."""
+        return max(0.0, self._last_arrival - time.monotonic()) if self._on_their_way else 0.0
+
+    def save(self) -> None:
+        """Keep the position: all that was handed on is where it should be."""
+        if self._on_their_way and self._offsets is not None:
+            self._on_their_way = None
+            self._write(self._offsets)
+
+    def _save_what_has_arrived(self) -> None:
+        if self._on_their_way is None or self._offsets is None:
+            return
+        now, (arrival, offsets) = time.monotonic(), self._on_their_way
+        if now >= self._last_arrival:
+            self.save()
+        elif now >= arrival:
+            self._write(offsets)
+            self._on_their_way = self._last_arrival, dict(self._offsets)
 
     def _read_some(self, task_id: str, offsets: dict[str, int], say: Callable[[str], None], *, is_over: bool) -> bool:
         """Hand on some lines of one task; False if there are none."""
@@ -75,8 +111,8 @@ class LogStream:
         except (OSError, ValueError, AttributeError, TypeError):
             return {}
 
-    def _save(self) -> None:
+    def _write(self, offsets: dict[str, int]) -> None:
         try:
-            files.publish(self._path, json.dumps(self._offsets).encode())
+            files.publish(self._path, json.dumps(offsets).encode())
         except OSError:  # the job is gone, or the disk is full: the next reader repeats some lines
             return

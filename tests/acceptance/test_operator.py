@@ -186,16 +186,21 @@ def test_complaint_2_jobs_are_killed_when_the_triggerer_is_killed(
 def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(
     airflow: Installation, store: JobStore, go: Path
 ) -> None:
-    run_id = start_and_defer(airflow, store, "waits", go)
+    """And each line of a job that prints all the time is in the log once."""
+    run_id = start_and_defer(airflow, store, "talks", go)
+    (job,) = jobs_of(store, run_id)
     airflow.stop_component("triggerer")
     airflow.start_component("triggerer")
+    printed = len(store.read_log(job.name, "work").text.splitlines())
+    wait_until(
+        lambda: f"work | line {printed}\n" in airflow.log("talks", run_id, "submit"), what="the next one goes on"
+    )
     go.touch()
-    state, _ = airflow.follow("waits", run_id)
-    assert state == "success", airflow.explain("waits", run_id)
-    (job,) = jobs_of(store, run_id)
+    state, _ = airflow.follow("talks", run_id)
+    assert state == "success", airflow.explain("talks", run_id)
+    job = store.get_job(job.name)
     assert (job.state, job.attempt) == ("completed", 1)
-    log = airflow.log("waits", run_id, "submit")
-    assert all(f"work | {line}\n" in log for line in store.read_log(job.name, "work").text.splitlines())
+    assert_all_lines_are_in(airflow.log("talks", run_id, "submit"), store, job)
 
 
 def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, store: JobStore, go: Path) -> None:

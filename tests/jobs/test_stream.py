@@ -73,6 +73,73 @@ def test_who_dies_before_the_position_is_written_repeats_and_loses_nothing(store
     assert follow(store) == ["a | one", "a | two"]
 
 
+class Clock:
+    """The time as a reader sees it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr("airflow_provider_air_executor.jobs.stream.time.monotonic", lambda: self.now)
+
+
+def test_the_position_is_written_when_the_lines_have_arrived(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is killed before has lost what was on its way, and the next one hands it on again."""
+    clock = Clock(monkeypatch)
+    first: list[str] = []
+    stream = LogStream(store, "j", "test", arrival=2)
+    assert stream.seconds_to_arrival() == 0
+    for number in range(6):
+        write(store, "a", b"%d\n" % number)
+        stream.follow(tasks(store), first.append)
+        assert stream.seconds_to_arrival() == 2
+        clock.now += 1
+    assert first == [f"a | {number}" for number in range(6)]
+    # The last one was handed on at 1005, when the one of 1003 had just arrived.
+    assert follow(store) == ["a | 4", "a | 5"]
+
+
+def test_the_position_is_written_too_if_nothing_comes_any_more(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    stream = LogStream(store, "j", "test", arrival=2)
+    for _ in range(3):
+        write(store, "a", b"one\n")
+        stream.follow(tasks(store), str)
+        clock.now += 0.5
+    clock.now += 2
+    assert not stream.follow(tasks(store), str)
+    assert stream.seconds_to_arrival() == 0
+    assert follow(store) == []
+
+
+@pytest.mark.parametrize("is_over", [False, True])
+def test_what_is_saved_at_the_end(store: JobStore, monkeypatch: pytest.MonkeyPatch, is_over: bool) -> None:
+    """All of it, if the job is over, or if the reader says so."""
+    Clock(monkeypatch)
+    write(store, "a", b"one\n")
+    stream = LogStream(store, "j", "test", arrival=2)
+    assert stream.follow(tasks(store), str, is_over=is_over)
+    if not is_over:
+        stream.save()
+    assert follow(store, is_over=True) == []
+
+
+def test_a_reader_that_is_stopped_hands_on_nothing_more(store: JobStore) -> None:
+    """Also in the middle of a long log; the next one goes on where it was."""
+    write(store, "a", b"".join(b"%d\n" % number for number in range(30_000)))
+    stream = LogStream(store, "j", "test")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        stream.stop()
+
+    assert stream.follow(tasks(store), say)
+    assert not stream.follow(tasks(store), say)
+    assert 0 < len(lines) < 30_000
+    assert lines + follow(store) == [f"a | {number}" for number in range(30_000)]
+
+
 def test_readers_do_not_disturb_each_other(store: JobStore) -> None:
     write(store, "a", b"one\n")
     lines: list[str] = []

@@ -22,6 +22,7 @@ from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger, AirExecutorSubmitTrigger
 from tests.support.contexts import TaskInstance
 from tests.support.waiting import PATIENCE, until, wait_until
@@ -36,7 +37,7 @@ def trigger(store: JobStore, name: str = "j", **kwargs: Any) -> AirExecutorJobTr
     return AirExecutorJobTrigger(**BaseSerialization.deserialize(BaseSerialization.serialize(arguments)))
 
 
-async def fired(tested: AirExecutorJobTrigger, timeout: float = 60) -> dict[str, str]:
+async def fired(tested: AirExecutorJobTrigger, timeout: float = PATIENCE) -> dict[str, str]:
     async with asyncio.timeout(timeout):
         events = [event.payload async for event in tested.run()]
     assert len(events) == 1
@@ -242,6 +243,33 @@ def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobSto
         (tmp_path / "go").touch()
         asyncio.run(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
     assert [line for line in said(lines) if "|" in line] == ["a | one", "a | two", "a | three"]
+
+
+@pytest.mark.embedded
+def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The triggerer throws away what it has not yet read when the process of its triggers is gone."""
+    from structlog.testing import capture_logs
+
+    position = store.logs_path("j") / ".airflow.offsets"
+    before: list[bool] = []
+    monkeypatch.setattr(triggers, "ARRIVAL_SECONDS", 1000.0)
+    monkeypatch.setattr(LogStream, "seconds_to_arrival", lambda self: before.append(position.exists()) or 0.0)
+    AirExecutorHook().create_job("j", [{"id": "a", "bash": "while echo line; do sleep 0.01; done"}])
+
+    async def interrupted() -> None:
+        waiting = asyncio.create_task(fired(trigger(store, stream_logs=True, poll_interval=0.01)))
+        await asyncio.to_thread(wait_until, lambda: said(lines).count("a | line") > 20, what="it tells")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert before == [False]
+        assert json.loads(position.read_text()) == {"a": len("line\n") * said(lines).count("a | line")}
+
+    with capture_logs() as lines:
+        asyncio.run(interrupted())
+    store.cancel("j")
 
 
 def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:

@@ -37,6 +37,15 @@ for dag_id, deferrable in (("waits", True), ("holds_a_worker", False)):
             retry_delay=0,
         )
 
+with DAG("talks", params={"go": ""}, **ARGUMENTS):
+    AirExecutorSubmitOperator(
+        task_id="submit",
+        tasks=[{"id": "work", "bash": LINE.replace("sleep 1", "sleep 0.02") + "$AIR_EXECUTOR_OUTPUT"}],
+        deferrable=True,
+        stream_logs=True,
+        poll_interval=0.02,
+    )
+
 with DAG("taskflow", **ARGUMENTS):
 
     @task
