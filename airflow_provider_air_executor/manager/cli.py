@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -136,10 +135,12 @@ def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> N
 
     settings, warnings = load_settings(flags, config=config)
     store = JobStore(settings.base_path)
+    if detach:
+        _leave_task()
     if replace:
         _stop(store)
-    if detach:
-        click.echo(f"manager {_detach(store, config, flags)} runs the jobs of {store.base_path}")
+    if detach and (pid := _detach(store)):
+        click.echo(f"manager {pid} runs the jobs of {store.base_path}")
     else:
         _run_manager(store, settings, warnings)
 
@@ -160,39 +161,58 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
         Manager(store, settings, Runners(store, settings, local, os.environ, children)).run(lock)
 
 
-def _detach(store: JobStore, config: Path | None, flags: dict[str, Any]) -> int:
-    """Start a manager that outlives this process, and wait until it holds the base path."""
+def _leave_task() -> None:
+    """Begin anew without what marks a process as one of a task, at whose end it would be ended."""
+    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES
+
+    if not os.environ.keys().isdisjoint(TASK_VARIABLES):
+        environment = {key: value for key, value in os.environ.items() if key not in TASK_VARIABLES}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell
+
+
+def _detach(store: JobStore) -> int:
+    """Go on in a process that outlives this one; it has imported already what a manager needs.
+
+    :return: 0 in that process, and its number here, as soon as it holds the base path.
+    """
     if store.manager_is_running():
         raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
     store.create_directories()
     if store.manager_log_path.exists() and store.manager_log_path.stat().st_size > _LOG_BYTES:
         store.manager_log_path.replace(store.manager_log_path.with_suffix(".log.1"))
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, "manager"]
-    command += ["--config", str(config)] if config else []
-    for key, value in {**flags, "base_path": str(store.base_path)}.items():
-        command += [f"--{key.replace('_', '-')}", str(value)] if value is not None else []
-    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES
-
-    environment = {key: value for key, value in os.environ.items() if key not in TASK_VARIABLES}
     log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-    try:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-    finally:
-        os.close(log)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        _leave_terminal(log)
+        return 0
+    os.close(log)
     give_up = time.monotonic() + _DETACH_SECONDS
     while time.monotonic() < give_up:
-        if process.poll() is not None:
-            if process.returncode == exceptions.ManagerRunningError.exit_code:  # another one was faster
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            if os.waitstatus_to_exitcode(status) == exceptions.ManagerRunningError.exit_code:  # another one was faster
                 raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
             raise exceptions.ManagerError(f"the manager could not start; see {store.manager_log_path}")
-        if store.manager_pid() == process.pid:
-            return process.pid
+        if store.manager_pid() == pid:
+            return pid
         time.sleep(0.02)
     raise exceptions.ManagerError(
         f"the manager did not start within {_DETACH_SECONDS:g} s; see {store.manager_log_path}"
     )
+
+
+def _leave_terminal(log: int) -> None:
+    """Keep nothing open of whoever has started this process, whose output goes to a file."""
+    os.setsid()
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in map(int, os.listdir("/dev/fd")):
+        if descriptor > 2:
+            with contextlib.suppress(OSError):  # the one of the list itself is closed by now
+                os.close(descriptor)
 
 
 class _JsonFormatter(logging.Formatter):
