@@ -143,12 +143,12 @@ class RunnerContract:
         assert store.get_outputs("j") == {"a": {"rows": 7}}
 
     def test_timeout(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
-        task = run(engine.task("echo begun; sleep 100", timeout=5))
+        task = run(engine.task("echo begun; sleep 1000", timeout=5))
         assert (task.status, task.reason) == ("failed", "timeout")
         assert store.read_log("j", "a").text.startswith("begun\n")
 
     def test_the_time_that_it_asked_for(self, engine: Engine, run: Callable[..., Task]) -> None:
-        task = run(engine.task("sleep 100", resources={"time": "1s"}))
+        task = run(engine.task("sleep 1000", resources={"time": "1s"}))
         assert (task.status, task.reason) == ("failed", "timeout")
 
     def test_impossible_resources(self, engine: Engine, run: Callable[..., Task]) -> None:
@@ -195,13 +195,17 @@ class RunnerContract:
     def test_cancelling_at_once(
         self, store: JobStore, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
     ) -> None:
+        """Nothing of it is left that would go on."""
         for number in range(5):
             name = f"j{number}"
-            store.submit(name, [engine.task(f"sleep 30; echo {number} >> {tmp_path}/ran")])
+            store.submit(name, [engine.task(f"{until(tmp_path / 'go')}; echo {number} >> {tmp_path}/ran")])
             time.sleep(0.03 * number)
             store.cancel(name)
         for number in range(5):
             assert ended(store, f"j{number}").reason == "cancelled"
+        (tmp_path / "go").touch()
+        store.submit("next", [engine.task("sleep 1")])
+        assert ended(store, "next").state == "completed"
         assert not (tmp_path / "ran").exists()
 
     # -- the manager dies ----------------------------------------------------------------------------------------

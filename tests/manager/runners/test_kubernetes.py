@@ -217,7 +217,7 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
 
 def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
     template = {"spec": {"hostNetwork": True, "activeDeadlineSeconds": 2}}
-    store.submit("j", [task("a", "sleep 60", kubernetes={"pod_template": template})])
+    store.submit("j", [task("a", "sleep 1000", kubernetes={"pod_template": template})])
     done = only_task(store)
     assert (done.status, done.reason) == ("failed", "timeout"), done
     assert "DeadlineExceeded" in (done.error or "")
@@ -226,7 +226,8 @@ def test_a_deadline_of_kubernetes(store: JobStore, manager: object) -> None:
 def test_deleted_by_somebody_else(store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
     """As when a node is drained: there is nothing against trying again."""
     store.submit(
-        "j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+        "j",
+        [task("a", f"echo begun; echo x >> {tmp_path}/ran; [ $AIR_EXECUTOR_ATTEMPT = 2 ] || sleep 999", retries=1)],
     )
     running(store)
     cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--grace-period=1", "--wait=false")
@@ -240,7 +241,7 @@ def test_deleted_while_there_was_no_manager(
 ) -> None:
     engine.prepare(managers)
     manager = managers.start()
-    store.submit("j", [task("a", "echo begun; sleep 60")])
+    store.submit("j", [task("a", "echo begun; sleep 1000")])
     running(store)
     managers.kill(manager)
     cluster.kubectl("delete", "pod", "-l", "air-executor/job=j", "--force", "--grace-period=0")
@@ -308,7 +309,8 @@ def test_a_node_is_lost(
     engine.prepare(managers)
     managers.start()
     store.submit(
-        "j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)]
+        "j",
+        [task("a", f"echo begun; echo x >> {tmp_path}/ran; [ $AIR_EXECUTOR_ATTEMPT = 2 ] || sleep 999", retries=1)],
     )
     node = running(store)
     cluster.lose_node(node)
@@ -337,7 +339,7 @@ def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: Kuber
 
 
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
-    store.submit("j", [task("a", "echo begun; sleep 60")])
+    store.submit("j", [task("a", "echo begun; sleep 1000")])
     running(store)
     shutil.rmtree(store.job_path("j"))
     gone = lambda: not cluster.kubectl("get", "pods", "-l", "air-executor/job=j", "-o", "name")  # noqa: E731
@@ -383,7 +385,7 @@ def test_with_the_least_rights(
     managers.start()
     store.submit("j", [task("a", "echo begun; sleep 1"), task("b", "exit 3")], max_parallel_tasks=2)
     store.submit("elsewhere", [task("a", "true", kubernetes={"namespace": "default"})])
-    store.submit("cancelled", [task("a", "echo begun; sleep 60")])
+    store.submit("cancelled", [task("a", "echo begun; sleep 1000")])
     running(store, "cancelled")
     store.cancel("cancelled")
     assert ended(store, "cancelled").reason == "cancelled"
@@ -410,7 +412,7 @@ class TestBundles(BundleContract):
 
 def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
     """What had not begun is run by another Pod, if it is certain that it had not."""
-    first = task("first", f"echo x >> {tmp_path}/ran; sleep 60")
+    first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
     store.submit("j", tasks, max_parallel_tasks=5)
     # A kubelet that has not told yet that it has started a Pod may look at its deletion only many seconds later.
@@ -433,7 +435,7 @@ def test_a_bundle_without_a_manager(
     """The next manager finds out how far its Pod has come, and what was left to do."""
     line = f"echo $AIR_EXECUTOR_TASK >> {tmp_path}/ran; echo $AIR_EXECUTOR_TASK; sleep 0.5"
     tasks = [task(f"t{number}", line) for number in range(3)]
-    tasks += [task("long", f"echo $PPID > {tmp_path}/first; {line}; sleep 60"), task("last", line)]
+    tasks += [task("long", f"echo $PPID > {tmp_path}/first; {line}; sleep 1000"), task("last", line)]
     store.submit("j", tasks, max_parallel_tasks=5)
     wait_until((tmp_path / "ran").exists, what="the first runs")
     managers.kill(bundled)

@@ -190,7 +190,7 @@ def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, An
 
 
 def test_cancelled_by_somebody_else(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
-    store.submit("j", [task("a", "sleep 60", retries=3)])
+    store.submit("j", [task("a", "sleep 1000", retries=3)])
     running(store)
     cluster.call("scancel", "--name=j/a")
     done = only_task(store)
@@ -199,7 +199,7 @@ def test_cancelled_by_somebody_else(store: JobStore, manager: object, cluster: S
 
 
 def test_put_back_by_an_administrator(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
-    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 60")])
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; sleep 1000")])
     running(store)
     has_begun(tmp_path / "ran")
     number = cluster.call("squeue", "-h", "--name=j/a", "-o", "%i").strip()
@@ -280,7 +280,7 @@ def test_a_node_is_lost(
     managers.start()
     store.submit(
         "j",
-        [task("a", f"echo $SLURMD_NODENAME >> {tmp_path}/ran; test $AIR_EXECUTOR_ATTEMPT = 2 || sleep 60", retries=1)],
+        [task("a", f"echo $SLURMD_NODENAME >> {tmp_path}/ran; [ $AIR_EXECUTOR_ATTEMPT = 2 ] || sleep 999", retries=1)],
     )
     node = running(store)
     has_begun(tmp_path / "ran")
@@ -300,7 +300,7 @@ def test_a_node_is_lost(
 
 
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
-    store.submit("j", [task("a", "sleep 60")])
+    store.submit("j", [task("a", "sleep 1000")])
     running(store)
     shutil.rmtree(store.job_path("j"))
     wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone")
@@ -365,7 +365,7 @@ class TestBundles(BundleContract):
 
 def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     """What had not begun runs elsewhere."""
-    first = task("first", f"echo x >> {tmp_path}/ran; sleep 60")
+    first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
     store.submit("j", tasks, max_parallel_tasks=5)
     wait_until((tmp_path / "ran").exists, what="the first runs")
