@@ -103,6 +103,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         self._problem = ""
         self._unrendered = ""  # why the templates could not be rendered
         self._submitting: asyncio.Future[Job] | None = None
+        self._killing: asyncio.Future[None] | None = None
 
     def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
         """Render the templates, as Airflow asks for it where a task starts from this trigger.
@@ -161,10 +162,11 @@ class AirExecutorJobTrigger(BaseTrigger):
         try:
             async with watching(self._store, self.job_name, interval=interval, on_pass=keep_alive) as waiter:
                 event = await self._wait(waiter)
-        except asyncio.CancelledError:
-            await self._let_lines_arrive()
+        except asyncio.CancelledError as cancelled:
             if not _IS_TOLD:
                 await self._cancel_if_ended_by_user()
+            if not cancelled.args:  # the triggerer ends; what a user does has a word
+                await self._let_lines_arrive()
             raise
         if self.end_from_trigger and event["status"] == COMPLETED:
             try:
@@ -195,7 +197,14 @@ class AirExecutorJobTrigger(BaseTrigger):
 
         Airflow calls this also when a triggerer that had stood still finds its triggers elsewhere. Then the task is
         still deferred, and the job goes on.
+
+        Airflow (3.3.2) cancels a trigger every second until it has ended, and with it this call: what is asked here
+        goes on all the same.
         """
+        self._killing = self._killing or asyncio.ensure_future(self._cancel_unless_deferred())
+        await asyncio.shield(self._killing)
+
+    async def _cancel_unless_deferred(self) -> None:
         if self.owner is None:
             return
         owner = SubmittedBy.model_validate(self.owner)

@@ -217,6 +217,37 @@ def test_a_user_ends_the_task(
 
 
 @pytest.mark.embedded
+def test_what_a_user_has_ended_is_cancelled_although_airflow_does_not_wait_for_it(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second it cancels a trigger again that has not ended yet, and what that one asks with it."""
+    asked, may_answer = threading.Event(), asyncio.Event()
+
+    async def task_state(owner: SubmittedBy) -> str:
+        asked.set()
+        await may_answer.wait()
+        return "failed"
+
+    monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+    hook = AirExecutorHook()
+    hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**OWNER))
+
+    async def as_the_triggerer_does() -> None:
+        tested = trigger(store, owner=OWNER)
+        for _ in range(3):
+            killing = asyncio.create_task(tested.on_kill())
+            await asyncio.to_thread(wait_until, asked.is_set, what="it asks")
+            killing.cancel("user action")
+            with pytest.raises(asyncio.CancelledError):
+                await killing
+        may_answer.set()
+        await asyncio.to_thread(wait_until, lambda: store.requests() or store.get_job("j").reason, what="it has asked")
+
+    asyncio.run(as_the_triggerer_does())
+    assert hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
+
+
+@pytest.mark.embedded
 def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
     AirExecutorHook().create_job("j", ["sleep 1000"])
     asyncio.run(trigger(store).on_kill())
