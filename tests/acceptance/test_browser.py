@@ -142,7 +142,12 @@ def go_on(store: JobStore, name: str) -> None:
 def start(airflow: WithLogin, store: JobStore, name: str) -> str:
     """Start a DAG run that submits the job, and wait until its second task runs."""
     run_id = airflow.trigger("watched", {"job": name})
-    wait_until(lambda: name in store.job_names(), what=f"job {name} is there")
+
+    def is_there() -> bool:
+        airflow.must_go_on("watched", run_id)
+        return name in store.job_names()
+
+    wait_until(is_there, what=f"job {name} is there")
     wait_until(lambda: store.get_tasks(name)[1].status == "running", what="it runs")
     return run_id
 

@@ -74,6 +74,12 @@ class Installation:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             # Four components share one SQLite file: on a slow machine the default of 5 s to wait for a lock is short.
             _DATABASE: f"sqlite:///{self.home}/airflow.db?timeout=300",
+            # A task whose first request takes longer than 5 s fails before it has begun, and a DAG file that takes
+            # longer than 30 s is not there.
+            "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "300",
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "300",
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": "600",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "300",
             # With the default of 15 connections the API server stands still for half a minute when ten tasks start.
             "AIRFLOW__DATABASE__SQL_ALCHEMY_MAX_OVERFLOW": "-1",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -371,6 +377,14 @@ class Installation:
         except TimeoutError as error:
             raise TimeoutError(f"{error}\n{self.explain(dag_id, run_id)}") from None
         return state or "", seen
+
+    def must_go_on(self, dag_id: str, run_id: str) -> None:
+        """Nobody need wait for what a DAG run does if it has failed.
+
+        :raises RuntimeError: if it has; with all that is known of it.
+        """
+        if self.run_state(dag_id, run_id) == "failed":
+            raise RuntimeError(f"run {run_id} of {dag_id} has failed:\n{self.explain(dag_id, run_id)}")
 
     def explain(self, dag_id: str, run_id: str) -> str:
         """The state and the log of each task of a DAG run that did not go as it should."""
