@@ -1,8 +1,8 @@
 """What is known of the attempts of a job's tasks.
 
 ``tasks.json`` describes the latest attempt of each task. Of earlier ones there is what their runners have recorded in
-``runs/<task id>.<attempt>``: the first line holds the time of the start, the second one the exit code. A job that was
-retried may have lost the records of what it had run before.
+``runs/<task id>.<attempt>``, see :mod:`.records`. A job that was retried may have lost the records of what it had run
+before.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
-
-_RECORD_BYTES = 1000
+from airflow_provider_air_executor.jobs.records import FILE, read_record
 
 
 class AttemptRecord(NamedTuple):
@@ -50,9 +49,9 @@ def attempts_of(tasks: Iterable[Task], runs_path: Path) -> Iterator[AttemptRecor
     """
     latest = {task.id: _latest(task) for task in tasks}
     earlier: dict[str, list[AttemptRecord]] = {task_id: [] for task_id in latest}
-    for task_id, number in sorted(_recorded(runs_path)):
+    for (task_id, number), note_path in sorted(_recorded(runs_path).items(), key=lambda item: item[0]):
         if task_id in latest and 0 < number < latest[task_id].number:
-            earlier[task_id] += _read(runs_path / f"{task_id}.{number}", task_id, number)
+            earlier[task_id] += _read(runs_path / f"{task_id}.{number}", note_path, task_id, number)
     for task_id, attempt in latest.items():
         yield from earlier[task_id]
         yield attempt
@@ -74,36 +73,40 @@ def _latest(task: Task) -> AttemptRecord:
     )
 
 
-def _recorded(runs_path: Path) -> Iterator[tuple[str, int]]:
-    """Which attempts have left a record."""
+def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
+    """Which attempts have left a record, and the note of what they ran, if an engine's runner has left one."""
     if not files.is_real_directory(runs_path):
-        return
+        return {}
+    found: dict[tuple[str, int], Path | None] = {}
     for name in os.listdir(runs_path):
-        task_id, _, number = name.rpartition(".")
-        if task_id and number.isascii() and number.isdecimal() and str(int(number)) == number:
-            yield task_id, int(number)
+        match = FILE.fullmatch(name)
+        if match and match[2] == str(int(match[2])):
+            key = match[1], int(match[2])
+            found[key] = runs_path / name if match[3] else found.get(key)
+    return found
 
 
-def _read(path: Path, task_id: str, number: int) -> list[AttemptRecord]:
+def _read(path: Path, note_path: Path | None, task_id: str, number: int) -> list[AttemptRecord]:
     """What is recorded of an attempt that another one has followed, so that it must have failed; empty if nothing."""
-    try:
-        with open(files.open_regular(path), "rb") as file:
-            # What follows the last newline may be half a number.
-            lines = file.read(_RECORD_BYTES).split(b"\n")[:-1]
-            modified_at = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
-        _, started, _ = lines[0].decode().split(" ")
-        started_at = datetime.fromisoformat(started)
-        if started_at.tzinfo is None:
-            return []
-        started_at = started_at.astimezone(UTC)
-        is_over = len(lines) > 1
-        exit_code = int(lines[1]) if is_over and not lines[1].startswith(b"spawn ") else None
-    except (OSError, ValueError, IndexError, OverflowError):  # not a record, or gone
+    record = read_record(path, note_path)
+    modified_at = _modified_at(path)
+    if record is None or record.started_at is None or modified_at is None:
         return []
-    # The clock of a file system is some milliseconds late.
-    ended_at = max(modified_at, started_at) if is_over else None
     return [
         AttemptRecord(
-            task_id, number, TaskStatus.FAILED, exit_code=exit_code, started_at=started_at, completed_at=ended_at
+            task_id,
+            number,
+            TaskStatus.FAILED,
+            exit_code=record.exit_code,
+            started_at=record.started_at,
+            # The clock of a file system is some milliseconds late.
+            completed_at=max(modified_at, record.started_at) if record.is_over else None,
         )
     ]
+
+
+def _modified_at(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(os.lstat(path).st_mtime, tz=UTC)
+    except OSError:
+        return None

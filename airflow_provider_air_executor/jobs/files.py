@@ -21,6 +21,15 @@ _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a directory, on FUSE, CIFS, and some network file systems
+# What an operation fails with that may succeed later: the machine is short of something, ...
+SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
+# ... or the file system is full, read-only, or away.
+AWAY = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EHOSTDOWN,
+    errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EBUSY, errno.ENOLCK, errno.EINTR,
+)  # fmt: skip
+TRANSIENT = (*SHORTAGE, *AWAY)
 
 
 class Stamp(NamedTuple):
@@ -189,24 +198,29 @@ def flush(*paths: Path | str) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory, so that the names in it survive a power cut."""
+    """Flush a directory, so that the names in it survive a power cut, where its file system can do that."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
 
-def open_regular(path: Path) -> int:
+def open_regular(path: Path | str) -> int:
     """Open a regular file for reading; a symlink, a pipe or a device is refused, and none can block.
 
     :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            stack.pop_all()
+            return descriptor
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def read(path: Path) -> tuple[bytes, Stamp]:

@@ -117,7 +117,7 @@ def load(store: JobStore, job_name: str) -> Mask:
     try:
         stamp = files.stamp(path)
         return Mask() if stamp is None else _load(path, stamp)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise AirExecutorError(f"{path}, which says what must not be shown, cannot be read: {error}") from None
 
 

@@ -39,9 +39,13 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
 _OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt]?)(i?)[Bb]?")
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
+# Every number has a bound: files may hold any, and what is computed with one must not fail.
+_MAX_COUNT = 2**31 - 1
+_MAX_SECONDS = 100 * 366 * 86400.0
+_MAX_BYTES = 2**63 - 1  # of what is kept in a signed integer of 64 bits
+_MEMORY = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTkmgt]?)(i?)[Bb]?", re.ASCII)
+_NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?", re.ASCII)
 
 
 class JobState(enum.StrEnum):
@@ -183,8 +187,10 @@ Options = Annotated[dict[str, Any], AfterValidator(check_options)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Delay = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Delay = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
+Number = Annotated[int, Field(ge=-_MAX_COUNT, le=_MAX_COUNT)]
 
 
 class Record(BaseModel):
@@ -210,10 +216,10 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0)] | None = None
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
+    cpus: Annotated[float, Field(gt=0, le=_MAX_COUNT, allow_inf_nan=False)] | None = None
+    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=_MAX_BYTES)] | None = None
+    gpus: Count | None = None
+    time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)] | None = None
 
 
 class KubernetesOptions(BaseModel):
@@ -320,16 +326,16 @@ class Task(Record):
     env: Environment | None = None
     cwd: Directory | None = None
     timeout: Seconds | None = None
-    retries: Annotated[int, Field(ge=0)] = 0
+    retries: Count = 0
     retry_delay: Delay = 0
     runner: RunnerName | None = None
     preload: tuple[ModuleName, ...] | None = None
     resources: Resources | None = None
     slurm: Options | None = None
     kubernetes: KubernetesOptions | None = None
-    attempt: Annotated[int, Field(ge=0)] = 0  # number of the latest attempt, 0 before the first
-    attempts_before: Annotated[int, Field(ge=0)] = 0  # attempts made before the job was retried last
-    exit_code: int | None = None
+    attempt: Count = 0  # number of the latest attempt, 0 before the first
+    attempts_before: Count = 0  # attempts made before the job was retried last
+    exit_code: Number | None = None
     reason: Reason | None = None
     where: str | None = None  # where the latest attempt is, if not on the manager's machine, and what it waits for
 
@@ -361,11 +367,11 @@ class SubmittedBy(Record):
     dag_id: str
     run_id: str
     task_id: str  # empty: the DAG run itself
-    map_index: int = -1
-    try_number: int | None = None
-    max_tries: int | None = None  # Airflow raises it when the task is cleared, not when it is tried again
+    map_index: Number = -1
+    try_number: Number | None = None
+    max_tries: Number | None = None  # Airflow raises it when the task is cleared, not when it is tried again
     callback: str | None = None  # which one, if it was a callback
-    clear_number: int | None = None  # how often the DAG run had been cleared, if it was a callback of that
+    clear_number: Number | None = None  # how often the DAG run had been cleared, if it was a callback of that
 
     @classmethod
     def of_task(cls, ti: Any, **facts: Any) -> SubmittedBy:
@@ -422,18 +428,18 @@ class Job(Record):
     updated_at: Timestamp | None = None
     # additions
     started_at: Timestamp | None = None
-    max_parallel_tasks: Annotated[int, Field(ge=1)] | None = None
+    max_parallel_tasks: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
     timeout: Seconds | None = None
-    priority: int = 0
+    priority: Annotated[int, Field(ge=-_MAX_BYTES, le=_MAX_BYTES)] = 0
     labels: dict[str, str] = {}
     outlets: tuple[NonEmptyText, ...] = ()
     runner: RunnerName | None = None
     submitted_by: SubmittedBy | None = None
-    attempt: Annotated[int, Field(ge=0)] = 0
+    attempt: Count = 0
     cancel_requested_at: Timestamp | None = None
     reason: Reason | None = None
     error: str | None = None
-    format_version: int = FORMAT_VERSION
+    format_version: Number = FORMAT_VERSION
 
     def belongs_to(self, owner: SubmittedBy | None) -> bool:
         """Whether the job was submitted by this run of an Airflow task; to nobody in particular any job belongs."""

@@ -6,7 +6,7 @@ through a file in ``inbox/``. Layout::
     <base_path>/
       jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/
       inbox/                  requests to the manager
-      manager.lock  manager.pid  manager.log  manager.keep-alive  config.yaml
+      manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  config.yaml
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ MAX_OUTPUTS_BYTES = 5_000_000  # of what all tasks of a job may, together
 _HALF_WRITTEN_SECONDS = 0.5
 _NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
+_MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
 _JOB_FILES = ("state.json", "tasks.json", "logs", "runs")
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
@@ -119,6 +120,7 @@ class JobStore:
         self.pid_path = self.base_path / "manager.pid"
         self.manager_log_path = self.base_path / "manager.log"
         self.keep_alive_path = self.base_path / "manager.keep-alive"
+        self.problems_path = self.base_path / "manager.problems.json"
         self.config_path = self.base_path / "config.yaml"
 
     def __repr__(self) -> str:
@@ -357,7 +359,8 @@ class JobStore:
     def list_jobs(self) -> Iterator[Job]:
         """All jobs that can be read, by name. A directory without a readable ``state.json`` is passed over."""
         for name in self.job_names():
-            with contextlib.suppress(JobNotFoundError, CorruptFileError):
+            # One that another user has made concerns nobody else; other errors are those of the file system.
+            with contextlib.suppress(JobNotFoundError, CorruptFileError, PermissionError):
                 yield self.load_job(name)[0]
 
     def get_job(self, name: str) -> Job:
@@ -491,8 +494,8 @@ class JobStore:
             raise OutputError(name, task.id, f"{path} is longer than {limit} bytes; write what is long to a file")
         try:
             return json.loads(data), len(data)
-        except ValueError as error:
-            raise OutputError(name, task.id, f"{path} is not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise OutputError(name, task.id, f"{path} is not JSON that can be read: {error}") from None
 
     # -- asking the manager --------------------------------------------------------------------------------
 
@@ -731,7 +734,8 @@ class JobStore:
 
         :return: its new path.
         """
-        target = path.with_name(f".{path.name}.invalid-{time.time_ns()}")
+        kept = os.fsdecode(os.fsencode(path.name)[:_MAX_KEPT_BYTES])
+        target = path.with_name(f".{kept}.invalid-{time.time_ns()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, target)
         return target
@@ -753,6 +757,14 @@ class JobStore:
             return False
         finally:
             os.close(descriptor)
+
+    def problems(self) -> dict[str, str]:
+        """What the manager cannot do at the moment, by the names of the jobs that are concerned: a sentence each."""
+        try:
+            found = json.loads(files.read(self.problems_path)[0])
+            return {str(name): f"{told['problem']} (since {told['since']})" for name, told in found.items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return {}
 
     def manager_pid(self) -> int | None:
         """The process id of the manager that holds this base path, if one does and it can be told."""

@@ -108,7 +108,7 @@ class LogStream:
         try:
             found = json.loads(files.read(self._path)[0])
             return {str(key): int(value) for key, value in found.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError):
             return {}
 
     def _write(self, offsets: dict[str, int]) -> None:

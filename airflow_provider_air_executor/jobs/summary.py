@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
@@ -34,6 +34,28 @@ def progress(tasks: Sequence[Task]) -> str:
     parts = [f"{done} of {len(tasks)} tasks done"]
     parts += [f"{word}: {_some(ids)}" for word, ids in (("failed", failed), ("running", running)) if ids]
     return ", ".join(parts)
+
+
+def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
+    """What a job that has not ended waits for, or what the manager cannot do with it at the moment; None: nothing.
+
+    :param jobs: all jobs of the base path.
+    """
+    if job.state.is_terminal:
+        return None
+    problem = store.problems().get(job.name)
+    if problem is not None or job.state is not JobState.WAITING:
+        return problem
+    if not store.manager_is_running():
+        return "no manager is running"
+    place = _place(job)
+    before = sum(other.state is JobState.WAITING and _place(other) < place for other in jobs)
+    return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
+
+
+def _place(job: Job) -> tuple[int, float]:
+    """The place of a job among those that wait, as the manager has it; the smallest is first."""
+    return -job.priority, job.created_at.timestamp() if job.created_at else 0.0
 
 
 def _some(ids: Sequence[str]) -> str:

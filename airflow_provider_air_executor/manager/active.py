@@ -47,6 +47,7 @@ class ActiveJob:
         self.running: set[Attempt] = set()
         self.delayed: set[str] = set()  # tasks that must not start yet, though they are pending
         self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
+        self.is_held = False  # whether nothing more is started for the moment
         self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
         self.state_stamp: files.Stamp | None = None
         self.may_have_changed = True  # whether somebody else may have written the files, or removed them
@@ -74,7 +75,7 @@ class ActiveJob:
     @property
     def can_start(self) -> bool:
         """Whether one of its tasks may start now, as far as the job itself is concerned."""
-        return self.graph.has_ready and len(self.running) < (self.job.max_parallel_tasks or 1)
+        return self.graph.has_ready and not self.is_held and len(self.running) < (self.job.max_parallel_tasks or 1)
 
     @property
     def is_over(self) -> bool:
@@ -115,8 +116,8 @@ class ActiveJob:
         self._fail(task_id, reason, error, exit_code, ended_at)
         self._fail_dependents(task_id)
 
-    def _fail_dependents(self, task_id: str) -> None:
-        for dependent in self.graph.descendants(task_id):
+    def _fail_dependents(self, task_id: str, seen: set[str] | None = None) -> None:
+        for dependent in self.graph.descendants(task_id, seen):
             if not self.tasks[dependent].status.is_terminal:
                 error = f"not started, because task {task_id!r} failed"
                 self._fail(dependent, Reason.DEPENDENCY, error, None, utc_now())
@@ -199,9 +200,10 @@ class ActiveJob:
         tasks = tuple(self.tasks.values())
         self.graph = TaskGraph(tasks, self.delayed)
         self._unfinished = sum(not task.status.is_terminal for task in tasks)
+        seen: set[str] = set()
         for task in tasks:
-            if task.status is TaskStatus.FAILED:
-                self._fail_dependents(task.id)
+            if task.status is TaskStatus.FAILED and task.id not in seen:
+                self._fail_dependents(task.id, seen)
 
     def is_in_place(self) -> bool:
         """Whether the directory of this job is still there, and not that of another one of its name."""
@@ -220,6 +222,23 @@ class ActiveJob:
         if changed.state is not self.job.state and not self.job.state.may_become(changed.state):
             raise AssertionError(f"job {self.name!r} cannot go from {self.job.state} to {changed.state}")
         return changed
+
+    def begin_to_work(self) -> None:
+        """The first task of a job that waits is about to be started, or it ends without one."""
+        if self.job.state is JobState.WAITING:
+            self.change_state(
+                state=JobState.WORKING,
+                attempt=self.job.attempt + 1,
+                started_at=None,
+                cancel_requested_at=None,
+                reason=None,
+                error=None,
+            )
+
+    @property
+    def has_history(self) -> bool:
+        """Whether its tasks are not those of a job that has never been run."""
+        return any(task.status is not TaskStatus.PENDING or task.attempt for task in self.tasks.values())
 
     def publish_state(self) -> None:
         """Publish ``state.json`` while the job has not ended; :meth:`conclude` publishes the end."""
@@ -300,6 +319,7 @@ class ActiveJob:
 
         :return: False if somebody has added tasks at the last moment, and it is not over.
         """
+        self.begin_to_work()
         state, reason, error = outcome(self.tasks.values())
         if self.stopping is not None and (state is JobState.FAILED or self.stopping[0] is Reason.INVALID):
             # Of a list that was spoiled we do not know which tasks were meant to be in it.

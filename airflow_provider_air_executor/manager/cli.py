@@ -150,9 +150,13 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     from airflow_provider_air_executor.manager.manager import Manager
     from airflow_provider_air_executor.manager.runners.children import Children
     from airflow_provider_air_executor.manager.runners.local import LocalRunner
+    from airflow_provider_air_executor.manager.runners.processes import can_look
     from airflow_provider_air_executor.manager.runners.registry import Runners
 
     _set_up_logging(settings)
+    if not can_look():
+        raise exceptions.ManagerError("/proc is not mounted here: whether a task runs could not be told from its end")
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever has started us may have blocked SIGTERM
     with ManagerLock(store) as lock:
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
@@ -294,14 +298,21 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     store = _store(base_path, must_exist=False)
     job = store.submit(**_read_job(file, name))
     if wait:
+        _say_if_none_runs(store)
         job = _wait(store, job.name)
     if as_json:
         _print_json(_job_as_json(store, job))
     else:
         click.echo(f"{job.name}: {job.state}" + (f": {job.error}" if job.error else ""))
-        if not store.manager_is_running() and not job.state.is_terminal:
-            click.echo(f"no manager is running; start it: air-executor manager --base-path {store.base_path}", err=True)
+        if not wait:
+            _say_if_none_runs(store)
     _exit_with(job)
+
+
+def _say_if_none_runs(store: JobStore) -> None:
+    """Whoever waits for a job must know that nobody runs it."""
+    if not store.manager_is_running():
+        click.echo(f"no manager is running; start it: air-executor manager --base-path {store.base_path}", err=True)
 
 
 def _read_job(file: Any, name: str | None) -> dict[str, Any]:
@@ -335,7 +346,13 @@ def _exit_with(job: Job) -> None:
 
 def _job_as_json(store: JobStore, job: Job, *, with_tasks: bool = False) -> dict[str, Any]:
     record = job.model_dump(mode="json")
+    problem = store.problems().get(job.name)
+    if problem is not None:
+        record["problem"] = problem
     if with_tasks:
+        from airflow_provider_air_executor.jobs.summary import held_up
+
+        record["held_up"] = held_up(store, job, store.list_jobs())
         record["tasks"] = [task.model_dump(mode="json") for task in store.get_tasks(job.name)]
     return record
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import datetime
 
@@ -10,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.index import JobIndex, TaskCounts
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -20,12 +22,13 @@ _BAR_WIDTH = 10
 _OTHER_LINES = 3  # of the screen: heading, summary, and that of the cursor
 _OTHER_COLUMNS = 58  # of the screen: those that are not the name's
 _NAME_WIDTH = 16
+_PIPE_WIDTH = 10_000
 _COLOURS = {"completed": "green", "failed": "red", "working": "yellow", "running": "yellow"}
 
 
 def show(store: JobStore, job_name: str | None, limit: int) -> None:
     """Print all jobs, or one with its tasks."""
-    console = Console(highlight=False)
+    console = _console()
     found = _overview(store, JobIndex(store), limit) if job_name is None else _details(store, store.get_job(job_name))
     console.print(found)
 
@@ -37,7 +40,7 @@ def watch(store: JobStore, job_name: str | None, limit: int) -> Job | None:
     """
     from rich.live import Live  # not needed, and not loaded, for a look
 
-    console = Console(highlight=False)
+    console = _console()
     if job_name is None:
         index = JobIndex(store)  # it looks at what has changed only
 
@@ -61,6 +64,14 @@ def watch(store: JobStore, job_name: str | None, limit: int) -> Job | None:
     return job
 
 
+def _console() -> Console:
+    """Where it is shown; into a pipe or a file nothing is folded, so that lines can be searched."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _PIPE_WIDTH
+    return console
+
+
 def _print_progress(store: JobStore, job: Job, console: Console) -> Job:
     """One line whenever something has changed, for a pipe or a file."""
     last = ""
@@ -82,6 +93,7 @@ def _overview(store: JobStore, index: JobIndex, limit: int, *, name_width: int |
     :param name_width: to how many characters names are cut, so that each job has one line; default: they are folded.
     """
     jobs = index.jobs()
+    problems = store.problems()
     table = Table(box=None, pad_edge=False)
     for heading in ("JOB", "STATE", "", "TASKS", "AGE", "TOOK", "REASON"):
         table.add_column(heading, overflow="fold" if heading == "JOB" else "ellipsis", no_wrap=heading != "JOB")
@@ -92,7 +104,7 @@ def _overview(store: JobStore, index: JobIndex, limit: int, *, name_width: int |
             *_how_far(job, index.counts(job.name)),
             _age(job.created_at),
             _took(job),
-            job.reason or "",
+            job.reason or problems.get(job.name, ""),
         )
     pid = store.manager_pid()
     manager = f"manager {pid}" if pid else "no manager is running"
@@ -123,6 +135,9 @@ def _details(store: JobStore, job: Job) -> RenderableType:
     parts: list[RenderableType] = [Text(job.name, style="bold"), heading, table]
     if job.error:
         parts.append(Text(job.error, style="red"))
+    held_up = None if job.state.is_terminal else summary.held_up(store, job, store.list_jobs())
+    if held_up:
+        parts.append(Text(held_up, style="yellow"))
     return Group(*parts)
 
 

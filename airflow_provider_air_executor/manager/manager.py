@@ -17,6 +17,7 @@ import selectors
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
@@ -60,13 +61,15 @@ from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.schedule import reset_failed
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.timers import Timers
+from airflow_provider_air_executor.manager.troubles import Step, Troubles
 
 log = logging.getLogger("air_executor.manager")
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _JOB_FILES = ("state.json", "tasks.json")
 _STATE_SECONDS = 0.005  # after which a job that has begun is said to work
-_RETRY_SECONDS = 1.0  # after the disk was full, or the machine short of something else
+_RETRY_SECONDS = 1.0  # after the machine was short of something
+_LONGEST_ASK_PAUSE = 30.0  # seconds between two tries to carry out requests
 _LOG_SIZE_SECONDS = 1.0
 _CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
 _REOPENED = (None, Reason.EXIT, Reason.SIGNAL, Reason.DEPENDENCY, Reason.LOST, Reason.SPAWN)
@@ -92,16 +95,21 @@ class Manager:
         self._held_up: dict[str, list[_Turn]] = {}  # jobs whose next task waits for room with its runner
         self._queued: set[str] = set()
         self._timers = Timers()
+        self._troubles = Troubles(store, self._timers)
+        self._failing: Counter[str] = Counter()  # steps on a job that are to be taken again
+        self._failures: dict[str, str] = {}  # steps that failed as a whole the last time, and how
         self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
         self._kill_errors: dict[Attempt, str] = {}
         self._touched: set[str] = set()  # jobs that something has happened to in this tick
         self._numbers = itertools.count()
         self._paused_until = 0.0
+        self._paused_for = ""
         self._next_pass = 0.0
         self._rotation: list[str] = []
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
         self._idle_since = time.monotonic()
         self._will_ask_again = False
+        self._ask_pause = _RETRY_SECONDS
         self._stopping = False
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -128,7 +136,7 @@ class Manager:
             while not self._stopping:
                 passes = time.monotonic() >= self._next_pass
                 self.tick()
-                if passes and not lock.is_still_ours():
+                if passes and not self._is_still_ours(lock):
                     log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
                     break
                 if self._is_idle() and self._may_retire(lock):
@@ -145,30 +153,107 @@ class Manager:
 
     def tick(self) -> None:
         """Do everything that can be done now."""
-        self._trying(self._reap)
-        self._trying(self._accept)
-        self._trying(self._timers.expire)
-        self._trying(self._launch)
-        self._trying(self._conclude)
-        self._runners.prepare()
+        for step in (
+            self._reap,
+            self._accept,
+            self._timers.expire,
+            self._launch,
+            self._conclude,
+            self._runners.prepare,
+        ):
+            self._trying(step)
 
     def _trying(self, step: Callable[[], None]) -> None:
-        """Take a step that must not end the manager if the file system fails: the step is tried again soon.
+        """Take a step that must not end the manager, whatever it raises: it is tried again soon.
 
-        Where a single job is concerned, the step itself has dealt with it; this is for what nobody has thought of.
+        Where a single job is concerned, the step itself has dealt with it; this is for what concerns them all.
         """
+        name = step.__name__
         try:
             step()
-        except (OSError, AirExecutorError):
-            log.exception("something could not be done; trying again in %g s", _RETRY_SECONDS)
+        except Exception as error:
+            if self._failures.get(name) != repr(error):
+                self._failures[name] = repr(error)
+                log.exception("something could not be done (%s); it is tried again", name)
             self._timers.after(_RETRY_SECONDS, lambda: None)
+        else:
+            if self._failures.pop(name, None) is not None:
+                log.info("%s: that is over", name)
+
+    def _guard(self, name: str, step: Callable[[], None], *, is_again: bool = False) -> None:
+        """Take a step on one job, which must harm no other, whatever it raises."""
+        self._failing[name] -= is_again
+        try:
+            step()
+        except OSError as error:
+            self._failing[name] += 1  # each of them is taken again
+            self._troubles.met(name, Step.ACT, error)
+            self._timers.after(_RETRY_SECONDS, lambda: self._guard(name, step, is_again=True))
+        except Exception as error:  # noqa: BLE001 - what a job's files hold may raise anything
+            self._spoil(name, error)
+        else:
+            if not self._failing[name]:
+                del self._failing[name]
+                self._troubles.over(name, Step.ACT)
+
+    def _later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
+        """Take a step on one job in so many seconds."""
+        self._timers.after(seconds, lambda: self._guard(name, step))
+
+    def _spoil(self, name: str, error: Exception) -> None:
+        """A step on a job has raised what nobody has thought of: this job ends, and all others go on."""
+        log.error("job %s cannot be run", name, exc_info=error)
+        why = f"the manager cannot go on with it ({type(error).__name__}: {error})"
+        job = self._active.get(name)
+        try:
+            if job is None:
+                self._reject(self._known(name), why)
+                return
+            if job.stopping is None:
+                why_ended = printable(f"{why}; put that right and retry the job")
+                for attempt in [
+                    one for one in job.running if one not in self._running
+                ]:  # what was told of its end is lost
+                    job.fail(attempt.task_id, Reason.INVALID, why_ended, exit_code=None, ended_at=utc_now())
+                self._stop_job(job, Reason.INVALID, why_ended)
+                return
+        except Exception as problem:  # noqa: BLE001 - it may be the same again
+            log.error("job %s cannot be ended as others are: %r", name, problem)
+        self._drop(name, why)
+
+    def _drop(self, name: str, why: str) -> None:
+        """End a job without a look at its tasks."""
+        job = self._active.pop(name, None)
+        known = self._known(name) if job is None else job.job
+        if job is not None:
+            for attempt in list(job.running):
+                with contextlib.suppress(Exception):
+                    self._kill(attempt, Reason.INVALID, why)
+            job.running.clear()
+            self._timers.cancel(name)
+        try:
+            self._reject(known, why)
+        except OSError as error:
+            self._troubles.met(name, Step.END, error, lambda: self._drop(name, why))
+        except Exception as error:
+            log.exception("job %s is left as it is, since its end cannot be written either", name, exc_info=error)
+            with contextlib.suppress(OSError):
+                self._remember(name, files.stamp(self._store.state_path(name)))
+
+    def _known(self, name: str) -> Job:
+        """What can be read of a job, or what stands for it."""
+        with contextlib.suppress(Exception):
+            return self._store.load_job(name)[0].evolve(name=name)
+        return Job(id=f"{name}-{int(time.time())}", name=name, created_at=utc_now())
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""
         for job in self._active.values():
-            with contextlib.suppress(OSError, AirExecutorError):
+            with contextlib.suppress(Exception):
                 if job.merge_foreign():
                     job.snapshot()
+        with contextlib.suppress(OSError):
+            files.remove(self._store.problems_path)
         self._runners.close()
         self._notifier.close()
         if self._running:
@@ -199,6 +284,12 @@ class Manager:
             self._idle_since = max(self._idle_since, time.monotonic() - max(0.0, time.time() - kept.mtime_ns / 1e9))
         return time.monotonic() - self._idle_since >= self._settings.idle_timeout
 
+    def _is_still_ours(self, lock: ManagerLock) -> bool:
+        try:
+            return lock.is_still_ours()
+        except OSError:  # that cannot be seen now
+            return True
+
     def _may_retire(self, lock: ManagerLock) -> bool:
         """Give the lock up, and take it back if a job or a request came meanwhile.
 
@@ -219,11 +310,12 @@ class Manager:
     def recover(self) -> None:
         """Take over what an earlier manager left, and begin to watch."""
         self._store.create_directories()
-        self._store.remove_abandoned()
+        with contextlib.suppress(OSError):
+            files.remove(self._store.problems_path)
         self._notifier.add(_JOBS, self._store.jobs_path)
         self._notifier.add(_INBOX, self._store.inbox_path)
-        self._look_at_everything()
-        self._answer_requests()
+        for step in (self._store.remove_abandoned, self._look_at_everything, self._answer_requests):
+            self._trying(step)
 
     def _accept(self) -> None:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""
@@ -274,6 +366,8 @@ class Manager:
             self._active[name].may_have_changed = True
             self._touched.add(name)
             return
+        if self._troubles.is_waiting(name, Step.TAKE_IN) or self._troubles.is_waiting(name, Step.END):
+            return
         try:
             path = self._store.state_path(name)
         except InvalidJobError:
@@ -290,10 +384,12 @@ class Manager:
                 return
             self._notifier.add(name, path.parent)  # before it is read, so that no change is missed
             self._take_in(name, is_settled=is_settled)
+            self._troubles.over(name, Step.TAKE_IN)
         except OSError as error:
-            log.error("job %s cannot be taken in now: %s; trying again", name, error)
             self._unsettled.setdefault(name, 0.0)  # there is something to do
-            self._timers.after(_RETRY_SECONDS, lambda: self._look_at(name))
+            self._troubles.met(name, Step.TAKE_IN, error, lambda: self._look_at(name))
+        except Exception as error:  # noqa: BLE001 - see _guard
+            self._spoil(name, error)
 
     def _take_in(self, name: str, *, is_settled: bool) -> None:
         try:
@@ -319,6 +415,7 @@ class Manager:
         self._unsettled.pop(name, None)
         self._ended.pop(name, None)
         self._notifier.remove(name)
+        self._troubles.over(name)
 
     def _has_settled(self, name: str) -> bool:
         """Whether a job whose files are not whole has been given the time that its writer may take."""
@@ -345,7 +442,10 @@ class Manager:
         log.error("job %s is not valid: %s", job.name, error)
         if job.name not in self._ended:  # what an ended run has left running was meant to
             for record in self._runners.recorded(job.name):
-                self._runners.kill_recorded(record)
+                try:
+                    self._runners.kill_recorded(record)
+                except Exception as problem:  # noqa: BLE001 - the end of the job is what counts
+                    log.warning("job %s: task %s cannot be killed: %r", job.name, record.task_id, problem)
         failed = job.evolve(
             state=JobState.FAILED,
             reason=Reason.INVALID,
@@ -355,6 +455,7 @@ class Manager:
             attempt=job.attempt if job.state is JobState.WORKING else job.attempt + 1,
         )
         self._remember(job.name, self._store.write_job(failed, durable=True))
+        self._troubles.over(job.name)
 
     def _take_over(self, job: Job, *, is_settled: bool) -> None:
         """Begin to run a job, or go on with one that an earlier manager began."""
@@ -369,33 +470,35 @@ class Manager:
             tasks = reset_failed(taken.tasks.values())
             self._store.reset_tasks(job.name, tasks)
             taken = active.load(self._store, job)
-        if not job_is_new:
-            records = self._runners.recorded(job.name)
-        else:
-            records = self._drop_outdated(job.name)
-            # Published in a moment, when its first tasks are under way already.
-            taken.change_state(
-                state=JobState.WORKING,
-                attempt=job.attempt + 1,
-                started_at=utc_now(),
-                cancel_requested_at=None,
-                reason=None,
-                error=None,
-            )
-            if any(task.status is not TaskStatus.PENDING or task.attempt for task in taken.tasks.values()):
-                taken.publish_state()  # before anything starts: see above what the next manager would make of it
+        records = self._drop_outdated(job.name) if job_is_new else self._runners.recorded(job.name)
         self._unsettled.pop(job.name, None)
         self._ended.pop(job.name, None)
         self._active[job.name] = taken
-        self._adopt(taken, records)
-        if taken.job.timeout is not None:
-            ran = (utc_now() - (taken.job.started_at or utc_now())).total_seconds()
-            self._timers.by(job.name, taken.job.timeout - ran, lambda: self._job_timed_out(taken))
-        if taken.job.cancel_requested_at is not None:
+        try:
+            self._adopt(taken, records)
+        except BaseException:
+            del self._active[job.name]  # it is taken in as a whole, or not at all
+            raise
+        self._set_job_limit(taken)
+        if not job_is_new and taken.job.cancel_requested_at is not None:
             self._stop_job(taken, Reason.CANCELLED, "cancelled")
         self._enqueue(taken)
         self._touched.add(job.name)
         log.info("job %s: %d tasks", job.name, len(taken.tasks))
+
+    def _set_job_limit(self, job: ActiveJob) -> None:
+        """Let the timeout of a job run, which is counted from the first start of a task."""
+        if job.job.state is JobState.WORKING and job.job.timeout is not None and job.job.started_at is not None:
+            ran = (utc_now() - job.job.started_at).total_seconds()
+            self._timers.by(
+                job.name, job.job.timeout - ran, partial(self._guard, job.name, partial(self._job_timed_out, job))
+            )
+
+    def _has_started(self, job: ActiveJob, started_at: datetime) -> None:
+        """A task of a job has been started."""
+        if job.job.started_at is None:
+            job.change_state(started_at=started_at)
+            self._set_job_limit(job)
 
     def _drop_outdated(self, name: str) -> list[Attempt]:
         """The records of a job that is waiting: what was started before somebody set it to waiting does not count.
@@ -436,7 +539,10 @@ class Manager:
             if task is None or task.status.is_terminal:
                 self._kill_stray(found)
                 continue
+            job.begin_to_work()
             job.begin(attempt, found.started_at or task.started_at or utc_now())
+            if isinstance(found, Ended) or not found.waits:
+                self._has_started(job, job.tasks[task.id].started_at or utc_now())
             self._running[attempt] = None
             if isinstance(found, Ended):
                 ended.append(found)
@@ -448,7 +554,7 @@ class Manager:
             elif task.status is TaskStatus.PENDING and task.completed_at is not None:  # it waits for its next attempt
                 job.delayed.add(task.id)
                 waited = (utc_now() - task.completed_at).total_seconds()
-                self._timers.after(task.retry_delay - waited, partial(self._ready_again, job, task.id))
+                self._later(job.name, task.retry_delay - waited, partial(self._ready_again, job, task.id))
         for found in ended:
             self._end(found)
         job.rebuild_graph()  # not before: what has ended may depend on each other
@@ -480,33 +586,41 @@ class Manager:
             self._queued.add(job.name)
 
     def _launch(self) -> None:
-        """Start tasks while there is room, those of the job with the highest priority first, then the oldest."""
-        self._let_in()
-        while self._queue or self._let_in():
-            if time.monotonic() < self._paused_until:
+        """Start tasks while there is room: the job with the highest priority first, then the oldest, whatever waits."""
+        while time.monotonic() >= self._paused_until:
+            turns = self._next_turns()
+            if turns is None:
                 return
-            turn = heapq.heappop(self._queue)
-            job = self._active.get(turn.name)
-            if job is None or not job.can_start:
+            turn = heapq.heappop(turns)
+            try:
+                self._take_turn(turn)
+            except Exception as error:  # noqa: BLE001 - see _guard
                 self._queued.discard(turn.name)
-                continue
-            task = job.tasks[job.graph.take_ready()]
-            runner = self._runners.name_for(job.job, task)
-            if self._runners.has_room(runner):
-                heapq.heappush(self._queue, turn)
-                self._start(job, task, runner)
-            else:
-                job.graph.add_ready(task.id)
-                heapq.heappush(self._held_up.setdefault(runner, []), turn)
+                self._spoil(turn.name, error)
 
-    def _let_in(self) -> bool:
-        """Let a job back into the queue for each runner that has room again; False if there is none."""
-        found = False
-        for runner, turns in self._held_up.items():
-            if turns and self._runners.has_room(runner):
-                heapq.heappush(self._queue, heapq.heappop(turns))
-                found = True
-        return found
+    def _next_turns(self) -> list[_Turn] | None:
+        """The queue whose first turn is next: what has just come, or what waits for a runner that has room again."""
+        found = [self._queue] if self._queue else []
+        found += [turns for runner, turns in self._held_up.items() if turns and self._runners.has_room(runner)]
+        return min(found, key=lambda turns: turns[0], default=None)
+
+    def _take_turn(self, turn: _Turn) -> None:
+        """Start the next task of a job, or let it wait until its runner has room."""
+        job = self._active.get(turn.name)
+        if job is None or not job.can_start:
+            self._queued.discard(turn.name)
+            return
+        task = job.tasks[job.graph.take_ready()]
+        task = task.evolve(
+            runner=self._runners.word_for(job.job, task)
+        )  # what it asks for, or its job, or the settings
+        runner = self._runners.name_for(job.job, task)
+        if self._runners.has_room(runner):
+            heapq.heappush(self._queue, turn)
+            self._start(job, task, runner)
+        else:
+            job.graph.add_ready(task.id)
+            heapq.heappush(self._held_up.setdefault(runner, []), turn)
 
     def _start(self, job: ActiveJob, task: Task, runner: str) -> None:
         if task.status is not TaskStatus.PENDING:
@@ -514,33 +628,67 @@ class Manager:
         attempt = Attempt.of(job.name, task.id, task.attempt + 1, runner)
         started_at = utc_now()
         try:
+            if job.job.state is JobState.WAITING:
+                job.begin_to_work()  # published in a moment, when its first tasks are under way already
+            if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
+                job.publish_state()  # before anything starts: see _take_over what the next manager would make of it
             waits = self._runners.start(attempt, task, started_at)
         except NoRoomError as error:
             job.graph.add_ready(task.id)
             self._pause(f"task {task.id} of job {job.name} cannot start now: {error}")
             return
         except CannotStartError as error:
+            why = str(error)
+        except OSError as error:
+            if error.errno in files.TRANSIENT:
+                job.graph.add_ready(task.id)
+                self._hold(job, error)
+                return
+            why = f"it cannot be started: {error}"
+        except Exception as error:
+            log.exception("task %s of job %s cannot be started", task.id, job.name)
+            why = f"it cannot be started: {type(error).__name__}: {error}"
+        else:
+            self._troubles.over(job.name, Step.START)
+            self._running[attempt] = None
+            job.running.add(attempt)  # before anything else: it must be known, lest it go on when the job is ended
             job.begin(attempt, started_at)
-            self._fail(job, attempt, Reason.SPAWN, str(error), None, utc_now())
+            if not waits:
+                self._has_started(job, started_at)
+                self._set_limits(job.tasks[task.id], attempt)
+            self._touched.add(job.name)
             return
         job.begin(attempt, started_at)
-        self._running[attempt] = None
-        if not waits:
-            self._set_limits(job.tasks[task.id], attempt)
-        self._touched.add(job.name)
+        self._fail(job, attempt, Reason.SPAWN, why, None, utc_now())
+
+    def _hold(self, job: ActiveJob, error: OSError) -> None:
+        """Start nothing of a job for a while, since its files cannot be written now."""
+        job.is_held = True
+        self._troubles.met(job.name, Step.START, error, lambda: self._let_go_on(job))
+
+    def _let_go_on(self, job: ActiveJob) -> None:
+        job.is_held = False
+        if self._active.get(job.name) is job:
+            self._enqueue(job)
 
     def _pause(self, why: str) -> None:
-        log.warning("%s; nothing is started for %g s", why, _RETRY_SECONDS)
+        """Start nothing for a while, since the machine is short of something."""
+        if why != self._paused_for:
+            self._paused_for = why
+            log.warning("%s; nothing is started for %g s, and then it is tried again", why, _RETRY_SECONDS)
         self._paused_until = time.monotonic() + _RETRY_SECONDS
         self._timers.after(_RETRY_SECONDS, lambda: None)
 
     def _reap(self) -> None:
         """Take in what has become of the attempts."""
         for event in self._runners.poll():
-            if isinstance(event, Ended):
-                self._end(event)
-            else:
-                self._go_on(event)
+            take_in: Callable[[], None] = (
+                partial(self._end, event) if isinstance(event, Ended) else partial(self._go_on, event)
+            )
+            try:
+                take_in()
+            except Exception as error:  # noqa: BLE001 - see _guard
+                self._spoil(event.attempt.job_name, error)
 
     def _go_on(self, event: Event) -> None:
         """An attempt has got nearer to its start, or further away from it."""
@@ -558,6 +706,7 @@ class Manager:
             self._touched.add(job.name)
             if isinstance(event, Started):
                 job.begin(attempt, event.started_at)
+                self._has_started(job, event.started_at)
                 self._set_limits(job.tasks[attempt.task_id], attempt)
             elif isinstance(event, Placed):
                 job.place(attempt, event.where)
@@ -572,18 +721,20 @@ class Manager:
             return
         if ended.started_at is not None and ended.started_at != job.tasks[attempt.task_id].started_at:
             job.begin(attempt, ended.started_at)  # so short that nobody was told of its start
+            self._has_started(job, ended.started_at)
         # The time of a file may be some milliseconds behind, and an engine's clock more than that.
         ended_at = max(ended_at, job.tasks[attempt.task_id].started_at or ended_at)
+        may_repeat, left = ended.may_repeat, f"; {ended.left}" if ended.left else ""
         if killed is not None:
-            self._fail(job, attempt, killed, kill_error, exit_code, ended_at)
+            self._fail(job, attempt, killed, kill_error + left, exit_code, ended_at, may_repeat=may_repeat)
         elif ended.reason is not None:
-            error = ended.error or ended.reason.value
-            self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=ended.may_repeat)
+            error = (ended.error or ended.reason.value) + left
+            self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=may_repeat)
         elif exit_code == 0:
             job.complete(attempt, ended_at)
         elif exit_code is None:
-            error = "its runner was killed, or the machine restarted, and left no result"
-            self._fail(job, attempt, Reason.LOST, error, None, ended_at)
+            error = f"its runner was killed, or the machine restarted, and left no result{left}"
+            self._fail(job, attempt, Reason.LOST, error, None, ended_at, may_repeat=may_repeat)
         else:
             reason, error = _explain(exit_code)
             self._fail(job, attempt, reason, error, exit_code, ended_at)
@@ -608,7 +759,7 @@ class Manager:
         if job.stopping is None and made <= task.retries and reason is not Reason.CANCELLED and may_repeat:
             log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, error)
             job.put_back(attempt, failed_at=ended_at)
-            self._timers.after(task.retry_delay, lambda: self._ready_again(job, task.id))
+            self._later(job.name, task.retry_delay, lambda: self._ready_again(job, task.id))
             return
         log.info("job %s: task %s failed: %s", job.name, task.id, error)
         job.fail(task.id, reason, error, exit_code=exit_code, ended_at=ended_at)
@@ -628,14 +779,15 @@ class Manager:
 
     def _set_limits(self, task: Task, attempt: Attempt) -> None:
         if self._settings.max_log_size is not None:
-            self._timers.after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+            self._later(attempt.job_name, _LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
         limit = task.timeout or self._settings.task_timeout
         needed = task.resources and task.resources.time
         limit = min(limit or needed, needed) if needed else limit
         if limit is not None:
             ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
             error = f"it ran longer than its timeout of {limit:g} s and was killed"
-            self._timers.by(attempt, limit - ran, lambda: self._kill(attempt, Reason.TIMEOUT, error))
+            kill = partial(self._kill, attempt, Reason.TIMEOUT, error)
+            self._timers.by(attempt, limit - ran, partial(self._guard, attempt.job_name, kill))
 
     def _kill(self, attempt: Attempt, reason: Reason, error: str) -> None:
         """End an attempt: SIGTERM to its process group, and SIGKILL after the grace."""
@@ -643,7 +795,7 @@ class Manager:
             return
         self._running[attempt] = reason
         self._kill_errors[attempt] = error
-        self._timers.after(self._settings.kill_grace, lambda: self._kill_hard(attempt))
+        self._later(attempt.job_name, self._settings.kill_grace, lambda: self._kill_hard(attempt))
         self._runners.cancel(attempt, kill=False)
 
     def _kill_hard(self, attempt: Attempt) -> None:
@@ -655,9 +807,9 @@ class Manager:
         if job.stopping is None:
             log.info("job %s is stopped: %s", job.name, error)
             job.stop(reason, error)
-            for attempt in list(job.running):
-                self._kill(attempt, reason, error)
         self._touched.add(job.name)
+        for attempt in list(job.running):  # also when this is done again, since the kill of one of them failed
+            self._kill(attempt, reason, error)
 
     def _job_timed_out(self, job: ActiveJob) -> None:
         if self._active.get(job.name) is job:
@@ -672,29 +824,45 @@ class Manager:
         if found is not None and found.size > limit:
             self._kill(attempt, Reason.SIGNAL, f"its log grew over max_log_size ({limit} bytes), and it was killed")
         else:
-            self._timers.after(_LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
+            self._later(attempt.job_name, _LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
 
     # -- requests ------------------------------------------------------------------------------------------
 
     def _answer_requests(self) -> None:
+        is_done = True
         for path in self._store.requests():
+            name = path.name
             try:
                 request = self._store.load_request(path)
+                name = request.job
                 if request.job not in self._active:
                     self._look_at(request.job)
                 self._answer(request)
                 path.unlink(missing_ok=True)
+                self._troubles.over(name, Step.REQUEST)
+                self._troubles.over(path.name, Step.REQUEST)
             except OSError as error:
-                log.error("request %s cannot be carried out now: %s; trying again", path.name, error)
-                self._ask_again()
-            except AirExecutorError as error:
-                log.warning("request %s is set aside: %s", path.name, error)
-                self._store.set_aside(path)
+                is_done = False
+                self._troubles.met(name, Step.REQUEST, error)
+            except Exception as error:  # noqa: BLE001 - see _guard
+                if not isinstance(error, AirExecutorError) and name in self._active:
+                    self._spoil(name, error)
+                log.warning("request %s is set aside: %r", path.name, error)
+                try:
+                    self._store.set_aside(path)
+                except OSError as problem:
+                    is_done = False
+                    self._troubles.met(name, Step.REQUEST, problem)
+        if is_done:
+            self._ask_pause = _RETRY_SECONDS
+        else:
+            self._ask_again()
 
     def _ask_again(self) -> None:
         if not self._will_ask_again:
             self._will_ask_again = True
-            self._timers.after(_RETRY_SECONDS, self._answer_again)
+            self._timers.after(self._ask_pause, self._answer_again)
+            self._ask_pause = min(2 * self._ask_pause, _LONGEST_ASK_PAUSE)
 
     def _answer_again(self) -> None:
         self._will_ask_again = False
@@ -716,6 +884,7 @@ class Manager:
             elif not stored.state.is_terminal:
                 raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
         elif request.request is Action.CANCEL:
+            job.begin_to_work()
             job.change_state(cancel_requested_at=utc_now())
             job.publish_state()
             self._stop_job(job, Reason.CANCELLED, "cancelled")
@@ -759,7 +928,7 @@ class Manager:
             tasks = reset_failed(tasks)
         self._drop_outdated(job.name)
         self._store.reset_tasks(job.name, tasks)
-        waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), reason=None, error=None)
+        waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), started_at=None, reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
         self._look_at(job.name, is_settled=True)
 
@@ -770,15 +939,17 @@ class Manager:
         touched, self._touched = self._touched, set()
         for name in touched:
             job = self._active.get(name)
-            if job is None:
+            if job is None or self._troubles.is_waiting(name, Step.WRITE):
                 continue
             try:
                 self._publish(job)
+                self._troubles.over(name, Step.WRITE)
             except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
                 self._abandon_if_gone(job, error)
             except OSError as error:
-                log.error("job %s cannot be written now: %s; trying again", name, error)
-                self._timers.after(_RETRY_SECONDS, partial(self._touched.add, name))
+                self._troubles.met(name, Step.WRITE, error, partial(self._touched.add, name))
+            except Exception as error:  # noqa: BLE001 - see _guard
+                self._spoil(name, error)
 
     def _publish(self, job: ActiveJob) -> None:
         if job.state_is_changed and not job.is_over and self._may_publish_state(job):
@@ -802,10 +973,11 @@ class Manager:
             del self._active[job.name]
             self._timers.cancel(job.name)
             self._remember(job.name, job.state_stamp)
+            self._troubles.over(job.name)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
         elif job.is_dirty and not job.snapshot_due:
             job.snapshot_due = True
-            self._timers.after(job.snapshot_interval, lambda: self._snapshot(job))
+            self._later(job.name, job.snapshot_interval, lambda: self._snapshot(job))
 
     def _conclude_job(self, job: ActiveJob) -> bool:
         """Publish the end of a job; False if it is not the end, for something was added at the last moment."""
@@ -832,12 +1004,12 @@ class Manager:
             return
         try:
             job.snapshot()
+            self._troubles.over(job.name, Step.LIST)
         except FileNotFoundError as error:
             self._abandon_if_gone(job, error)
         except OSError as error:
-            log.error("tasks of job %s cannot be written now: %s; trying again", job.name, error)
             job.snapshot_due = True
-            self._timers.after(_RETRY_SECONDS, lambda: self._snapshot(job))
+            self._troubles.met(job.name, Step.LIST, error, lambda: self._guard(job.name, partial(self._snapshot, job)))
 
     def _merge_foreign(self, job: ActiveJob) -> bool:
         """Take in tasks that a running task has added; False while the list is half-written."""
@@ -865,8 +1037,7 @@ class Manager:
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
         if job.is_in_place():
-            log.error("job %s cannot be written now: %s; trying again", job.name, error)
-            self._timers.after(_RETRY_SECONDS, partial(self._touched.add, job.name))
+            self._troubles.met(job.name, Step.WRITE, error, partial(self._touched.add, job.name))
         else:
             self._abandon(job)
 

@@ -65,9 +65,12 @@ class TaskGraph:
         self._ready.clear()
         self._is_ready.clear()
 
-    def descendants(self, task_id: str) -> Iterator[str]:
-        """Every task that depends on this one, directly or through others."""
-        seen = set()
+    def descendants(self, task_id: str, seen: set[str] | None = None) -> Iterator[str]:
+        """Every task that depends on this one, directly or through others.
+
+        :param seen: those that are passed over, and what depends on them; what is found is added.
+        """
+        seen = set() if seen is None else seen
         stack = [task_id]
         while stack:
             for dependent in self._dependents.get(stack.pop(), ()):

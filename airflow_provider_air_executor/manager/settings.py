@@ -14,6 +14,9 @@ from airflow_provider_air_executor.jobs.models import ModuleName, RunnerName, Se
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 
 ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
+_MAX_CHARACTERS = 1_000_000  # of a configuration file
+_MAX_DEPTH = 50
+_MAX_NODES = 100_000
 
 
 def _upper(value: Any) -> Any:
@@ -94,16 +97,22 @@ def load_settings(
 
 def _read_config(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        if path.exists() and not path.is_file():
+            raise SettingsError(f"{path} is not a file")
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_MAX_CHARACTERS + 1)
     except FileNotFoundError:
         if required:
             raise SettingsError(f"there is no configuration file {path}") from None
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
+    if len(text) > _MAX_CHARACTERS:
+        raise SettingsError(f"{path} is longer than {_MAX_CHARACTERS} characters")
     import yaml
 
     try:
+        _check_size(text, path)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not valid YAML: {error}") from None
@@ -112,6 +121,34 @@ def _read_config(path: Path, *, required: bool) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must be a mapping of settings to values, not a {type(content).__name__}")
     return content
+
+
+def _check_size(text: str, path: Path) -> None:
+    """Refuse what would take for ever to put together.
+
+    :raises SettingsError: if it is nested too deep, or is too large with all that it refers to.
+    """
+    import yaml
+
+    sizes: dict[str | None, int] = {}  # of what has a name, which may be referred to
+    open_nodes: list[tuple[str | None, int]] = []
+    size = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            # Within itself it has no size yet.
+            size += sizes.get(event.anchor, _MAX_NODES)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_nodes.append((event.anchor, size))
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_nodes.pop()
+            sizes[anchor] = size - before
+        else:
+            size += 1
+            sizes[getattr(event, "anchor", None)] = 1
+        if len(open_nodes) > _MAX_DEPTH:
+            raise SettingsError(f"{path} is nested deeper than {_MAX_DEPTH}")
+        if size > _MAX_NODES:
+            raise SettingsError(f"{path} has more than {_MAX_NODES} values, with all that it refers to")
 
 
 def _sentence(error: ValidationError, given: Mapping[str, tuple[Any, str]]) -> str:

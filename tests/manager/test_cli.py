@@ -248,6 +248,37 @@ def test_prune(run: Any, store: JobStore, manager: object) -> None:
     assert json.loads(run("prune", "--older-than", "0s", "--json").stdout) == {"pruned": ["j"]}
 
 
+def test_nothing_is_folded_into_a_pipe(store: JobStore, managers: Managers) -> None:
+    """So that it can be searched, and copied."""
+    name, task_id = "n" * 100, "t" * 150
+    store.submit(name, [task(task_id)])
+    environment = {key: value for key, value in managers.environment.items() if key != "COLUMNS"}
+    for arguments, word in (([], name), ([name], task_id)):
+        command = [*CLI, "status", *arguments, "--base-path", str(store.base_path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert any(line.startswith(word) for line in done.stdout.splitlines())
+
+
+def test_who_waits_is_told_that_no_manager_runs(store: JobStore, managers: Managers) -> None:
+    job = '{"name": "j", "tasks": ["true"]}'
+    command = [*CLI, "submit", "-", "--wait", "--base-path", str(store.base_path)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=managers.environment,
+        text=True,
+    ) as waiting:
+        assert waiting.stdin is not None
+        assert waiting.stderr is not None
+        waiting.stdin.write(job)
+        waiting.stdin.close()
+        assert "no manager is running; start it: air-executor manager" in waiting.stderr.readline()
+        managers.start()
+        assert waiting.wait() == 0
+
+
 def test_detach_and_stop(run: Any, store: JobStore) -> None:
     done = run("manager", "--detach")
     pid = store.manager_pid()

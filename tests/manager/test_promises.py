@@ -586,7 +586,7 @@ class TestCrashes:
             (store.job_path("j") / "go").touch()
             filler = store.base_path / "filler"
             subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
-            assert any("cannot be written now" in line for line in process.stderr or ())  # until it says so
+            assert any("cannot be written" in line for line in process.stderr or ())  # until it says so
             assert process.poll() is None
             filler.unlink()
             assert ended(store, "j").state == "completed"

@@ -15,7 +15,9 @@ import pytest
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
+from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
+from airflow_provider_air_executor.manager.runners.records import SCRIPT
 from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone
@@ -364,3 +366,25 @@ class TestWithoutNotification:
         store.state_path("c").write_text(json.dumps({**state, "state": "waiting"}))
         wait_until(lambda: store.get_job("c").attempt == 2, what="it has been set back")
         assert manager.poll() is None
+
+
+@pytest.mark.parametrize(
+    "exported",
+    [
+        {"SHELLOPTS": "braceexpand:errexit:hashall:interactive-comments"},
+        {"BASH_FUNC_echo%%": "() {  true\n}", "BASH_FUNC_cd%%": "() {  true\n}"},
+    ],
+)
+def test_what_bash_takes_from_the_environment_where_it_is_sh(tmp_path: Path, exported: dict[str, str]) -> None:
+    """The record says how the command has ended all the same."""
+    record, log = tmp_path / "record", tmp_path / "log"
+    (tmp_path / "sh").symlink_to(shutil.which("bash") or "")
+    text = f'{SCRIPT}shift; run "$@"'
+    words = ["token", str(record), "2026-01-01T00:00:00+00:00", str(log), str(tmp_path), "/bin/sh", "-c", "pwd; exit 3"]
+    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": "0123456789abcdef", **exported}
+    done = subprocess.run([tmp_path / "sh", "-c", text, "runner", *words], env=environment, check=False)
+    assert done.returncode == 3
+    found = read_record(record)
+    assert found is not None
+    assert found.exit_code == 3
+    assert log.read_text() == f"{tmp_path}\n"

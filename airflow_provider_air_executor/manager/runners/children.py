@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -35,16 +36,31 @@ class Children:
             if pid == 0:
                 return
             owner = self._owners.pop(pid, None)
-            if owner is not None:
-                owner(pid, status)
+            try:
+                if owner is not None:
+                    owner(pid, status)
+            except Exception:
+                log.exception("the end of process %d cannot be taken in", pid)
+
+
+log = logging.getLogger("air_executor.manager")
+
+NOT_RUN = -1000
 
 
 class Result(NamedTuple):
     """How a command line has ended."""
 
-    exit_code: int  # negative: the signal that ended it
+    exit_code: int  # negative: the signal that ended it; NOT_RUN: it could not be started here, and has said nothing
     output: str
     error: str
+
+
+def _open_buffer() -> IO[bytes]:
+    """Where a command writes: no pipe, so that nothing can block, and no disk, which may be full and cut it short."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("air-executor"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 class _Command(NamedTuple):
@@ -97,7 +113,9 @@ class Commands:
         """Kill what takes too long."""
         for pid, running in self._running.items():
             if time.monotonic() >= running.give_up_at:
-                with contextlib.suppress(ProcessLookupError):  # not reaped yet, so the number is its own
+                with contextlib.suppress(
+                    ProcessLookupError, PermissionError
+                ):  # not reaped yet, so the number is its own
                     os.killpg(pid, signal.SIGKILL)
 
     def _start_more(self) -> None:
@@ -105,10 +123,10 @@ class Commands:
             self._start(self._waiting.popleft())
 
     def _start(self, command: _Command) -> None:
-        # Files and no pipes, so that nothing can block.
-        files = [tempfile.TemporaryFile(buffering=0) for _ in range(3)]  # noqa: SIM115 - open until it has ended
-        given, output, error = files
+        files: list[IO[bytes]] = []
         try:
+            files += [_open_buffer() for _ in range(3)]
+            given, output, error = files
             given.write(command.text)
             given.seek(0)
             pid = os.posix_spawnp(
@@ -118,14 +136,14 @@ class Commands:
                 file_actions=[(os.POSIX_SPAWN_DUP2, file.fileno(), number) for number, file in enumerate(files)],
                 setsid=True,
                 setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+                setsigmask=(),
             )
         except OSError as problem:
-            output.close()
-            error.close()
-            command.done(Result(127, "", f"{command.words[0]}: {problem.strerror}"))
+            for file in files:
+                file.close()
+            command.done(Result(NOT_RUN, "", f"{command.words[0]}: {problem.strerror}"))
             return
-        finally:
-            given.close()
+        given.close()
         self._running[pid] = _Running(command, output, error, time.monotonic() + self._timeout)
         self._children.add(pid, self._ended)
 

@@ -23,16 +23,20 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Resources, Task, utc_now
+from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
 from airflow_provider_air_executor.manager.runners.processes import (
     RUN_VARIABLE,
+    Kill,
     is_of_this_boot,
     is_runner,
     kill_started_by,
@@ -49,11 +53,9 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 from airflow_provider_air_executor.manager.runners.records import (
     LOG_FLAGS,
     SCRIPT,
-    TRANSIENT,
     create_log,
     inherited,
     modified_at,
-    read_record,
     task_variables,
 )
 from airflow_provider_air_executor.manager.runners.warm import Exited, Forked, Refused, WarmRunners
@@ -65,6 +67,8 @@ _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
+_KILL_SECONDS = 20.0  # in which what was killed must be gone
+_LOOK_SECONDS = 0.03  # that looks for it may take at a time
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 
 
@@ -82,6 +86,14 @@ class Forking(NamedTuple):
     attempt: Attempt
     task: Task
     words: list[str]
+
+
+class _Ending(NamedTuple):
+    """An attempt whose runner is gone, and what it has left is being killed."""
+
+    kill: Kill
+    result: Ended | NotStarted
+    give_up_at: float
 
 
 class LocalRunner:
@@ -122,6 +134,7 @@ class LocalRunner:
         self._forked: dict[int, Attempt] = {}
         self._killed_early: dict[Attempt, bool] = {}  # what has not been forked yet; whether by SIGKILL
         self._events: list[Event] = []
+        self._ending: deque[_Ending] = deque()
         if preload:
             self._warm.start()
 
@@ -142,8 +155,7 @@ class LocalRunner:
         directory = self._directory(job_name)
         command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
         log_path = f"{directory}/logs/{task_id}.log"
-        with contextlib.suppress(FileNotFoundError):  # left from an earlier run of a job that was reset by hand
-            os.unlink(self._output_path(attempt))
+        self._remove_output(attempt)
         words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log_path, task.cwd or "", command]
         forking = Forking(attempt, task, words + list(task.args))
         if task.runner == "warm":
@@ -153,6 +165,21 @@ class LocalRunner:
                 return
             self._say_cold(forking, why_cold)
         self._start_shell(forking)
+
+    def _remove_output(self, attempt: Attempt) -> None:
+        """Remove what an earlier run of a job that was reset by hand has left where this one may leave its result.
+
+        :raises CannotStartError: if it is no file.
+        """
+        path = self._output_path(attempt)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno in files.TRANSIENT:
+                raise
+            raise CannotStartError(f"{path} is in the way of its result: {error.strerror}") from error
 
     def _variables(self, attempt: Attempt) -> dict[str, str]:
         return task_variables(attempt, self._directory(attempt.job_name), self._output_path(attempt))
@@ -166,8 +193,10 @@ class LocalRunner:
             if runner is None:
                 runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
         except OSError as error:
-            if error.errno in TRANSIENT:
+            if error.errno in files.SHORTAGE:
                 raise NoRoomError(error.strerror) from error
+            if error.errno in files.AWAY:  # for this job; the manager tries it again
+                raise
             if error.errno == errno.E2BIG:
                 raise CannotStartError("the arguments or the environment are too long for this system") from error
             raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
@@ -184,7 +213,7 @@ class LocalRunner:
         """Why a task that asks for a warm runner cannot have one; empty if it can."""
         if task.env:
             return "its environment differs from the manager's"
-        if command != sys.executable or len(task.args) < 2 or task.args[0] != "-m":
+        if command != sys.executable or len(_python_module(task.args)) < 1:
             return f"its command is not {sys.executable} -m MODULE"
         return self._warm.why_not
 
@@ -192,21 +221,18 @@ class LocalRunner:
     def _say_cold(what: Forking, why: str) -> None:
         attempt = what.attempt
         log.warning("task %s of job %s starts cold: %s", attempt.task_id, attempt.job_name, why)
-        with contextlib.suppress(OSError):
-            descriptor = os.open(what.words[2], LOG_FLAGS, 0o600)
-            try:
-                os.write(descriptor, f"air-executor: a cold start, without a warm runner: {why}\n".encode())
-            finally:
-                os.close(descriptor)
+        _say_in_log(what.words[2], f"a cold start, without a warm runner: {why}")
 
     def _fork(self, what: Forking) -> None:
-        attempt, task, (record, started_at, log_path, cwd, _, _, module, *args) = what
+        attempt, task, (record, started_at, log_path, cwd, *_) = what
+        module, *args = _python_module(task.args)
         self._forking[attempt.serial] = what
         self._warm.request(
             attempt.serial,
             task.preload or (),
             {
                 "module": module,
+                "safe": task.args[0] == "-P",
                 "record": record,
                 "started_at": started_at,
                 "log": log_path,
@@ -230,8 +256,7 @@ class LocalRunner:
                 del self._pids[attempt]
                 result = self._result(attempt, event.pid, event.status)
                 if result is not None:
-                    self._let_go(attempt, event.pid)
-                    ended.append(result)
+                    self._let_go(attempt, event.pid, result)
             elif isinstance(event, Refused):
                 ended += self._start_otherwise(self._forking.pop(event.key), event)
             else:
@@ -253,7 +278,7 @@ class LocalRunner:
         self._say_cold(what, refused.why)
         try:
             self._start_shell(what)
-        except (CannotStartError, NoRoomError) as error:
+        except (CannotStartError, NoRoomError, OSError) as error:
             return [NotStarted(attempt, str(error))]
         return []
 
@@ -360,9 +385,11 @@ class LocalRunner:
     def poll(self) -> list[Event]:
         """What has ended since the last call."""
         self._events += self._poll_warm()
+        if self._ending:
+            self._look_at_ending()
         if self._adopted and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _ADOPTED_INTERVAL
-            self._events += self._look_at_adopted()
+            self._look_at_adopted()
         events, self._events = self._events, []
         return events
 
@@ -381,16 +408,52 @@ class LocalRunner:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
         if result is not None:
-            self._let_go(attempt, pid)
-            self._events.append(result)
+            self._let_go(attempt, pid, result)
 
-    def _let_go(self, attempt: Attempt, pid: int) -> None:
-        """The runner of an attempt is gone; what it has left behind goes too if it was killed."""
+    def _let_go(self, attempt: Attempt, pid: int, result: Ended | NotStarted) -> None:
+        """The runner of an attempt is gone. If it was killed, it is over when what it has left behind is gone too."""
         token = self._tokens.pop(attempt)
         self._disowned.discard(attempt)
-        if attempt in self._killed:
-            self._killed.discard(attempt)
-            kill_started_by(token, pid, has_just_ended=True)
+        if attempt not in self._killed:
+            self._events.append(result)
+            return
+        self._killed.discard(attempt)
+        kill = kill_started_by(token, pid, has_just_ended=True)
+        self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
+        self._tell_what_has_ended()
+
+    def _look_at_ending(self) -> None:
+        """Look whether something is left of what was killed, and kill that too; who waited longest comes first."""
+        give_up = time.monotonic() + _LOOK_SECONDS
+        for _ in range(len(self._ending)):
+            ending = self._ending.popleft()
+            self._ending.append(ending)
+            if not ending.kill.is_over:
+                ending.kill.look()
+            if time.monotonic() > give_up:
+                break
+        self._tell_what_has_ended()
+
+    def _tell_what_has_ended(self) -> None:
+        now = time.monotonic()
+        over = [ending for ending in self._ending if ending.kill.is_over or now >= ending.give_up_at]
+        for ending in over:
+            self._ending.remove(ending)
+            self._events.append(self._with_what_is_left(ending))
+
+    def _with_what_is_left(self, ending: _Ending) -> Ended | NotStarted:
+        """The end of an attempt, with a word on what of it lives on, beside which it must not be repeated."""
+        kill, result = ending.kill, ending.result
+        is_over = kill.is_over or kill.is_quiet
+        if not isinstance(result, Ended) or (is_over and not kill.untouchable):
+            return result
+        if kill.untouchable:
+            numbers = ", ".join(map(str, sorted(kill.untouchable)))
+            left = f"what it has started may not be killed and lives on (process {numbers})"
+        else:
+            left = f"what it has started could not be killed within {_KILL_SECONDS:g} s and may live on"
+        _say_in_log(str(self._store.log_path(*result.attempt[:2])), left)
+        return result._replace(left=left, may_repeat=False)
 
     def disown(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: what stands at the place of its record is another one's."""
@@ -404,6 +467,8 @@ class LocalRunner:
             due.append(self._next_look - time.monotonic())
         if self._events:
             due.append(0.0)
+        if self._ending:
+            due.append(_LOOK_SECONDS)
         return max(0.0, min(due)) if due else None
 
     def _result(self, attempt: Attempt, pid: int, status: int) -> Ended | NotStarted | None:
@@ -438,11 +503,10 @@ class LocalRunner:
                 os.close(descriptor)
                 os.unlink(f"{path}.probe")
         except OSError as error:
-            return str(error) if error.errno in TRANSIENT else ""
+            return str(error) if error.errno in files.TRANSIENT else ""
         return ""
 
-    def _look_at_adopted(self) -> list[Ended | NotStarted]:
-        ended: list[Ended | NotStarted] = []
+    def _look_at_adopted(self) -> None:
         for attempt, pid in list(self._adopted.items()):
             if is_runner(pid, self._tokens[attempt]):
                 continue
@@ -452,11 +516,9 @@ class LocalRunner:
             record = None if attempt in self._disowned else read_record(path)
             if record is None or record.exit_code is None:
                 self._killed.add(attempt)
-                ended.append(Ended(attempt, None, utc_now()))
+                self._let_go(attempt, pid, Ended(attempt, None, utc_now()))
             else:
-                ended.append(Ended(attempt, record.exit_code, modified_at(path)))
-            self._let_go(attempt, pid)
-        return ended
+                self._let_go(attempt, pid, Ended(attempt, record.exit_code, modified_at(path)))
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started.
@@ -473,9 +535,16 @@ class LocalRunner:
             return Running(attempt, record.started_at)
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or record.exit_code is None:
-            if record is not None:
-                kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
-            return Ended(attempt, None, utc_now())
+            ended = Ended(attempt, None, utc_now())
+            if record is None:
+                return ended
+            kill = kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
+            ending = _Ending(kill, ended, time.monotonic() + _KILL_SECONDS)
+            if not kill.is_over:  # what it has left is being killed: it runs for so long
+                self._ending.append(ending)
+                return Running(attempt, record.started_at)
+            result = self._with_what_is_left(ending)
+            return result if isinstance(result, Ended) else ended
         return Ended(attempt, record.exit_code, modified_at(path), record.started_at)
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:
@@ -497,8 +566,9 @@ class LocalRunner:
         self._killed.add(attempt)
         # A child that has not been reaped keeps its number.
         if pid in self._children or is_runner(pid, self._tokens[attempt]):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # what is left of it is seen at its end
                 os.killpg(pid, number)
+                os.killpg(pid, signal.SIGCONT)  # one that is stopped could not hear it
         if kill:
             kill_started_by(self._tokens[attempt], pid, has_just_ended=True)
 
@@ -508,6 +578,22 @@ class LocalRunner:
         record = read_record(path)
         if record is not None:
             kill_started_by(record.token, record.pid)
+
+
+def _python_module(args: Sequence[str]) -> Sequence[str]:
+    """The module that Python is to run, and its arguments; nothing if it is to do something else."""
+    words = args[1:] if args[:1] == ("-P",) else args
+    return words[1:] if words[:1] == ("-m",) else ()
+
+
+def _say_in_log(path: str, what: str) -> None:
+    """Append a line of ours to the log of a task."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, LOG_FLAGS, 0o600)
+        try:
+            os.write(descriptor, f"air-executor: {what}\n".encode())
+        finally:
+            os.close(descriptor)
 
 
 def _check_resources(needed: Resources) -> None:
@@ -533,4 +619,5 @@ def _spawn_shell(
         file_actions=[standard_input, *_NO_OUTPUT],
         setsid=True,
         setsigdef=_DEFAULT_SIGNALS,
+        setsigmask=(),  # whoever has started the manager may have blocked some
     )

@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"
+_LOOK_SECONDS = 0.03
+_QUIET_LOOKS = 2
+_QUIET_SECONDS = 5.0
+_LOOKS = 50  # where somebody waits for the end of it
+# Of both kinds. A record may hold anything, and what no runner was given must not make a stranger one.
+_TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
 
 
 class _Status(NamedTuple):
@@ -44,6 +53,11 @@ def _boot() -> str:
     return "unknown"
 
 
+def can_look() -> bool:
+    """Whether processes can be looked at here: on Linux, where ``/proc`` is not mounted, they cannot."""
+    return not sys.platform.startswith("linux") or os.path.exists("/proc/self/stat")
+
+
 def identity(pid: int) -> str:
     """What tells a process of this machine from every other one, past and future (Linux only).
 
@@ -57,15 +71,19 @@ def identity(pid: int) -> str:
 
 def is_runner(pid: int, token: str) -> bool:
     """Whether this process is the runner with this token. What cannot be told counts as yes."""
+    if not _TOKEN.fullmatch(token):
+        return False
     if "." in token:
         status = _status(pid)
-        return status is not None and status.state != "Z" and f"{pid}.{status.started}.{_boot()}" == token
+        if status is None:
+            return not can_look()
+        return status.state != "Z" and f"{pid}.{status.started}.{_boot()}" == token
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
-            return False
+            return not can_look()
         except OSError:
             return True
         return wanted in words
@@ -78,40 +96,113 @@ def is_of_this_boot(token: str) -> bool:
     return token.endswith(f".{_boot()}")
 
 
-def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> None:
-    """Kill every process that the runner with this token has started (Linux only).
+class Kill:
+    """The end of all that a runner has started, which is over when a look finds nothing of it any more (Linux only).
 
-    They are known by the variable that the runner's environment hands down, whatever session they have moved to, as
-    Jenkins does with ``BUILD_ID``. A process may hide its environment, though, as Airflow's do: those are known by
-    their session, which has the number of its leader, the runner.
+    What it has started is known by the variable that the runner's environment hands down, whatever session it has moved
+    to, as Jenkins does with ``BUILD_ID``. A process may hide its environment, though, as Airflow's do: those are known
+    by their session, which has the number of its leader, the runner.
+
+    A process may start another one in a session of its own and end, again and again, and outrun who looks at all
+    processes one after the other. So what is new since then is looked at until nothing of it is among that, twice; one
+    that is gone before it could be looked at may have been of it.
+
+    :param token: of the runner.
+    :param session: the session to be ended; None: what is in it may be others by now.
+    :param spare: processes that are not ended.
+    """
+
+    def __init__(self, token: str, session: int | None, spare: Collection[int] = ()) -> None:
+        self._wanted = os.fsencode(f"{RUN_VARIABLE}={token}") if _TOKEN.fullmatch(token) else None
+        self._session = session
+        self._spared = {os.getpid(), *spare}
+        self.untouchable: set[int] = set()  # what we may not kill
+        self.is_over = False
+        self._seen: set[int] = set()  # processes that do not belong to it, or have been killed
+        self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
+        self._looked_at = self._found_at
+
+    def look(self, seconds: float = _LOOK_SECONDS) -> bool:
+        """Look at processes, and kill what belongs to it.
+
+        :param seconds: how long this may take at most, but for one look at each.
+        :return: whether it is over: of all processes none is left but what we may not kill. Otherwise, look again.
+        """
+        if not sys.platform.startswith("linux"):
+            self.is_over = True
+            return True
+        began = time.monotonic()
+        quiet = 0
+        while quiet < _QUIET_LOOKS:
+            quiet += 1
+            try:
+                listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            except OSError:  # we are short of something, and have seen nothing
+                return False
+            for pid in listed:
+                if pid in self._seen or pid in self._spared:
+                    continue
+                self._seen.add(pid)
+                is_meant = self._is_meant(pid)
+                if is_meant is None:
+                    quiet = 0
+                elif is_meant and self._kill(pid):
+                    self._found_at, quiet = time.monotonic(), 0
+            if time.monotonic() - began > seconds:
+                break
+        if self._found_at >= began:
+            self._seen.clear()  # what was killed must be seen to be gone
+        self._looked_at = time.monotonic()
+        self.is_over = quiet >= _QUIET_LOOKS and self._found_at < began
+        return self.is_over
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of it has been found for some seconds: where processes come and go, that has to do."""
+        return self._looked_at - self._found_at > _QUIET_SECONDS
+
+    def _kill(self, pid: int) -> bool:
+        """Kill a process; False if we may not."""
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except PermissionError:
+            self.untouchable.add(pid)
+            return False
+        except OSError:  # it has just ended
+            return True
+        return True
+
+    def _is_meant(self, pid: int) -> bool | None:
+        """Whether a process belongs to it; None if it had ended before that could be seen."""
+        status = _status(pid)
+        if status is None or status.state == "Z":
+            return None
+        if self._session is not None and status.session == self._session:
+            return True
+        if self._wanted is None:
+            return False
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except PermissionError:  # somebody else's
+            return False
+        except OSError:
+            return None
+        return self._wanted in environment.split(b"\0") if environment else None
+
+
+def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Kill:
+    """Kill every process that the runner with this token has started, as far as one look finds it.
 
     :param pid: the process id of the runner.
     :param has_just_ended: whether, if it is not alive, it was a moment ago. After a longer time the number may be that
         of another session.
+    :return: what goes on with it: see :meth:`Kill.look`.
     """
-    if not sys.platform.startswith("linux"):
-        return
     leader = _status(pid)
     has_session = is_runner(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))
-    wanted = os.fsencode(f"{RUN_VARIABLE}={token}")
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
-            if (has_session and _is_in_session(name, pid)) or wanted in _environment(name):
-                os.kill(int(name), signal.SIGKILL)
-
-
-def _is_in_session(pid: str, session: int) -> bool:
-    status = _status(pid)
-    return status is not None and status.session == session
-
-
-def _environment(pid: str) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+    kill = Kill(token, pid if has_session and _TOKEN.fullmatch(token) else None)
+    kill.look()
+    return kill
 
 
 def kill_what_else_was_started_by(token: str) -> None:
@@ -119,12 +210,8 @@ def kill_what_else_was_started_by(token: str) -> None:
 
     For a process of the runner's own session (Linux only).
     """
-    if not sys.platform.startswith("linux"):
-        return
     session = os.getsid(0)
-    wanted = os.fsencode(f"{RUN_VARIABLE}={token}")
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in (os.getpid(), session):
-            with contextlib.suppress(OSError):
-                if _is_in_session(name, session) or wanted in _environment(name):
-                    os.kill(int(name), signal.SIGKILL)
+    kill = Kill(token, session, {session})
+    for _ in range(_LOOKS):
+        if kill.look():
+            return

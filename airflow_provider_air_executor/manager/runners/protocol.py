@@ -57,6 +57,7 @@ class Ended(NamedTuple):
     reason: Reason | None = None  # if the engine knows better than the exit code
     error: str | None = None  # in the engine's words
     may_repeat: bool = True  # False: it may still be running where nobody can reach it
+    left: str = ""  # what of it lives on, in words for people
 
 
 class NotStarted(NamedTuple):

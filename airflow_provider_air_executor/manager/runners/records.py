@@ -1,11 +1,8 @@
-"""What a runner leaves in ``runs/``: the record of an attempt, and the lines of ``sh`` that write it.
+"""The lines of ``sh`` by which a runner writes its record, and what else all runners prepare.
 
 The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
-what it left. A record (``runs/<task id>.<attempt>``) is two lines: the runner's process id (for Slurm, the number of
-its job), the time the attempt started and the runner's token; then the exit code, or ``spawn`` and why the command
-could not be started. Where to ask for the time would cost a process, ``-`` stands for it: the attempt started when the
-note of what it runs was written last. The file is created exclusively by the runner itself, before the command starts:
-of two runners of the same attempt, started by two managers in a row, one gives up.
+what it left, see :mod:`~airflow_provider_air_executor.jobs.records`. The file is created exclusively by the runner
+itself, before the command starts: of two runners of the same attempt, started by two managers in a row, one gives up.
 """
 
 from __future__ import annotations
@@ -17,8 +14,6 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import utc_now
@@ -28,6 +23,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Cann
 # run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Output of the command is descriptor 3, the log; what sh itself has to say does not belong there. But a dash says
 # in the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
+# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
 # The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
 # name is the record of another run.
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
@@ -40,14 +36,14 @@ trap air_executor_ended=1 TERM
 set -C
 run() {
 {
-%(begin)secho "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
-if [ -n "$4" ]; then cd "$4" 2>&3 || { echo %(no_directory)s >&4; exit 126; }; fi
+%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
+if [ -n "$4" ]; then command cd "$4" 2>&3 || { command echo %(no_directory)s >&4; exit 126; }; fi
 shift 4
-if [ -n "$air_executor_ended" ]; then echo 143 >&4; exit 143; fi
-%(find)s"$@" </dev/null >&3 2>&3 3>&- 4>&-
-code=$?
-echo $code >&4
-exit $code
+if [ -n "$air_executor_ended" ]; then command echo 143 >&4; exit 143; fi
+%(find)sair_executor_code=0
+"$@" </dev/null >&3 2>&3 3>&- 4>&- || air_executor_code=$?
+command echo $air_executor_code >&4
+exit $air_executor_code
 } 3>> "$3" 4> "$1"
 exit 97
 }
@@ -68,7 +64,7 @@ return 1
 }
 """
 _FIND_FIRST = """\
-air_executor_find "$1" || { printf 'spawn command %s was not found on %s\\n' "$1" "$(uname -n)" >&4; exit 127; }
+air_executor_find "$1" || { command printf 'spawn command %s was not found on %s\\n' "$1" "$(uname -n)" >&4; exit 127; }
 shift
 set -- "$ae_found" "$@"
 """
@@ -96,22 +92,7 @@ TASK_VARIABLES = (
     "AIR_EXECUTOR_OUTPUT",
     RUN_VARIABLE,
 )
-# What an operation fails with that may succeed later.
-TRANSIENT = (errno.ENOSPC, errno.EDQUOT, errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_SPAWN = "spawn "
-_NOT_SAID = "-"
-_RECORD_BYTES = 1000
-
-
-class Record(NamedTuple):
-    """What a runner has written about its attempt."""
-
-    pid: int
-    started_at: datetime | None  # None: that is not known any more
-    token: str
-    exit_code: int | None  # None while it runs
-    spawn_error: str | None = None  # why the command could not be started
 
 
 def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
@@ -160,46 +141,11 @@ def preparing(engine: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in TRANSIENT:
+        if error.errno in files.TRANSIENT:
             raise NoRoomError(error.strerror) from error
         raise CannotStartError(f"what {engine} is to run cannot be written: {error.strerror}") from error
     except UnicodeEncodeError as error:
         raise CannotStartError(f"an argument cannot be encoded: {error}") from error
-
-
-def read_record(path: str, note_path: Path | None = None) -> Record | None:
-    """What a runner has written so far; None if that is nothing, or not a record.
-
-    :param note_path: what was written last when the attempt started, if the record does not say when that was.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            # What follows the last newline may be half a number.
-            lines = os.read(descriptor, _RECORD_BYTES).decode(errors="replace").split("\n")[:-1]
-        finally:
-            os.close(descriptor)
-        pid, started_at, token = lines[0].split(" ")
-        spawn_error = lines[1].removeprefix(_SPAWN) if len(lines) > 1 and lines[1].startswith(_SPAWN) else None
-        exit_code = int(lines[1]) if len(lines) > 1 and spawn_error is None else None
-        started = _written_at(note_path) if started_at == _NOT_SAID else datetime.fromisoformat(started_at)
-        return Record(int(pid), started, token, exit_code, spawn_error)
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _written_at(path: Path | None) -> datetime | None:
-    """When a note was written last; None if it is gone.
-
-    It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
-    """
-    if path is None:
-        return None
-    try:
-        with open(files.open_regular(path), "rb") as file:
-            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
-    except OSError:
-        return None
 
 
 def modified_at(path: str) -> datetime:

@@ -5,8 +5,8 @@ Runners other than the local one are found as entry points of the group ``air_ex
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Job, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.records import FILE
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -30,12 +31,13 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 )
 from airflow_provider_air_executor.manager.settings import Settings
 
+log = logging.getLogger("air_executor.manager")
+
 ENTRY_POINTS = "air_executor.runners"
 
 _WARM = "warm"  # tasks that the local runner forks
 _MAX_CONCURRENT = "max_concurrent"  # the one option that is the same for all engines
 _DEFAULT_MAX_CONCURRENT = 1000
-_FILE = re.compile(r"(.+)\.(\d+)(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL)
 
 
 class Runners:
@@ -62,6 +64,7 @@ class Runners:
         self._children = children or Children()
         self._runners: dict[str, Runner] = {LOCAL: local}
         self._limits = {LOCAL: settings.max_concurrent_runners}
+        self._failures: dict[str, str] = {}  # runners that could not be asked the last time, and why
         self._placed: set[Attempt] = set()
         self._in_use: Counter[str] = Counter()
         for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
@@ -90,10 +93,14 @@ class Runners:
 
     # -- which one, and whether it has room ------------------------------------------------------------------
 
+    def word_for(self, job: Job, task: Task) -> str:
+        """How a task is to be run: what it says itself, or its job, or the settings."""
+        return task.runner or job.runner or self._settings.runner
+
     def name_for(self, job: Job, task: Task) -> str:
-        """The runner of a task: what it says itself, or its job, or the settings."""
-        name = task.runner or job.runner or self._settings.runner
-        return LOCAL if name == _WARM else name
+        """The runner of a task; those that are to be warm are run by the local one."""
+        word = self.word_for(job, task)
+        return LOCAL if word == _WARM else word
 
     def has_room(self, name: str) -> bool:
         """Whether a runner may be given one more attempt; one that is not there says itself why it cannot."""
@@ -117,8 +124,8 @@ class Runners:
         except (FileNotFoundError, NotADirectoryError):
             return []
         for file in listed:
-            match = _FILE.fullmatch(file)
-            if match and match[2].isascii():
+            match = FILE.fullmatch(file)
+            if match:
                 key = match[1], int(match[2])
                 found[key] = match[3] or found.get(key, LOCAL)
         keys = sorted(found, key=lambda key: key[1])
@@ -161,8 +168,15 @@ class Runners:
         """What has happened since the last call."""
         self._children.reap()
         events: list[Event] = []
-        for runner in list(self._runners.values()):
-            events += runner.poll()
+        for name, runner in list(self._runners.items()):
+            try:
+                events += runner.poll()
+            except Exception as error:  # the others have their events all the same
+                if self._failures.get(name) != repr(error):
+                    self._failures[name] = repr(error)
+                    log.exception("the runner %s cannot say what has happened; it is asked again", name)
+            else:
+                self._failures.pop(name, None)
         for event in events:
             if isinstance(event, Ended | NotStarted) and event.attempt in self._placed:
                 self._placed.discard(event.attempt)

@@ -35,6 +35,7 @@ from typing import Any, NamedTuple
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, check_options, printable, utc_now
+from airflow_provider_air_executor.jobs.records import Record, read_record
 from airflow_provider_air_executor.manager.runners.children import Commands, Result
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -49,12 +50,10 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 )
 from airflow_provider_air_executor.manager.runners.records import (
     VARIABLE,
-    Record,
     create_log,
     inherited,
     modified_at,
     preparing,
-    read_record,
     script_elsewhere,
     task_variables,
 )
@@ -86,12 +85,15 @@ _REASONS = {
     "OUT_OF_MEMORY": Reason.SIGNAL,
     "CANCELLED": Reason.CANCELLED,
     "REVOKED": Reason.CANCELLED,
+    "PREEMPTED": Reason.LOST,
 }
 _CANCELLED = {"CANCELLED", "REVOKED"}
-_OVER = {*_REASONS, "COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "LAUNCH_FAILED", "RECONFIG_FAIL"}
+_OVER = {*_REASONS, "COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL"}
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _LOST_NODE = {"NODE_FAIL", "BOOT_FAIL"}
 _GONE = "unknown"  # what squeue does not list any more
+_NEVER_RAN = re.compile(r"\bRunTime=00:00:00\b.*\bExitCode=0:0\b|\bExitCode=0:0\b.*\bRunTime=00:00:00\b")
+_IS_DOWN = re.compile(r"\*|down|fail", re.IGNORECASE)  # what sinfo says of a node that is off, or does not answer
 _NEVER_TWICE = 2  # a reason is believed if it is given again
 # Why a job waits that will wait for ever.
 _NEVER = {
@@ -105,23 +107,26 @@ _NEVER = {
     "InvalidQOS",
     "DependencyNeverSatisfied",
     "MaxMemPerLimit",
-    "QOSMaxWallDurationPerJobLimit",
-    "AssocMaxWallDurationPerJobLimit",
+    "launch failed requeued held",
 }
+# The same of limits for each job or node. Those of a group (Grp) are also given by one that is full at the moment.
+_NEVER_FITS = re.compile(r"(QOS|Assoc)(Max(?!Submit|Jobs)\w*Per(Job|Node)\w*|Min\w+)")
 # What sbatch says when the same call may succeed later.
 _SAID_FOR_NOW = re.compile(
     "unable to contact|timed out|temporarily unable|zero bytes|connection refused|connect failure|"
     "submit limit|resource temporarily|slurmctld.*not responding|munge|protocol authentication",
     re.IGNORECASE,
 )
+_LIMIT = re.compile(r"\b(QOS|Assoc)[A-Z]\w+")  # the limit by which it refuses, where it names that
 # What Slurm's commands are told of the environment. All of it becomes that of the job, in which others could read it,
 # and a manager that itself runs in a job must not hand that on.
-_FOR_COMMANDS = re.compile(r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SBATCH_.*")
+_FOR_COMMANDS = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SLURM_SACK_SOCKET|SBATCH_.*"
+)
 # Options that decide how the attempt is known, where its output goes, or as whom it runs.
 _OURS = {
     "array",
     "chdir",
-    "comment",
     "error",
     "export",
     "export-file",
@@ -144,6 +149,14 @@ _OURS = {
     "wait",
     "wrap",
 }
+_NOT_FOR_SBATCH = {"SBATCH_ARRAY_INX", *(f"SBATCH_{name.upper().replace('-', '_')}" for name in _OURS)}
+# Options of which sbatch takes one, or of which one decides what another one means: the nearest one counts.
+_GROUPS = (
+    {"mem", "mem-per-cpu", "mem-per-gpu"},
+    {"cpus-per-task", "cpus-per-gpu"},
+    {"gres", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task"},
+    {"exclusive", "oversubscribe"},
+)
 
 
 class _State(NamedTuple):
@@ -203,6 +216,10 @@ class _Batch:
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     cancelled_at: float = 0.0
     is_disowned: bool = False
+    asked: str = ""  # the command by which Slurm was asked for more
+    is_answered: bool = False
+    found_out: str = ""
+    is_there: bool = False  # whether its node answers, although Slurm says that it has failed
 
     @property
     def holder(self) -> _State | None:
@@ -246,7 +263,11 @@ class SlurmRunner:
             raise SettingsError(f"runners.slurm: {error}") from None
         self._store = context.store
         self._environment = inherited(context.environment, str(context.store.base_path))
-        told = {key: value for key, value in context.environment.items() if _FOR_COMMANDS.fullmatch(key)}
+        told = {
+            key: value
+            for key, value in context.environment.items()
+            if _FOR_COMMANDS.fullmatch(key) and key not in _NOT_FOR_SBATCH
+        }
         # Two, so that what is asked and cancelled does not wait for a thousand submissions.
         self._submissions, self._commands = (
             Commands(context.children, told, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS) for _ in range(2)
@@ -260,6 +281,7 @@ class SlurmRunner:
         self._next_query = 0.0
         self._is_asking = False
         self._has_complained = False
+        self._is_silent = False
 
     # -- starting --------------------------------------------------------------------------------------------
 
@@ -276,7 +298,7 @@ class SlurmRunner:
         try:
             given = dict(task.slurm or {})
             bundle = _check_bundle(given.pop("bundle", self._bundle))
-            options = {**self._options, **sbatch_options(given), **_resource_options(task.resources)}
+            options = _nearest(self._options, sbatch_options(given), _resource_options(task.resources))
         except ValueError as error:
             raise CannotStartError(f"slurm.{error}") from None
         variables = task_variables(attempt, str(path), output_path)
@@ -327,7 +349,7 @@ class SlurmRunner:
             batch.is_submitting = False
         # One that has ended already is passed over: a second job of it will find that out.
         batches = [batch for batch in batches if self._batches.get(batch.attempt) is batch]
-        if len(batches) > 1 and result.exit_code > 0 and not _SAID_FOR_NOW.search(_last_words(result)):
+        if len(batches) > 1 and result.exit_code > 0 and not _is_for_now(_last_words(result)):
             for batch in batches:  # it may be that only all together are too much
                 self._submit([batch])
             return
@@ -337,8 +359,8 @@ class SlurmRunner:
     def _submitted(self, batch: _Batch, result: Result) -> None:
         attempt = batch.attempt
         said = _last_words(result)
-        if result.exit_code == 0:
-            number = result.output.strip().partition(";")[0]
+        number = _number(result.output) if result.exit_code == 0 else None
+        if number is not None:
             batch.submitted_at = time.monotonic()
             batch.states.setdefault(number, _State("PENDING", "", "", batch.is_bundled))
             self._has_complained = False
@@ -346,11 +368,13 @@ class SlurmRunner:
             self._next_query = min(self._next_query, time.monotonic() + self._poll_interval)
             if batch.cancelling is not None:
                 self._cancel(batch)
-        elif batch.cancelling is not None or result.exit_code < 0 or _SAID_FOR_NOW.search(said):
+        elif batch.cancelling is not None or result.exit_code <= 0 or _is_for_now(said):
             # It may have been taken in all the same; whether it was is told by the next squeue that answers.
             if not self._has_complained:
                 log.warning("Slurm does not take task %s of job %s: %s", attempt.task_id, attempt.job_name, said)
                 self._has_complained = True
+            if batch.cancelling is None:
+                self._place(batch, f"not taken by Slurm yet: {said}")
             batch.submit_again_at = time.monotonic() + _AGAIN_SECONDS
             self._next_query = min(self._next_query, batch.submit_again_at)
         else:
@@ -432,8 +456,9 @@ class SlurmRunner:
                 self._conclude(batch, holder)
 
     def _look_at_result(self, batch: _Batch, exit_code: int, holder: _State | None, now: float) -> None:
-        """The command has ended; if by a signal, Slurm knows why."""
-        if exit_code <= 128 or batch.cancelling is not None:
+        """The command has ended; if it failed, Slurm may know why: a signal may be handled, and end with any code."""
+        is_its_own = exit_code == 0 or (exit_code <= 128 and batch.is_bundled)
+        if is_its_own or batch.cancelling is not None:
             self._end(batch, exit_code)
             return
         if batch.ended_since is None:
@@ -443,7 +468,7 @@ class SlurmRunner:
             self._commands.run(["scancel", *batch.states], _ignore)
             error = f"Slurm ended it and put it back into its queue: {_in_words(holder, batch)}"
             self._end(batch, exit_code, reason=Reason.LOST, error=error)
-        elif holder is not None and holder.state in _REASONS:
+        elif holder is not None and holder.state in _REASONS and (exit_code > 128 or holder.state != "OUT_OF_MEMORY"):
             self._end(batch, exit_code, reason=_REASONS[holder.state], error=_in_words(holder, batch))
         elif (holder is not None and holder.is_over) or now - batch.ended_since > _LONGEST_STATE_SECONDS:
             self._end(batch, exit_code)
@@ -455,6 +480,13 @@ class SlurmRunner:
         if state.is_bundled and batch.record is None and batch.submit is not None and is_wanted:
             self._submit_alone(batch)
             return
+        is_by_others = batch.cancelling is None and self._ended_by_us.isdisjoint(batch.states)
+        if batch.record is None and state.state == "CANCELLED" and is_by_others and state.nodes:
+            if self._find_out(batch, ["scontrol", "--oneliner", "show", "job", *list(batch.states)[-1:]]):
+                return
+            if _NEVER_RAN.search(batch.found_out):
+                self._never_ran(batch, f"{error}, although nobody has asked for that: its node could not start it")
+                return
         if state.state in _REASONS:
             self._end(batch, None, reason=_REASONS[state.state], error=error)
         elif batch.record is None and state.state == "FAILED" and self._may_have_misstarted(batch):
@@ -466,8 +498,35 @@ class SlurmRunner:
             self._end(batch, None, reason=Reason.LOST, error=error)
         else:
             is_cut_off = state.state in _LOST_NODE
+            if is_cut_off and self._is_fenced and state.nodes:
+                words = ["sinfo", "--noheader", "--Node", f"--nodes={state.nodes}", "--format=%T"]
+                if self._find_out(batch, words):
+                    return
+                # The node answers: it was not the node that failed, but what Slurm has there for each job.
+                batch.is_there = not _IS_DOWN.search(batch.found_out)
             may_repeat, error = self._may_repeat(batch, f"{error}; it left no result", is_cut_off=is_cut_off)
             self._end(batch, None, reason=Reason.LOST, error=error, may_repeat=may_repeat)
+
+    def _find_out(self, batch: _Batch, words: list[str]) -> bool:
+        """Ask Slurm what decides how an attempt is concluded; whether the answer is still to come."""
+        if batch.asked != words[0]:
+            batch.asked, batch.found_out, batch.is_answered = words[0], "", False
+
+            def answered(result: Result) -> None:
+                batch.found_out, batch.is_answered = result.output, True
+
+            self._commands.run(words, answered)
+        return not batch.is_answered
+
+    def _never_ran(self, batch: _Batch, error: str) -> None:
+        """Slurm has ended a job that its node could not start, because of a prolog that fails for instance."""
+        if self._may_have_misstarted(batch):
+            log.warning("%s; task %s is submitted again", error, batch.attempt.task_id)
+            batch.misstarts += 1
+            batch.asked = ""
+            self._submit_alone(batch)
+        else:
+            self._end(batch, None, reason=Reason.LOST, error=error)
 
     @staticmethod
     def _may_have_misstarted(batch: _Batch) -> bool:
@@ -506,17 +565,30 @@ class SlurmRunner:
         pause = min(_QUERY_SHARE * (now - asked_at), _LONGEST_QUERY_PAUSE if result.exit_code == 0 else _AGAIN_SECONDS)
         self._next_query = now + max(self._poll_interval, pause)
         if result.exit_code != 0:
-            log.warning("squeue does not answer: %s", _last_words(result))
+            if not self._is_silent:
+                log.warning("squeue does not answer: %s", _last_words(result))
+            self._is_silent = True
             return
+        if self._is_silent:
+            log.info("squeue answers again")
+        self._is_silent = False
+        # A number is known to be ours; a comment may be anybody's, and is for what has no number yet.
+        known: dict[str, list[_Batch]] = {}
+        for batch in self._batches.values():
+            numbers = {*batch.states, *([str(batch.record.pid)] if batch.record is not None else [])}
+            for number in numbers - batch.left:
+                known.setdefault(number, []).append(batch)
         listed: set[tuple[str, str]] = set()
         for line in result.output.splitlines():
             number, state, reason, rest = [*line.split("|", 3), "", "", ""][:4]
             nodes, _, comment = rest.partition("|")
-            tokens = comment.strip().removeprefix(_COMMENT).split(",")
-            for batch in (self._by_token[token] for token in tokens if token in self._by_token):
+            tokens = comment.strip().removeprefix(_COMMENT).partition(" ")[0].split(",")
+            found = [self._by_token[token] for token in tokens if token in self._by_token]
+            for batch in [*found, *(batch for batch in known.get(number, ()) if batch not in found)]:
                 if number not in batch.left:
                     listed.add((batch.token, number))
-                    batch.states[number] = _State(state, reason, nodes, len(tokens) > 1)
+                    is_bundled = len(tokens) > 1 if batch.token in tokens else batch.is_bundled
+                    batch.states[number] = _State(state, reason, nodes, is_bundled)
         for batch in list(self._batches.values()):
             if batch.record is not None and batch.read_at < asked_at:
                 batch.states.setdefault(str(batch.record.pid), _State(_GONE, "", ""))
@@ -547,7 +619,7 @@ class SlurmRunner:
             if batch.has_started:
                 self._look_at_what_was_put_back(batch, holder, now)
                 return
-            batch.never_seen = batch.never_seen + 1 if holder.reason in _NEVER else 0
+            batch.never_seen = batch.never_seen + 1 if _is_never(holder.reason) else 0
             if batch.never_seen >= _NEVER_TWICE and holder.is_bundled and batch.submit is not None:
                 self._end_jobs(batch.states)  # all together may be too much
                 self._submit_alone(batch)
@@ -580,7 +652,8 @@ class SlurmRunner:
 
         :param is_cut_off: whether its node does not answer.
         """
-        if self._is_fenced or not (is_cut_off or batch.put_back_at is not None):
+        is_off = self._is_fenced and not batch.is_there
+        if is_off or not (is_cut_off or batch.put_back_at is not None):
             return True, error
         return False, f"{error}; it may still run there, so it is not tried again (see the setting fenced)"
 
@@ -597,6 +670,9 @@ class SlurmRunner:
             where += f" on {holder.nodes}"
             if holder.is_bundled and not batch.has_started:
                 where += ", waiting for its turn"
+        self._place(batch, where)
+
+    def _place(self, batch: _Batch, where: str) -> None:
         if where != batch.where:
             batch.where = where
             self._events.append(Placed(batch.attempt, where))
@@ -615,10 +691,14 @@ class SlurmRunner:
 
     def _cancel(self, batch: _Batch) -> None:
         batch.cancelled_at = time.monotonic()
-        if (batch.is_bundled or any(state.is_bundled for state in batch.states.values())) and not batch.has_started:
-            if self._claim(batch):  # the one that runs in its Slurm job has its grace
+        is_bundled = batch.is_bundled or any(state.is_bundled for state in batch.states.values())
+        if not batch.has_started:
+            # What can be claimed has not begun. Plain scancel tells the script alone, not the command that it runs.
+            is_claimed = self._claim(batch)
+            if is_claimed and is_bundled:  # the one that runs in its Slurm job has its grace
                 return
-            self._read(batch)
+            if not is_claimed:
+                self._read(batch)
         numbers = [number for number, state in batch.states.items() if not state.is_over]
         if not numbers:
             return
@@ -626,6 +706,7 @@ class SlurmRunner:
             self._commands.run(["scancel", *numbers], _ignore)
         elif not batch.cancelling:
             self._commands.run(["scancel", "--signal=TERM", "--full", *numbers], _ignore)
+            self._commands.run(["scancel", "--signal=CONT", "--full", *numbers], _ignore)  # one may be stopped
         else:  # the signal goes to what runs at once, the end of the job takes Slurm's own time
             killed = ["scancel", "--signal=KILL", "--full", *numbers]
             self._commands.run(killed, lambda _: self._end_jobs(numbers))
@@ -644,8 +725,13 @@ class SlurmRunner:
             record = os.open(batch.record_path, flags, 0o600)
         except OSError:
             return False
-        with open(record, "wb") as file:
-            file.write(f"0 {utc_now().isoformat()} {batch.token}\n{128 + signal.SIGTERM}\n".encode())
+        try:
+            with open(record, "wb") as file:
+                file.write(f"0 {utc_now().isoformat()} {batch.token}\n{128 + signal.SIGTERM}\n".encode())
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(batch.record_path)
+            return False
         return True
 
     def disown(self, attempt: Attempt) -> None:
@@ -699,11 +785,40 @@ def sbatch_options(given: dict[str, Any]) -> dict[str, str]:
     options = {}
     for key, value in check_options(given).items():
         name = key.replace("_", "-")
-        if name in _OURS:
-            raise ValueError(f"{key}: this option of sbatch is given by air-executor itself")
+        ours = [option for option in _OURS if option.startswith(name)]  # sbatch takes the beginning of a name, too
+        if ours:
+            raise ValueError(f"{key}: the option {ours[0]} of sbatch is given by air-executor itself")
         if value is not None and value is not False:
             options[name] = "" if value is True else str(value)
     return options
+
+
+def _nearest(*layers: Mapping[str, str]) -> dict[str, str]:
+    """Options put together, the nearest layer last: of those that exclude each other, the nearest one is left."""
+    options: dict[str, str] = {}
+    for layer in layers:
+        for group in _GROUPS:
+            if not group.isdisjoint(layer):
+                options = {name: value for name, value in options.items() if name not in group}
+        options.update(layer)
+    return options
+
+
+def _number(output: str) -> str | None:
+    """The number of the job that sbatch has submitted; whatever a site prints before it is not."""
+    found = [line.partition(";")[0].strip() for line in output.splitlines()]
+    return next((text for text in reversed(found) if text.isascii() and text.isdecimal()), None)
+
+
+def _is_for_now(said: str) -> bool:
+    """Whether what sbatch has said may pass: of limits, only that of the number of jobs submitted."""
+    limit = _LIMIT.search(said)
+    return "Submit" in limit[0] if limit else bool(_SAID_FOR_NOW.search(said))
+
+
+def _is_never(reason: str) -> bool:
+    """Whether what waits for this reason waits for ever."""
+    return reason in _NEVER or _NEVER_FITS.fullmatch(reason) is not None
 
 
 def _resource_options(resources: Resources | None) -> dict[str, str]:
@@ -756,6 +871,7 @@ def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], 
     """
     first = given[0][1]
     options = dict(first.options)
+    own_comment = options.pop("comment", "")
     name, log_path = first.name, first.log_path
     if len(given) > 1:
         name, log_path = f"{name} and {len(given) - 1} more", "/dev/null"
@@ -772,7 +888,7 @@ def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], 
         "--open-mode=append",
         f"--output={output}",
         f"--job-name={name}",
-        f"--comment={_COMMENT}{','.join(token for token, _ in given)}",
+        f"--comment={_COMMENT}{','.join(token for token, _ in given)} {own_comment}".rstrip(),
         *(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()),
     ]
     paths = [shlex.quote(each.note_path) for _, each in given]

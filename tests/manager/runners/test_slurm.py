@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -16,9 +17,19 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs.records import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.records import Record, read_record
-from airflow_provider_air_executor.manager.runners.slurm import _script
+from airflow_provider_air_executor.manager.runners import children
+from airflow_provider_air_executor.manager.runners.children import NOT_RUN, Children, Commands, Result
+from airflow_provider_air_executor.manager.runners.protocol import Context
+from airflow_provider_air_executor.manager.runners.slurm import (
+    SlurmRunner,
+    _is_for_now,
+    _is_never,
+    _nearest,
+    _script,
+    sbatch_options,
+)
 from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.support.jobs import ended, only_task, task
@@ -27,6 +38,7 @@ from tests.support.slurm_cluster import NODES, PATH, SlurmCluster, missing
 from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
+SQUEUE = shutil.which("squeue", path=PATH)
 
 pytestmark = [
     pytest.mark.engine,
@@ -431,3 +443,273 @@ def test_no_slurm(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     process = managers.launch()
     assert process.wait(PATIENCE) == 2
     assert "sbatch, squeue, scancel are not in PATH" in process.communicate()[1]
+
+
+# -- what sites do ----------------------------------------------------------------------------------------------------
+
+
+def asked(file: Path, number: int) -> None:
+    """Wait until squeue has been asked so many times more, by a manager whose squeue writes a line into this file."""
+    lines = lambda: len(file.read_text().splitlines()) if file.exists() else 0  # noqa: E731
+    before = lines()
+    wait_until(lambda: lines() >= before + number, what="squeue is asked")
+
+
+def test_a_site_that_writes_its_own_comment(
+    store: JobStore, managers: Managers, engine: Engine, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """A number that sbatch gave is ours, whatever stands beside it; the comment is for what has no number yet."""
+    engine.prepare(managers)
+    text = f'echo >> {tmp_path}/asked; exec {SQUEUE} "$@"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
+    managers.start()
+    line = f"echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}"
+    store.submit("j", [task("a", line, retries=1, slurm={"comment": "of the user"})])
+    running(store)
+    number, comment = cluster.call("squeue", "-h", "--name=j/a", "-o", "%i %k").strip().split(" ", 1)
+    assert re.fullmatch(r"air-executor:[0-9a-f]{16} of the user", comment)
+    cluster.call("scontrol", "update", f"JobId={number}", "Comment=of the site", check=True)
+    asked(tmp_path / "asked", 4)
+    (tmp_path / "go").touch()
+    done = only_task(store)
+    assert (done.status, done.attempt) == ("completed", 1), done
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_what_a_site_prints_before_the_number(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+) -> None:
+    engine.prepare(managers)
+    text = f'echo "** Welcome 7"; echo; echo "to the site **"; exec {REAL} "$@"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
+    managers.start()
+    store.submit("j", [task("a", "true")])
+    done = only_task(store)
+    assert done.status == "completed"
+    assert re.fullmatch(r"Slurm job \d+( on n[12])?", done.where or "")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit: Job violates accounting/QOS policy' >&2",
+        "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2",
+        "rm $0; exec /nowhere",  # it is not there any more
+    ],
+)
+def test_what_passes_is_waited_for_and_said(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path, said: str
+) -> None:
+    engine.prepare(managers)
+    (tmp_path / "trouble").touch()
+    text = f'if [ -e {tmp_path}/trouble ]; then {said}; exit 1; fi; exec {REAL} "$@"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
+    if "rm" in said:
+        managers.environment["PATH"] = f"{tmp_path}/bin:{_without(tmp_path / 'others', 'sbatch')}"
+    managers.start()
+    if "rm" in said:
+        (tmp_path / "bin" / "sbatch").rename(tmp_path / "away")
+    store.submit("j", [task("a", "true")])
+    where = wait_until(lambda: store.get_tasks("j")[0].where, what="it is said why it waits")
+    assert where.startswith("not taken by Slurm yet: ")
+    (tmp_path / "trouble").unlink()
+    if "rm" in said:
+        (tmp_path / "away").rename(tmp_path / "bin" / "sbatch")
+    assert only_task(store).status == "completed"
+
+
+def _without(directory: Path, name: str) -> str:
+    """A directory with all programs of the search path but one."""
+    directory.mkdir()
+    for folder in PATH.split(os.pathsep):
+        for program in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            if program.name != name and not (directory / program.name).exists():
+                (directory / program.name).symlink_to(program)
+    return str(directory)
+
+
+@pytest.mark.parametrize(("times", "outcome"), [(1, ("completed", None, 1)), (9, ("failed", "lost", 1))])
+def test_a_node_whose_prolog_fails(
+    store: JobStore,
+    managers: Managers,
+    engine: Engine,
+    tmp_path: Path,
+    times: int,
+    outcome: tuple[str, str | None, int],
+) -> None:
+    """Slurm cancels the job before it has begun; that is somebody's wish as little as any other trouble of a node."""
+    engine.prepare(managers)
+    bin_path = tmp_path / "bin"
+    numbers = f"{tmp_path}/numbers"
+    write_program(
+        bin_path,
+        "sbatch",
+        f"n=$(($(cat {numbers} 2>/dev/null | wc -l) + 1)); if [ $n -le {times} ]; then "
+        f'echo 90000$n | tee -a {numbers}; exit; fi; exec {REAL} "$@"',
+    )
+    write_program(
+        bin_path,
+        "squeue",
+        f'for n in $(cat {numbers}); do echo "$n|CANCELLED|None|n1|"; done; exec {SQUEUE} "$@"',
+    )
+    managers.environment["PATH"] = write_program(
+        bin_path, "scontrol", 'echo "JobId=$4 JobState=CANCELLED ExitCode=0:0 RunTime=00:00:00 NodeList=n1"'
+    )
+    managers.start()
+    store.submit("j", [task("a", "true")])
+    done = only_task(store)
+    assert (done.status, done.reason, done.attempt) == outcome
+    if outcome[0] == "failed":
+        assert "its node could not start it" in (done.error or "")
+
+
+def test_a_step_daemon_that_is_killed_is_no_lost_node(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+) -> None:
+    """Slurm says NODE_FAIL, but the node answers, and what it ran goes on: a site that fences does not fence that."""
+    engine.config = "runners: {slurm: {poll_interval: 0.5, fenced: true}}\n"
+    engine.prepare(managers)
+    squeue = shutil.which("squeue", path=PATH)
+    text = (
+        f'if [ -e {tmp_path}/killed ]; then {squeue} "$@" | sed "s/|RUNNING|/|NODE_FAIL|/"; else exec {squeue} "$@"; fi'
+    )
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
+    managers.start()
+    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}", retries=1)])
+    running(store)
+    has_begun(tmp_path / "ran")
+    (tmp_path / "killed").touch()
+    done = only_task(store)
+    assert (done.status, done.reason, done.attempt) == ("failed", "lost", 1)
+    (tmp_path / "go").touch()
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_what_somebody_else_has_cancelled_is_not_run_again(
+    store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """Also if it hears of it, and ends with a code of its own."""
+    line = f"trap 'exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
+    store.submit("j", [task("a", line, retries=1)])
+    running(store)
+    has_begun(tmp_path / "ran")
+    cluster.call("scancel", "--name=j/a")
+    done = only_task(store)
+    assert (done.reason, done.exit_code, done.attempt) == ("cancelled", 9, 1)
+    assert (tmp_path / "ran").read_text() == "x\n"
+
+
+def test_cancelled_in_the_moment_of_its_start(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+) -> None:
+    """What runs is told, and what has not begun does not begin, whether or not we have seen its record."""
+    engine.prepare(managers)
+    managers.start("--kill-grace", "30")
+    for number in range(4):
+        line = (
+            f"trap 'echo cleaned > {tmp_path}/c{number}; exit 9' TERM; echo x > {tmp_path}/b{number}; sleep 1000 & wait"
+        )
+        store.submit(f"j{number}", [task("a", line)])
+        wait_until((tmp_path / f"b{number}").exists, what="it has begun")
+        store.cancel(f"j{number}")
+        assert ended(store, f"j{number}").reason == "cancelled"
+        assert (tmp_path / f"c{number}").read_text() == "cleaned\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        (
+            "sbatch: error: AssocMaxSubmitJobLimit sbatch: error: Job violates policy (job submit limit, user's size)",
+            True,
+        ),
+        (
+            "sbatch: error: QOSMaxCpuPerJobLimit sbatch: error: Job violates policy (job submit limit, user's size)",
+            False,
+        ),
+        ("sbatch: error: QOSMaxWallDurationPerJobLimit (job submit limit, user's size and/or time limits)", False),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", True),
+        ("sbatch: error: invalid partition specified: nowhere", False),
+    ],
+)
+def test_which_refusals_pass(said: str, passes: bool) -> None:
+    assert _is_for_now(said) is passes
+
+
+@pytest.mark.parametrize(
+    ("reason", "never"),
+    [
+        ("QOSMaxCpuPerJobLimit", True),
+        ("QOSMaxMemoryPerJob", True),
+        ("QOSMaxNodePerJobLimit", True),
+        ("QOSMinCpuNotSatisfied", True),
+        ("AssocMaxCpuPerJobLimit", True),
+        ("AssocMaxWallDurationPerJobLimit", True),
+        ("launch failed requeued held", True),
+        ("PartitionTimeLimit", True),
+        ("QOSGrpCpuLimit", False),
+        ("AssocGrpMemLimit", False),
+        ("QOSMaxJobsPerUserLimit", False),
+        ("QOSMaxCpuPerUserLimit", False),
+        ("Resources", False),
+    ],
+)
+def test_which_reasons_to_wait_never_end(reason: str, never: bool) -> None:
+    assert _is_never(reason) is never
+
+
+@pytest.mark.parametrize("name", ["arr", "ui", "wra", "ho", "tes", "requ", "job-n", "job_n", "o", "export"])
+def test_the_beginning_of_an_option_of_ours_is_refused_too(name: str) -> None:
+    """The command sbatch takes any that is not ambiguous."""
+    with pytest.raises(ValueError, match="given by air-executor itself"):
+        sbatch_options({name: "x"})
+
+
+def test_options_that_are_none_of_ours() -> None:
+    given = {"partition": "gpu", "comment": "mine", "mem_per_cpu": "1G", "exclusive": True, "wait-all-nodes": 1}
+    assert list(sbatch_options(given)) == ["partition", "comment", "mem-per-cpu", "exclusive", "wait-all-nodes"]
+
+
+def test_of_options_that_exclude_each_other_the_nearest_one_is_left() -> None:
+    site, own = {"mem": "4G", "gres": "gpu:1", "partition": "main"}, {"mem-per-cpu": "1G"}
+    assert _nearest(site, own, {}) == {"gres": "gpu:1", "partition": "main", "mem-per-cpu": "1G"}
+    assert _nearest(site, own, {"mem": "60M"}) == {"gres": "gpu:1", "partition": "main", "mem": "60M"}
+
+
+def test_what_the_commands_of_slurm_are_told(store: JobStore) -> None:
+    told = {"PATH": PATH, "SLURM_SACK_SOCKET": "/run/x", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "etl"}
+    not_told = {
+        "SBATCH_ARRAY_INX": "1-2",
+        "SBATCH_EXPORT": "NIL",
+        "SBATCH_REQUEUE": "1",
+        "SLURM_JOB_ID": "7",
+        "SECRET": "s",
+    }
+    runner = SlurmRunner(Context(store, {**told, **not_told}, {}, Children()))
+    assert runner._commands._environment == runner._submissions._environment == told
+
+
+def test_a_command_that_cannot_be_run_here_has_said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we are short of is no verdict of the other side."""
+    results: list[Result] = []
+    commands = Commands(Children(), {"PATH": PATH}, limit=1, timeout=60)
+    commands.run(["no-such-command"], results.append)
+
+    def full() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(children, "_open_buffer", full)
+    commands.run(["true"], results.append)
+    assert [result.exit_code for result in results] == [NOT_RUN, NOT_RUN]
+    assert commands.poll_after is None
+
+
+def test_a_full_disk_cuts_no_answer_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What a command says does not go through the directory of temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    results: list[Result] = []
+    found = Children()
+    commands = Commands(found, {"PATH": PATH}, limit=1, timeout=60)
+    commands.run(["cat"], results.append, text=b"all of it")
+    wait_until(lambda: found.reap() or results, what="it has ended")
+    assert results == [Result(0, "all of it", "")]

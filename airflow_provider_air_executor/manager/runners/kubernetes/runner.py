@@ -32,6 +32,7 @@ from airflow_provider_air_executor.jobs.models import (
     describe_validation_error,
     utc_now,
 )
+from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.manager.runners.kubernetes import bundles
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
@@ -52,7 +53,6 @@ from airflow_provider_air_executor.manager.runners.records import (
     create_log,
     modified_at,
     preparing,
-    read_record,
     task_variables,
 )
 

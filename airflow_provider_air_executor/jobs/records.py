@@ -1,0 +1,89 @@
+"""What the runner of an attempt has recorded in ``runs/<task id>.<attempt>``, for everybody who wants to know.
+
+The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
+token; the second one the exit code, or ``spawn`` and why the command could not be started. Where to ask for the time
+would have cost a process, ``-`` stands for it: the attempt started when the note of what it runs was written last.
+
+A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from airflow_provider_air_executor.jobs import files
+
+# The names in ``runs/``: that of a record, and that of the note of an engine's runner beside it.
+FILE = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
+
+_RECORD_BYTES = 1000
+_NOT_SAID = "-"
+_SPAWN = "spawn "
+_RUNNER = re.compile(r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})", re.ASCII)
+_EXIT_CODE = re.compile(r"-?\d{1,10}", re.ASCII)
+
+
+class Record(NamedTuple):
+    """What a runner has written about its attempt."""
+
+    pid: int
+    started_at: datetime | None  # aware; None: that is not known any more
+    token: str
+    exit_code: int | None  # None while it runs
+    spawn_error: str | None = None  # why the command could not be started
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it says how the attempt has ended."""
+        return self.exit_code is not None or self.spawn_error is not None
+
+
+def read_record(path: Path | str, note_path: Path | None = None) -> Record | None:
+    """What a runner has written so far; None if that is nothing, or not a record.
+
+    :param note_path: what was written last when the attempt started, if the record does not say when that was.
+    """
+    try:
+        with open(files.open_regular(path), "rb", buffering=0) as file:
+            data = file.read(_RECORD_BYTES)
+    except OSError:
+        return None
+    # What follows the last newline may be half a number.
+    lines = (data or b"").decode(errors="replace").split("\n")[:-1]
+    runner = _RUNNER.fullmatch(lines[0]) if lines else None
+    if runner is None:
+        return None
+    exit_code = spawn_error = None
+    if len(lines) > 1 and lines[1].startswith(_SPAWN):
+        spawn_error = lines[1].removeprefix(_SPAWN)
+    elif len(lines) > 1:
+        if not _EXIT_CODE.fullmatch(lines[1]):
+            return None
+        exit_code = int(lines[1])
+    if runner[2] == _NOT_SAID:
+        started_at = None if note_path is None else _written_at(note_path)
+    else:
+        try:
+            started_at = datetime.fromisoformat(runner[2])
+            if started_at.tzinfo is None:
+                return None
+            started_at = started_at.astimezone(UTC)
+        except (ValueError, OverflowError):
+            return None
+    return Record(int(runner[1]), started_at, runner[3], exit_code, spawn_error)
+
+
+def _written_at(path: Path) -> datetime | None:
+    """When a note was written last; None if it is gone.
+
+    It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
+    """
+    try:
+        with open(files.open_regular(path), "rb") as file:
+            return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
+    except OSError:
+        return None

@@ -1,0 +1,407 @@
+"""One job harms no other: whatever its files hold, it ends with a sentence, and the manager goes on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError, SettingsError
+from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.models import Resources, SubmittedBy, Task, TaskStatus, parse_tasks
+from airflow_provider_air_executor.jobs.records import read_record
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.processes import is_runner, kill_started_by
+from airflow_provider_air_executor.manager.schedule import TaskGraph
+from airflow_provider_air_executor.manager.settings import load_settings
+from tests.support.jobs import ended, outcomes, plain, runner_pid, task, write_job
+from tests.support.managers import CLI, Managers
+from tests.support.waiting import until, wait_until
+
+NOW = "2026-11-28T12:00:00+00:00"
+TOKEN = "0123456789abcdef"
+
+
+def goes_on(store: JobStore, manager: subprocess.Popen[str]) -> bool:
+    """Whether the manager still runs jobs."""
+    name = f"good-{time.time_ns()}"
+    store.submit(name, ["true"])
+    return ended(store, name).state == "completed" and manager.poll() is None
+
+
+class TestRecords:
+    @pytest.mark.parametrize(
+        "content",
+        [
+            "7 2026-01-01T00:00:00 0123456789abcdef\n0\n",
+            "7 0001-01-01T00:00:00+14:00 0123456789abcdef\n0\n",
+            "7 2026-01-01T00:00:00+00:00 \n0\n",
+            f"{'9' * 4301} {NOW} {TOKEN}\n0\n",
+            f"7 {NOW} {TOKEN}\n{'9' * 900}\n",
+            f"7 {NOW} {TOKEN}\nzero\n",
+            f"7 {NOW} {TOKEN} more\n0\n",
+            f"-7 {NOW} {TOKEN}\n0\n",
+            "\n0\n",
+            "7",
+        ],
+    )
+    def test_what_is_not_a_record_in_all_its_parts_is_none(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "a.1").write_text(content)
+        assert read_record(tmp_path / "a.1") is None
+
+    def test_a_time_without_a_zone_ends_neither_manager_nor_other_jobs(
+        self, store: JobStore, managers: Managers, tmp_path: Path
+    ) -> None:
+        """A task can write the record of another one that has not begun; the next manager reads it."""
+        first = managers.start()
+        line = 'printf "%s\\n" "999999 2026-01-01T00:00:00 0123456789abcdef" 0 > $AIR_EXECUTOR_JOB_DIR/runs/b.1'
+        store.submit("j", [task("a", f"{line}; {until(tmp_path / 'go')}"), task("b", after="a")])
+        wait_until(store.run_path("j", "b", 1).exists, what="it is written")
+        managers.kill(first)
+        second = managers.start()
+        (tmp_path / "go").touch()
+        assert ended(store, "j").state == "failed"
+        assert outcomes(store, "j") == {"a": ("completed", None), "b": ("failed", "lost")}
+        assert goes_on(store, second)
+
+    @pytest.mark.parametrize("token", ["", "sleep", "1000", "0123456789abcde", "x.1.2"])
+    def test_what_no_runner_was_given_makes_no_process_one(self, token: str) -> None:
+        with subprocess.Popen(["sleep", "1000"]) as stranger:
+            assert not is_runner(stranger.pid, token)
+            kill_started_by(token, stranger.pid)
+            assert stranger.poll() is None
+            stranger.kill()
+
+    def test_a_stranger_is_not_adopted(self, store: JobStore, managers: Managers) -> None:
+        with subprocess.Popen(["sleep", "1000"]) as stranger:
+            path = write_job(store, "j", [plain("t", "true", status="running", attempt=1)], state="working")
+            (path / "runs").mkdir()
+            (path / "runs" / "t.1").write_text(f"{stranger.pid} {NOW} \n")
+            manager = managers.start("--max-concurrent-runners", "1")
+            assert ended(store, "j").reason == "lost"
+            assert goes_on(store, manager)
+            assert stranger.poll() is None
+            stranger.kill()
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"resources": {"memory": "9" * 300 + "T"}},
+            {"resources": {"memory": "9" * 20 + "T"}},
+            {"resources": {"gpus": 10**40}},
+            {"resources": {"cpus": 1e300}},
+            {"resources": {"time": "9" * 300 + "d"}},
+            {"timeout": 1e300},
+            {"retries": 10**40},
+            {"retry_delay": 1e300},
+        ],
+    )
+    def test_every_number_of_a_task_has_a_bound(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(InvalidJobError, match=r"tasks\[0\]"):
+            parse_tasks([{"command": "true", **fields}])
+
+    def test_what_fits_is_taken(self) -> None:
+        assert Resources.model_validate({"memory": "4Gi", "time": "1h30m"}).memory == 4 * 1024**3
+
+    @pytest.mark.parametrize("field", ["map_index", "try_number", "max_tries", "clear_number"])
+    def test_every_number_of_an_owner_has_a_bound(self, field: str) -> None:
+        with pytest.raises(ValueError, match=field):
+            SubmittedBy.model_validate({"dag_id": "d", "run_id": "r", "task_id": "t", field: 10**40})
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            '[{"id": "a", "command": "true", "resources": {"memory": "%s"}}]' % ("9" * 300 + "T"),
+            '[{"id": "a", "command": "true", "attempt": %s}]' % ("9" * 4300),
+            '[{"id": "a", "command": "true", "x": %s}]' % ("9" * 5000),
+            '[{"id": "a", "command": "true", "x": %s}]' % ("[" * 100_000),
+        ],
+    )
+    @pytest.mark.parametrize("when", ["before", "meanwhile"])
+    def test_a_list_with_a_number_without_bound(
+        self, store: JobStore, managers: Managers, tmp_path: Path, text: str, when: str
+    ) -> None:
+        if when == "before":
+            write_job(store, "j", text)
+            manager = managers.start()
+        else:
+            manager = managers.start()
+            (tmp_path / "list").write_text(text)
+            spoil = f"cp {tmp_path}/list $AIR_EXECUTOR_JOB_DIR/tasks.json; {until(tmp_path / 'go')}"
+            store.submit("j", [task("a", spoil)])
+        assert ended(store, "j").reason == "invalid"
+        assert goes_on(store, manager)
+        managers.kill(manager)
+        assert goes_on(store, managers.start())
+
+
+class TestSteps:
+    """Whatever a step on a job raises."""
+
+    def _manager(self, managers: Managers, tmp_path: Path, patch: str) -> subprocess.Popen[str]:
+        """A manager in which a function raises for job ``bad``."""
+        code = "from airflow_provider_air_executor.manager import active, manager\n" + patch
+        (tmp_path / "sitecustomize.py").write_text(code)
+        managers.environment["PYTHONPATH"] = str(tmp_path)
+        return managers.start()
+
+    @pytest.mark.parametrize(
+        "step", ["__init__", "begin", "complete", "conclude", "snapshot", "merge_foreign", "publish_state", "stop"]
+    )
+    def test_the_job_ends_and_all_others_go_on(
+        self, store: JobStore, managers: Managers, tmp_path: Path, step: str
+    ) -> None:
+        patch = f"""
+import functools
+real = active.ActiveJob.{step}
+@functools.wraps(real)
+def raising(self, *args, **kwargs):
+    if "bad" in (getattr(self, "job", None) or args[1]).name:
+        raise KeyError("nobody has thought of this")
+    return real(self, *args, **kwargs)
+active.ActiveJob.{step} = raising
+"""
+        process = self._manager(managers, tmp_path, patch)
+        store.submit("bad", ["sleep 0.5", "exit 1" if step == "stop" else "true"])
+        if step == "stop":
+            runner_pid(store, "bad", "task-1")
+            store.cancel("bad")
+        if step in ("snapshot", "merge_foreign", "publish_state"):
+            line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
+            store.submit("bad-too", [line, line])
+            assert ended(store, "bad-too").state == "failed"
+        job = ended(store, "bad")
+        assert job.reason == "invalid"
+        assert "KeyError" in (job.error or "")
+        assert goes_on(store, process)
+
+    @pytest.mark.parametrize("error", ["OSError(24, 'Too many open files')", "KeyError('nobody has thought of this')"])
+    def test_what_fails_while_a_job_is_taken_over(
+        self, store: JobStore, managers: Managers, tmp_path: Path, error: str
+    ) -> None:
+        """It is taken over as a whole a moment later, or ends; it is not left half known."""
+        first = managers.start()
+        store.submit("bad", [task("a", until(tmp_path / "go")), task("b", after="a")])
+        runner_pid(store, "bad", "a")
+        wait_until(lambda: outcomes(store, "bad")["a"][0] == "running", what="its list says so")
+        managers.kill(first)
+        patch = f"""
+from airflow_provider_air_executor.manager.runners.local import LocalRunner
+real, failed = LocalRunner.adopt, []
+def adopt(self, attempt):
+    if not failed:
+        failed.append(attempt)
+        raise {error}
+    return real(self, attempt)
+LocalRunner.adopt = adopt
+"""
+        process = self._manager(managers, tmp_path, patch)
+        (tmp_path / "go").touch()
+        job = ended(store, "bad")
+        assert (job.state, job.reason) == (("completed", None) if "OSError" in error else ("failed", "invalid"))
+        assert goes_on(store, process)
+
+    def test_a_kill_for_which_nothing_can_be_looked_at(
+        self, store: JobStore, managers: Managers, tmp_path: Path
+    ) -> None:
+        """Its end is told when that is over."""
+        patch = f"""
+import os
+real = os.listdir
+def listdir(path="."):
+    if path == "/proc" and os.path.exists({str(tmp_path / "trouble")!r}):
+        raise OSError(24, "Too many open files")
+    return real(path)
+os.listdir = listdir
+"""
+        (tmp_path / "trouble").touch()
+        process = self._manager(managers, tmp_path, patch)
+        store.submit("j", ["sleep 1000"])
+        runner_pid(store, "j", "task-1")
+        store.cancel("j")
+        assert goes_on(store, process)
+        (tmp_path / "trouble").unlink()
+        assert ended(store, "j").reason == "cancelled"
+
+    def test_a_task_whose_start_raises_fails_with_a_sentence(
+        self, store: JobStore, managers: Managers, tmp_path: Path
+    ) -> None:
+        patch = """
+from airflow_provider_air_executor.manager.runners.local import LocalRunner
+real = LocalRunner.start
+def start(self, attempt, task, started_at):
+    if task.id == "bad":
+        raise IsADirectoryError(21, "Is a directory")
+    if task.id == "worse":
+        raise RuntimeError("nobody has thought of this")
+    return real(self, attempt, task, started_at)
+LocalRunner.start = start
+"""
+        process = self._manager(managers, tmp_path, patch)
+        store.submit("j", [task("bad"), task("worse"), task("good")])
+        assert ended(store, "j").reason == "spawn"
+        assert outcomes(store, "j") == {
+            "bad": ("failed", "spawn"),
+            "worse": ("failed", "spawn"),
+            "good": ("completed", None),
+        }
+        assert goes_on(store, process)
+
+    @pytest.mark.parametrize("name", ["EROFS", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ENOTCONN"])
+    def test_a_start_that_fails_for_the_file_system_is_tried_again(
+        self, store: JobStore, managers: Managers, tmp_path: Path, name: str
+    ) -> None:
+        patch = f"""
+import errno, os
+from airflow_provider_air_executor.manager.runners.local import LocalRunner
+real = LocalRunner.start
+def start(self, attempt, task, started_at):
+    if task.id == "a" and os.path.exists({str(tmp_path / "trouble")!r}):
+        raise OSError(errno.{name}, os.strerror(errno.{name}))
+    return real(self, attempt, task, started_at)
+LocalRunner.start = start
+"""
+        (tmp_path / "trouble").touch()
+        process = self._manager(managers, tmp_path, patch)
+        store.submit("j", [task("a"), task("b", after="a")])
+        wait_until(lambda: "j" in store.problems(), what="it is said what is wrong")
+        assert os.strerror(getattr(errno, name)) in store.problems()["j"]
+        for flags in ([], ["--json"]):
+            command = [*CLI, "status", "j", "--base-path", str(store.base_path), *flags]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert os.strerror(getattr(errno, name)) in done.stdout.replace("\n", " ")
+        assert goes_on(store, process)
+        assert not store.get_job("j").state.is_terminal
+        (tmp_path / "trouble").unlink()
+        assert ended(store, "j").state == "completed"
+        wait_until(lambda: store.problems() == {}, what="that is over")
+        managers.kill(process)
+
+
+def test_what_is_in_the_way_of_a_result_fails_the_task(store: JobStore, manager: subprocess.Popen[str]) -> None:
+    store.submit("j", [task("a", "mkdir $AIR_EXECUTOR_JOB_DIR/runs/b.1.output"), task("b")])
+    assert ended(store, "j").reason == "spawn"
+    assert "in the way of its result" in (store.get_tasks("j")[1].error or "")
+    assert goes_on(store, manager)
+
+
+def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, managers: Managers) -> None:
+    """Whatever else arrives meanwhile, and there is one line in the log when it begins, and one when it is over."""
+    manager = managers.start("--poll-interval", "0.1")
+    path = write_job(store, ".x", [plain("t", "true")], named="j")
+    (path / ".tasks.json.previous").mkdir()
+    (path / "runs").mkdir()
+    os.utime(path / ".tasks.json.previous", (1, 1))
+    path.rename(store.jobs_path / "j")
+    wait_until(lambda: "j" in store.problems(), what="it is seen that it fails")
+    for _ in range(10):
+        assert goes_on(store, manager)
+    (store.job_path("j") / ".tasks.json.previous").rmdir()
+    assert ended(store, "j").state == "completed"
+    wait_until(lambda: store.problems() == {}, what="that is over")
+    manager.send_signal(signal.SIGTERM)
+    log = manager.communicate()[1]
+    assert log.count("job j: cannot be taken in: [Errno") == 1
+    assert len(re.findall(r"job j: cannot be taken in: over after [0-9.]+ s", log)) == 1
+
+
+def test_secrets_that_are_nested_too_deep_hide_their_job_only(store: JobStore) -> None:
+    store.submit("bad", ["true"], attached={masking.FILE: b"[" * 100_000})
+    with pytest.raises(AirExecutorError, match="cannot be read"):
+        masking.load(store, "bad")
+
+
+def test_a_result_that_is_nested_too_deep(store: JobStore) -> None:
+    store.submit("j", [task("a")])
+    (a,) = store.get_tasks("j")
+    store.write_tasks("j", [a.evolve(status=TaskStatus.COMPLETED, attempt=1)])
+    store.output_path("j", "a", 1).write_bytes(b"[" * 100_000)
+    with pytest.raises(AirExecutorError, match="not JSON that can be read"):
+        store.get_outputs("j")
+
+
+def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers: Managers) -> None:
+    store.create_directories()
+    (store.inbox_path / ("0" * 245 + ".json")).write_text("no request")
+    manager = managers.start()
+    store.submit("j", ["sleep 1000"])
+    runner_pid(store, "j", "task-1")
+    store.cancel("j")
+    assert ended(store, "j").reason == "cancelled"
+    wait_until(lambda: not store.requests(), what="the other one is set aside")
+    assert goes_on(store, manager)
+
+
+def test_one_job_of_another_user_takes_the_list_from_nobody(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.submit("a", ["true"])
+    store.submit("b", ["true"])
+    load = JobStore.load_job
+
+    def load_job(self: JobStore, name: str) -> Any:
+        if name == "a":
+            raise PermissionError(13, "Permission denied")
+        return load(self, name)
+
+    monkeypatch.setattr(JobStore, "load_job", load_job)
+    assert [job.name for job in store.list_jobs()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("a: " + "[" * 20_000, "nested deeper"),
+        (
+            "x0: &x0 [1, 2]\n" + "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]\n" for n in range(1, 12)),
+            "values",
+        ),
+        ("a: &a [*a]", "values"),
+        ("#" * 2_000_000, "longer"),
+    ],
+)
+def test_a_configuration_that_would_take_for_ever(tmp_path: Path, content: str, why: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(SettingsError, match=why):
+        load_settings({"base_path": str(tmp_path)}, environment={})
+
+
+def test_a_configuration_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(SettingsError, match="not a file"):
+        load_settings({"base_path": str(tmp_path)}, environment={})
+
+
+def test_an_alias_in_a_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("x: &limit 7\nmax_concurrent_runners: *limit\n")
+    assert load_settings({"base_path": str(tmp_path)}, environment={})[0].max_concurrent_runners == 7
+
+
+def test_a_chain_of_failed_tasks_is_walked_once() -> None:
+    """The walk from each failed task passes over what the walk from another one has seen."""
+    number = 3_000
+    chain = [Task(id=f"t{i}", command="true", dependencies=(f"t{i - 1}",) if i else ()) for i in range(number)]
+    graph = TaskGraph(chain)
+    seen: set[str] = set()
+    visited = [name for task in chain if task.id not in seen for name in graph.descendants(task.id, seen)]
+    assert visited == [f"t{i}" for i in range(1, number)]
+
+
+def test_a_chain_of_failed_tasks_holds_up_nobody(store: JobStore, managers: Managers) -> None:
+    """It is taken in while its job works, and a job of somebody else is run meanwhile."""
+    number = 3_000
+    chain = [
+        plain(f"t{i}", "true", after=(f"t{i - 1}",) if i else (), status="failed", attempt=1, reason="exit")
+        for i in range(number)
+    ]
+    write_job(store, "j", [*chain, plain("last", "sleep", "0.1")], state="working")
+    manager = managers.start()
+    assert goes_on(store, manager)
+    assert ended(store, "j").state == "failed"

@@ -1,0 +1,178 @@
+"""What is killed is gone when it is said to be, what may not be killed is said, and what cannot be seen is not gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.processes import Kill
+from tests.support.jobs import ended, only_task, runner_pid, task
+from tests.support.managers import CLI, Managers
+from tests.support.processes import is_gone, with_environment
+from tests.support.waiting import wait_until
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+# A process that starts another one in a session of its own and ends, every few milliseconds.
+CHAIN = """
+import os, sys, time
+end = time.monotonic() + float(sys.argv[2])
+while time.monotonic() < end:
+    if os.fork():
+        os._exit(0)
+    os.setsid()
+    with open(sys.argv[1], "ab", 0) as file:
+        file.write(b"x")
+    time.sleep(0.005)
+"""
+
+
+def test_a_chain_of_processes_does_not_outrun_the_kill(
+    store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    (tmp_path / "chain.py").write_text(CHAIN)
+    starts = " ".join(f"{sys.executable} {tmp_path}/chain.py {tmp_path}/c{number} 600 &" for number in range(3))
+    store.submit("j", [task("a", f"{starts} sleep 1000")])
+    counts = [tmp_path / f"c{number}" for number in range(3)]
+    wait_until(lambda: all(path.exists() and path.stat().st_size > 3 for path in counts), what="they run")
+    store.cancel("j")
+    assert ended(store, "j").reason == "cancelled"
+    sizes = [path.stat().st_size for path in counts]
+    assert not with_environment("AIR_EXECUTOR_JOB=j")
+    store.submit("next", ["sleep 1"])
+    ended(store, "next")
+    assert [path.stat().st_size for path in counts] == sizes
+
+
+UNTOUCHABLE = """
+import os, pathlib, signal
+
+def words(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\\0")
+    except OSError:
+        return []
+
+def kill(pid, number, real=os.kill):
+    if b"1234567" in words(pid):
+        raise PermissionError(1, "Operation not permitted")
+    real(pid, number)
+
+def killpg(group, number):  # those of a group that may be, as kill(2) does
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and os.getpgid(int(name)) == group:
+                kill(int(name), number)
+        except OSError:
+            pass
+
+os.kill, os.killpg = kill, killpg
+"""
+
+
+@pytest.mark.parametrize("how", ["timeout", "cancelled", "lost"])
+def test_what_may_not_be_killed_is_said_and_not_repeated_beside(
+    store: JobStore, managers: Managers, tmp_path: Path, how: str
+) -> None:
+    """A setuid program is such a one, if the manager is not root."""
+    (tmp_path / "sitecustomize.py").write_text(UNTOUCHABLE)
+    managers.environment["PYTHONPATH"] = str(tmp_path)
+    managers.start()
+    limit = {"timeout": 1} if how == "timeout" else {}
+    store.submit("j", [task("a", "sleep 1234567 & wait", retries=1, **limit)])
+    pid = runner_pid(store, "j", "a")
+    wait_until(_sleeps, what="it runs")
+    if how == "cancelled":
+        store.cancel("j")
+    elif how == "lost":
+        os.kill(pid, signal.SIGKILL)
+    found = only_task(store)
+    assert (found.reason, found.attempt) == (how, 1)
+    assert "may not be killed and lives on (process " in (found.error or "")
+    assert "may not be killed" in store.read_log("j", "a").text
+    assert _sleeps()
+
+
+def _sleeps() -> bool:
+    """Whether the one that may not be killed is there."""
+    return any(b"1234567" in words for words in map(_words, with_environment("AIR_EXECUTOR_JOB=j")))
+
+
+def _words(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+@needs_root
+def test_where_processes_cannot_be_looked_at_no_manager_starts(store: JobStore, managers: Managers) -> None:
+    """There, whatever runs would be taken for gone, and be run again."""
+    script = 'mount -t tmpfs none /proc && exec "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, "sh", *CLI, "manager", "--base-path", str(store.base_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=managers.environment)
+    assert done.returncode == 1
+    assert "/proc is not mounted" in done.stderr
+
+
+def test_a_stopped_task_hears_that_it_is_to_end(store: JobStore, managers: Managers) -> None:
+    managers.start("--kill-grace", "60")
+    store.submit("j", [task("a", "trap 'echo bye; exit' TERM; kill -STOP $$; sleep 1000 & wait")])
+    pid = runner_pid(store, "j", "a")
+
+    def is_stopped() -> bool:
+        return any("T" in _state(process) for process in with_environment("AIR_EXECUTOR_JOB=j") if process != pid)
+
+    wait_until(is_stopped, what="it has stopped itself")
+    store.cancel("j")
+    assert ended(store, "j").reason == "cancelled"
+    assert store.read_log("j", "a").text == "bye\n"
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("runner", ["local", "warm"])
+def test_a_signal_that_was_blocked_where_the_manager_was_started(
+    store: JobStore, managers: Managers, tmp_path: Path, runner: str
+) -> None:
+    """The manager and its tasks hear SIGTERM all the same."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        manager = managers.start("--kill-grace", "60")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    code = f"import time, pathlib; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(1000)"
+    (tmp_path / "sleeps_long.py").write_text(code)
+    managers.environment["PYTHONPATH"] = str(tmp_path)
+    one = {"id": "a", "command": sys.executable, "args": ["-c", code]}
+    if runner == "warm":
+        one = {"id": "a", "command": sys.executable, "args": ["-m", "timeit", "-n", "1", code], "runner": "warm"}
+    store.submit("j", [one])
+    wait_until((tmp_path / "begun").exists, what="it runs")
+    store.cancel("j")
+    assert ended(store, "j").reason == "cancelled"
+    manager.send_signal(signal.SIGTERM)
+    wait_until(lambda: manager.poll() is not None, what="it has ended")
+
+
+def test_a_kill_is_over_when_nothing_is_left() -> None:
+    token = "00000000feedbeef"
+    environment = {**os.environ, "AIR_EXECUTOR_RUN": token}
+    with subprocess.Popen(["sleep", "1000"], env=environment) as one:
+        kill = Kill(token, None)
+        wait_until(lambda: token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes(), what="it is there")
+        assert not kill.look()  # it was found, so it is to be looked once more
+        one.wait()
+        wait_until(kill.look, what="a look finds nothing more")
+    assert is_gone(one.pid)
