@@ -362,7 +362,8 @@ def start_manager(store: JobStore, *flags: str) -> None:
     store.create_directories()
     store.keep_alive()
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=_DEFAULT_IDLE_SECONDS)
-    command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
+    # Without -P, modules of the working directory, which is one that tasks may write to, would be ours.
+    command = [sys.executable, "-P", "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
     command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
     for _ in range(_START_ATTEMPTS):

@@ -296,7 +296,7 @@ class AirExecutorExecutor(BaseExecutor):
                 {
                     "id": TASK_ID,
                     "command": sys.executable,
-                    "args": ["-m", MODULE],
+                    "args": ["-P", "-m", MODULE],  # what lies in the directory of the manager is nobody's module
                     "runner": "warm",
                     "preload": [MODULE],
                     "env": options.env or None,

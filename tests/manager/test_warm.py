@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import processes
-from airflow_provider_air_executor.manager.runners.records import read_record
 from tests.support.jobs import ended
 from tests.support.managers import Managers
 from tests.support.processes import command_line, is_gone, parent, pids
@@ -65,6 +65,33 @@ if sys.argv[2:] == ["stubborn"]:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(600)
 """,
+    "pooled": """\
+import atexit, concurrent.futures, sys
+pool = concurrent.futures.ThreadPoolExecutor(2)
+print(pool.submit(sum, [1, 2]).result())
+atexit.register(print, "at exit")
+""",
+    "draws": """\
+import random, numpy, seeded
+print(numpy.random.random(), seeded.numbers.random())
+""",
+    "seeded": """\
+import random
+numbers = random.Random()
+def after_fork():
+    numbers.seed()
+""",
+    # What stands for a library that is seeded when it is imported.
+    "numpy/__init__": "from numpy import random\n",
+    "numpy/random": """\
+import random as _random
+_numbers = _random.Random()
+seed, random = _numbers.seed, _numbers.random
+""",
+    "otel": """\
+import threading, time
+threading.Thread(target=time.sleep, args=(60,), daemon=True, name="OtelBatchSpanRecordProcessor").start()
+""",
     "waits": """\
 import os, sys, time
 print("started", flush=True)
@@ -80,6 +107,7 @@ def modules(tmp_path: Path, managers: Managers) -> Path:
     """Modules that the managers of a test can import."""
     directory = tmp_path / "modules"
     directory.mkdir()
+    (directory / "numpy").mkdir()
     for name, text in MODULES.items():
         (directory / f"{name}.py").write_text(text)
     managers.environment["PYTHONPATH"] = str(directory)
@@ -322,3 +350,53 @@ def test_a_reused_process_id_is_not_the_runner() -> None:
         assert not processes.is_runner(process.pid, token)  # a zombie
     with pytest.raises(ProcessLookupError):
         processes.identity(process.pid)
+
+
+def test_it_ends_as_python_does(store: JobStore, manager: subprocess.Popen[str]) -> None:
+    """Pools of threads are told to stop before they are waited for, and what was registered is called."""
+    done = run(store, "j", warm("pooled"))
+    assert done.status == "completed"
+    assert store.read_log("j", "a").text == "3\nat exit\n"
+
+
+def test_each_draws_numbers_of_its_own(store: JobStore, managers: Managers) -> None:
+    """Of what was seeded when it was imported, by itself or by a hook."""
+    managers.start("--preload", "numpy,seeded")
+    drawn = []
+    for number in range(3):
+        assert run(store, f"j{number}", warm("draws")).status == "completed"
+        drawn.append(store.read_log(f"j{number}", "a").text.split())
+    assert len({numbers[0] for numbers in drawn}) == len({numbers[1] for numbers in drawn}) == 3
+
+
+def test_threads_that_come_back_after_a_fork_are_let_pass(store: JobStore, managers: Managers) -> None:
+    managers.start("--preload", "otel")
+    run(store, "j", warm("report"))
+    assert "cold start" not in store.read_log("j", "a").text
+
+
+@pytest.mark.parametrize("is_preloaded", [False, True])
+def test_its_own_directory_comes_first(store: JobStore, managers: Managers, tmp_path: Path, is_preloaded: bool) -> None:
+    """As with ``python -m``: the module that stands there is run, and no other one of its name."""
+    directory = tmp_path / "own"
+    directory.mkdir()
+    (directory / "waits.py").write_text("import other, os; print('mine', other.WHOSE, os.getcwd())")
+    (directory / "other.py").write_text("WHOSE = 'too'")
+    managers.start(*(["--preload", "heavy,seeded"] if is_preloaded else []))
+    if is_preloaded:
+        (directory / "heavy.py").write_text("")
+    assert run(store, "j", warm("waits", cwd=str(directory))).status == "completed"
+    lines = store.read_log("j", "a").text.splitlines()
+    assert lines[-1] == f"mine too {directory}"
+    assert [line for line in lines if "cold start" in line and "heavy" in line] == lines[:-1]
+    assert len(lines) == 1 + is_preloaded
+
+
+def test_modules_of_the_managers_directory_are_nobodys(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    """Neither the fork server's, nor those of a task that has a directory of its own."""
+    directory = tmp_path / "start"
+    directory.mkdir()
+    (directory / "heavy.py").write_text("raise RuntimeError('this is not the one')")
+    managers.start("--preload", "heavy", cwd=directory)
+    assert run(store, "j", warm("report", cwd=str(tmp_path))).status == "completed"
+    assert report_of(store, "j")["cwd"] == str(tmp_path)

@@ -108,7 +108,7 @@ def test_a_workload_becomes_a_job_of_its_external_executor_id(executor: AirExecu
     assert (job.state, job.priority, job.labels["airflow"]) == ("waiting", 3, "task")
     assert job.submitted_by is not None
     assert (job.submitted_by.dag_id, job.submitted_by.task_id) == ("d", "t")
-    assert (task.runner, task.args) == ("warm", ("-m", "airflow_provider_air_executor.workload"))
+    assert (task.runner, task.args) == ("warm", ("-P", "-m", "airflow_provider_air_executor.workload"))
     assert given.ti.key in executor.running
     assert given.ti.key not in executor.queued_tasks
     path = store.attached_path(name, WORKLOAD_FILE)

@@ -6,20 +6,24 @@ has forked goes on: a runner is the leader of a session of its own, claims its r
 writes its exit code there.
 
 A module that is imported for its tasks may have a function ``preload``, which is called once: for what is loaded
-late otherwise, by the first call of something.
+late otherwise, by the first call of something. And a function ``after_fork``, which is called in each runner: for what
+each must have for itself, such as the state of a generator of random numbers.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
+import importlib.machinery
 import json
 import os
 import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import traceback
@@ -29,11 +33,16 @@ from typing import Any, NoReturn
 
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, identity, kill_started_by
 
+# Threads that are started anew in a forked process by those who have started them (os.register_at_fork).
+_SURVIVING_THREADS = ("OtelPeriodicExportingMetricReader", "OtelBatch")
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
 NOT_CLAIMED = 97
 _CANNOT_RUN = 126
 _LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 _RECORD_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+_preloaded: set[str] = set()  # modules that were imported for the tasks
 
 
 def main() -> None:
@@ -51,12 +60,17 @@ def main() -> None:
 
 def preload(modules: Sequence[str]) -> None:
     """Import modules, and call their ``preload``."""
+    _preloaded.update(modules)
     for name in modules:
         module = importlib.import_module(name)
         prepare = getattr(module, "preload", None)
         if callable(prepare):
             prepare()
-    others = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    others = [
+        thread.name
+        for thread in threading.enumerate()
+        if thread is not threading.main_thread() and not thread.name.startswith(_SURVIVING_THREADS)
+    ]
     if others:
         raise RuntimeError(
             f"importing {', '.join(modules)} has started threads ({', '.join(others)}): fork would lose them"
@@ -141,6 +155,7 @@ def _become_runner(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         code = _run_recorded(request)
     except BaseException:  # there is nobody to tell
@@ -162,7 +177,8 @@ def _run_recorded(request: dict[str, Any]) -> int:
             os.chdir(request["cwd"])
         os.environ.update(request["variables"])
         os.environ[RUN_VARIABLE] = token
-        code = run_module(request["module"], request["args"])
+        _begin_anew()
+        code = run_module(request["module"], request["args"], is_safe=request["safe"])
     except BaseException:
         traceback.print_exc()
     for stream in (sys.stdout, sys.stderr):
@@ -181,10 +197,35 @@ def _open_standard_streams(log_path: str) -> None:
     os.close(log)
 
 
-def run_module(module: str, args: Sequence[str]) -> int:
-    """What ``python -m module args...`` does, in this process; its exit code."""
+def _begin_anew() -> None:
+    """Give this process what a fresh one has for itself, and forked ones would share."""
+    numbers = sys.modules.get("numpy.random")
+    if numbers is not None:
+        numbers.seed()  # it is seeded when it is imported
+    for name in _preloaded:
+        after_fork = getattr(sys.modules.get(name), "after_fork", None)
+        if callable(after_fork):
+            after_fork()
+
+
+def run_module(module: str, args: Sequence[str], *, is_safe: bool = True) -> int:
+    """What ``python -m module args...`` does, in this process; its exit code.
+
+    :param is_safe: whether modules of the working directory are not found, as with ``python -P``.
+    """
     sys.argv = [module, *args]
     code: object = 0
+    if not is_safe and not os.environ.get("PYTHONSAFEPATH"):
+        others = _modules_of_its_own(os.getcwd())
+        if others:
+            print(  # noqa: T201 - the log of the task
+                f"air-executor: a cold start, without a warm runner: {', '.join(others)} in the directory of the task "
+                "would be imported instead of what has been imported already",
+                flush=True,
+            )
+            code = subprocess.call([sys.executable, "-m", module, *args])
+            return 128 - code if code < 0 else code
+        sys.path.insert(0, os.getcwd())
     try:
         # That the module has been imported already is what all this is for.
         warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning, module="runpy")
@@ -193,16 +234,38 @@ def run_module(module: str, args: Sequence[str]) -> int:
         code = end.code
     except BaseException:
         traceback.print_exc()
-        return 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+        code = 1
+    _end()
     if code is None:
         return 0
     if isinstance(code, int):
         return code & 0xFF
     print(code, file=sys.stderr)  # noqa: T201 - as Python does
     return 1
+
+
+def _end() -> None:
+    """What Python does at its end: tell pools of threads to stop, join threads, and call what was registered."""
+    for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # noqa: SLF001
+        try:
+            step()
+        except BaseException:
+            traceback.print_exc()
+
+
+def _modules_of_its_own(directory: str) -> list[str]:
+    """The modules of a directory that ``python -m`` would find there before those that have been imported here."""
+    found = []
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(directory):
+            name = entry.name.partition(".")[0]
+            known = sys.modules.get(name)
+            if known is None or name in sys.builtin_module_names or name in ("__main__", "site", "os", "sys"):
+                continue
+            spec = importlib.machinery.PathFinder.find_spec(name, [directory])
+            if spec is not None and spec.origin is not None and spec.origin != getattr(known, "__file__", None):
+                found.append(name)
+    return sorted(found)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ class WarmRunners:
                 theirs.set_inheritable(True)
                 self.pid = os.posix_spawn(
                     sys.executable,
-                    [sys.executable, "-m", _FORK_SERVER, str(theirs.fileno()), *self._modules],
+                    [sys.executable, "-P", "-m", _FORK_SERVER, str(theirs.fileno()), *self._modules],
                     self._environment,
                     file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
                     setsid=True,
