@@ -156,7 +156,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.timeout = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
         self.on_retry = on_retry
         self.when_killed = on_kill
-        self.skip_on_exit_code = {skip_on_exit_code} if isinstance(skip_on_exit_code, int) else set(skip_on_exit_code)
+        self.skip_on_exit_code = _exit_codes(skip_on_exit_code)
         self.stream_logs = stream_logs
         self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.air_executor_conn_id = air_executor_conn_id
@@ -166,6 +166,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
                 raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
+        _check_arguments(max_parallel_tasks, priority, labels)
         if self.poll_interval <= 0:
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:
@@ -410,6 +411,8 @@ class AirExecutorSubmitOperator(BaseOperator):
             try:
                 self._stream(job)
                 line = summary.progress(self.hook.get_tasks(job.name))
+                if not self.hook.location.embedded and not self.hook.store.manager_is_running():
+                    line += f" (no manager is running: air-executor manager --base-path {self.hook.store.base_path})"
             except (CorruptFileError, OSError) as error:
                 line = f"its tasks cannot be read now: {error}"
             if line != last[0]:
@@ -518,6 +521,33 @@ def list_of(tasks: Any) -> Any:
         except ValueError as error:
             raise InvalidJobError(f"tasks: the template did not give a JSON list: {error}") from None
     return list(tasks) if not isinstance(tasks, Mapping) and hasattr(tasks, "__iter__") else tasks
+
+
+def _exit_codes(given: Any) -> set[int]:
+    """The exit codes that skip a task.
+
+    :raises InvalidJobError: if one is no number; a text would be taken for its digits.
+    """
+    codes: list[Any] = [given] if isinstance(given, int | str) else list(given)
+    for code in codes:
+        if isinstance(code, bool) or not isinstance(code, int):
+            raise InvalidJobError(f"skip_on_exit_code: must be a number, or several, not {given!r}")
+    return set(codes)
+
+
+def _check_arguments(max_parallel_tasks: Any, priority: Any, labels: Any) -> None:
+    """Refuse when the DAG is parsed what would be refused, or misunderstood, when the job is submitted.
+
+    :raises InvalidJobError: naming the argument.
+    """
+    is_number = isinstance(max_parallel_tasks, int) and not isinstance(max_parallel_tasks, bool)
+    if max_parallel_tasks is not None and not (is_number and max_parallel_tasks >= 1):
+        raise InvalidJobError(f"max_parallel_tasks: must be a whole number from 1, not {max_parallel_tasks!r}")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidJobError(f"priority: must be a whole number, not {priority!r}")
+    for key, value in labels.items() if isinstance(labels, Mapping) else ():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidJobError(f"labels: each is a text with a text, not {key!r}: {value!r}")
 
 
 def _submitted_by(context: Context) -> SubmittedBy:

@@ -258,6 +258,8 @@ class AirExecutorJobTrigger(BaseTrigger):
                 await self._save_position()
                 return self._event(TIMEOUT, f"the job is {job.state.value if job else 'not there'}")
             pauses = [] if self.deadline is None else [self.deadline - time.time()]
+            if job is None and is_there:  # it cannot be read now, and need not change any more
+                pauses.append(max(self.poll_interval, 0.05))
             if self.stream_logs:
                 await self._pass_lines_on()
                 pauses.append(self.poll_interval)

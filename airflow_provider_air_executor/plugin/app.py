@@ -31,6 +31,7 @@ from airflow_provider_air_executor.jobs.index import TaskCounts
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, nearest_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.summary import held_up
 from airflow_provider_air_executor.plugin import live, pages
 from airflow_provider_air_executor.plugin.access import (
     FoundJob,
@@ -170,7 +171,7 @@ def list_jobs(
         found = [job for job in found if _is_owned(job, asked)]
     if label:
         wanted = [text.partition("=") for text in label]
-        found = [job for job in found if _has_labels(job, wanted)]
+        found = [job for job in found if _has_labels(job, wanted) and _shows_labels(hook.store, job, wanted)]
     found = [job for job in found if rights.permit(job, DagAccessEntity.TASK_INSTANCE)]
     state_counts = Counter(job.state for job in found)
     shown = [job for job in found if job.state in state] if state else found
@@ -187,6 +188,7 @@ def get_job(response: Response, found: SeenJob) -> JobDetails:
         job,
         index_of(found.store).counts(job.name),
         masking.load(found.store, job.name),
+        held_up=held_up(found.store, job, index_of(found.store).jobs()),
         may_edit=found.permits(DagAccessEntity.TASK_INSTANCE, "PUT"),
         may_read_logs=found.permits(DagAccessEntity.TASK_LOGS),
     )
@@ -295,6 +297,15 @@ def _is_owned(job: Job, asked: Mapping[str, Any]) -> bool:
     return job.submitted_by is not None and all(
         getattr(job.submitted_by, field) == value for field, value in asked.items()
     )
+
+
+def _shows_labels(store: JobStore, job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:
+    """Whether these labels are shown as they are: who guesses a secret must not learn from the list that it fits."""
+    try:
+        mask = masking.load(store, job.name)
+    except AirExecutorError:
+        return False
+    return all(mask.text(key) == key and (not equals or mask.text(value) == value) for key, equals, value in wanted)
 
 
 def _has_labels(job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:

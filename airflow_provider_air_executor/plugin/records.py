@@ -93,6 +93,7 @@ class JobDetails(JobSummary):
     """
 
     error: str | None
+    held_up: str | None  # what it waits for, or what the manager cannot do with it at the moment
     attempt: int
     priority: int
     timeout: float | None
@@ -102,13 +103,16 @@ class JobDetails(JobSummary):
     may_read_logs: bool
 
     @classmethod
-    def shown(cls, job: Job, counts: TaskCounts, mask: Mask, *, may_edit: bool, may_read_logs: bool) -> JobDetails:
+    def shown(
+        cls, job: Job, counts: TaskCounts, mask: Mask, *, held_up: str | None, may_edit: bool, may_read_logs: bool
+    ) -> JobDetails:
         """The job as it is shown."""
         return cls(
             **cls.fields_of(job, counts, mask),
             **job.model_dump(include={"attempt", "priority", "timeout", "max_parallel_tasks"}),
             outlets=tuple(mask.text(uri) for uri in job.outlets),
             error=mask.text(job.error) if job.error else None,
+            held_up=mask.text(held_up) if held_up else None,
             may_edit=may_edit,
             may_read_logs=may_read_logs,
         )
@@ -161,7 +165,7 @@ class TaskDetails(BaseModel):
             cwd=mask.text(task.cwd) if task.cwd else None,
             environment=sorted(task.env or ()),
             error=mask.text(task.error) if task.error else None,
-            where=task.where,
+            where=mask.text(task.where) if task.where else None,
             attempts=[Attempt.of(attempt) for attempt in attempts if attempt.started_at is not None],
         )
 

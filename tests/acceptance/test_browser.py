@@ -197,6 +197,19 @@ def test_a_log_is_followed(airflow: WithLogin, store: JobStore, page: Page) -> N
     assert Path(download.value.path()).read_text() == store.read_log("followed", "transform-a").text
 
 
+def test_the_end_of_a_log_is_shown_first(airflow: WithLogin, store: JobStore, page: Page) -> None:
+    """Also of a task that has ended, whose log comes in one piece; and no half of a line at the beginning."""
+    line = "for i in $(seq 9000); do echo INFO step $i; done; echo FATAL; exit 9"
+    store.submit("noisy", [{"id": "a", "bash": line}])
+    wait_until(lambda: store.get_job("noisy").state.is_terminal, what="it has ended")
+    page.goto(job_url(airflow, "noisy"))
+    log = page.get_by_label("What a has printed")
+    expect(log).to_contain_text("FATAL")
+    at_end = "box => box.scrollTop > 0 && box.scrollHeight - box.scrollTop - box.clientHeight < 24"
+    wait_until(lambda: log.evaluate(at_end), what="the end is in sight")
+    assert re.match(r"INFO step \d+\n", log.inner_text())
+
+
 def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, page: Page) -> None:
     start(airflow, store, "cancelled")
     page.goto(job_url(airflow, "cancelled"))

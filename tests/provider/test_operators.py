@@ -6,7 +6,9 @@ import json
 import signal
 import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from airflow.sdk import DAG, Asset
@@ -178,6 +180,37 @@ class TestWaiting:
     ) -> None:
         with pytest.raises(error):
             operator([*lines, "true"], skip_on_exit_code=codes).execute(context())
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"skip_on_exit_code": "99"},
+            {"skip_on_exit_code": [99, "1"]},
+            {"skip_on_exit_code": True},
+            {"max_parallel_tasks": 0},
+            {"max_parallel_tasks": "2"},
+            {"priority": "high"},
+            {"labels": {"a": 1}},
+        ],
+    )
+    def test_an_argument_that_would_be_misunderstood_is_refused_when_the_dag_is_parsed(
+        self, arguments: dict[str, Any]
+    ) -> None:
+        with pytest.raises(InvalidJobError, match=next(iter(arguments))):
+            operator(["true"], **arguments)
+
+    def test_who_waits_is_told_that_no_manager_runs(
+        self, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from structlog.testing import capture_logs
+
+        monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", f"air-executor://?base_path={quote(str(tmp_path), safe='')}")
+        tested = operator(["true"], job_name="j", air_executor_conn_id="elsewhere", timeout=0.5)
+        with capture_logs() as captured, pytest.raises(JobTimeoutError):
+            tested.execute(context())
+        lines = [line["event"] % line.get("positional_args", ()) for line in captured]
+        said = "0 of 1 tasks done (no manager is running: air-executor manager --base-path"
+        assert any(said in line for line in lines)
 
     @pytest.mark.embedded
     def test_the_output_of_its_tasks_appears_while_they_run(self, store: JobStore) -> None:

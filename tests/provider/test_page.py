@@ -81,7 +81,7 @@ def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutor
     job = store.get_job("j").evolve(error="task-1: hunter2-of-conn")
     shown = TaskDetails.of(task, [], mask)
     assert (shown.command, shown.environment, shown.error) == ("curl -u '***'", ["A"], "no ***")
-    details = JobDetails.shown(job, {}, mask, may_edit=True, may_read_logs=True)
+    details = JobDetails.shown(job, {}, mask, held_up="waits", may_edit=True, may_read_logs=True)
     assert details.error == "task-1: ***"
     row = JobSummary.of(job, {}, mask)
     assert (row.labels, details.outlets, shown.cwd) == ({"l": "***"}, ("x://***",), "/***")

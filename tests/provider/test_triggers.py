@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -148,6 +149,32 @@ def test_the_embedded_manager_is_started_again(store: JobStore, tmp_path: Path) 
     os.kill(pid, signal.SIGKILL)
     (tmp_path / "go").touch()
     assert asyncio.run(fired(trigger(store, embedded=True, poll_interval=0.2)))["status"] == "completed"
+
+
+@pytest.mark.embedded
+def test_a_job_that_could_not_be_read_at_its_end_is_read_again(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """However often that fails: when it has ended, nothing changes any more that would tell of it."""
+    AirExecutorHook().create_job("j", [until(tmp_path / "go")])
+    load, failed = JobStore.load_job, []
+
+    def load_job(self: JobStore, name: str) -> Any:
+        found = load(self, name)
+        if found[0].state.is_terminal and len(failed) < 20:
+            failed.append(name)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return found
+
+    async def scenario() -> dict[str, str]:
+        waiting = asyncio.create_task(fired(trigger(store, poll_interval=0.1)))
+        await asyncio.sleep(0.5)
+        monkeypatch.setattr(JobStore, "load_job", load_job)
+        (tmp_path / "go").touch()
+        return await waiting
+
+    assert asyncio.run(scenario())["status"] == "completed"
+    assert len(failed) == 20
 
 
 @pytest.mark.embedded

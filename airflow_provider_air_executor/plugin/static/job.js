@@ -242,6 +242,7 @@ export function Job({ name, connId }) {
       <div class="head"><h1>${job.name}</h1><span aria-live="polite"><${Status} value=${job.state} reason=${job.reason} /></span><${Progress} counts=${job.task_counts} /><${Actions} job=${job} connId=${connId} onDone=${reload} /></div>
       <${Facts} job=${job} now=${now} />
       ${job.error ? html`<p class="problem">${job.error}</p>` : null}
+      ${job.held_up ? html`<p class="quiet">${job.held_up}</p>` : null}
       <${Problem} error=${error} />
     </header>
     <div class="columns ${shown ? "two" : ""}">

@@ -26,12 +26,14 @@ export function Log({ job, task, connId, listen, isLive }) {
     setFollow(value);
     toEnd();
   };
+  useEffect(toEnd, [isEmpty]); // before, the box has no height
   useEffect(() => {
     let length = 0;
     return listen(({ text, offset }) => {
       if (box.current === null) return; // it is going
       setLeftOut((before) => before ?? offset);
-      const node = document.createTextNode(printable(text));
+      const isCut = length === 0 && offset > 0; // what it begins with is half a line
+      const node = document.createTextNode(printable(isCut ? text.slice(text.indexOf("\n") + 1) : text));
       box.current.append(node);
       length += node.length;
       while (length > MAX_CHARACTERS && box.current.firstChild !== node) {
