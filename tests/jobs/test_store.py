@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -344,3 +345,34 @@ class TestPublishing:
 def test_statuses_are_what_the_format_calls_them() -> None:
     assert [state.value for state in JobState] == ["waiting", "working", "completed", "failed"]
     assert [status.value for status in TaskStatus] == ["pending", "running", "completed", "failed"]
+
+
+def test_a_file_system_that_cannot_flush_a_directory(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FUSE, CIFS and some network file systems refuse it; what was published counts."""
+    flush = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store.submit("j", ["true"])
+    assert store.cancel("j")
+    assert len(store.requests()) == 1
+
+
+def test_a_read_that_fails_leaves_no_file_open(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NFS, where a file that was replaced can be opened, and is stale."""
+    store.submit("j", ["true"])
+    before = len(os.listdir("/proc/self/fd"))
+
+    def fstat(descriptor: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        for _ in range(5):
+            with pytest.raises(OSError, match="Stale"):
+                files.open_regular(store.state_path("j"))
+    assert len(os.listdir("/proc/self/fd")) == before
