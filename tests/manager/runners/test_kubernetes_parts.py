@@ -69,6 +69,21 @@ def test_a_token(tmp_path: Path) -> None:
     assert not access.must_renew
 
 
+def test_what_python_calls_not_strict_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 refuses certificates by default that kubectl takes."""
+    real = ssl.create_default_context
+
+    def as_since_3_13(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        found = real(*args, **kwargs)
+        found.verify_flags |= ssl.VERIFY_X509_STRICT
+        return found
+
+    monkeypatch.setattr(ssl, "create_default_context", as_since_3_13)
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert not access.tls.verify_flags & ssl.VERIFY_X509_STRICT
+    assert access.tls.verify_mode is ssl.CERT_REQUIRED
+
+
 def test_another_context(tmp_path: Path) -> None:
     path = write_kubeconfig(tmp_path / "config", {"token": "t"}, **{"tls-server-name": "api", "proxy-url": "http://p"})
     access = find_access({"KUBECONFIG": path}, context="two")
@@ -148,7 +163,7 @@ def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", tmp_path)
     (tmp_path / "token").write_text("pod")
     (tmp_path / "namespace").write_text("jobs")
-    monkeypatch.setattr(credentials.ssl, "create_default_context", lambda cafile: cafile)
+    monkeypatch.setattr(credentials, "_context", lambda cafile: cafile)
     access = find_access({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"})
     access.renew()
     assert (access.server, access.namespace, access.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
