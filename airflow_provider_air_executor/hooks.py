@@ -23,7 +23,7 @@ from airflow_provider_air_executor.exceptions import (
     ManagerRunningError,
     SettingsError,
 )
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 
@@ -80,7 +80,10 @@ class AirExecutorHook(BaseHook):
             return Location(embedded_base_path(), embedded=True)
         base_path, embedded = extra.get("base_path") or embedded_base_path(), extra.get("embedded") or False
         where = f"connection {self.air_executor_conn_id!r}"
-        if not isinstance(base_path, str) or not os.path.isabs(os.path.expanduser(base_path)):
+        # All extras of a URI are texts.
+        if isinstance(embedded, str):
+            embedded = {"true": True, "false": False}.get(embedded.lower(), embedded)
+        if not isinstance(base_path, str) or not os.path.isabs(files.expanded(base_path)):
             raise ValueError(f"base_path of {where} must be an absolute path, not {base_path!r}")
         if not isinstance(embedded, bool):
             raise ValueError(f"embedded of {where} must be true or false, not {embedded!r}")
@@ -326,7 +329,7 @@ def _masked_parts(text: str, masked: str) -> set[str]:
 
 def embedded_base_path() -> str:
     """The job filesystem that is used if no connection says otherwise."""
-    home = os.path.expanduser(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+    home = files.expanded(os.environ.get("AIRFLOW_HOME") or "~/airflow")
     return os.path.join(home, "air-executor")
 
 
@@ -338,7 +341,7 @@ def tasks_base_path(configured: str, team_name: str | None = None) -> str:
     """
     home = os.environ.get("AIRFLOW_HOME") or "~/airflow"
     suffix = f"-{team_name}" if team_name else ""
-    base_path = os.path.expanduser(configured or os.path.join(home, f"air-executor-tasks{suffix}"))
+    base_path = files.expanded(configured or os.path.join(home, f"air-executor-tasks{suffix}"))
     if not os.path.isabs(base_path):
         raise SettingsError(f"[air_executor] base_path must be an absolute path, not {base_path!r}")
     return base_path

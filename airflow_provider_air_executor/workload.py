@@ -208,7 +208,7 @@ def _set_defaults() -> None:
     Airflow reads them when it is imported, and importing its configuration imports all that reads them: what is
     configured is found out without it. The file that Airflow makes by itself has all defaults in it.
     """
-    home = os.path.expanduser(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+    home = files.expanded(os.environ.get("AIRFLOW_HOME") or "~/airflow")
     configured = configparser.RawConfigParser(strict=False, allow_no_value=True)
     with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
         configured.read(os.environ.get("AIRFLOW_CONFIG") or os.path.join(home, "airflow.cfg"))

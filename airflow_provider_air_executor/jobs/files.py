@@ -32,6 +32,14 @@ AWAY = (
 TRANSIENT = (*SHORTAGE, *AWAY)
 
 
+def expanded(path: Path | str) -> str:
+    """A path in which ``~`` and ``$VARIABLE`` stand for what they do in Airflow's own settings."""
+    before, text = "", str(path)
+    while text != before:
+        before, text = text, os.path.expanduser(os.path.expandvars(text))
+    return text
+
+
 class Stamp(NamedTuple):
     """What tells one version of a file from another without reading it."""
 

@@ -109,11 +109,11 @@ class JobStore:
 
     Making one touches nothing; the directories come with the first job or manager.
 
-    :param base_path: the directory that holds ``jobs/`` and ``inbox/``; ``~`` is expanded.
+    :param base_path: the directory that holds ``jobs/`` and ``inbox/``; ``~`` and ``$VARIABLE`` are expanded.
     """
 
     def __init__(self, base_path: Path | str) -> None:
-        self.base_path = Path(os.path.abspath(os.path.expanduser(base_path)))
+        self.base_path = Path(os.path.abspath(files.expanded(base_path)))
         self.jobs_path = self.base_path / "jobs"
         self.inbox_path = self.base_path / "inbox"
         self.lock_path = self.base_path / "manager.lock"

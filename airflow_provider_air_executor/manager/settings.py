@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import ModuleName, RunnerName, Seconds
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 
@@ -81,7 +82,7 @@ def load_settings(
         variable = ENVIRONMENT_PREFIX + key.upper()
         if environment.get(variable):
             given.setdefault(key, (environment[variable], variable))
-    path = config or Path(str(given.get("base_path", (DEFAULT_BASE_PATH, ""))[0])).expanduser() / "config.yaml"
+    path = config or Path(files.expanded(str(given.get("base_path", (DEFAULT_BASE_PATH, ""))[0]))) / "config.yaml"
     warnings = []
     for key, value in _read_config(path, required=config is not None).items():
         if key not in Settings.model_fields:

@@ -36,6 +36,23 @@ class TestLocation:
         connection(monkeypatch, "OTHER", embedded=True)
         assert AirExecutorHook("other").location == (f"{home}/air-executor", True)
 
+    @pytest.mark.parametrize(("text", "embedded"), [("true", True), ("True", True), ("false", False)])
+    def test_a_connection_that_is_a_uri(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, text: str, embedded: bool
+    ) -> None:
+        """All its extras are texts; and paths are what they are in Airflow's own settings."""
+        monkeypatch.setenv("JOBS", "/srv/jobs")
+        uri = f"air-executor://?base_path=%24JOBS%2Fof-mine&embedded={text}"
+        monkeypatch.setenv("AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT", uri)
+        hook = AirExecutorHook()
+        assert hook.location.embedded is embedded
+        assert hook.store.base_path == Path("/srv/jobs/of-mine")
+
+    def test_a_home_that_names_a_variable(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("WHERE", "/srv")
+        monkeypatch.setenv("AIRFLOW_HOME", "$WHERE/airflow")
+        assert AirExecutorHook().location == ("/srv/airflow/air-executor", True)
+
     @pytest.mark.parametrize("extra", [{"base_path": "relative"}, {"base_path": 7}, {"embedded": "yes"}])
     def test_a_bad_field_is_named(self, home: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, object]) -> None:
         connection(monkeypatch, **extra)
