@@ -84,10 +84,16 @@ def start_and_defer(airflow: Installation, store: JobStore, dag_id: str, go: Pat
     return run_id
 
 
-def assert_all_lines_are_in(log: str, store: JobStore, job: Job) -> None:
-    """Whether Airflow's log has each line of a job of DAG ``waits`` once."""
+def assert_all_lines_are_in_the_log(airflow: Installation, run_id: str, dag_id: str, store: JobStore, job: Job) -> None:
+    """Whether Airflow's log of a task that has succeeded has each line of its job once.
+
+    A task succeeds a moment before the last lines of its log are written.
+    """
     lines = store.read_log(job.name, "work").text.splitlines()
     assert lines == ["started", *(f"line {number}" for number in range(1, len(lines)))]
+    has_the_end = lambda: f"work | {lines[-1]}\n" in airflow.log(dag_id, run_id, "submit")  # noqa: E731
+    wait_until(has_the_end, what="the end of the log is there")
+    log = airflow.log(dag_id, run_id, "submit")
     assert [log.count(f"work | {line}\n") for line in lines] == [1] * len(lines)
 
 
@@ -104,7 +110,7 @@ def test_complaint_6_the_logs_are_missing_while_the_task_is_deferred(
     assert airflow.task_states("waits", run_id) == {"submit": "deferred"}
     go.touch()
     assert airflow.follow("waits", run_id)[0] == "success"
-    assert_all_lines_are_in(airflow.log("waits", run_id, "submit"), store, *jobs_of(store, run_id))
+    assert_all_lines_are_in_the_log(airflow, run_id, "waits", store, *jobs_of(store, run_id))
     assert airflow.xcom("waits", run_id, "submit") == {"work": "done"}
 
 
@@ -200,7 +206,7 @@ def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(
     assert state == "success", airflow.explain("talks", run_id)
     job = store.get_job(job.name)
     assert (job.state, job.attempt) == ("completed", 1)
-    assert_all_lines_are_in(airflow.log("talks", run_id, "submit"), store, job)
+    assert_all_lines_are_in_the_log(airflow, run_id, "talks", store, job)
 
 
 def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, store: JobStore, go: Path) -> None:

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import NamedTuple
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"
 _LOOK_SECONDS = 0.03
 _QUIET_LOOKS = 2
+_MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
 _LOOKS = 50  # where somebody waits for the end of it
 # Of both kinds. A record may hold anything, and what no runner was given must not make a stranger one.
@@ -118,6 +120,7 @@ class Kill:
         self._spared = {os.getpid(), *spare}
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
+        self._doubts: Counter[int] = Counter()  # how often it could not be told of a process
         self._seen: set[int] = set()  # processes that do not belong to it, or have been killed
         self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
         self._looked_at = self._found_at
@@ -142,8 +145,11 @@ class Kill:
             for pid in listed:
                 if pid in self._seen or pid in self._spared:
                     continue
-                self._seen.add(pid)
                 is_meant = self._is_meant(pid)
+                # One that has just been forked has no environment for a moment; others never have one.
+                self._doubts[pid] += is_meant is None
+                if is_meant is not None or self._doubts[pid] > _MOST_DOUBTS:
+                    self._seen.add(pid)
                 if is_meant is None:
                     quiet = 0
                 elif is_meant and self._kill(pid):
@@ -151,6 +157,7 @@ class Kill:
             if time.monotonic() - began > seconds:
                 break
         if self._found_at >= began:
+            self._doubts.clear()
             self._seen.clear()  # what was killed must be seen to be gone
         self._looked_at = time.monotonic()
         self.is_over = quiet >= _QUIET_LOOKS and self._found_at < began
