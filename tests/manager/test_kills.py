@@ -17,6 +17,7 @@ from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment
 from tests.support.waiting import wait_until
 
+JOB = f"j-{os.getpid()}"  # other tests have jobs of their own at the same time
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 # A process that starts another one in a session of its own and ends, every few milliseconds.
@@ -38,13 +39,13 @@ def test_a_chain_of_processes_does_not_outrun_the_kill(
 ) -> None:
     (tmp_path / "chain.py").write_text(CHAIN)
     starts = " ".join(f"{sys.executable} {tmp_path}/chain.py {tmp_path}/c{number} 600 &" for number in range(3))
-    store.submit("j", [task("a", f"{starts} sleep 1000")])
+    store.submit(JOB, [task("a", f"{starts} sleep 1000")])
     counts = [tmp_path / f"c{number}" for number in range(3)]
     wait_until(lambda: all(path.exists() and path.stat().st_size > 3 for path in counts), what="they run")
-    store.cancel("j")
-    assert ended(store, "j").reason == "cancelled"
+    store.cancel(JOB)
+    assert ended(store, JOB).reason == "cancelled"
     sizes = [path.stat().st_size for path in counts]
-    assert not with_environment("AIR_EXECUTOR_JOB=j")
+    assert not with_environment(f"AIR_EXECUTOR_JOB={JOB}")
     store.submit("next", ["sleep 1"])
     ended(store, "next")
     assert [path.stat().st_size for path in counts] == sizes
@@ -85,23 +86,23 @@ def test_what_may_not_be_killed_is_said_and_not_repeated_beside(
     managers.environment["PYTHONPATH"] = str(tmp_path)
     managers.start()
     limit = {"timeout": 1} if how == "timeout" else {}
-    store.submit("j", [task("a", "sleep 1234567 & wait", retries=1, **limit)])
-    pid = runner_pid(store, "j", "a")
+    store.submit(JOB, [task("a", "sleep 1234567 & wait", retries=1, **limit)])
+    pid = runner_pid(store, JOB, "a")
     wait_until(_sleeps, what="it runs")
     if how == "cancelled":
-        store.cancel("j")
+        store.cancel(JOB)
     elif how == "lost":
         os.kill(pid, signal.SIGKILL)
-    found = only_task(store)
+    found = only_task(store, JOB)
     assert (found.reason, found.attempt) == (how, 1)
     assert "may not be killed and lives on (process " in (found.error or "")
-    assert "may not be killed" in store.read_log("j", "a").text
+    assert "may not be killed" in store.read_log(JOB, "a").text
     assert _sleeps()
 
 
 def _sleeps() -> bool:
     """Whether the one that may not be killed is there."""
-    return any(b"1234567" in words for words in map(_words, with_environment("AIR_EXECUTOR_JOB=j")))
+    return any(b"1234567" in words for words in map(_words, with_environment(f"AIR_EXECUTOR_JOB={JOB}")))
 
 
 def _words(pid: int) -> list[bytes]:
@@ -123,16 +124,16 @@ def test_where_processes_cannot_be_looked_at_no_manager_starts(store: JobStore, 
 
 def test_a_stopped_task_hears_that_it_is_to_end(store: JobStore, managers: Managers) -> None:
     managers.start("--kill-grace", "60")
-    store.submit("j", [task("a", "trap 'echo bye; exit' TERM; kill -STOP $$; sleep 1000 & wait")])
-    pid = runner_pid(store, "j", "a")
+    store.submit(JOB, [task("a", "trap 'echo bye; exit' TERM; kill -STOP $$; sleep 1000 & wait")])
+    pid = runner_pid(store, JOB, "a")
 
     def is_stopped() -> bool:
-        return any("T" in _state(process) for process in with_environment("AIR_EXECUTOR_JOB=j") if process != pid)
+        return any("T" in _state(process) for process in with_environment(f"AIR_EXECUTOR_JOB={JOB}") if process != pid)
 
     wait_until(is_stopped, what="it has stopped itself")
-    store.cancel("j")
-    assert ended(store, "j").reason == "cancelled"
-    assert store.read_log("j", "a").text == "bye\n"
+    store.cancel(JOB)
+    assert ended(store, JOB).reason == "cancelled"
+    assert store.read_log(JOB, "a").text == "bye\n"
 
 
 def _state(pid: int) -> str:
@@ -158,10 +159,10 @@ def test_a_signal_that_was_blocked_where_the_manager_was_started(
     one = {"id": "a", "command": sys.executable, "args": ["-c", code]}
     if runner == "warm":
         one = {"id": "a", "command": sys.executable, "args": ["-m", "timeit", "-n", "1", code], "runner": "warm"}
-    store.submit("j", [one])
+    store.submit(JOB, [one])
     wait_until((tmp_path / "begun").exists, what="it runs")
-    store.cancel("j")
-    assert ended(store, "j").reason == "cancelled"
+    store.cancel(JOB)
+    assert ended(store, JOB).reason == "cancelled"
     manager.send_signal(signal.SIGTERM)
     wait_until(lambda: manager.poll() is not None, what="it has ended")
 

@@ -540,7 +540,7 @@ class LocalRunner:
                 return ended
             kill = kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
             ending = _Ending(kill, ended, time.monotonic() + _KILL_SECONDS)
-            if not kill.is_over:  # what it has left is being killed: it runs for so long
+            if not kill.look():  # what it has left is being killed: it runs for so long
                 self._ending.append(ending)
                 return Running(attempt, record.started_at)
             result = self._with_what_is_left(ending)

@@ -120,6 +120,7 @@ class Kill:
         self._spared = {os.getpid(), *spare}
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
+        self._had_found_nothing = False  # whether that was so at the last look
         self._doubts: Counter[int] = Counter()  # how often it could not be told of a process
         self._seen: set[int] = set()  # processes that do not belong to it, or have been killed
         self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
@@ -160,7 +161,9 @@ class Kill:
             self._doubts.clear()
             self._seen.clear()  # what was killed must be seen to be gone
         self._looked_at = time.monotonic()
-        self.is_over = quiet >= _QUIET_LOOKS and self._found_at < began
+        has_found_nothing = quiet >= _QUIET_LOOKS and self._found_at < began
+        self.is_over = has_found_nothing and self._had_found_nothing  # twice, with some time between
+        self._had_found_nothing = has_found_nothing
         return self.is_over
 
     @property
