@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -168,7 +169,7 @@ def test_a_signal_that_was_blocked_where_the_manager_was_started(
 
 
 def test_a_kill_is_over_when_nothing_is_left() -> None:
-    token = "00000000feedbeef"
+    token = secrets.token_hex(8)
     environment = {**os.environ, "AIR_EXECUTOR_RUN": token}
     with subprocess.Popen(["sleep", "1000"], env=environment) as one:
         kill = Kill(token, None)
