@@ -33,7 +33,7 @@ STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND, NOT_SUBMITTED)
 
 STREAM_READER = "airflow"  # whose position in the logs of a job is kept
 # What is logged here goes through a socket to another process, which writes it into the log of the task. When the
-# triggerer is told to end, it does not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
+# triggerer is told to end, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
 ARRIVAL_SECONDS = 2.0
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
