@@ -411,8 +411,8 @@ class AirExecutorSubmitOperator(BaseOperator):
             try:
                 self._stream(job)
                 line = summary.progress(self.hook.get_tasks(job.name))
-                if not self.hook.location.embedded and not self.hook.store.manager_is_running():
-                    line += f" (no manager is running: air-executor manager --base-path {self.hook.store.base_path})"
+                if not self.hook.location.embedded:
+                    line += summary.nobody_runs_it(self.hook.store)
             except (CorruptFileError, OSError) as error:
                 line = f"its tasks cannot be read now: {error}"
             if line != last[0]:

@@ -286,8 +286,8 @@ class AirExecutorJobTrigger(BaseTrigger):
     def _log_progress(self) -> None:
         try:
             line = summary.progress(self._store.load_tasks(self.job_name)[0])
-            if not self.embedded and not self._store.manager_is_running():
-                line += f" (no manager is running: air-executor manager --base-path {self.base_path})"
+            if not self.embedded:
+                line += summary.nobody_runs_it(self._store)
         except (AirExecutorError, OSError):
             return  # not there yet, or half-written: the next change shows it
         if line != self._progress:

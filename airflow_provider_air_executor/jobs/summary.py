@@ -53,6 +53,15 @@ def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
     return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
 
 
+def nobody_runs_it(store: JobStore) -> str:
+    """What to say beside how far a job is if there is no manager, and none is started; empty if there is one."""
+    return (
+        ""
+        if store.manager_is_running()
+        else f" (no manager is running: air-executor manager --base-path {store.base_path})"
+    )
+
+
 def _place(job: Job) -> tuple[int, float]:
     """The place of a job among those that wait, as the manager has it; the smallest is first."""
     return -job.priority, job.created_at.timestamp() if job.created_at else 0.0
