@@ -10,7 +10,7 @@ import signal
 import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -492,9 +492,8 @@ def test_what_a_site_prints_before_the_number(
 @pytest.mark.parametrize(
     "said",
     [
-        "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit: Job violates accounting/QOS policy' >&2",
-        "echo 'sbatch: error: Batch job submission failed: Unable to contact slurm controller' >&2",
-        "rm $0; exec /nowhere",  # it is not there any more
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit: Job violates accounting/QOS policy",
+        "sbatch: error: Batch job submission failed: Unable to contact slurm controller",
     ],
 )
 def test_what_passes_is_waited_for_and_said(
@@ -502,19 +501,31 @@ def test_what_passes_is_waited_for_and_said(
 ) -> None:
     engine.prepare(managers)
     (tmp_path / "trouble").touch()
-    text = f'if [ -e {tmp_path}/trouble ]; then {said}; exit 1; fi; exec {REAL} "$@"'
+    text = f'if [ -e {tmp_path}/trouble ]; then echo "{said}" >&2; exit 1; fi; exec {REAL} "$@"'
     managers.environment["PATH"] = write_program(tmp_path / "bin", "sbatch", text)
-    if "rm" in said:
-        managers.environment["PATH"] = f"{tmp_path}/bin:{_without(tmp_path / 'others', 'sbatch')}"
     managers.start()
-    if "rm" in said:
-        (tmp_path / "bin" / "sbatch").rename(tmp_path / "away")
+    waits_until(store, (tmp_path / "trouble").unlink)
+
+
+def test_sbatch_that_is_away_for_a_while_is_waited_for(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+) -> None:
+    engine.prepare(managers)
+    write_program(tmp_path / "bin", "sbatch", f'exec {REAL} "$@"')
+    managers.environment["PATH"] = f"{tmp_path}/bin:{_without(tmp_path / 'others', 'sbatch')}"
+    managers.start()
+    store.submit("before", [task("a", "true")])  # a manager does not start without it
+    assert only_task(store, "before").status == "completed"
+    away = (tmp_path / "bin" / "sbatch").rename(tmp_path / "away")
+    waits_until(store, lambda: away.rename(tmp_path / "bin" / "sbatch"))
+
+
+def waits_until(store: JobStore, trouble_is_over: Callable[[], object]) -> None:
+    """Submit a task that Slurm does not take before its trouble is over."""
     store.submit("j", [task("a", "true")])
     where = wait_until(lambda: store.get_tasks("j")[0].where, what="it is said why it waits")
     assert where.startswith("not taken by Slurm yet: ")
-    (tmp_path / "trouble").unlink()
-    if "rm" in said:
-        (tmp_path / "away").rename(tmp_path / "bin" / "sbatch")
+    trouble_is_over()
     assert only_task(store).status == "completed"
 
 
