@@ -20,9 +20,9 @@ from airflow_provider_air_executor.jobs import files
 # The names in ``runs/``: that of a record, and that of the note of an engine's runner beside it.
 FILE = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
 
-_RECORD_BYTES = 1000
+_RECORD_BYTES = 8000  # a PATH may be long
 _NOT_SAID = "-"
-_SPAWN = "spawn "
+SPAWN = "spawn "
 _RUNNER = re.compile(r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})", re.ASCII)
 _EXIT_CODE = re.compile(r"-?\d{1,10}", re.ASCII)
 
@@ -58,8 +58,8 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     if runner is None:
         return None
     exit_code = spawn_error = None
-    if len(lines) > 1 and lines[1].startswith(_SPAWN):
-        spawn_error = lines[1].removeprefix(_SPAWN)
+    if len(lines) > 1 and lines[1].startswith(SPAWN):
+        spawn_error = lines[1].removeprefix(SPAWN)
     elif len(lines) > 1:
         if not _EXIT_CODE.fullmatch(lines[1]):
             return None

@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from airflow_provider_air_executor.jobs.records import SPAWN
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, identity, kill_started_by
 
 # Threads that are started anew in a forked process by those who have started them (os.register_at_fork).
@@ -173,8 +174,8 @@ def _run_recorded(request: dict[str, Any]) -> int:
     code = _CANNOT_RUN
     try:
         _open_standard_streams(request["log"])
-        if request["cwd"]:
-            os.chdir(request["cwd"])
+        if request["cwd"] and not _enter(request["cwd"], record):
+            return _CANNOT_RUN
         os.environ.update(request["variables"])
         os.environ[RUN_VARIABLE] = token
         _begin_anew()
@@ -186,6 +187,17 @@ def _run_recorded(request: dict[str, Any]) -> int:
             stream.flush()
     os.write(record, f"{code}\n".encode())
     return code
+
+
+def _enter(directory: str, record: int) -> bool:
+    """Go to the directory of a task; False if it cannot be, and the record says so."""
+    try:
+        os.chdir(directory)
+    except OSError as error:
+        why = f"{SPAWN}the directory {directory} (field cwd) cannot be entered: {error.strerror}\n"
+        os.write(record, os.fsencode(why))
+        return False
+    return True
 
 
 def _open_standard_streams(log_path: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import secrets
@@ -20,8 +21,8 @@ import select
 import shlex
 import shutil
 import signal
-import stat
 import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,8 +30,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import Resources, Task, utc_now
-from airflow_provider_air_executor.jobs.records import read_record
+from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, utc_now
+from airflow_provider_air_executor.jobs.records import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
@@ -52,10 +53,11 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 )
 from airflow_provider_air_executor.manager.runners.records import (
     LOG_FLAGS,
-    SCRIPT,
+    could_not_fork,
     create_log,
     inherited,
     modified_at,
+    script_here,
     task_variables,
 )
 from airflow_provider_air_executor.manager.runners.warm import Exited, Forked, Refused, WarmRunners
@@ -117,7 +119,8 @@ class LocalRunner:
         self._store = store
         self._reaper = children
         self._environment = inherited(environment, str(store.base_path))
-        self._search_path = self._environment.get("PATH", os.defpath)
+        self._environment.setdefault("PATH", os.defpath)
+        self._script = script_here(self._environment)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
         self._adopted: dict[Attempt, int] = {}
@@ -126,9 +129,11 @@ class LocalRunner:
         self._disowned: set[Attempt] = set()
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._last_directory = ("", "")
+        self._found: dict[str, str | None] = {}  # commands that warm tasks have named, in the manager's own path
         self._next_look = 0.0
         self._standby: Standby | None = None
         self._may_prepare = True
+        self._shell_reads = False  # whether a runner on standby was seen to read what it is told
         self._warm = WarmRunners(self._environment, children, preload)
         self._forking: dict[int, Forking] = {}  # by the serial number of the attempt
         self._forked: dict[int, Attempt] = {}
@@ -153,13 +158,12 @@ class LocalRunner:
         if task.resources is not None:
             _check_resources(task.resources)
         directory = self._directory(job_name)
-        command = self._resolve(task, (task.env or {}).get("PATH", self._search_path))
         log_path = f"{directory}/logs/{task_id}.log"
         self._remove_output(attempt)
-        words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log_path, task.cwd or "", command]
+        words = [f"{directory}/runs/{task_id}.{number}", started_at.isoformat(), log_path, task.cwd or "", task.command]
         forking = Forking(attempt, task, words + list(task.args))
         if task.runner == "warm":
-            why_cold = self._why_cold(task, command)
+            why_cold = self._why_cold(task)
             if not why_cold:
                 self._fork(forking)
                 return
@@ -209,13 +213,19 @@ class LocalRunner:
 
     # -- warm runners --------------------------------------------------------------------------------------
 
-    def _why_cold(self, task: Task, command: str) -> str:
+    def _why_cold(self, task: Task) -> str:
         """Why a task that asks for a warm runner cannot have one; empty if it can."""
         if task.env:
             return "its environment differs from the manager's"
-        if command != sys.executable or len(_python_module(task.args)) < 1:
+        if not self._is_this_python(task.command) or len(_python_module(task.args)) < 1:
             return f"its command is not {sys.executable} -m MODULE"
         return self._warm.why_not
+
+    def _is_this_python(self, command: str) -> bool:
+        """Whether a command is the Python that runs the manager."""
+        if "/" not in command and command not in self._found:
+            self._found[command] = shutil.which(command, path=self._environment["PATH"])
+        return self._found.get(command, command) == sys.executable
 
     @staticmethod
     def _say_cold(what: Forking, why: str) -> None:
@@ -294,7 +304,7 @@ class LocalRunner:
     def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
         """Start a runner that has its task: its process id, and its token."""
         token = secrets.token_hex(8)
-        arguments = ["-c", f'{SCRIPT}shift; run "$@"', "air-executor-runner", token, *words]
+        arguments = ["-c", f'{self._script}shift; run "$@"', "air-executor-runner", token, *words]
         return _spawn_shell(arguments, environment, token, _NO_INPUT), token
 
     def prepare(self) -> None:
@@ -310,7 +320,7 @@ class LocalRunner:
             task, pipe = os.pipe()
             try:
                 os.set_blocking(pipe, False)
-                os.write(pipe, SCRIPT.encode())
+                os.write(pipe, os.fsencode(self._script))
                 arguments = ["-s", "air-executor-runner", token]
                 pid = _spawn_shell(arguments, self._environment, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
@@ -332,6 +342,9 @@ class LocalRunner:
         if len(text) > select.PIPE_BUF:  # more could be written in part
             return None
         pid, token, pipe = self._standby
+        self._shell_reads = self._shell_reads or _has_been_read(pipe)
+        if not self._shell_reads:  # it has just begun, or it is one that does not know how to
+            return None
         try:
             os.write(pipe, text)
         except OSError:  # it has ended, or reads nothing
@@ -361,26 +374,6 @@ class LocalRunner:
 
     def _output_path(self, attempt: Attempt) -> str:
         return f"{self._record_path(attempt)}.output"
-
-    @staticmethod
-    def _resolve(task: Task, search_path: str) -> str:
-        # Found here and not by sh, which would take `echo` or `exit` for its own commands.
-        if task.cwd is not None and not os.path.isdir(task.cwd):
-            raise CannotStartError(f"the directory {task.cwd!r} (field cwd) does not exist")
-        try:
-            if "/" not in task.command:
-                found = shutil.which(task.command, path=search_path)
-                if found is None:
-                    raise CannotStartError(f"command {task.command!r} was not found in PATH={search_path}")
-                return os.path.abspath(found)
-            path = task.command if task.command[0] == "/" else os.path.join(task.cwd or os.getcwd(), task.command)
-            is_executable = stat.S_ISREG(os.stat(path).st_mode) and os.access(path, os.X_OK)
-        except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise CannotStartError(f"command {task.command!r} was not found: {why}") from None
-        if not is_executable:
-            raise CannotStartError(f"command {task.command!r} is not an executable file")
-        return path
 
     def poll(self) -> list[Event]:
         """What has ended since the last call."""
@@ -475,13 +468,19 @@ class LocalRunner:
         """How the attempt of a child that has just been reaped ended; None if another runner has it."""
         path = self._record_path(attempt)
         record = None if attempt in self._disowned else read_record(path)
-        if record is not None and record.exit_code is not None:
-            return Ended(attempt, record.exit_code, utc_now())
+        exit_code = os.waitstatus_to_exitcode(status)
+        if record is not None and record.is_over and record.pid == pid and could_not_fork(record) and exit_code > 0:
+            os.unlink(path)
+            return NotStarted(attempt, record.spawn_error or "")
+        if record is not None and record.is_over:
+            return _ended(attempt, record, utc_now())
         if record is not None and record.pid != pid:  # an earlier manager's runner was first
             self._adopted[attempt] = record.pid
             self._tokens[attempt] = record.token
             return None
-        if record is None and attempt not in self._disowned and os.waitstatus_to_exitcode(status) == NOT_CLAIMED:
+        # Its own word, or a signal before it had made its record: then the command has not begun.
+        was_hit = exit_code < 0 and attempt not in self._killed and not os.path.lexists(path)
+        if record is None and attempt not in self._disowned and (exit_code == NOT_CLAIMED or was_hit):
             why = self._cannot_record(path)
             self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
             if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
@@ -514,11 +513,11 @@ class LocalRunner:
             path = self._record_path(attempt)
             # Read after it was gone: now it is final.
             record = None if attempt in self._disowned else read_record(path)
-            if record is None or record.exit_code is None:
+            if record is None or not record.is_over:
                 self._killed.add(attempt)
                 self._let_go(attempt, pid, Ended(attempt, None, utc_now()))
             else:
-                self._let_go(attempt, pid, Ended(attempt, record.exit_code, modified_at(path)))
+                self._let_go(attempt, pid, _ended(attempt, record, modified_at(path)))
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started.
@@ -529,12 +528,12 @@ class LocalRunner:
         if not os.path.lexists(path):
             return None
         record = read_record(path)
-        if record is not None and record.exit_code is None and is_runner(record.pid, record.token):
+        if record is not None and not record.is_over and is_runner(record.pid, record.token):
             self._adopted[attempt] = record.pid
             self._tokens[attempt] = record.token
             return Running(attempt, record.started_at)
         record = read_record(path)  # again: it may have ended between the two looks
-        if record is None or record.exit_code is None:
+        if record is None or not record.is_over:
             ended = Ended(attempt, None, utc_now())
             if record is None:
                 return ended
@@ -545,7 +544,7 @@ class LocalRunner:
                 return Running(attempt, record.started_at)
             result = self._with_what_is_left(ending)
             return result if isinstance(result, Ended) else ended
-        return Ended(attempt, record.exit_code, modified_at(path), record.started_at)
+        return _ended(attempt, record, modified_at(path))._replace(started_at=record.started_at)
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:
         """End all processes of an attempt; SIGKILL also reaches those in other sessions.
@@ -580,6 +579,13 @@ class LocalRunner:
             kill_started_by(record.token, record.pid)
 
 
+def _ended(attempt: Attempt, record: Record, ended_at: datetime) -> Ended:
+    """How an attempt has ended whose runner has written that down."""
+    if record.spawn_error is not None:
+        return Ended(attempt, None, ended_at, reason=Reason.SPAWN, error=record.spawn_error)
+    return Ended(attempt, record.exit_code, ended_at)
+
+
 def _python_module(args: Sequence[str]) -> Sequence[str]:
     """The module that Python is to run, and its arguments; nothing if it is to do something else."""
     words = args[1:] if args[:1] == ("-P",) else args
@@ -606,6 +612,11 @@ def _check_resources(needed: Resources) -> None:
     ):
         if wanted is not None and wanted > there:
             raise CannotStartError(f"it needs {wanted:.12g} {what}; this machine has {there:.12g} for local tasks")
+
+
+def _has_been_read(pipe: int) -> bool:
+    """Whether what was written into a pipe has been read."""
+    return not int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _spawn_shell(

@@ -11,43 +11,17 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import utc_now
+from airflow_provider_air_executor.jobs.records import SPAWN, Record
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
 
-# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
-# Output of the command is descriptor 3, the log; what sh itself has to say does not belong there. But a dash says
-# in the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
-# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
-# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
-# name is the record of another run.
-# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
-# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
-# begun does not begin.
-_TEMPLATE = """\
-trap : HUP INT QUIT USR1 USR2 ALRM
-air_executor_ended=
-trap air_executor_ended=1 TERM
-set -C
-run() {
-{
-%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
-if [ -n "$4" ]; then command cd "$4" 2>&3 || { command echo %(no_directory)s >&4; exit 126; }; fi
-shift 4
-if [ -n "$air_executor_ended" ]; then command echo 143 >&4; exit 143; fi
-%(find)sair_executor_code=0
-"$@" </dev/null >&3 2>&3 3>&- 4>&- || air_executor_code=$?
-command echo $air_executor_code >&4
-exit $air_executor_code
-} 3>> "$3" 4> "$1"
-exit 97
-}
-"""
 # Found by the path and not by sh, which would take `echo` or `exit` for its own commands. Names of variables begin in a
 # way of our own: if one were in the environment of the task, sh would hand on what we put in it.
 FIND = """\
@@ -63,22 +37,89 @@ done
 return 1
 }
 """
-_FIND_FIRST = """\
-air_executor_find "$1" || { command printf 'spawn command %s was not found on %s\\n' "$1" "$(uname -n)" >&4; exit 127; }
+# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
+# Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
+# Output of the command is descriptor 3, the log; what sh itself has to say does not belong there. But a dash says
+# in the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
+# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
+# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
+# name is the record of another run.
+# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
+# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
+# begun does not begin.
+# A shell that cannot fork ends by itself, and has closed descriptor 4 by then. One that a signal ends has a status of
+# 128 and more (bash says 254 where it cannot fork), and what it has started may go on.
+_TEMPLATE = """\
+trap : HUP INT QUIT USR1 USR2 ALRM
+air_executor_ended=
+trap air_executor_ended=1 TERM
+set -C
+air_executor_left() {
+[ $1 -ge 128 ] && [ $1 != 254 ] || command echo '%(cannot_fork)s' >&5
+}
+air_executor_refuse() {
+case $1 in
+*/*) ae_why="was not found"; [ ! -e "$1" ] || ae_why="is not an executable file" ;;
+*) ae_why="was not found in PATH=$PATH" ;;
+esac
+command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
+}
+run() {
+{
+%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
+if [ -n "$4" ]; then command cd "$4" 2>&3 || {
+command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4" >&4
+exit 126
+}; fi
+shift 4
+if [ -n "$air_executor_ended" ]; then command echo 143 >&4; exit 143; fi
+air_executor_find "$1" || { air_executor_refuse "$1" >&4; exit 127; }
 shift
-set -- "$ae_found" "$@"
+exec 5>&4
+trap 'air_executor_left $?' EXIT
+air_executor_code=0
+%(through)s"$ae_found" "$@" </dev/null >&3 2>&3 3>&- 4>&- 5>&- || air_executor_code=$?
+trap - EXIT
+command echo $air_executor_code >&4
+exit $air_executor_code
+} 3>> "$3" 4> "$1"
+exit 97
+}
 """
-SCRIPT = _TEMPLATE % {"id": "$$", "no_directory": "126", "find": "", "begin": ""}
+_CANNOT_FORK = "no more processes could be started there (cannot fork)"
+_LONGEST_THROUGH = 30_000  # bytes; a script is written into a pipe at once
+
+
+def script_here(environment: Mapping[str, str]) -> str:
+    """The lines that run a command on this machine.
+
+    :param environment: what the command is to inherit. A shell does not hand on what it has no word for, such as
+        functions that bash has exported, so they come from the command line.
+    """
+    unnamed = [f"{name}={value}" for name, value in environment.items() if not VARIABLE.fullmatch(name)]
+    through = shlex.join(["/usr/bin/env", *unnamed]) + " " if unnamed else ""
+    if len(through) > _LONGEST_THROUGH:
+        through = ""
+    return _script("$$", through=through)
 
 
 def script_elsewhere(identity: str, begin: str) -> str:
-    """The same for another machine, where nobody has looked whether directory and command are there.
+    """The same for another machine.
 
     :param identity: the shell expression of a number by which the runner is known.
     :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
     """
-    no_directory = '"spawn the directory $4 (field cwd) does not exist on $(uname -n)"'
-    return FIND + _TEMPLATE % {"id": identity, "no_directory": no_directory, "find": _FIND_FIRST, "begin": f"{begin}\n"}
+    return _script(identity, begin=f"{begin}\n", there=" on '$(uname -n)'")
+
+
+def _script(identity: str, *, through: str = "", begin: str = "", there: str = "") -> str:
+    values = {"id": identity, "begin": begin, "through": through, "there": there}
+    return FIND + _TEMPLATE % {**values, "cannot_fork": f"{SPAWN}{_CANNOT_FORK}"}
+
+
+def could_not_fork(record: Record) -> bool:
+    """Whether there was no room for one more process where a runner was to start its command."""
+    return record.spawn_error == _CANNOT_FORK
 
 
 # A variable that sh can set.

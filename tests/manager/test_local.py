@@ -1,0 +1,241 @@
+"""What the local runner leaves to the processes that it starts, and what becomes of those that cannot begin."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_air_executor.jobs.models import utc_now
+from airflow_provider_air_executor.jobs.records import read_record
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners import local
+from airflow_provider_air_executor.manager.runners.children import Children
+from airflow_provider_air_executor.manager.runners.local import LocalRunner
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Event, NotStarted
+from airflow_provider_air_executor.manager.runners.records import could_not_fork, script_here
+from tests.support.jobs import ended, only_task, runner_pid, task
+from tests.support.managers import Managers
+from tests.support.waiting import wait_until
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and FUSE")
+
+_NEW_MOUNTS, _PRIVATE = 0x00020000, 1 << 18 | 0x4000  # CLONE_NEWNS; MS_PRIVATE and MS_REC, see mount(2)
+
+
+def mounted(path: Path) -> Callable[[], None]:
+    """What gives a process a file system that never answers, for it alone and for what it starts."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def mount() -> None:
+        descriptor = os.open("/dev/fuse", os.O_RDWR)
+        os.set_inheritable(descriptor, True)
+        options = f"fd={descriptor},rootmode=40000,user_id=0,group_id=0".encode()
+        if (
+            libc.unshare(_NEW_MOUNTS)
+            or libc.mount(b"none", b"/", None, _PRIVATE, None)
+            or libc.mount(b"away", os.fsencode(path), b"fuse", 0, options)
+        ):
+            raise OSError(ctypes.get_errno(), "mount")
+
+    return mount
+
+
+@needs_root
+def test_a_file_system_that_does_not_answer_holds_up_its_own_tasks_only(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    away = tmp_path / "away"
+    away.mkdir()
+    managers.start(preexec_fn=mounted(away), close_fds=False)
+    stuck = {
+        "directory": task("t", cwd=f"{away}/here"),
+        "command": {"id": "t", "command": f"{away}/program"},
+        "path": {"id": "t", "command": "true", "env": {"PATH": f"{away}:/usr/bin:/bin"}},
+    }
+    for name, described in stuck.items():
+        store.submit(name, [described])
+        runner_pid(store, name, "t")
+    store.submit("good", ["true"])
+    assert ended(store, "good").state == "completed"
+    for name in stuck:
+        assert store.get_tasks(name)[0].status == "running"
+        store.cancel(name)
+    assert {name: ended(store, name).reason for name in stuck} == dict.fromkeys(stuck, "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("described", "why"),
+    [
+        ({"command": "no-such-command"}, "command no-such-command was not found in PATH="),
+        ({"command": "/no/such/command"}, "command /no/such/command was not found"),
+        ({"command": "/etc/passwd"}, "command /etc/passwd is not an executable file"),
+        ({"command": "/"}, "command / is not an executable file"),
+        ({"command": "true", "env": {"PATH": ""}}, "command true was not found in PATH="),
+        ({"command": "true", "cwd": "/no/such"}, "the directory /no/such (field cwd) does not exist"),
+    ],
+)
+def test_what_is_not_there_is_said(
+    store: JobStore, manager: subprocess.Popen[str], described: dict[str, object], why: str
+) -> None:
+    store.submit("j", [{"id": "a", **described}])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "spawn")
+    assert why in (done.error or "")
+
+
+def test_a_command_is_found_from_the_directory_of_its_task(
+    store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho $0\n")
+    program.chmod(0o755)
+    store.submit("j", [{"id": "a", "command": "./program", "cwd": str(tmp_path)}])
+    assert only_task(store).status == "completed"
+    assert store.read_log("j", "a").text == "./program\n"
+
+
+def test_a_forked_runner_says_that_its_directory_is_not_there(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    managers.start()
+    command = {"id": "a", "command": sys.executable, "args": ["-m", "this"], "cwd": "/no/such", "runner": "warm"}
+    store.submit("j", [command])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "spawn"), store.read_log("j", "a").text
+    assert "/no/such" in (done.error or "")
+
+
+SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)]  # others call it an exit code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
+    """It ends by itself, after it has made its record and before the command has begun."""
+    tmp_path.chmod(0o777)
+    (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
+
+    def poor() -> None:
+        import resource
+
+        os.setgroups([])
+        os.setuid(61_234)  # whose only process it is
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+
+    words = ["record", "2026-01-01T00:00:00+00:00", "log", "", "sleep", "0"]
+    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": "0123456789abcdef"}
+    text = f'{script_here({})}shift; run "$@"'
+    command = ["./sh", "-c", text, "runner", "token", *words]
+    # From a directory that it may be in, below one that it may not enter.
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, preexec_fn=poor, capture_output=True, text=True, check=False
+    )
+    found = read_record(tmp_path / "record")
+    assert found is not None, done.stderr
+    assert could_not_fork(found), found
+    assert done.returncode > 0
+
+
+class Poor:
+    """A local runner in this process, and what becomes of its attempts."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.children = Children()
+        self.runner = LocalRunner(store, dict(os.environ), self.children)
+        self._events: list[Event] = []
+
+    def start(self, store: JobStore, **described: object) -> Attempt:
+        """Start the only task of a new job ``j``."""
+        store.submit("j", [{"id": "a", **described}])
+        attempt = Attempt.of("j", "a", 1)
+        self.runner.start(attempt, store.get_tasks("j")[0], utc_now())
+        return attempt
+
+    def event(self) -> Event:
+        """The next event."""
+
+        def look() -> list[Event]:
+            self.children.reap()
+            self._events += self.runner.poll()
+            return self._events
+
+        return wait_until(look, what="something has become of it").pop(0)
+
+
+def write_shell(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same number, since its command has not begun."""
+    record = f"""echo "$$ $6 $AIR_EXECUTOR_RUN" > "$5"; echo '{_said()}' >> "$5"; exit 2"""
+    shell = write_shell(tmp_path / "poor", f'if mkdir {tmp_path}/once; then {record}; fi; exec /bin/sh "$@"')
+    monkeypatch.setattr(local, "_SHELL", shell)
+    poor = Poor(store)
+    attempt = poor.start(store, command="true")
+    told = poor.event()
+    assert isinstance(told, NotStarted), told
+    assert "cannot fork" in told.why
+    poor.runner.start(attempt, store.get_tasks("j")[0], utc_now())
+    done = poor.event()
+    assert isinstance(done, Ended)
+    assert done.exit_code == 0
+    poor.runner.close()
+
+
+def _said() -> str:
+    """What a runner writes that cannot fork; root's processes can."""
+    line = next(line for line in script_here({}).splitlines() if "cannot fork" in line)
+    return line.partition("'")[2].partition("'")[0]
+
+
+def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not every one knows ``-s`` with a name: that one ends, and what it had been handed would be lost."""
+    shell = write_shell(tmp_path / "strange", 'case $1 in -s) sleep 1; exit 1;; esac; exec /bin/sh "$@"')
+    monkeypatch.setattr(local, "_SHELL", shell)
+    poor = Poor(store)
+    poor.runner.prepare()
+    poor.start(store, command="true")
+    done = poor.event()
+    assert isinstance(done, Ended)
+    assert done.exit_code == 0
+    poor.runner.close()
+
+
+def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell = write_shell(
+        tmp_path / "slow", f'if mkdir {tmp_path}/once 2>/dev/null; then kill -9 $$; fi; exec /bin/sh "$@"'
+    )
+    monkeypatch.setattr(local, "_SHELL", shell)
+    poor = Poor(store)
+    poor.start(store, command="true")
+    assert isinstance(poor.event(), NotStarted)
+    poor.runner.close()
+
+
+@pytest.mark.parametrize("runner", ["local", "warm"])
+def test_variables_for_which_a_shell_has_no_word_reach_the_command(
+    store: JobStore, managers: Managers, tmp_path: Path, runner: str
+) -> None:
+    """Functions that bash has exported are such ones: on clusters, ``module``."""
+    (tmp_path / "show.py").write_text(
+        "import os, subprocess\nprint(os.environ['a.b'], flush=True)\nsubprocess.run(['bash', '-c', 'hello'])\n"
+    )
+    managers.environment.update({"a.b": "x 'y", "BASH_FUNC_hello%%": "() {  echo 100%\n}", "PYTHONPATH": str(tmp_path)})
+    managers.start()
+    store.submit("j", [{"id": "a", "command": sys.executable, "args": ["-m", "show"], "runner": runner}])
+    assert only_task(store).status == "completed", store.read_log("j", "a").text
+    assert store.read_log("j", "a").text == "x 'y\n100%\n"
