@@ -307,6 +307,7 @@ class AirExecutorExecutor(BaseExecutor):
             labels={key: value for key, value in labels.items() if value},
             submitted_by=None if ti is None else SubmittedBy.of_task(ti),
             attached={WORKLOAD_FILE: self._dump(workload)},
+            work_directory=False,
             durable=False,  # the database knows of it, and what a power cut takes is submitted again
         )
 

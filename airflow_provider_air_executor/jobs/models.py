@@ -171,18 +171,11 @@ def _seconds(value: Any) -> Any:
     return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
 
 
-def _absolute(value: str) -> str:
-    if not value.startswith("/"):
-        raise ValueError("must be an absolute path")
-    return value
-
-
 Timestamp = Annotated[datetime, AfterValidator(_as_utc)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
-Directory = Annotated[Text, AfterValidator(_absolute)]
 Options = Annotated[dict[str, Any], AfterValidator(check_options)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
@@ -298,7 +291,9 @@ class Task(Record):
     :param args: its arguments, handed over as they are.
     :param dependencies: ids of the tasks of the same job that must have completed before this one starts.
     :param env: environment variables added to the manager's own.
-    :param cwd: absolute path of the directory to run in; default: the manager's.
+    :param cwd: the directory to run in. A path that is not absolute begins in the directory that a task without it
+        runs in: ``work/`` in the directory of its job; the manager's for a job in the existing system's format; that
+        of its image on Kubernetes.
     :param timeout: seconds one attempt may take before it is killed; default: the manager's ``task_timeout``.
     :param retries: how many more attempts are made after a failed one; default 0.
     :param retry_delay: seconds between an attempt's failure and the next attempt; default 0.
@@ -324,7 +319,7 @@ class Task(Record):
     error: str | None = None
     # additions
     env: Environment | None = None
-    cwd: Directory | None = None
+    cwd: NonEmptyText | None = None
     timeout: Seconds | None = None
     retries: Count = 0
     retry_delay: Delay = 0
@@ -418,6 +413,7 @@ class Job(Record):
     :param labels: words by which jobs can be told apart.
     :param outlets: the URIs of what it makes or changes, for who waits for that.
     :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
+    :param work_directory: whether its tasks have a directory of their own to run in, ``work/`` in that of the job.
     :param attempt: how often the job has been started; a retry adds one.
     """
 
@@ -434,6 +430,7 @@ class Job(Record):
     labels: dict[str, str] = {}
     outlets: tuple[NonEmptyText, ...] = ()
     runner: RunnerName | None = None
+    work_directory: bool = False
     submitted_by: SubmittedBy | None = None
     attempt: Count = 0
     cancel_requested_at: Timestamp | None = None

@@ -4,7 +4,7 @@ After a job is published, only the manager writes its ``state.json`` and ``tasks
 through a file in ``inbox/``. Layout::
 
     <base_path>/
-      jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/
+      jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/  work/
       inbox/                  requests to the manager
       manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  config.yaml
 """
@@ -64,7 +64,7 @@ _HALF_WRITTEN_SECONDS = 0.5
 _NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
 _MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
-_JOB_FILES = ("state.json", "tasks.json", "logs", "runs")
+_JOB_FILES = ("state.json", "tasks.json", "logs", "runs", "work")
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 _JOB = TypeAdapter(Job)
@@ -159,6 +159,10 @@ class JobStore:
         """The directory in which the runners of a job leave their results."""
         return self.job_path(name) / "runs"
 
+    def work_path(self, name: str) -> Path:
+        """The directory in which the tasks of a job run, unless they say otherwise."""
+        return self.job_path(name) / "work"
+
     def run_path(self, name: str, task_id: str, attempt: int) -> Path:
         """The file in which the runner of one attempt leaves its result."""
         return self.runs_path(name) / f"{task_id}.{attempt}"
@@ -204,6 +208,7 @@ class JobStore:
         runner: str | None = None,
         submitted_by: SubmittedBy | None = None,
         attached: Mapping[str, bytes] | None = None,
+        work_directory: bool = True,
         durable: bool = True,
     ) -> Job:
         """Publish a job: it appears whole, durable, and exactly once, or not at all.
@@ -218,6 +223,8 @@ class JobStore:
         :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
         :param submitted_by: the Airflow task that submits it.
         :param attached: files for its tasks, by name, that are published with it in its directory, of mode 0600.
+        :param work_directory: whether its tasks run in a directory of the job, ``work/``, which is removed with it;
+            otherwise in the one in which the manager was started.
         :param durable: whether it must survive a power cut; False for who would submit it again after one.
         :raises InvalidJobError: naming the field; nothing was written.
         :raises JobExistsError: if the name is taken; nothing was changed.
@@ -239,6 +246,7 @@ class JobStore:
                 "labels": dict(labels or {}),
                 "outlets": outlets if isinstance(outlets, str) else tuple(outlets),
                 "runner": runner,
+                "work_directory": work_directory,
                 "submitted_by": submitted_by,
             },
             "",
@@ -278,8 +286,8 @@ class JobStore:
             raise self._exists(job.name)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
-            for directory in (build, build / "logs", build / "runs"):
-                directory.mkdir(mode=0o700)
+            for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
+                (build / directory).mkdir(mode=0o700)
             written = {**attached, "tasks.json": dump_tasks(tasks), "state.json": dump_job(job)}
             for file, data in written.items():
                 temporary, _ = files.write_beside(build / file, data, durable=False)
@@ -695,12 +703,14 @@ class JobStore:
         files.sync_directory(state_path.parent)
         return state_stamp
 
-    def prepare_job_directory(self, name: str) -> None:
-        """Make ``logs/`` and ``runs/`` of a job where they are missing. For the manager only.
+    def prepare_job_directory(self, job: Job) -> None:
+        """Make the directories of a job where they are missing. For the manager only.
 
         :raises InvalidJobError: if one of them is something else than a directory, a symlink for instance.
         """
-        for path in (self.logs_path(name), self.runs_path(name)):
+        name = job.name
+        own = [self.work_path(name)] if job.work_directory else []
+        for path in (self.logs_path(name), self.runs_path(name), *own):
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             if not files.is_real_directory(path):

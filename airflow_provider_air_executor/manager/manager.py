@@ -460,7 +460,7 @@ class Manager:
     def _take_over(self, job: Job, *, is_settled: bool) -> None:
         """Begin to run a job, or go on with one that an earlier manager began."""
         job_is_new = job.state is JobState.WAITING
-        self._store.prepare_job_directory(job.name)
+        self._store.prepare_job_directory(job)
         taken = active.load(self._store, job)
         if job_is_new and any(task.status is not TaskStatus.PENDING for task in taken.tasks.values()):
             # Set to waiting by hand. The list may be that of an earlier run, and a new one still to be written.
@@ -611,9 +611,6 @@ class Manager:
             self._queued.discard(turn.name)
             return
         task = job.tasks[job.graph.take_ready()]
-        task = task.evolve(
-            runner=self._runners.word_for(job.job, task)
-        )  # what it asks for, or its job, or the settings
         runner = self._runners.name_for(job.job, task)
         if self._runners.has_room(runner):
             heapq.heappush(self._queue, turn)
@@ -632,7 +629,7 @@ class Manager:
                 job.begin_to_work()  # published in a moment, when its first tasks are under way already
             if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
                 job.publish_state()  # before anything starts: see _take_over what the next manager would make of it
-            waits = self._runners.start(attempt, task, started_at)
+            waits = self._runners.start(attempt, job.job, task, started_at)
         except NoRoomError as error:
             job.graph.add_ready(task.id)
             self._pause(f"task {task.id} of job {job.name} cannot start now: {error}")

@@ -49,7 +49,7 @@ def test_a_bash_line_is_as_easy_as_a_command_with_arguments() -> None:
         ([{"command": "a", "timeout": 0}], "tasks[0].timeout: "),
         ([{"command": "a", "timeout": float("nan")}], "tasks[0].timeout: "),
         ([{"command": "a", "retries": -1}], "tasks[0].retries: "),
-        ([{"command": "a", "cwd": "relative"}], "tasks[0].cwd: must be an absolute path"),
+        ([{"command": "a", "cwd": ""}], "tasks[0].cwd: "),
         ([{"command": "a", "env": {"A=B": "c"}}], "tasks[0].env: "),
         ([{"command": "a", "env": {"A": 1}}], "tasks[0].env.A: "),
         ([{"command": "a", "id": "../x"}], "tasks[0].id: "),

@@ -20,7 +20,7 @@ from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.local import LocalRunner
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Event, NotStarted
 from airflow_provider_air_executor.manager.runners.records import could_not_fork, script_here
-from tests.support.jobs import ended, only_task, runner_pid, task
+from tests.support.jobs import ended, only_task, plain, runner_pid, task, write_job
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
 
@@ -64,8 +64,8 @@ def test_a_file_system_that_does_not_answer_holds_up_its_own_tasks_only(
         runner_pid(store, name, "t")
     store.submit("good", ["true"])
     assert ended(store, "good").state == "completed"
+    wait_until(lambda: all(store.get_tasks(name)[0].status == "running" for name in stuck), what="they are said to run")
     for name in stuck:
-        assert store.get_tasks(name)[0].status == "running"
         store.cancel(name)
     assert {name: ended(store, name).reason for name in stuck} == dict.fromkeys(stuck, "cancelled")
 
@@ -110,6 +110,50 @@ def test_a_forked_runner_says_that_its_directory_is_not_there(
     done = only_task(store)
     assert (done.status, done.reason) == ("failed", "spawn"), store.read_log("j", "a").text
     assert "/no/such" in (done.error or "")
+
+
+@pytest.mark.parametrize("runner", ["local", "warm"])
+def test_tasks_run_in_a_directory_of_their_job(
+    store: JobStore, managers: Managers, tmp_path: Path, runner: str
+) -> None:
+    """Which is removed with it; a directory that is not absolute begins there."""
+    (tmp_path / "where.py").write_text("import os, sys\nprint(os.getcwd())\nopen(sys.argv[1], 'x')\n")
+    managers.environment["PYTHONPATH"] = str(tmp_path)
+    managers.start()
+    told = {"command": sys.executable, "args": ["-m", "where", "config.yaml"], "runner": runner}
+    absolute = tmp_path / "else"
+    absolute.mkdir()
+    others = [{**told, "id": "b", "cwd": "below"}, {**told, "id": "c", "cwd": str(absolute)}]
+    store.submit("j", [{**told, "id": "a"}, {"command": "mkdir", "args": ["below"], "id": "m"}, *others])
+    assert ended(store, "j").state == "completed"
+    work = store.work_path("j")
+    printed = [store.read_log("j", name).text for name in ("a", "b", "c")]
+    assert printed == [f"{work}\n", f"{work}/below\n", f"{absolute}\n"]
+    assert {path.name for path in work.iterdir()} == {"config.yaml", "below"}
+    assert not store.config_path.exists()
+    store.delete("j")
+    assert not work.exists()
+
+
+def test_jobs_of_the_existing_system_run_where_the_manager_was_started(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    managers.start(cwd=tmp_path)
+    write_job(store, "j", [plain("t", "pwd")])
+    assert ended(store, "j").state == "completed"
+    assert store.read_log("j", "t").text == f"{tmp_path}\n"
+    assert not store.work_path("j").exists()
+
+
+def test_a_job_directory_that_a_task_has_removed_is_there_again_for_a_retry(
+    store: JobStore, manager: subprocess.Popen[str]
+) -> None:
+    store.submit("j", [task("a", 'rmdir "$PWD"; exit 1')])
+    assert ended(store, "j").state == "failed"
+    store.retry("j")
+    wait_until(lambda: store.get_job("j").attempt == 2, what="it is tried again")
+    assert ended(store, "j").state == "failed"
+    assert only_task(store).reason == "exit"
 
 
 SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)]  # others call it an exit code
@@ -202,7 +246,7 @@ def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not every one knows ``-s`` with a name: that one ends, and what it had been handed would be lost."""
-    shell = write_shell(tmp_path / "strange", 'case $1 in -s) sleep 1; exit 1;; esac; exec /bin/sh "$@"')
+    shell = write_shell(tmp_path / "strange", 'case $1 in -s) exec sleep 1;; esac; exec /bin/sh "$@"')
     monkeypatch.setattr(local, "_SHELL", shell)
     poor = Poor(store)
     poor.runner.prepare()

@@ -123,6 +123,9 @@ class Runner(Protocol):
         Before an engine can get to know of it, something must stand in ``runs/`` by which :meth:`adopt` finds it, see
         :meth:`JobStore.note_path`.
 
+        :param task: what is to run. ``runner`` is what it, its job or the settings say; ``cwd`` is the directory to run
+            in, None for that of the manager. A runner whose commands do not see the job filesystem has an attribute
+            ``has_own_files`` that is true, and is given the ``cwd`` of the task as it is.
         :param started_at: the time that counts as its start if it starts at once.
         :return: whether it waits for its turn; :class:`Started` tells then when it runs.
         :raises CannotStartError: if the command cannot be started, now or later.

@@ -154,15 +154,26 @@ class Runners:
         due = [runner.poll_after for runner in self._runners.values()]
         return min((seconds for seconds in due if seconds is not None), default=None)
 
-    def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
-        """Start an attempt; see :meth:`Runner.start`."""
+    def start(self, attempt: Attempt, job: Job, task: Task, started_at: datetime) -> bool:
+        """Start an attempt; see :meth:`Runner.start`.
+
+        :param job: whose words are those of a task that has none itself.
+        """
         try:
             runner = self._load(attempt.runner)
         except SettingsError as error:
             raise CannotStartError(str(error)) from None
-        waits = runner.start(attempt, task, started_at)
+        has_own_files = getattr(runner, "has_own_files", False)
+        directory = task.cwd if has_own_files else self._directory(job, task)
+        waits = runner.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
         self._place(attempt)
         return bool(waits)
+
+    def _directory(self, job: Job, task: Task) -> str | None:
+        """Where a task is to run; None: where the manager does."""
+        if not job.work_directory or (task.cwd is not None and task.cwd.startswith("/")):
+            return task.cwd
+        return os.path.join(self._store.work_path(job.name), task.cwd or "").rstrip("/")
 
     def poll(self) -> list[Event]:
         """What has happened since the last call."""

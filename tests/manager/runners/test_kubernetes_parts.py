@@ -610,7 +610,7 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
 def noted(store: JobStore) -> tuple[Notes, list[Attempt], Pod]:
     """Two attempts that share a Pod."""
     store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
-    store.prepare_job_directory("j")
+    store.prepare_job_directory(store.get_job("j"))
     notes = Notes(store, 1)
     runs = [
         Part(

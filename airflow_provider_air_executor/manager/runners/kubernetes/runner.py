@@ -134,6 +134,8 @@ class KubernetesRunner:
     :raises SettingsError: if an option is not valid, or it is not known where the API server is, or how to ask it.
     """
 
+    has_own_files = True
+
     def __init__(self, context: Context) -> None:
         options = _read_options(context.options)
         access = find_access(context.environment, kubeconfig=options.kubeconfig, context=options.context)
