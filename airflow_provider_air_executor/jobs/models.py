@@ -414,6 +414,7 @@ class Job(Record):
     :param outlets: the URIs of what it makes or changes, for who waits for that.
     :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
     :param work_directory: whether its tasks have a directory of their own to run in, ``work/`` in that of the job.
+    :param started_clock: when it was started by a clock that nobody sets: the boot of the machine, and seconds since.
     :param attempt: how often the job has been started; a retry adds one.
     """
 
@@ -432,6 +433,7 @@ class Job(Record):
     runner: RunnerName | None = None
     work_directory: bool = False
     submitted_by: SubmittedBy | None = None
+    started_clock: str | None = None
     attempt: Count = 0
     cancel_requested_at: Timestamp | None = None
     reason: Reason | None = None

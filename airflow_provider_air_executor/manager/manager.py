@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
@@ -43,7 +43,7 @@ from airflow_provider_air_executor.jobs.models import (
 )
 from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
-from airflow_provider_air_executor.manager import active
+from airflow_provider_air_executor.manager import active, clock
 from airflow_provider_air_executor.manager.active import ActiveJob
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -480,6 +480,8 @@ class Manager:
             del self._active[job.name]  # it is taken in as a whole, or not at all
             raise
         self._set_job_limit(taken)
+        if taken.job.started_at is not None and not clock.is_of_this_boot(taken.job.started_clock):
+            taken.change_state(started_clock=clock.mark(clock.elapsed(None, taken.job.started_at)))
         if not job_is_new and taken.job.cancel_requested_at is not None:
             self._stop_job(taken, Reason.CANCELLED, "cancelled")
         self._enqueue(taken)
@@ -489,7 +491,7 @@ class Manager:
     def _set_job_limit(self, job: ActiveJob) -> None:
         """Let the timeout of a job run, which is counted from the first start of a task."""
         if job.job.state is JobState.WORKING and job.job.timeout is not None and job.job.started_at is not None:
-            ran = (utc_now() - job.job.started_at).total_seconds()
+            ran = clock.elapsed(job.job.started_clock, job.job.started_at)
             self._timers.by(
                 job.name, job.job.timeout - ran, partial(self._guard, job.name, partial(self._job_timed_out, job))
             )
@@ -497,7 +499,8 @@ class Manager:
     def _has_started(self, job: ActiveJob, started_at: datetime) -> None:
         """A task of a job has been started."""
         if job.job.started_at is None:
-            job.change_state(started_at=started_at)
+            ago = clock.elapsed(None, started_at)
+            job.change_state(started_at=started_at, started_clock=clock.mark(ago))
             self._set_job_limit(job)
 
     def _drop_outdated(self, name: str) -> list[Attempt]:
@@ -547,13 +550,13 @@ class Manager:
             if isinstance(found, Ended):
                 ended.append(found)
             elif not found.waits:
-                self._set_limits(job.tasks[task.id], attempt)
+                self._set_limits(job.tasks[task.id], attempt, ran=found.age)
         for task in list(job.tasks.values()):
             if task.status is TaskStatus.RUNNING and task.id not in recorded:
                 self._recover_unrecorded(job, task)
             elif task.status is TaskStatus.PENDING and task.completed_at is not None:  # it waits for its next attempt
                 job.delayed.add(task.id)
-                waited = (utc_now() - task.completed_at).total_seconds()
+                waited = clock.elapsed(None, task.completed_at)
                 self._later(job.name, task.retry_delay - waited, partial(self._ready_again, job, task.id))
         for found in ended:
             self._end(found)
@@ -568,8 +571,7 @@ class Manager:
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
         """A task is said to run, but no runner has left a record of it."""
         attempt = Attempt.of(job.name, task.id, max(task.attempt, 1))
-        is_ours = task.attempt > 0
-        if is_ours and task.started_at is not None and task.started_at.timestamp() >= _boot_time():
+        if task.attempt > 0 and clock.is_of_this_boot(job.job.started_clock):
             job.put_back(attempt)  # its runner never came to the point of starting the command
             job.delayed.discard(task.id)
         else:
@@ -774,14 +776,18 @@ class Manager:
 
     # -- killing -------------------------------------------------------------------------------------------
 
-    def _set_limits(self, task: Task, attempt: Attempt) -> None:
+    def _set_limits(self, task: Task, attempt: Attempt, *, ran: float | None = None) -> None:
+        """Watch the time and the log of an attempt that has been started.
+
+        :param ran: seconds that it has run; default: since the start that it tells.
+        """
         if self._settings.max_log_size is not None:
             self._later(attempt.job_name, _LOG_SIZE_SECONDS, lambda: self._check_log_size(attempt))
         limit = task.timeout or self._settings.task_timeout
         needed = task.resources and task.resources.time
         limit = min(limit or needed, needed) if needed else limit
         if limit is not None:
-            ran = (utc_now() - (task.started_at or utc_now())).total_seconds()
+            ran = clock.elapsed(None, task.started_at or utc_now()) if ran is None else ran
             error = f"it ran longer than its timeout of {limit:g} s and was killed"
             kill = partial(self._kill, attempt, Reason.TIMEOUT, error)
             self._timers.by(attempt, limit - ran, partial(self._guard, attempt.job_name, kill))
@@ -1080,9 +1086,3 @@ def _explain(exit_code: int) -> tuple[Reason, str]:
     with contextlib.suppress(ValueError):
         return Reason.SIGNAL, f"ended by {signal.Signals(exit_code - 128).name} (exit code {exit_code})"
     return Reason.EXIT, f"exit code {exit_code}"
-
-
-def _boot_time() -> float:
-    """When this machine was started, in seconds since the epoch."""
-    clock: Any = getattr(time, "CLOCK_BOOTTIME", None)
-    return time.time() - time.clock_gettime(clock) if clock is not None else 0.0

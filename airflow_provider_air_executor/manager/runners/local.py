@@ -38,6 +38,7 @@ from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
 from airflow_provider_air_executor.manager.runners.processes import (
     RUN_VARIABLE,
     Kill,
+    age,
     is_of_this_boot,
     is_runner,
     kill_started_by,
@@ -531,7 +532,7 @@ class LocalRunner:
         if record is not None and not record.is_over and is_runner(record.pid, record.token):
             self._adopted[attempt] = record.pid
             self._tokens[attempt] = record.token
-            return Running(attempt, record.started_at)
+            return Running(attempt, record.started_at, age=age(record.pid))
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or not record.is_over:
             ended = Ended(attempt, None, utc_now())

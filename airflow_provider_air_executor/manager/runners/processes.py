@@ -8,7 +8,6 @@ command line and the environment of the process that it was forked from.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -17,9 +16,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from airflow_provider_air_executor.manager.clock import boot, seconds_since_boot
 
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"
 _LOOK_SECONDS = 0.03
@@ -48,13 +48,6 @@ def _status(pid: int | str) -> _Status | None:
         return None
 
 
-@cache
-def _boot() -> str:
-    with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    return "unknown"
-
-
 def can_look() -> bool:
     """Whether processes can be looked at here: on Linux, where ``/proc`` is not mounted, they cannot."""
     return not sys.platform.startswith("linux") or os.path.exists("/proc/self/stat")
@@ -68,7 +61,13 @@ def identity(pid: int) -> str:
     status = _status(pid)
     if status is None:
         raise ProcessLookupError(f"there is no process {pid}")
-    return f"{pid}.{status.started}.{_boot()}"
+    return f"{pid}.{status.started}.{boot()}"
+
+
+def age(pid: int) -> float | None:
+    """Seconds since a process was started; None if that cannot be told (Linux only)."""
+    status = _status(pid)
+    return None if status is None else max(0.0, seconds_since_boot() - status.started / os.sysconf("SC_CLK_TCK"))
 
 
 def is_runner(pid: int, token: str) -> bool:
@@ -79,7 +78,7 @@ def is_runner(pid: int, token: str) -> bool:
         status = _status(pid)
         if status is None:
             return not can_look()
-        return status.state != "Z" and f"{pid}.{status.started}.{_boot()}" == token
+        return status.state != "Z" and f"{pid}.{status.started}.{boot()}" == token
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
@@ -95,7 +94,7 @@ def is_runner(pid: int, token: str) -> bool:
 
 def is_of_this_boot(token: str) -> bool:
     """Whether a runner is known to have been started since this machine was."""
-    return token.endswith(f".{_boot()}")
+    return token.endswith(f".{boot()}")
 
 
 class Kill:

@@ -73,6 +73,7 @@ class Running(NamedTuple):
     attempt: Attempt
     started_at: datetime | None
     waits: bool = False
+    age: float | None = None  # seconds that it has run, if a clock tells that nobody sets
 
 
 Event = Started | Placed | Ended | NotStarted
