@@ -89,6 +89,7 @@ format: $(READY)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/manager.py
+	$(BIN)/python benchmarks/waiting.py
 	$(BIN)/python benchmarks/executor.py
 	$(BIN)/python benchmarks/triggers.py
 

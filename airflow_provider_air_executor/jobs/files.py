@@ -30,6 +30,8 @@ AWAY = (
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EBUSY, errno.ENOLCK, errno.EINTR,
 )  # fmt: skip
 TRANSIENT = (*SHORTAGE, *AWAY)
+# What our own directories fail with if a task has changed their modes.
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 
 
 def expanded(path: Path | str) -> str:
@@ -51,6 +53,19 @@ class Stamp(NamedTuple):
     def of(cls, status: os.stat_result) -> Stamp:
         """The stamp of a file from its ``stat``."""
         return cls(status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def put_modes_back(*paths: Path) -> bool:
+    """Give directories of ours back what their owner needs; whether it was missing of one."""
+    was_missing = False
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.lstat(path)
+            mode = stat.S_IMODE(status.st_mode)
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and mode & 0o700 != 0o700:
+                os.chmod(path, mode | 0o700)
+                was_missing = True
+    return was_missing
 
 
 def stamp(path: Path | str) -> Stamp | None:

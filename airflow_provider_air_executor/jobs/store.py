@@ -716,6 +716,15 @@ class JobStore:
             if not files.is_real_directory(path):
                 raise InvalidJobError(f"{path} is not a directory; remove it and retry the job")
 
+    def put_modes_back(self, name: str) -> bool:
+        """Give the directories of a job back the modes that a task has taken from them. For the manager only.
+
+        :return: whether one of them was not as it must be, and is now.
+        """
+        return files.put_modes_back(
+            self.job_path(name), self.logs_path(name), self.runs_path(name), self.work_path(name)
+        )
+
     def requests(self) -> list[Path]:
         """The requests in the inbox, oldest first."""
         try:

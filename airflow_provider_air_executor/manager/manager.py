@@ -187,7 +187,7 @@ class Manager:
             step()
         except OSError as error:
             self._failing[name] += 1  # each of them is taken again
-            self._troubles.met(name, Step.ACT, error)
+            self._met(name, Step.ACT, error)
             self._timers.after(_RETRY_SECONDS, lambda: self._guard(name, step, is_again=True))
         except Exception as error:  # noqa: BLE001 - what a job's files hold may raise anything
             self._spoil(name, error)
@@ -195,6 +195,13 @@ class Manager:
             if not self._failing[name]:
                 del self._failing[name]
                 self._troubles.over(name, Step.ACT)
+
+    def _met(self, name: str, step: Step, error: Exception, again: Callable[[], None] | None = None) -> None:
+        """A step on a job has failed; see :meth:`Troubles.met`. What a task of it has forbidden us is allowed again."""
+        if isinstance(error, PermissionError):
+            with contextlib.suppress(InvalidJobError):  # it may be the name of a request
+                self._store.put_modes_back(name)
+        self._troubles.met(name, step, error, again)
 
     def _later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
         """Take a step on one job in so many seconds."""
@@ -234,7 +241,7 @@ class Manager:
         try:
             self._reject(known, why)
         except OSError as error:
-            self._troubles.met(name, Step.END, error, lambda: self._drop(name, why))
+            self._met(name, Step.END, error, lambda: self._drop(name, why))
         except Exception as error:
             log.exception("job %s is left as it is, since its end cannot be written either", name, exc_info=error)
             with contextlib.suppress(OSError):
@@ -387,7 +394,7 @@ class Manager:
             self._troubles.over(name, Step.TAKE_IN)
         except OSError as error:
             self._unsettled.setdefault(name, 0.0)  # there is something to do
-            self._troubles.met(name, Step.TAKE_IN, error, lambda: self._look_at(name))
+            self._met(name, Step.TAKE_IN, error, lambda: self._look_at(name))
         except Exception as error:  # noqa: BLE001 - see _guard
             self._spoil(name, error)
 
@@ -639,7 +646,8 @@ class Manager:
         except CannotStartError as error:
             why = str(error)
         except OSError as error:
-            if error.errno in files.TRANSIENT:
+            is_forbidden = error.errno in files.FORBIDDEN and self._store.put_modes_back(job.name)
+            if error.errno in files.TRANSIENT or is_forbidden:
                 job.graph.add_ready(task.id)
                 self._hold(job, error)
                 return
@@ -663,7 +671,7 @@ class Manager:
     def _hold(self, job: ActiveJob, error: OSError) -> None:
         """Start nothing of a job for a while, since its files cannot be written now."""
         job.is_held = True
-        self._troubles.met(job.name, Step.START, error, lambda: self._let_go_on(job))
+        self._met(job.name, Step.START, error, lambda: self._let_go_on(job))
 
     def _let_go_on(self, job: ActiveJob) -> None:
         job.is_held = False
@@ -846,7 +854,7 @@ class Manager:
                 self._troubles.over(path.name, Step.REQUEST)
             except OSError as error:
                 is_done = False
-                self._troubles.met(name, Step.REQUEST, error)
+                self._met(name, Step.REQUEST, error)
             except Exception as error:  # noqa: BLE001 - see _guard
                 if not isinstance(error, AirExecutorError) and name in self._active:
                     self._spoil(name, error)
@@ -855,7 +863,7 @@ class Manager:
                     self._store.set_aside(path)
                 except OSError as problem:
                     is_done = False
-                    self._troubles.met(name, Step.REQUEST, problem)
+                    self._met(name, Step.REQUEST, problem)
         if is_done:
             self._ask_pause = _RETRY_SECONDS
         else:
@@ -950,7 +958,7 @@ class Manager:
             except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
                 self._abandon_if_gone(job, error)
             except OSError as error:
-                self._troubles.met(name, Step.WRITE, error, partial(self._touched.add, name))
+                self._met(name, Step.WRITE, error, partial(self._touched.add, name))
             except Exception as error:  # noqa: BLE001 - see _guard
                 self._spoil(name, error)
 
@@ -1012,7 +1020,7 @@ class Manager:
             self._abandon_if_gone(job, error)
         except OSError as error:
             job.snapshot_due = True
-            self._troubles.met(job.name, Step.LIST, error, lambda: self._guard(job.name, partial(self._snapshot, job)))
+            self._met(job.name, Step.LIST, error, lambda: self._guard(job.name, partial(self._snapshot, job)))
 
     def _merge_foreign(self, job: ActiveJob) -> bool:
         """Take in tasks that a running task has added; False while the list is half-written."""
@@ -1040,7 +1048,7 @@ class Manager:
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
         if job.is_in_place():
-            self._troubles.met(job.name, Step.WRITE, error, partial(self._touched.add, job.name))
+            self._met(job.name, Step.WRITE, error, partial(self._touched.add, job.name))
         else:
             self._abandon(job)
 

@@ -27,6 +27,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
@@ -72,6 +73,8 @@ _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SP
 _DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
 _KILL_SECONDS = 20.0  # in which what was killed must be gone
 _LOOK_SECONDS = 0.03  # that looks for it may take at a time
+# Where a container sees its limit; without one there is a word, or a number beyond all memory.
+_MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 
 
@@ -182,7 +185,7 @@ class LocalRunner:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno in files.TRANSIENT:
+            if error.errno in (*files.TRANSIENT, *files.FORBIDDEN):
                 raise
             raise CannotStartError(f"{path} is in the way of its result: {error.strerror}") from error
 
@@ -200,7 +203,7 @@ class LocalRunner:
         except OSError as error:
             if error.errno in files.SHORTAGE:
                 raise NoRoomError(error.strerror) from error
-            if error.errno in files.AWAY:  # for this job; the manager tries it again
+            if error.errno in (*files.AWAY, *files.FORBIDDEN):  # for this job; the manager tries it again
                 raise
             if error.errno == errno.E2BIG:
                 raise CannotStartError("the arguments or the environment are too long for this system") from error
@@ -482,6 +485,7 @@ class LocalRunner:
         # Its own word, or a signal before it had made its record: then the command has not begun.
         was_hit = exit_code < 0 and attempt not in self._killed and not os.path.lexists(path)
         if record is None and attempt not in self._disowned and (exit_code == NOT_CLAIMED or was_hit):
+            self._store.put_modes_back(attempt.job_name)
             why = self._cannot_record(path)
             self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
             if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
@@ -605,14 +609,29 @@ def _say_in_log(path: str, what: str) -> None:
 
 def _check_resources(needed: Resources) -> None:
     """Refuse what this machine could never give."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for what, wanted, there in (
-        ("cpus", needed.cpus, os.cpu_count() or 1),
-        ("bytes of memory", needed.memory, memory),
+        ("cpus", needed.cpus, _processors()),
+        ("bytes of memory", needed.memory, _memory()),
         ("gpus", needed.gpus, 0),
     ):
         if wanted is not None and wanted > there:
             raise CannotStartError(f"it needs {wanted:.12g} {what}; this machine has {there:.12g} for local tasks")
+
+
+def _processors() -> int:
+    """How many processors we may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory() -> int:
+    """How many bytes of memory we may use: those of the machine, or what a container leaves us of them."""
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in _MEMORY_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            found = min(found, int(Path(limit).read_bytes()))
+    return found
 
 
 def _has_been_read(pipe: int) -> bool:
