@@ -106,7 +106,7 @@ class AirExecutorNotifier(BaseNotifier):
             hook.create_job(
                 name,
                 tasks,
-                max_parallel_tasks=self.max_parallel_tasks or len(tasks),
+                max_parallel_tasks=self.max_parallel_tasks,
                 priority=self.priority,
                 runner=self.runner,
                 labels=self.labels,

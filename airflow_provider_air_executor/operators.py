@@ -372,7 +372,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         job = self.hook.create_job(
             name,
             lineage.with_environment(tasks, self._lineage_parent),
-            max_parallel_tasks=self.max_parallel_tasks or len(tasks),
+            max_parallel_tasks=self.max_parallel_tasks,
             timeout=self._job_timeout,
             priority=self.priority,
             runner=self.runner,

@@ -454,7 +454,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             job = self._store.submit(
                 self.job_name,
                 tasks,
-                max_parallel_tasks=self.max_parallel_tasks or len(tasks) or None,
+                max_parallel_tasks=self.max_parallel_tasks,
                 timeout=self.job_timeout,
                 priority=self.priority,
                 runner=self.runner,

@@ -41,6 +41,7 @@ _MAX_ID_BYTES = 200
 _OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 # Every number has a bound: files may hold any, and what is computed with one must not fail.
 _MAX_COUNT = 2**31 - 1
+ALL_AT_ONCE = _MAX_COUNT  # tasks side by side: all that are independent, those added later too
 _MAX_SECONDS = 100 * 366 * 86400.0
 _MAX_BYTES = 2**63 - 1  # of what is kept in a signed integer of 64 bits
 _MEMORY = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTkmgt]?)(i?)[Bb]?", re.ASCII)
@@ -407,7 +408,8 @@ class SubmittedBy(Record):
 class Job(Record):
     """A job: its name, how it stands, and how it is to be run.
 
-    :param max_parallel_tasks: how many of its tasks may run side by side; without it one at a time, in order.
+    :param max_parallel_tasks: how many of its tasks may run side by side; without it, as in files of
+        the existing system, one at a time, in order.
     :param timeout: seconds from its start after which the whole job is killed.
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param labels: words by which jobs can be told apart.

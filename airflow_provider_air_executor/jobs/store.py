@@ -37,6 +37,7 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
+    ALL_AT_ONCE,
     TASK_LIST,
     Job,
     Record,
@@ -215,7 +216,7 @@ class JobStore:
 
         :param name: 1 to 100 ASCII letters, digits, ``-`` or ``_``.
         :param tasks: the tasks, see :func:`~airflow_provider_air_executor.jobs.models.parse_tasks`.
-        :param max_parallel_tasks: how many tasks may run side by side; default: one at a time, in order.
+        :param max_parallel_tasks: how many tasks may run side by side; default: all that are independent.
         :param timeout: seconds from its start after which the whole job is killed; default: no limit.
         :param priority: jobs with a higher number start their tasks first.
         :param labels: words by which the job can be found.
@@ -240,7 +241,7 @@ class JobStore:
                 "name": name,
                 "created_at": now,
                 "updated_at": now,
-                "max_parallel_tasks": max_parallel_tasks,
+                "max_parallel_tasks": ALL_AT_ONCE if max_parallel_tasks is None else max_parallel_tasks,
                 "timeout": timeout,
                 "priority": priority,
                 "labels": dict(labels or {}),

@@ -293,7 +293,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     """Submit a job from a file ("-": standard input).
 
     The file holds {"name": ..., "tasks": [{"command": "echo", "args": ["hi"]}, ...]}, and what else a job may say:
-    max_parallel_tasks, timeout, priority, labels, outlets, runner.
+    max_parallel_tasks (default: all that are independent), timeout, priority, labels, outlets, runner.
     """
     store = _store(base_path, must_exist=False)
     job = store.submit(**_read_job(file, name))

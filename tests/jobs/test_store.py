@@ -25,7 +25,7 @@ from airflow_provider_air_executor.exceptions import (
     JobStateError,
 )
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import wait_until
 
@@ -72,6 +72,10 @@ def test_a_submitted_job_is_whole_and_private(store: JobStore) -> None:
     assert [(task.id, task.job_name, task.status) for task in store.get_tasks("j")] == [("task-1", "j", "pending")]
     for path in [store.base_path, *store.base_path.rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_without_a_limit_all_independent_tasks_may_run_side_by_side(store: JobStore) -> None:
+    assert store.submit("j", ["true"]).max_parallel_tasks == ALL_AT_ONCE
 
 
 @pytest.mark.parametrize(

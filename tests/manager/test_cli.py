@@ -108,7 +108,7 @@ def test_status(run: Any, store: JobStore, manager: object) -> None:
 
 
 def test_watching_a_job_ends_with_it(store: JobStore, managers: Managers, manager: object, tmp_path: Path) -> None:
-    store.submit("j", [until(tmp_path / "go"), "exit 1"])
+    store.submit("j", [until(tmp_path / "go"), "exit 1"], max_parallel_tasks=1)
     environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
     command = [*CLI, "status", "j", "--watch"]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as watching:
@@ -156,7 +156,7 @@ def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, ma
     for name in names:
         store.submit(name, ["true"])
         ended(store, name)
-    store.submit("the-last", [until(tmp_path / "go"), "true", "exit 3"])
+    store.submit("the-last", [until(tmp_path / "go"), "true", "exit 3"], max_parallel_tasks=1)
     environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
     shown = on_terminal(
         ["status", "--watch"],
@@ -175,7 +175,7 @@ def test_watching_all_jobs_on_a_terminal(store: JobStore, managers: Managers, ma
 
 
 def test_watching_a_job_on_a_terminal(store: JobStore, managers: Managers, manager: object, tmp_path: Path) -> None:
-    store.submit("j", [until(tmp_path / "go"), {"id": "x" * 20, "bash": "exit 3"}])
+    store.submit("j", [until(tmp_path / "go"), {"id": "x" * 20, "bash": "exit 3"}], max_parallel_tasks=1)
     environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path)}
     shown = on_terminal(
         ["status", "j", "--watch"],

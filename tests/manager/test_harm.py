@@ -171,13 +171,13 @@ def raising(self, *args, **kwargs):
 active.ActiveJob.{step} = raising
 """
         process = self._manager(managers, tmp_path, patch)
-        store.submit("bad", ["sleep 0.5", "exit 1" if step == "stop" else "true"])
+        store.submit("bad", ["sleep 0.5", "exit 1" if step == "stop" else "true"], max_parallel_tasks=1)
         if step == "stop":
             runner_pid(store, "bad", "task-1")
             store.cancel("bad")
         if step in ("snapshot", "merge_foreign", "publish_state"):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
-            store.submit("bad-too", [line, line])
+            store.submit("bad-too", [line, line], max_parallel_tasks=1)
             assert ended(store, "bad-too").state == "failed"
         job = ended(store, "bad")
         assert job.reason == "invalid"
@@ -288,7 +288,7 @@ LocalRunner.start = start
 
 
 def test_what_is_in_the_way_of_a_result_fails_the_task(store: JobStore, manager: subprocess.Popen[str]) -> None:
-    store.submit("j", [task("a", "mkdir $AIR_EXECUTOR_JOB_DIR/runs/b.1.output"), task("b")])
+    store.submit("j", [task("a", "mkdir $AIR_EXECUTOR_JOB_DIR/runs/b.1.output"), task("b", after="a")])
     assert ended(store, "j").reason == "spawn"
     assert "in the way of its result" in (store.get_tasks("j")[1].error or "")
     assert goes_on(store, manager)

@@ -15,7 +15,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import DATA, ended, outcomes, plain, remove, runner_pid, task, write_job
-from tests.support.managers import Managers
+from tests.support.managers import CLI, Managers
 from tests.support.processes import command_line, is_gone
 from tests.support.waiting import PATIENCE, until, wait_until
 
@@ -218,8 +218,23 @@ class TestLimits:
             ended(store, name)
         assert (tmp_path / "out").read_text().split() == ["b", "d", "a", "c"]
 
+    @pytest.mark.parametrize("way", ["store", "command line"])
+    def test_independent_tasks_run_side_by_side_whoever_submits_them(
+        self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path, way: str
+    ) -> None:
+        """Those that are added later, too. Each of them waits for the next one."""
+        first, second, third = (tmp_path / str(number) for number in range(3))
+        tasks = [task("a", until(first)), task("b", f"{until(second)}; touch {first}")]
+        if way == "store":
+            store.submit("j", tasks)
+        else:
+            command = [*CLI, "submit", "-", "--base-path", str(store.base_path)]
+            subprocess.run(command, input=json.dumps({"name": "j", "tasks": tasks}), text=True, check=True)
+        store.add_tasks("j", [task("c", f"{until(third)}; touch {second}"), task("d", f"touch {third}")])
+        assert ended(store, "j").state == "completed"
+
     def test_job_timeout(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
-        store.submit("j", [task("a", "sleep 1000"), task("b")], timeout=0.3)
+        store.submit("j", [task("a", "sleep 1000"), task("b")], timeout=0.3, max_parallel_tasks=1)
         assert ended(store, "j").reason == "timeout"
         assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("failed", "timeout")}
 
@@ -439,7 +454,9 @@ class TestTasksAddedAtRuntime:
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
         """The existing system calls such a job completed."""
-        store.submit("j", [task("a", 'echo "[{" > $AIR_EXECUTOR_JOB_DIR/tasks.json'), task("b", "sleep 0.1")])
+        store.submit(
+            "j", [task("a", 'echo "[{" > $AIR_EXECUTOR_JOB_DIR/tasks.json'), task("b", "sleep 0.1", after="a")]
+        )
         job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "invalid")
         assert len(store.get_tasks("j")) == 2
@@ -581,7 +598,8 @@ class TestCrashes:
             pytest.skip("mounting needs root")
         try:
             process = managers.start()
-            store.submit("j", [task("a", "until [ -e $AIR_EXECUTOR_JOB_DIR/go ]; do sleep 0.02; done"), *["true"] * 20])
+            first = task("a", "until [ -e $AIR_EXECUTOR_JOB_DIR/go ]; do sleep 0.02; done")
+            store.submit("j", [first, *["true"] * 20], max_parallel_tasks=1)
             runner_pid(store, "j", "a")
             (store.job_path("j") / "go").touch()
             filler = store.base_path / "filler"
@@ -615,7 +633,7 @@ class TestRequests:
     def test_cancel_kills_what_runs_and_starts_nothing_more(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
-        store.submit("j", [task("a", "sleep 1000"), task("b")])
+        store.submit("j", [task("a", "sleep 1000"), task("b")], max_parallel_tasks=1)
         pid = runner_pid(store, "j", "a")
         assert store.cancel("j")
         job = ended(store, "j")

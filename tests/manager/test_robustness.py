@@ -96,7 +96,7 @@ class TestOddFiles:
         assert is_alive(manager, store)
 
     def test_a_task_that_removes_the_runs_directory(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
-        store.submit("j", [task("a", 'rm -rf "$AIR_EXECUTOR_JOB_DIR/runs"'), task("b")])
+        store.submit("j", [task("a", 'rm -rf "$AIR_EXECUTOR_JOB_DIR/runs"'), task("b")], max_parallel_tasks=1)
         assert ended(store, "j").reason == "lost"
         assert outcomes(store, "j")["b"] == ("completed", None)
 
@@ -116,7 +116,7 @@ class TestOddFiles:
     def test_a_running_job_that_is_moved_away_and_linked(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
-        store.submit("j", ["sleep 0.5", "true"])
+        store.submit("j", ["sleep 0.5", "true"], max_parallel_tasks=1)
         runner_pid(store, "j", "task-1")
         shutil.move(store.job_path("j"), tmp_path / "moved")
         store.job_path("j").symlink_to(tmp_path / "moved")

@@ -21,7 +21,7 @@ from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunType
 
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsError
-from airflow_provider_air_executor.jobs.models import Job, Task
+from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, Job, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.notifications import AirExecutorNotifier
 from tests.support.contexts import TaskInstance
@@ -72,7 +72,7 @@ class TestOneJobForEachEvent:
         )(event())
         (job,) = jobs(store)
         assert not job.state.is_terminal
-        assert (job.labels, job.priority, job.max_parallel_tasks) == ({"team": "a"}, 3, 2)
+        assert (job.labels, job.priority, job.max_parallel_tasks) == ({"team": "a"}, 3, ALL_AT_ONCE)
         assert str(job.submitted_by) == "task t of DAG d, run manual__1+00:00"
 
     @pytest.mark.embedded

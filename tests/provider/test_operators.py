@@ -26,7 +26,7 @@ from airflow_provider_air_executor.exceptions import (
     JobTimeoutError,
     OutputError,
 )
-from airflow_provider_air_executor.jobs.models import SubmittedBy, Task
+from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from tests.support.contexts import TaskInstance, context
@@ -319,7 +319,7 @@ class TestWaiting:
     @pytest.mark.embedded
     def test_independent_tasks_run_side_by_side(self, store: JobStore) -> None:
         operator(["true"] * 3, job_name="j").execute(context())
-        assert store.get_job("j").max_parallel_tasks == 3
+        assert store.get_job("j").max_parallel_tasks == ALL_AT_ONCE
 
     @pytest.mark.embedded
     def test_who_submitted_it_is_recorded(self, store: JobStore) -> None:

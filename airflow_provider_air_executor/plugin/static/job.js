@@ -171,7 +171,7 @@ function Facts({ job, now }) {
     ["Submitted by", job.owner && html`<${Owner} owner=${job.owner} />`],
     ["Run", job.owner?.run_id],
     ["Attempt", job.attempt > 1 && job.attempt],
-    ["Parallel tasks", job.max_parallel_tasks],
+    ["Parallel tasks", job.max_parallel_tasks < taskCount(job) && job.max_parallel_tasks],
     ["Timeout", duration(job.timeout)],
     ["Priority", job.priority || ""],
     ["Makes", job.outlets.join(", ")],
