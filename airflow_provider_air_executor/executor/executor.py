@@ -244,7 +244,7 @@ class AirExecutorExecutor(BaseExecutor):
             if path and (Path(self.conf.get_mandatory_value("logging", "base_log_folder")) / path).exists():
                 return [], []  # it is read anyway
             chunk = store.read_log(name, TASK_ID, offset=-_LOG_BYTES)
-            return [f"Log of job {name} in {store.base_path}"], chunk.text.splitlines()
+            return [f"Log of job {name} in {store.base_path}"], list(chunk.lines)
         except Exception as error:  # noqa: BLE001 - the rest of the log must be shown in any case
             return [], [f"The log of the job could not be read: {error}"]
 

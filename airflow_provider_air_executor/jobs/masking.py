@@ -67,7 +67,7 @@ class Mask:
     def tail(self, store: JobStore, job_name: str, task_id: str, lines: int) -> list[str]:
         """The last lines of a log, of at most 64 KiB, without secrets."""
         chunk = self.read_log(store, job_name, task_id, -_TAIL_BYTES, 2 * _TAIL_BYTES, is_over=True)
-        return chunk.text.splitlines()[-lines:]
+        return chunk.lines[-lines:]
 
     def _masked(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
         """The bytes between two places without secrets, and where to go on: after a secret that lies across the end."""

@@ -104,6 +104,18 @@ class LogChunk(NamedTuple):
         """The piece as text; bytes that are not UTF-8 are shown as a replacement character."""
         return self.data.decode(errors="replace")
 
+    @property
+    def lines(self) -> list[str]:
+        """The lines of the piece, as :func:`split_lines` has them, as text."""
+        return [line.decode(errors="replace") for line in split_lines(self.data)]
+
+
+class Pruned(NamedTuple):
+    """What :meth:`JobStore.prune` has done."""
+
+    removed: list[str]  # the names of jobs
+    left: list[NotRemovedError]  # of which something is still there, also by an earlier call
+
 
 class JobStore:
     """The job filesystem below one base path.
@@ -467,7 +479,7 @@ class JobStore:
     def tail(self, name: str, task_id: str, lines: int = 20) -> str:
         """The last lines of a task's log, of at most 64 KiB, as text."""
         chunk = self.read_log(name, task_id, offset=-65536)
-        return "\n".join(chunk.text.splitlines()[-lines:])
+        return "\n".join(chunk.lines[-lines:])
 
     def get_outputs(self, name: str, *, limit: int = MAX_OUTPUT_BYTES) -> dict[str, Any]:
         """What the tasks of a job that have completed have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
@@ -794,6 +806,16 @@ class JobStore:
             return int(self.pid_path.read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+
+def split_lines(data: bytes) -> list[bytes]:
+    """The lines of what a task has printed.
+
+    A newline ends a line, and nothing else does. Of a line that carriage returns write over, as progress bars do, only
+    the last state counts.
+    """
+    lines = data.removesuffix(b"\n").split(b"\n") if data else []
+    return [line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines]
 
 
 def dump_job(job: Job) -> bytes:

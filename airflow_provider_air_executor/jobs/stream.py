@@ -8,15 +8,64 @@ from __future__ import annotations
 
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Task
-from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.store import JobStore, split_lines
 
-_PASS_BYTES = 65_536  # of one task's log that are read at a time
+TRUNCATED = "the log has been truncated; it begins anew"
+PASS_BYTES = 65_536  # of one task's log that are read at a time
 _LINE_BYTES = 16_384  # of a line without an end, after which it is handed on as it is
+_STATE_SECONDS = 10.0  # between two states of a line that is written over and over
+
+
+class Piece(NamedTuple):
+    """Which bytes of what has been read make lines, and where to go on afterwards."""
+
+    begin: int
+    end: int
+    next: int
+
+
+class Lines:
+    """Cuts a log that grows into lines, piece by piece.
+
+    A line that carriage returns write over, as progress bars do, may never end. Its last state is shown now and then.
+    """
+
+    def __init__(self) -> None:
+        self._state: bytes | None = None  # that was shown last, of a line that has not ended
+        self._show_at = 0.0
+
+    def find(self, data: bytes, *, is_over: bool) -> Piece:
+        """What can be shown of what comes next in the log.
+
+        :param data: at most :data:`PASS_BYTES`; if it is less, that is all there is now.
+        :param is_over: whether nothing more will come: the last line needs no end.
+        """
+        end = data.rfind(b"\n") + 1
+        if end:
+            return Piece(0, end, end)
+        begin = data.rstrip(b"\r").rfind(b"\r") + 1  # what is before has been written over
+        if begin and self._state is None:
+            self._state = b""
+        if is_over or len(data) - begin >= _LINE_BYTES:
+            return Piece(begin, len(data), len(data))
+        is_due = self._state is not None and len(data) < PASS_BYTES and time.monotonic() >= self._show_at
+        return Piece(begin, len(data) if is_due else begin, begin)
+
+    def cut(self, data: bytes, piece: Piece) -> list[bytes]:
+        """The lines of a piece, but for a state that has been shown."""
+        lines = split_lines(data)
+        shown, self._state = self._state, None
+        if piece.next < piece.end:
+            self._state = lines[-1] if lines else shown
+            self._show_at = time.monotonic() + _STATE_SECONDS
+        return lines[1:] if lines and lines[0] == shown else lines
 
 
 class LogStream:
@@ -33,6 +82,7 @@ class LogStream:
         self._job_name = job_name
         self._path = store.logs_path(job_name) / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
+        self._lines: defaultdict[str, Lines] = defaultdict(Lines)
         self._on_their_way: tuple[float, dict[str, int]] | None = None  # when they will have arrived, and up to where
         self._last_arrival = 0.0  # of what was handed on, on the monotonic clock
         self._is_stopped = False
@@ -86,23 +136,26 @@ class LogStream:
             self._on_their_way = self._last_arrival, dict(self._offsets)
 
     def _read_some(self, task_id: str, offsets: dict[str, int], say: Callable[[str], None], *, is_over: bool) -> bool:
-        """Hand on some lines of one task; False if there are none."""
-        offset = offsets.get(task_id, 0)
+        """Hand on some lines of one task; False if there is nothing more to read."""
+        offset, cutter = offsets.get(task_id, 0), self._lines[task_id]
         try:
             mask = masking.load(self._store, self._job_name)  # tasks that are added may bring secrets of their own
-            data = self._store.read_log(self._job_name, task_id, offset, _PASS_BYTES).data
-            end = data.rfind(b"\n") + 1
-            if not end and data and (is_over or len(data) >= _LINE_BYTES):
-                end = len(data)
-            if not end:
-                return False
-            chunk = mask.read_log(self._store, self._job_name, task_id, offset, end, is_over=is_over)
+            data = self._store.read_log(self._job_name, task_id, offset, PASS_BYTES).data
+            if not data and self._store.log_size(self._job_name, task_id) < offset:
+                say(f"{task_id} | ({TRUNCATED})")
+                del offsets[task_id], self._lines[task_id]
+                return True
+            begin, end, after = piece = cutter.find(data, is_over=is_over)
+            if end == begin:
+                offsets[task_id] = offset + after
+                return after > 0
+            chunk = mask.read_log(self._store, self._job_name, task_id, offset + begin, end - begin, is_over=is_over)
         except (AirExecutorError, OSError):
             return False
-        for line in chunk.text.splitlines():
-            say(f"{task_id} | {line}")
-        offsets[task_id] = chunk.next_offset
-        return chunk.next_offset > offset
+        for line in cutter.cut(chunk.data, piece):
+            say(f"{task_id} | {line.decode(errors='replace')}")
+        offsets[task_id] = chunk.next_offset if after == end else offset + after
+        return offsets[task_id] > offset
 
     def _load(self) -> dict[str, int]:
         try:

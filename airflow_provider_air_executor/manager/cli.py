@@ -402,20 +402,21 @@ def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
 def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool) -> None:
     """Print what the tasks of a job have printed, each line with the task's id before it.
 
-    With a task: its log as it is, byte for byte.
+    Of a line that is written over, as progress bars do, its last state; with --follow, now and then. With a task: its
+    log as it is, byte for byte.
     """
     store = _store(base_path)
     ids = [task.id for task in store.get_tasks(job_name)]
     if task_id is not None and task_id not in ids:
         raise exceptions.InvalidJobError(f"job {job_name!r} has no task {task_id!r}; its tasks: {', '.join(ids)}")
-    printers = {
-        task: _LogPrinter(store, job_name, task, prefix=task_id is None) for task in ids if task_id in (None, task)
-    }
+    made: Callable[[str], _LogPrinter] = partial(_LogPrinter, store, job_name, prefix=task_id is None)
+    printers = {task: made(task) for task in ids if task_id in (None, task)}
     while True:
         over = not follow or store.get_job(job_name).state.is_terminal
         if follow and task_id is None:
             for task in store.get_tasks(job_name):
-                printers.setdefault(task.id, _LogPrinter(store, job_name, task.id, prefix=True))
+                if task.id not in printers:
+                    printers[task.id] = made(task.id)
         for printer in printers.values():
             printer.print_new(final=over)
         sys.stdout.buffer.flush()
@@ -431,25 +432,38 @@ def _has_ended(store: JobStore, job_name: str, task_id: str) -> bool:
 
 
 class _LogPrinter:
-    """Prints what has been added to a log since the last time, whole lines only if they get a prefix."""
+    """Prints what has been added to a log since the last time, line by line if each gets a prefix."""
 
     def __init__(self, store: JobStore, job_name: str, task_id: str, *, prefix: bool) -> None:
-        self._read = partial(store.read_log, job_name, task_id, limit=1 << 20)
-        self._prefix = f"{task_id} | ".encode() if prefix else b""
+        from airflow_provider_air_executor.jobs.stream import PASS_BYTES, Lines
+
+        self._read = partial(store.read_log, job_name, task_id, limit=PASS_BYTES)
+        self._size = partial(store.log_size, job_name, task_id)
+        self._task_id = task_id
+        self._lines = Lines() if prefix else None
         self._offset = 0
 
     def print_new(self, *, final: bool) -> None:
-        while data := self._read(offset=self._offset).data:
-            if self._prefix and not data.endswith(b"\n"):
-                end = data.rfind(b"\n") + 1
-                if end == 0 and not final and len(data) < 1 << 20:
-                    return
-                data = data[:end] if end else data
-            self._offset += len(data)
-            if self._prefix:
-                data = b"".join(self._prefix + line for line in data.splitlines(keepends=True))
-                data += b"" if data.endswith(b"\n") else b"\n"
-            sys.stdout.buffer.write(data)
+        self._begin_anew_if_truncated()
+        while (chunk := self._read(offset=self._offset)).data:
+            if self._lines is None:
+                sys.stdout.buffer.write(chunk.data)
+                self._offset = chunk.next_offset
+                continue
+            piece = self._lines.find(chunk.data, is_over=final)
+            if piece.end > piece.begin:
+                for line in self._lines.cut(chunk.data[piece.begin : piece.end], piece):
+                    sys.stdout.buffer.write(b"%s | %s\n" % (self._task_id.encode(), line))
+            self._offset += piece.next
+            if not piece.next:
+                return
+
+    def _begin_anew_if_truncated(self) -> None:
+        from airflow_provider_air_executor.jobs.stream import TRUNCATED
+
+        if self._size() < self._offset:
+            click.echo(f"air-executor: {self._task_id}: {TRUNCATED}", err=True)
+            self._offset = 0
 
 
 @main.command()

@@ -33,7 +33,8 @@ _RECONNECT_MS = 250
 async def events(store: JobStore, job_name: str, log: tuple[str, int] | None) -> AsyncIterator[str]:
     """The events: ``changed``; ``log`` with ``text`` from ``offset`` to ``next_offset``; ``end`` if no more will come.
 
-    The id of an event is how far the log has been told, in bytes.
+    The id of an event is how far the log has been told, in bytes. An ``offset`` before that begins anew with a log that
+    has been truncated.
 
     :param log: the id of the task whose log is followed, and the offset to begin at, in bytes; None: of none.
     """
@@ -74,18 +75,20 @@ class Piece(NamedTuple):
 
 
 def _read(store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask, is_over: bool) -> Piece | None:
-    """The next piece of a log; None if there is nothing new."""
+    """The next piece of a log; None if there is nothing new. One that has been truncated begins anew."""
     try:
         size = store.log_size(job_name, task_id)
-        if size <= offset:
+        if size == offset:
             return None
+        is_truncated = size < offset
+        offset = 0 if is_truncated else offset
         offset = max(0, size + offset) if offset < 0 else offset
         chunk = mask.read_log(store, job_name, task_id, offset, _LOG_BYTES, is_over=is_over)
     except (AirExecutorError, OSError):
         return None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text = decoder.decode(chunk.data, final=is_over)
-    if not text:
+    if not text and not is_truncated:
         return None
     # A character that is not whole yet comes with the next piece.
     return Piece(text, offset, chunk.next_offset - len(decoder.getstate()[0]))

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwr
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import Installation
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import PATIENCE, until, wait_until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.browser]
 DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
@@ -208,6 +208,22 @@ def test_the_end_of_a_log_is_shown_first(airflow: WithLogin, store: JobStore, pa
     at_end = "box => box.scrollTop > 0 && box.scrollHeight - box.scrollTop - box.clientHeight < 24"
     wait_until(lambda: log.evaluate(at_end), what="the end is in sight")
     assert re.match(r"INFO step \d+\n", log.inner_text())
+
+
+def test_a_line_that_is_written_over_and_a_log_that_is_truncated(
+    airflow: WithLogin, store: JobStore, page: Page, tmp_path: Path
+) -> None:
+    """Of a progress bar there is its last state; a log that was truncated begins anew, with a note."""
+    bar = "for i in $(seq 20); do printf 'step %s\\r' $i; done"
+    line = f"echo first; {bar}; {until(tmp_path / 'go')}; printf 'step 21\\nlast\\n'"
+    store.submit("bar", [{"id": "a", "bash": line}])
+    page.goto(job_url(airflow, "bar"))
+    log = page.get_by_label("What a has printed")
+    expect(log).to_have_text("first\nstep 20")
+    os.truncate(store.log_path("bar", "a"), 0)
+    expect(log).to_have_text("first\nstep 20\n(The log has been truncated; it begins anew.)\n")
+    (tmp_path / "go").touch()
+    expect(log).to_have_text("first\nstep 20\n(The log has been truncated; it begins anew.)\nstep 21\nlast\n")
 
 
 def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, page: Page) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
@@ -59,6 +60,23 @@ def test_much_at_once_and_bytes_that_are_no_text(store: JobStore) -> None:
     assert sum(line.count("x") for line in lines) == 100_000
 
 
+def test_only_a_newline_ends_a_line(store: JobStore) -> None:
+    write(store, "a", b"one\x0b\x0c\x1c\xc2\x85\xe2\x80\xa8line\r\ntwo\n")
+    assert follow(store) == ["a | one\x0b\x0c\x1c\x85\u2028line", "a | two"]
+    for found in (store.tail("j", "a").split("\n"), masking.load(store, "j").tail(store, "j", "a", 9)):
+        assert found == ["one\x0b\x0c\x1c\x85\u2028line", "two"]
+
+
+def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
+    write(store, "a", b"one\ntwo\n")
+    lines: list[str] = []
+    stream = LogStream(store, "j", "test")
+    stream.follow(tasks(store), lines.append)
+    store.log_path("j", "a").write_bytes(b"new\n")
+    stream.follow(tasks(store), lines.append)
+    assert lines == ["a | one", "a | two", "a | (the log has been truncated; it begins anew)", "a | new"]
+
+
 def test_who_dies_before_the_position_is_written_repeats_and_loses_nothing(store: JobStore) -> None:
     write(store, "a", b"one\ntwo\n")
 
@@ -79,6 +97,27 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr("airflow_provider_air_executor.jobs.stream.time.monotonic", lambda: self.now)
+
+
+def test_a_line_that_is_written_over_is_shown_now_and_then(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As progress bars do; its last state is shown once, whether the line ends or not."""
+    clock = Clock(monkeypatch)
+    lines: list[str] = []
+    stream = LogStream(store, "j", "test")
+    for number in range(100):
+        write(store, "a", b"\rstep %d" % number)
+        stream.follow(tasks(store), lines.append)
+        clock.now += 1
+    assert lines == [f"a | step {number}" for number in range(0, 100, 10)]
+    stream.follow(tasks(store), lines.append)
+    write(store, "a", b"\nnext\r\n50 %\r100 %")
+    stream.follow(tasks(store), lines.append, is_over=True)
+    assert lines[10:] == ["a | step 99", "a | next", "a | 100 %"]
+
+
+def test_a_line_that_is_written_over_may_be_long(store: JobStore) -> None:
+    write(store, "a", b"".join(b"step %d\r" % number for number in range(30_000)))
+    assert follow(store) == ["a | step 29999"]
 
 
 def test_the_position_is_written_when_the_lines_have_arrived(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,7 +14,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,49 @@ def test_logs(run: Any, store: JobStore, manager: object) -> None:
 def test_logs_follow(run: Any, store: JobStore, manager: object) -> None:
     store.submit("j", [task("a", "for i in 1 2 3; do echo $i; sleep 0.3; done")])
     assert run("logs", "j", "--follow").stdout == "a | 1\na | 2\na | 3\n"
+
+
+@contextlib.contextmanager
+def going_on(store: JobStore, managers: Managers, path: Path, *arguments: str) -> Iterator[Callable[[], bytes]]:
+    """A command that waits for a job, and what it has said so far."""
+    job = path.with_suffix(".json")
+    job.write_text('{"name": "j", "tasks": ["true"]}')
+    command = [*CLI, *arguments, "--base-path", str(store.base_path)]
+    with path.open("wb") as file, job.open("rb") as text:
+        process = subprocess.Popen(command, env=managers.environment, stdin=text, stdout=file, stderr=file)
+    try:
+        yield path.read_bytes
+        assert process.wait(PATIENCE) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_line_that_is_written_over_is_shown_while_it_lasts(
+    store: JobStore, managers: Managers, manager: object, tmp_path: Path
+) -> None:
+    """As progress bars do, which may never end it; with one prefix a line."""
+    states = "for i in $(seq 20); do printf '\\rstep %s' $i; done"
+    store.submit("j", [task("a", f"{states}; {until(tmp_path / 'go')}; printf '\\rdone\\n'")])
+    with going_on(store, managers, tmp_path / "out", "logs", "j", "--follow") as said:
+        wait_until(lambda: b"a | step 20\n" in said() or said().count(b"\n") > 1, what="the state is shown")
+        (tmp_path / "go").touch()
+    lines = said().splitlines(keepends=True)
+    assert lines[-1] == b"a | done\n"
+    assert all(re.fullmatch(rb"a \| step \d+\n", line) for line in lines[:-1])
+
+
+def test_a_log_that_is_truncated_begins_anew(
+    store: JobStore, managers: Managers, manager: object, tmp_path: Path
+) -> None:
+    store.submit("j", [task("a", f"echo first; {until(tmp_path / 'go')}; echo second")])
+    with going_on(store, managers, tmp_path / "out", "logs", "j", "--follow") as said:
+        wait_until(lambda: b"first" in said(), what="it follows")
+        os.truncate(store.log_path("j", "a"), 0)
+        wait_until(lambda: b"truncated" in said(), what="it says so")
+        (tmp_path / "go").touch()
+    note = b"air-executor: a: the log has been truncated; it begins anew\n"
+    assert said() == b"a | first\n" + note + b"a | second\n"
 
 
 def test_cancel_and_retry(run: Any, store: JobStore, manager: object, tmp_path: Path) -> None:

@@ -150,6 +150,24 @@ def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
     asyncio.run(follow())
 
 
+def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
+    store.submit("j", ["true"])
+    log = store.log_path("j", "task-1")
+    log.write_bytes(b"first\n")
+
+    async def follow() -> None:
+        events = live.events(store, "j", ("task-1", 0))
+        await anext(events)
+        assert [(await next_of(events))[:2] for _ in range(2)] == [("changed", 0), ("log", 6)]
+        os.truncate(log, 0)
+        assert await next_of(events) == ("log", 0, {"text": "", "offset": 0, "next_offset": 0})
+        log.write_bytes(b"new\n")
+        assert await next_of(events) == ("log", 4, {"text": "new\n", "offset": 0, "next_offset": 4})
+        await events.aclose()
+
+    asyncio.run(follow())
+
+
 def test_a_long_log_does_not_hide_that_the_job_goes_on(store: JobStore) -> None:
     job = store.submit("j", ["true"])
     with store.log_path("j", "task-1").open("wb") as log:

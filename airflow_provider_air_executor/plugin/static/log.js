@@ -5,11 +5,14 @@ import { apiAddress, taskPath } from "./api.js";
 
 export const FIRST_BYTES = 65536; // of a long log, its end
 const MAX_CHARACTERS = 2_000_000; // that are kept on the page
+const MAX_LINE = 100_000; // of a line that is not shown anew with each piece that comes
 
 // Colours and other commands to a terminal.
 const COMMANDS = /\u001b\[[0-?]*[ -/]*[@-~]|\u001b\][^\u0007\u001b]*(?:\u0007|\u001b\\)|[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f]/g;
 
-const printable = (text) => text.replace(/\r\n/g, "\n").replace(/\r/g, "\n").replace(COMMANDS, "");
+// A carriage return writes over its line, as progress bars do.
+const lastState = (line) => line.slice(line.replace(/\r+$/, "").lastIndexOf("\r") + 1);
+const printable = (text) => text.split("\n").map(lastState).join("\n").replace(/\r/g, "").replace(COMMANDS, "");
 
 // The log of one task; `listen` is given a function that gets each piece of it.
 export function Log({ job, task, connId, listen, isLive }) {
@@ -29,13 +32,28 @@ export function Log({ job, task, connId, listen, isLive }) {
   useEffect(toEnd, [isEmpty]); // before, the box has no height
   useEffect(() => {
     let length = 0;
-    return listen(({ text, offset }) => {
+    let told = 0; // up to which byte
+    let open = ""; // the line that has not ended
+    let node = null; // which shows it
+    const append = (text) => {
+      node = document.createTextNode(printable(text));
+      box.current.append(node);
+      length += node.length;
+    };
+    return listen(({ text, offset, next_offset: next }) => {
       if (box.current === null) return; // it is going
       setLeftOut((before) => before ?? offset);
       const isCut = length === 0 && offset > 0; // what it begins with is half a line
-      const node = document.createTextNode(printable(isCut ? text.slice(text.indexOf("\n") + 1) : text));
-      box.current.append(node);
-      length += node.length;
+      const note = offset < told ? `${open && "\n"}(The log has been truncated; it begins anew.)\n` : "";
+      told = next;
+      length -= node?.length ?? 0;
+      node?.remove();
+      const all = open + note + (isCut ? text.slice(text.indexOf("\n") + 1) : text);
+      const end = all.lastIndexOf("\n") + 1;
+      append(all.slice(0, end));
+      open = lastState(all.slice(end));
+      append(open);
+      if (open.length > MAX_LINE) [open, node] = ["", null];
       while (length > MAX_CHARACTERS && box.current.firstChild !== node) {
         length -= box.current.firstChild.length;
         box.current.firstChild.remove();
