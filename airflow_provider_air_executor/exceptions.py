@@ -35,6 +35,19 @@ class JobExistsError(AirExecutorError):
         self.base_path = Path(base_path)
 
 
+class NotRemovedError(AirExecutorError):
+    """A job that was to be removed is gone from the list, and some of its files are still there.
+
+    :param path: the directory in which they are.
+    :param why: what could not be removed, and why.
+    """
+
+    def __init__(self, job_name: str, path: Path | str, why: str) -> None:
+        super().__init__(f"job {job_name!r} could not be removed: {why}; remove {path} as a user who may do that")
+        self.job_name = job_name
+        self.path = Path(path)
+
+
 class JobStateError(AirExecutorError):
     """The job is in a state in which this cannot be done."""
 

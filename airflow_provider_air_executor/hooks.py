@@ -258,6 +258,7 @@ class AirExecutorHook(BaseHook):
 
         :raises JobNotFoundError: if there is no such job.
         :raises JobStateError: if it has not ended.
+        :raises NotRemovedError: if some of its files may not be removed; its name is free all the same.
         """
         self.store.delete(job_name)
 

@@ -28,6 +28,7 @@ from airflow_provider_air_executor.exceptions import (
     JobExistsError,
     JobNotFoundError,
     JobTimeoutError,
+    NotRemovedError,
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import summary
@@ -344,7 +345,10 @@ class AirExecutorSubmitOperator(BaseOperator):
             if self.hook.cancel_job(name):
                 self.hook.wait_for_job(name, poll_interval=self.poll_interval)
             tasks = self._tasks_to_submit()
-            self.hook.delete_job(name)
+            try:
+                self.hook.delete_job(name)
+            except NotRemovedError as error:  # which is in nobody's way
+                self.log.warning("%s", error)
             return self._create(name, tasks, owner), -1
         if job.state is JobState.FAILED:
             self.log.info("job %s failed (%s); what failed of it runs again", name, job.error)

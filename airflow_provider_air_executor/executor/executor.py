@@ -10,6 +10,7 @@ On every loop the scheduler calls ``trigger_tasks``, which hands over workloads 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import threading
@@ -32,6 +33,7 @@ from airflow_provider_air_executor.exceptions import (
     CorruptFileError,
     InvalidJobError,
     JobNotFoundError,
+    NotRemovedError,
 )
 from airflow_provider_air_executor.executor import database
 from airflow_provider_air_executor.executor.settings import Options, Settings, Site
@@ -583,6 +585,8 @@ class AirExecutorExecutor(BaseExecutor):
                 store.delete(name)
             except JobNotFoundError:
                 continue
+            except NotRemovedError as error:
+                self.log.warning("%s", error)
             except (OSError, AirExecutorError) as error:  # it has not ended yet, for instance
                 self.log.debug("job %s is kept for now: %s", name, error)
                 self._ended.append((time.monotonic() + 60, store, name))
@@ -603,8 +607,10 @@ class AirExecutorExecutor(BaseExecutor):
                 needed = database.still_needed(old)
                 needed.update(f"{_CALLBACK_PREFIX}{callback_id}" for callback_id in database.pending_callbacks())
                 for name in set(old) - needed:
-                    store.delete(name)
-                store.remove_abandoned()
+                    with contextlib.suppress(JobNotFoundError, NotRemovedError):  # what is left is told below
+                        store.delete(name)
+                for error in store.remove_abandoned():
+                    self.log.warning("%s", error)
         except Exception:
             self.log.exception("old jobs could not be removed")
 

@@ -32,6 +32,7 @@ from airflow_provider_air_executor.exceptions import (
     JobExistsError,
     JobNotFoundError,
     JobStateError,
+    NotRemovedError,
     OutputError,
 )
 from airflow_provider_air_executor.jobs import files
@@ -634,44 +635,55 @@ class JobStore:
 
         :raises JobNotFoundError: if there is no such job.
         :raises JobStateError: if it has not ended; cancel it first.
+        :raises NotRemovedError: if some of its files may not be removed; its name is free then.
         """
         with contextlib.suppress(CorruptFileError):
             job = self.get_job(name)
             if not job.state.is_terminal:
                 raise JobStateError(f"job {name!r} is {job.state}; cancel it before it is deleted")
-        doomed = self.jobs_path / files.unique_name(".deleted-")
+        doomed = self.jobs_path / files.unique_name(f".deleted-{name}-")
         try:
             os.rename(self.job_path(name), doomed)
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
-        _remove_tree(doomed, ignore_errors=False)
+        except PermissionError as error:
+            raise NotRemovedError(name, self.job_path(name), f"{self.job_path(name)}: {error.strerror}") from None
+        why = _remove_tree(doomed)
+        if why:
+            raise NotRemovedError(name, doomed, why)
 
-    def prune(self, older_than: timedelta, *, now: datetime | None = None) -> list[str]:
-        """Remove the jobs that ended longer ago than ``older_than``, and what interrupted submits left.
-
-        :return: the names of the removed jobs.
-        """
+    def prune(self, older_than: timedelta, *, now: datetime | None = None) -> Pruned:
+        """Remove the jobs that ended longer ago than ``older_than``, and what submits and deletions left behind."""
         before = (now or utc_now()) - older_than
-        pruned = []
+        pruned, left = [], {}
         for job in self.list_jobs():
             ended = job.updated_at or job.created_at
             if job.state.is_terminal and ended is not None and ended < before:
-                with contextlib.suppress(JobNotFoundError):
+                try:
                     self.delete(job.name)
                     pruned.append(job.name)
-        self.remove_abandoned()
-        return pruned
+                except NotRemovedError as error:
+                    left[error.path] = error
+                except JobNotFoundError:
+                    continue
+        left.update((error.path, error) for error in self.remove_abandoned())
+        return Pruned(pruned, list(left.values()))
 
-    def remove_abandoned(self) -> None:
-        """Remove what interrupted submits and deletions left behind over an hour ago."""
+    def remove_abandoned(self) -> list[NotRemovedError]:
+        """Remove what deletions left behind, and interrupted submits over an hour ago.
+
+        :return: an error for each that is still there.
+        """
         oldest = time.time() - _ABANDONED_BUILD_SECONDS
+        left = []
         with contextlib.suppress(FileNotFoundError), os.scandir(self.jobs_path) as entries:
             for entry in entries:
-                if (
-                    entry.name.startswith((".submit-", ".deleted-"))
-                    and entry.stat(follow_symlinks=False).st_mtime < oldest
-                ):
-                    _remove_tree(entry.path)
+                kind, _, name = entry.name.partition("-")
+                if kind == ".deleted" or (kind == ".submit" and entry.stat(follow_symlinks=False).st_mtime < oldest):
+                    why = _remove_tree(entry.path)
+                    if why:
+                        left.append(NotRemovedError(name.rsplit("-", 3)[0], entry.path, why))
+        return left
 
     # -- the manager's side --------------------------------------------------------------------------------
 
@@ -828,10 +840,44 @@ def dump_tasks(tasks: Iterable[Task]) -> bytes:
     return TASK_LIST.dump_json(tuple(tasks), indent=2) + b"\n"
 
 
-def _remove_tree(path: Path | str, *, ignore_errors: bool = True) -> None:
+def _remove_tree(path: Path | str) -> str:
+    """Remove a directory and all that is in it, also if somebody else does so at the same time.
+
+    :return: what could not be removed first, and why; empty if all is gone.
+    """
     import shutil  # late, since it is slow to import and seldom needed
 
-    shutil.rmtree(path, ignore_errors=ignore_errors)
+    failed: list[tuple[str, OSError]] = []
+
+    def note(_function: object, place: str, error: tuple[Any, Any, Any]) -> None:
+        if not isinstance(error[1], FileNotFoundError):
+            failed.append((os.fspath(place), error[1]))
+
+    shutil.rmtree(path, onerror=note)
+    if any(error.errno == errno.EACCES for _, error in failed):
+        failed.clear()
+        _unlock(path)
+        shutil.rmtree(path, onerror=note)
+    return f"{failed[0][0]}: {failed[0][1].strerror}" if failed else ""
+
+
+def _unlock(path: Path | str) -> None:
+    """Give the directories below a path the modes back that their owner needs to remove what is in them."""
+    _let_owner_write(path)
+    for directory, names, _ in os.walk(path):
+        for name in names:
+            _let_owner_write(os.path.join(directory, name))
+
+
+def _let_owner_write(path: Path | str) -> None:
+    with contextlib.suppress(OSError):  # whoever removes it then says what is wrong
+        # Not by its name, in whose place there may be a symlink in the next moment.
+        descriptor = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+        finally:
+            os.close(descriptor)
 
 
 def _check_attached(file: str) -> str:

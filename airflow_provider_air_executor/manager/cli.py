@@ -534,12 +534,19 @@ class _Duration(click.ParamType[timedelta]):
 @click.option("--older-than", type=_Duration(), required=True, metavar="AGE", help="7d, 12h, 30m, 45s, 2w.")
 @_json
 def prune(base_path: str | None, older_than: timedelta, as_json: bool) -> None:
-    """Remove the jobs that ended longer ago than AGE, with their logs."""
-    pruned = _store(base_path).prune(older_than)
+    """Remove the jobs that ended longer ago than AGE, with their logs.
+
+    The exit code is 1 as long as some files of a job that was to be removed are still there.
+    """
+    removed, left = _store(base_path).prune(older_than)
     if as_json:
-        _print_json({"pruned": pruned})
+        _print_json({"pruned": removed, **({"left": {str(error.path): str(error) for error in left}} if left else {})})
     else:
-        click.echo(f"{len(pruned)} jobs removed")
+        click.echo(f"{len(removed)} job{'' if len(removed) == 1 else 's'} removed")
+    for error in left:
+        click.echo(f"air-executor: {error}", err=True)
+    if left:
+        click.get_current_context().exit(1)
 
 
 if __name__ == "__main__":

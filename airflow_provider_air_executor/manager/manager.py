@@ -321,8 +321,12 @@ class Manager:
             files.remove(self._store.problems_path)
         self._notifier.add(_JOBS, self._store.jobs_path)
         self._notifier.add(_INBOX, self._store.inbox_path)
-        for step in (self._store.remove_abandoned, self._look_at_everything, self._answer_requests):
+        for step in (self._remove_abandoned, self._look_at_everything, self._answer_requests):
             self._trying(step)
+
+    def _remove_abandoned(self) -> None:
+        for error in self._store.remove_abandoned():
+            log.warning("%s", error)
 
     def _accept(self) -> None:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""

@@ -267,7 +267,7 @@ def test_deleting_and_pruning(store: JobStore) -> None:
     end(store, "new")
     with pytest.raises(JobStateError):
         store.delete("busy")
-    assert store.prune(timedelta(days=7)) == ["old"]
+    assert store.prune(timedelta(days=7)) == (["old"], [])
     assert store.job_names() == ["busy", "new"]
     store.delete("new")
     with pytest.raises(JobNotFoundError):

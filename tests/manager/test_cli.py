@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, task
 from tests.support.managers import CLI, Managers
@@ -290,6 +292,51 @@ def test_prune(run: Any, store: JobStore, manager: object) -> None:
     ended(store, "j")
     assert run("prune", "--older-than", "1h").stdout == "0 jobs removed\n"
     assert json.loads(run("prune", "--older-than", "0s", "--json").stdout) == {"pruned": ["j"]}
+
+
+def as_if_not_root(store: JobStore, managers: Managers, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """What a command does if the modes of files count."""
+    rights = "-dac_override,-dac_read_search"
+    prefix = [] if os.geteuid() else ["setpriv", "--bounding-set", rights, "--inh-caps", rights]
+    command = [*prefix, *CLI, *arguments, "--base-path", str(store.base_path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=managers.environment)
+
+
+def with_directory(store: JobStore, name: str) -> Path:
+    """A directory in that of a job that has ended, with a file."""
+    store.write_job(store.submit(name, ["true"]).evolve(state=JobState.COMPLETED))
+    path = store.job_path(name) / "cache"
+    (path / "inner").mkdir(parents=True)
+    (path / "inner" / "file").touch()
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o555, 0])
+def test_prune_removes_directories_that_their_owner_has_locked(store: JobStore, managers: Managers, mode: int) -> None:
+    path = with_directory(store, "j")
+    for locked in (path / "inner", path):
+        locked.chmod(mode)
+    done = as_if_not_root(store, managers, "prune", "--older-than", "0s")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 job removed\n", "")
+    assert list(store.jobs_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
+def test_prune_says_each_time_what_it_may_not_remove(store: JobStore, managers: Managers) -> None:
+    """And removes the rest."""
+    for name in "abc":
+        path = with_directory(store, name)
+        if name == "a":
+            os.chown(path, 65534, 65534)
+    for removed in ("2 jobs removed\n", "0 jobs removed\n"):
+        done = as_if_not_root(store, managers, "prune", "--older-than", "0s")
+        assert (done.returncode, done.stdout) == (1, removed)
+        assert re.fullmatch(
+            r"air-executor: job 'a' could not be removed: .*/cache/inner: Permission denied; remove .*\n", done.stderr
+        )
+    store.submit("a", ["true"])  # its name is free
+    shutil.rmtree(next(store.jobs_path.glob(".deleted-a-*")))
+    assert as_if_not_root(store, managers, "prune", "--older-than", "0s").returncode == 0
 
 
 def test_nothing_is_folded_into_a_pipe(store: JobStore, managers: Managers) -> None:
