@@ -350,6 +350,34 @@ def test_nothing_is_folded_into_a_pipe(store: JobStore, managers: Managers) -> N
         assert any(line.startswith(word) for line in done.stdout.splitlines())
 
 
+@pytest.mark.parametrize(
+    ("columns", "headings"),
+    [
+        (80, "JOB STATE TASKS AGE TOOK REASON"),
+        (60, "JOB STATE TASKS AGE TOOK REASON"),  # and no bar
+        (40, "JOB STATE TASKS AGE"),
+        (25, "JOB STATE"),
+    ],
+)
+def test_a_narrow_terminal_shows_names_before_all_else(
+    store: JobStore, managers: Managers, columns: int, headings: str
+) -> None:
+    for name in ("bulk-04999", "n" * 100):
+        store.write_job(store.submit(name, ["true"]).evolve(started_at=utc_now()))
+        store.reset_tasks(name, [found.evolve(status=TaskStatus.COMPLETED) for found in store.get_tasks(name)])
+    problem = {"problem": "cannot be written " + "x" * 99, "since": "now"}
+    store.problems_path.write_text(json.dumps({"bulk-04999": problem}))
+    command = [*CLI, "status", "--base-path", str(store.base_path)]
+    environment = {**managers.environment, "COLUMNS": str(columns)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    heading, second, first, *_ = lines = done.stdout.splitlines()
+    assert " ".join(heading.split()) == headings
+    assert max(map(len, lines)) <= columns
+    assert first.startswith("bulk-04999  ")
+    assert re.match("nn+…nn+  waiting", second)
+    assert ("━" in first) is ("━" in second) is (columns == 80)
+
+
 def test_who_waits_is_told_that_no_manager_runs(store: JobStore, managers: Managers) -> None:
     job = '{"name": "j", "tasks": ["true"]}'
     command = [*CLI, "submit", "-", "--wait", "--base-path", str(store.base_path)]
