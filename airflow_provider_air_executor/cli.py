@@ -9,17 +9,25 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import click
 from airflow.cli.cli_config import ActionCommand, Arg, CLICommand, GroupCommand
 from rich.markup import escape
 
+from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.manager.cli import main
 
 NAME = "air-executor"
-_BASE_PATH_HELP = "Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: that of the executor)."
+_BASE_PATH_HELP = (
+    "Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: that of the executor; but for manager and submit, "
+    "that of operators where there is none)."
+)
+_CONN_ID = Arg(("--conn-id",), help="The connection of operators whose jobs are meant, instead of --base-path.")
+_MAKE_IT = ("manager", "submit")  # these make a job filesystem where there is none
 
 
 def get_cli_commands() -> list[CLICommand]:
@@ -28,16 +36,35 @@ def get_cli_commands() -> list[CLICommand]:
     return [GroupCommand(NAME, "Run and control the jobs of Air-Executor", commands, description=_description(main))]
 
 
-def default_base_path() -> str:
+def default_base_path(*, must_exist: bool = False) -> str:
     """The job filesystem of the executor; not that of a queue or a team that has its own.
 
+    :param must_exist: where there is none, that of operators without a connection will do.
     :raises SettingsError: if the setting is not valid.
     """
     from airflow.configuration import conf
 
-    from airflow_provider_air_executor.hooks import tasks_base_path
+    from airflow_provider_air_executor.hooks import embedded_base_path, tasks_base_path
 
-    return tasks_base_path(conf.get("air_executor", "base_path", fallback=""))
+    of_executor = tasks_base_path(conf.get("air_executor", "base_path", fallback=""))
+    of_operators = embedded_base_path()
+    is_there = os.path.isdir(of_operators) and not os.path.isdir(of_executor)
+    return of_operators if must_exist and is_there else of_executor
+
+
+def base_path_of(conn_id: str) -> str:
+    """The job filesystem of a connection.
+
+    :raises SettingsError: if there is no such connection, or it is not valid.
+    """
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from airflow_provider_air_executor.hooks import AirExecutorHook
+
+    try:
+        return AirExecutorHook(conn_id).location.base_path
+    except (AirflowNotFoundException, ValueError) as error:
+        raise SettingsError(f"--conn-id {conn_id}: {error}") from None
 
 
 class _Collect(argparse.Action):
@@ -65,10 +92,14 @@ def _command(name: str, command: click.Command) -> ActionCommand:
         root = logging.getLogger()
         for handler in root.handlers[:]:  # Airflow's; with them the manager could not set up its own
             root.removeHandler(handler)
+        find: Callable[[], str] = partial(default_base_path, must_exist=name not in _MAKE_IT)
+        if namespace.conn_id:
+            os.environ.pop("AIR_EXECUTOR_BASE_PATH", None)  # it would go before
+            find = partial(base_path_of, namespace.conn_id)
         main.main(
             [name, *options, "--", *arguments],
             prog_name=f"airflow {NAME}",
-            default_map={name: {"base_path": default_base_path}},  # what neither an option nor the environment says
+            default_map={name: {"base_path": find}},  # what neither an option nor the environment says
         )
 
     context = click.Context(command, info_name=name)
@@ -80,7 +111,8 @@ def _command(name: str, command: click.Command) -> ActionCommand:
         args=[
             _option(parameter, context) if isinstance(parameter, click.Option) else _argument(parameter)
             for parameter in command.params
-        ],
+        ]
+        + [_CONN_ID],
         hide=command.hidden,
     )
 

@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the job failed, or the work could not be done; 2 the call 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -53,15 +54,45 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except exceptions.AirExecutorError as error:
-            click.echo(f"air-executor: {error}", err=True)
+            click.echo(f"air-executor: {error}{_where_it_is(error, ctx.obj)}", err=True)
             ctx.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))
         except (BrokenPipeError, KeyboardInterrupt):
             # Somebody has seen enough. What is still buffered must not raise again when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(130)
         except OSError as error:
-            click.echo(f"air-executor: {error}", err=True)
+            click.echo(f"air-executor: {_in_words(error, ctx.obj)}", err=True)
             ctx.exit(1)
+
+
+def _where_it_is(error: exceptions.AirExecutorError, store: JobStore | None) -> str:
+    """Where else there is a job of a name that was not found, if there is one."""
+    if store is None or not isinstance(error, exceptions.JobNotFoundError):
+        return ""
+    found = [str(other) for other in _others(store) if (other / "jobs" / error.job_name).is_dir()]
+    return f"; one of this name is in {' and '.join(found)} (--base-path)" if found else ""
+
+
+def _in_words(error: OSError, store: JobStore | None) -> str:
+    """What an operation has failed with: where, why, and who may do it."""
+    path = error.filename if isinstance(error.filename, str) else str(store.base_path) if store else None
+    if path is None:
+        return str(error)
+    owner = _owner(Path(path)) if error.errno in (errno.EACCES, errno.EPERM) else None
+    return f"{path}: {error.strerror}" + (f"; {owner[0]} belongs to {owner[1]}, who may do this" if owner else "")
+
+
+def _owner(path: Path) -> tuple[Path, str] | None:
+    """The directory in which somebody else decides what may be done with a path, and who that is."""
+    import pwd
+
+    for place in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            if not os.access(place, os.X_OK | os.W_OK) and (uid := place.stat().st_uid) != os.geteuid():
+                with contextlib.suppress(KeyError):
+                    return place, pwd.getpwuid(uid).pw_name
+                return place, f"user {uid}"
+    return None
 
 
 def _base_path(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,12 +115,22 @@ def _store(base_path: str | None, *, must_exist: bool = True) -> JobStore:
         from airflow_provider_air_executor.manager.settings import load_settings
 
         base_path = load_settings({})[0].base_path
-    store = JobStore(base_path)
+    store = click.get_current_context().find_root().obj = JobStore(base_path)
     if must_exist and not store.base_path.is_dir():
+        others = _others(store)
+        seen = f", but at {' and '.join(map(str, others))}" if others else ""
         raise exceptions.ManagerError(
-            f"there is no job filesystem at {store.base_path}; give --base-path, or set AIR_EXECUTOR_BASE_PATH"
+            f"there is no job filesystem at {store.base_path}{seen}; give --base-path, or set AIR_EXECUTOR_BASE_PATH"
         )
     return store
+
+
+def _others(store: JobStore) -> list[Path]:
+    """Where else there are job filesystems: those of operators and of the executor, in Airflow's home."""
+    from airflow_provider_air_executor.jobs import files
+
+    home = Path(files.expanded(os.environ.get("AIRFLOW_HOME") or "~/airflow"))
+    return sorted({path.parent for path in home.glob("air-executor*/jobs")} - {store.base_path})
 
 
 def _print_json(value: Any) -> None:
@@ -134,7 +175,7 @@ def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> N
     from airflow_provider_air_executor.manager.settings import load_settings
 
     settings, warnings = load_settings(flags, config=config)
-    store = JobStore(settings.base_path)
+    store = click.get_current_context().find_root().obj = JobStore(settings.base_path)
     if detach:
         _leave_task()
     if replace:

@@ -245,6 +245,46 @@ def test_option_then_environment_then_configuration(
     assert jobs("--base-path", str(tmp_path / "option")) == ["option"]
 
 
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Airflow's, with a job of an operator."""
+    monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path))
+    for name in ("AIRFLOW__AIR_EXECUTOR__BASE_PATH", "AIR_EXECUTOR_BASE_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    JobStore(tmp_path / "air-executor").submit("of-operator", ["true"])
+    return tmp_path
+
+
+def status(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        run(subcommands()["status"], *arguments)
+    return int(ended.value.code or 0)
+
+
+def test_jobs_of_operators_are_found_where_there_is_no_executor(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And where there is one, it is said where the job is."""
+    assert status("of-operator") == 0
+    assert "of-operator" in capsys.readouterr().out
+    JobStore(home / "air-executor-tasks").create_directories()
+    assert status("of-operator") == 3
+    assert f"; one of this name is in {home}/air-executor (--base-path)\n" in capsys.readouterr().err
+    assert status("nowhere") == 3
+    assert "one of this name" not in capsys.readouterr().err
+
+
+def test_the_jobs_of_a_connection(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    JobStore(home / "mine").submit("j", ["true"])
+    extra = {"base_path": str(home / "mine")}
+    monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "air_executor", "extra": extra}))
+    monkeypatch.setenv("AIR_EXECUTOR_BASE_PATH", str(home / "air-executor"))  # of who has it always
+    assert status("j", "--conn-id", "mine") == 0
+    assert "0 of 1 tasks done" in capsys.readouterr().out
+    assert status("j", "--conn-id", "missing") == 2
+    assert "air-executor: --conn-id missing: " in capsys.readouterr().err
+
+
 def test_a_setting_that_is_not_valid_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
