@@ -108,6 +108,17 @@ class ManagerError(AirExecutorError):
     """The manager cannot start, or does not answer."""
 
 
+class NoLocksError(ManagerError):
+    """The file system of a base path has no locks, which keep two managers from running the same jobs."""
+
+    def __init__(self, path: Path | str, why: str) -> None:
+        super().__init__(
+            f"{path} cannot be locked ({why}), and so no manager can run there; have its file system mounted with "
+            "locks (flock; NFS needs a lock service, Lustre the option flock), or choose another base path"
+        )
+        self.path = Path(path)
+
+
 class ManagerRunningError(ManagerError):
     """Another manager holds this base path."""
 

@@ -115,10 +115,13 @@ class AirExecutorHook(BaseHook):
 
         :raises InvalidJobError: naming the field that is not valid; nothing was written.
         :raises JobExistsError: if the name is taken.
+        :raises NoLocksError: if no embedded manager can run there; nothing was written.
         """
         listed = _listed(tasks)
         outlets = outlets if isinstance(outlets, str) else tuple(outlets)
         secrets = _secrets_of(listed, labels, outlets)
+        if self.location.embedded:
+            self.store.check_locks()
         job = self.store.submit(
             job_name,
             listed,
@@ -271,6 +274,7 @@ class AirExecutorHook(BaseHook):
             self.store.create_directories()
             if not os.access(self.store.inbox_path, os.W_OK):
                 return False, f"{base_path} is not writable for this user"
+            self.store.check_locks()
         except (AirExecutorError, ValueError, OSError) as error:
             return False, str(error)
         if self.store.manager_is_running():

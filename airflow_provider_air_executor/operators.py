@@ -415,8 +415,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             try:
                 self._stream(job)
                 line = summary.progress(self.hook.get_tasks(job.name))
-                if not self.hook.location.embedded:
-                    line += summary.nobody_runs_it(self.hook.store)
+                line += summary.trouble(self.hook.store, job.name, embedded=self.hook.location.embedded)
             except (CorruptFileError, OSError) as error:
                 line = f"its tasks cannot be read now: {error}"
             if line != last[0]:

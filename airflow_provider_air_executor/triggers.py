@@ -286,8 +286,7 @@ class AirExecutorJobTrigger(BaseTrigger):
     def _log_progress(self) -> None:
         try:
             line = summary.progress(self._store.load_tasks(self.job_name)[0])
-            if not self.embedded:
-                line += summary.nobody_runs_it(self._store)
+            line += summary.trouble(self._store, self.job_name, embedded=self.embedded)
         except (AirExecutorError, OSError):
             return  # not there yet, or half-written: the next change shows it
         if line != self._progress:

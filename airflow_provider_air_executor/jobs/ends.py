@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import re
 import threading
@@ -90,19 +89,18 @@ class JobEnds:
         """Take the reader's lock; False if another process has it."""
         path = self._store.reader_path(self._reader)
         self._store.create_directories()
-        path.parent.mkdir(mode=0o700, exist_ok=True)
+        files.make_directory(path.parent, exist_ok=True)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return False
-        self._since = os.fstat(lock).st_mtime
-        with self._guard:
-            if self._has_let_go:  # while we asked for it, in a thread
-                os.close(lock)
-            else:
-                self._lock = lock
+        with contextlib.ExitStack() as unless_kept:
+            unless_kept.callback(os.close, lock)
+            files.give(lock, self._store.base_path)
+            if not files.lock(lock, path):
+                return False
+            self._since = os.fstat(lock).st_mtime
+            with self._guard:
+                if not self._has_let_go:  # while we asked for it, in a thread
+                    unless_kept.pop_all()
+                    self._lock = lock
         return True
 
     def _let_go(self) -> None:

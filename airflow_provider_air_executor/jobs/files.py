@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import os
 import stat
@@ -11,6 +12,8 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from airflow_provider_air_executor.exceptions import NoLocksError
 
 _PROCESS_TOKEN = os.urandom(4).hex()
 _COUNTER = itertools.count()
@@ -22,6 +25,7 @@ _RENAME_EXCHANGE = 2
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 _NOT_SUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of a directory, on FUSE, CIFS, and some network file systems
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 # What an operation fails with that may succeed later: the machine is short of something, ...
 SHORTAGE = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 # ... or the file system is full, read-only, or away.
@@ -192,6 +196,7 @@ def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
+            give(descriptor, path.parent)
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
@@ -204,6 +209,33 @@ def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]
         remove(temporary)
         raise
     return temporary, version
+
+
+def make_directory(path: Path, *, exist_ok: bool = False) -> None:
+    """Make a directory of mode 0700.
+
+    :param exist_ok: whether it may be there already.
+    """
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        if exist_ok and path.is_dir():
+            return
+        raise
+    if os.geteuid() == 0:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            give(descriptor, path.parent)
+        finally:
+            os.close(descriptor)
+
+
+def give(descriptor: int, directory: Path) -> None:
+    """Let what root has made belong to whom its directory belongs to, who could not use it otherwise."""
+    if os.geteuid() == 0:
+        owner = os.stat(directory)
+        if owner.st_uid:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def flush(*paths: Path | str) -> None:
@@ -252,6 +284,23 @@ def read(path: Path) -> tuple[bytes, Stamp]:
     with open(descriptor, "rb", buffering=0) as file:
         version = Stamp.of(os.fstat(descriptor))
         return file.readall(), version
+
+
+def lock(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock a file that is open, without waiting; False if another process holds it.
+
+    :param kind: ``fcntl.LOCK_EX``, or ``fcntl.LOCK_SH`` to share it.
+    :raises NoLocksError: if its file system cannot do that.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        if error.errno in _NO_LOCKS:
+            raise NoLocksError(path, error.strerror or str(error)) from None
+        raise
+    return True
 
 
 def is_real_directory(path: Path) -> bool:

@@ -204,8 +204,9 @@ class JobStore:
 
     def create_directories(self) -> None:
         """Make the directories that all jobs share, each of mode 0700, where they are missing."""
-        for path in (self.base_path, self.jobs_path, self.inbox_path):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.base_path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self.jobs_path, self.inbox_path):
+            files.make_directory(path, exist_ok=True)
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ class JobStore:
         build = self.jobs_path / files.unique_name(".submit-")
         try:
             for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
-                (build / directory).mkdir(mode=0o700)
+                files.make_directory(build / directory)
             written = {**attached, "tasks.json": dump_tasks(tasks), "state.json": dump_job(job)}
             for file, data in written.items():
                 temporary, _ = files.write_beside(build / file, data, durable=False)
@@ -342,6 +343,7 @@ class JobStore:
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
         try:
+            files.give(descriptor, self.job_path(name))
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
@@ -624,6 +626,7 @@ class JobStore:
         self.create_directories()
         descriptor = os.open(self.keep_alive_path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            files.give(descriptor, self.base_path)
             os.utime(descriptor)
         finally:
             os.close(descriptor)
@@ -785,22 +788,36 @@ class JobStore:
         return target
 
     def manager_is_running(self) -> bool:
-        """Whether a manager holds this base path."""
+        """Whether a manager holds this base path.
+
+        :raises NoLocksError: if that cannot be told, since its file system has no locks.
+        """
         try:
             descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
             # A manager that starts at this moment tries again for longer than this lock is held.
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return True
-            raise
-        else:
-            return False
+            return not files.lock(descriptor, self.lock_path, fcntl.LOCK_SH)
         finally:
             os.close(descriptor)
+
+    def check_locks(self) -> None:
+        """Make sure that a manager could hold this base path, before something is submitted there.
+
+        :raises NoLocksError: if the file system has no locks.
+        """
+        self.create_directories()
+        if self.lock_path.exists():
+            self.manager_is_running()
+            return
+        path = self.base_path / files.unique_name(".lock-")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            files.lock(descriptor, self.lock_path)
+        finally:
+            os.close(descriptor)
+            files.remove(path)
 
     def problems(self) -> dict[str, str]:
         """What the manager cannot do at the moment, by the names of the jobs that are concerned: a sentence each."""

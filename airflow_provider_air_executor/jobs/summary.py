@@ -10,6 +10,7 @@ from airflow_provider_air_executor.exceptions import (
     JobFailedError,
     JobInvalidError,
     JobLostError,
+    NoLocksError,
 )
 from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
@@ -46,20 +47,31 @@ def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
     problem = store.problems().get(job.name)
     if problem is not None or job.state is not JobState.WAITING:
         return problem
-    if not store.manager_is_running():
-        return "no manager is running"
+    try:
+        if not store.manager_is_running():
+            return "no manager is running"
+    except (AirExecutorError, OSError) as error:
+        return f"whether a manager runs cannot be told: {error}"
     place = _place(job)
     before = sum(other.state is JobState.WAITING and _place(other) < place for other in jobs)
     return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
 
 
-def nobody_runs_it(store: JobStore) -> str:
-    """What to say beside how far a job is if there is no manager, and none is started; empty if there is one."""
-    return (
-        ""
-        if store.manager_is_running()
-        else f" (no manager is running: air-executor manager --base-path {store.base_path})"
-    )
+def trouble(store: JobStore, job_name: str, *, embedded: bool) -> str:
+    """What to say beside how far a job is if it does not go on; empty if all is well.
+
+    :param embedded: whether a manager is started if none runs.
+    """
+    problem = store.problems().get(job_name)
+    if problem is not None:
+        return f" ({problem})"
+    if embedded:
+        return ""
+    try:
+        is_running = store.manager_is_running()
+    except NoLocksError as error:
+        return f" ({error})"
+    return "" if is_running else f" (no manager is running: air-executor manager --base-path {store.base_path})"
 
 
 def _place(job: Job) -> tuple[int, float]:

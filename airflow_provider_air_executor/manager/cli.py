@@ -337,7 +337,9 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     max_parallel_tasks (default: all that are independent), timeout, priority, labels, outlets, runner.
     """
     store = _store(base_path, must_exist=False)
-    job = store.submit(**_read_job(file, name))
+    described = _read_job(file, name)
+    store.check_locks()
+    job = store.submit(**described)
     if wait:
         _say_if_none_runs(store)
         job = _wait(store, job.name)
@@ -375,9 +377,25 @@ def _read_job(file: Any, name: str | None) -> dict[str, Any]:
 
 
 def _wait(store: JobStore, name: str) -> Job:
+    tell_problem = _problem_teller(store, name)
     while not (job := store.get_job(name)).state.is_terminal:
+        tell_problem()
         time.sleep(_FOLLOW_SECONDS)
     return job
+
+
+def _problem_teller(store: JobStore, name: str) -> Callable[[], None]:
+    """What says, once, what the manager cannot do with a job at the moment."""
+    told: str | None = None
+
+    def tell() -> None:
+        nonlocal told
+        problem = store.problems().get(name)
+        if problem not in (None, told):
+            click.echo(f"air-executor: job {name!r} {problem}", err=True)
+        told = problem
+
+    return tell
 
 
 def _exit_with(job: Job) -> None:
@@ -425,9 +443,12 @@ def status(base_path: str | None, job_name: str | None, watch: bool, limit: int,
 
 def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
     if job_name is None:
-        _print_json(
-            {"manager_pid": store.manager_pid(), "jobs": [_job_as_json(store, job) for job in store.list_jobs()]}
-        )
+        found: dict[str, Any] = {"manager_pid": None}
+        try:
+            found["manager_pid"] = store.manager_pid()
+        except (exceptions.AirExecutorError, OSError) as error:
+            found["problem"] = f"whether a manager runs cannot be told: {error}"
+        _print_json({**found, "jobs": [_job_as_json(store, job) for job in store.list_jobs()]})
         return
     job = _wait(store, job_name) if watch else store.get_job(job_name)
     _print_json(_job_as_json(store, job, with_tasks=True))
@@ -452,6 +473,7 @@ def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool
         raise exceptions.InvalidJobError(f"job {job_name!r} has no task {task_id!r}; its tasks: {', '.join(ids)}")
     made: Callable[[str], _LogPrinter] = partial(_LogPrinter, store, job_name, prefix=task_id is None)
     printers = {task: made(task) for task in ids if task_id in (None, task)}
+    tell_problem = _problem_teller(store, job_name)
     while True:
         over = not follow or store.get_job(job_name).state.is_terminal
         if follow and task_id is None:
@@ -461,6 +483,8 @@ def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool
         for printer in printers.values():
             printer.print_new(final=over)
         sys.stdout.buffer.flush()
+        if follow:
+            tell_problem()
         if over or (task_id is not None and _has_ended(store, job_name, task_id)):
             break
         time.sleep(_FOLLOW_SECONDS)

@@ -83,7 +83,7 @@ def _print_progress(store: JobStore, job: Job, console: Console) -> Job:
     last = ""
     while True:
         job = store.get_job(job.name)
-        line = progress(store.get_tasks(job.name))
+        line = progress(store.get_tasks(job.name)) + summary.trouble(store, job.name, embedded=False)
         if line != last:
             console.print(Text(f"{job.name}: {line}"))
             last = line

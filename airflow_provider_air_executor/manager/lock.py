@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import time
 from typing import Self
 
 from airflow_provider_air_executor.exceptions import ManagerRunningError
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.store import JobStore
 
 # Longer than anyone holds the lock just to see whether it is taken (JobStore.manager_is_running).
@@ -30,22 +29,19 @@ class ManagerLock:
         """Take the lock.
 
         :return: False if another manager holds it.
+        :raises NoLocksError: if its file system has no locks.
         """
         self._store.create_directories()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._store.lock_path, flags, 0o600)
         give_up = time.monotonic() + _PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > give_up:
-                    os.close(descriptor)
-                    if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                        return False
-                    raise
+        with contextlib.ExitStack() as unless_ours:
+            unless_ours.callback(os.close, descriptor)
+            while not files.lock(descriptor, self._store.lock_path):
+                if time.monotonic() > give_up:
+                    return False
                 time.sleep(0.02)
+            unless_ours.pop_all()
         self._descriptor = descriptor
         with contextlib.suppress(OSError):  # on a full disk the manager works without telling its number
             temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")

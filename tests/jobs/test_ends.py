@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import fcntl
 import os
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.exceptions import InvalidJobError, NoLocksError
 from airflow_provider_air_executor.jobs import notify
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import Job, JobState, utc_now
@@ -35,6 +38,17 @@ def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED, **more
 
 def ends(store: JobStore, reader: str = "r", *, interval: float = FOREVER, matches: Any = None) -> JobEnds:
     return JobEnds(store, reader, interval=interval, matches=matches or (lambda _: True))
+
+
+def test_without_locks_nobody_can_be_the_only_reader(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+
+    async def follow() -> None:
+        async with contextlib.aclosing(ends(store).follow()) as following:
+            await anext(following)
+
+    with pytest.raises(NoLocksError, match=r"readers/r cannot be locked \(No locks available\)"):
+        asyncio.run(follow())
 
 
 async def told(found: JobEnds, number: int, *, confirm: bool = True, meanwhile: Any = None) -> list[str]:

@@ -274,6 +274,22 @@ def test_deleting_and_pruning(store: JobStore) -> None:
         store.delete("new")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
+def test_what_root_makes_belongs_to_the_owner_of_the_base_path(store: JobStore) -> None:
+    """Whose manager could not read it otherwise."""
+    store.base_path.mkdir()
+    os.chown(store.base_path, 65534, 65534)
+    store.submit("j", ["true"], attached={"file": b""})
+    store.append_attached("j", "other", b"line\n")
+    store.attach("j", "another", b"")
+    store.take_up("j", SubmittedBy(dag_id="d", run_id="r", task_id="t"))
+    store.cancel("j")
+    store.keep_alive()
+    made = [*store.base_path.rglob("*")]
+    assert len(made) == 13
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65534)}
+
+
 def test_what_an_interrupted_submit_left_is_removed_when_it_is_old(store: JobStore) -> None:
     store.create_directories()
     for name, age in ((".submit-old", 7200), (".submit-new", 0)):

@@ -398,6 +398,77 @@ def test_who_waits_is_told_that_no_manager_runs(store: JobStore, managers: Manag
         assert waiting.wait() == 0
 
 
+@pytest.mark.parametrize(
+    "command", ["submit - --wait", "status j --watch", "status j --watch --json", "logs j --follow"]
+)
+def test_who_waits_is_told_what_the_manager_cannot_do(
+    store: JobStore, managers: Managers, tmp_path: Path, command: str
+) -> None:
+    store.create_directories()
+    if not command.startswith("submit"):
+        store.submit("j", ["true"])
+    problem = {"problem": "cannot be written: Permission denied", "since": "now"}
+    store.problems_path.write_text(json.dumps({"j": problem}))
+    with going_on(store, managers, tmp_path / "out", *command.split()) as said:
+        wait_until(lambda: b"cannot be written: Permission denied (since now)" in said(), what="it says so")
+        managers.start()
+
+
+@pytest.fixture
+def no_locks(managers: Managers, tmp_path: Path) -> None:
+    """As on a network file system without a lock service."""
+    (tmp_path / "patch").mkdir()
+    lines = "import errno, fcntl, os", "def flock(*_): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))"
+    (tmp_path / "patch" / "sitecustomize.py").write_text("\n".join([*lines, "fcntl.flock = flock", ""]))
+    managers.environment["PYTHONPATH"] = str(tmp_path / "patch")
+
+
+@pytest.mark.usefixtures("no_locks")
+@pytest.mark.parametrize("is_new", [True, False])
+def test_without_locks_nothing_is_submitted_and_no_manager_starts(run: Any, store: JobStore, is_new: bool) -> None:
+    if not is_new:
+        store.create_directories()
+        store.lock_path.touch()
+    for arguments in (["submit", "-"], ["manager"], ["manager", "--detach"]):
+        done = run(*arguments, text=json.dumps(JOB))
+        assert done.returncode == 1
+        said = done.stderr + (store.manager_log_path.read_text() if store.manager_log_path.exists() else "")
+        assert f"air-executor: {store.lock_path} cannot be locked (No locks available)" in said
+        assert "have its file system mounted with locks" in said
+    assert store.job_names() == []
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_without_locks_the_jobs_are_shown(run: Any, store: JobStore) -> None:
+    store.submit("j", ["true"])
+    store.lock_path.touch()
+    for arguments in ([], ["j"], ["--json"], ["j", "--json"]):
+        done = run("status", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"\bj\b", done.stdout)
+        assert "whether a manager runs cannot be told: " in " ".join(done.stdout.split())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
+def test_what_is_forbidden_is_said_with_the_path_and_who_may(store: JobStore, managers: Managers) -> None:
+    store.submit("j", ["true"])
+    os.chown(store.inbox_path, 65534, 65534)
+    done = as_if_not_root(store, managers, "cancel", "j")
+    place = re.escape(str(store.inbox_path))
+    assert done.returncode == 1
+    assert re.fullmatch(
+        f"air-executor: {place}/.*: Permission denied; {place} belongs to nobody, who may do this\n", done.stderr
+    )
+
+
+def test_a_job_filesystem_elsewhere_is_named(managers: Managers, tmp_path: Path) -> None:
+    JobStore(tmp_path / "air-executor").submit("j", ["true"])
+    environment = {**managers.environment, "AIRFLOW_HOME": str(tmp_path)}
+    done = subprocess.run([*CLI, "status"], capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert f"there is no job filesystem at {tmp_path}/.air-executor, but at {tmp_path}/air-executor; " in done.stderr
+
+
 def test_detach_and_stop(run: Any, store: JobStore) -> None:
     done = run("manager", "--detach")
     pid = store.manager_pid()

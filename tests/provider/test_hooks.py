@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError
+from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError, NoLocksError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import PATIENCE, wait_until
@@ -71,6 +74,16 @@ class TestConnection:
         works, message = AirExecutorHook().test_connection()
         assert not works
         assert f"air-executor manager --base-path {home}" in message
+
+    def test_without_locks_nothing_is_submitted(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """No embedded manager could run there."""
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+        works, message = AirExecutorHook().test_connection()
+        assert not works
+        assert "manager.lock cannot be locked (No locks available)" in message
+        with pytest.raises(NoLocksError):
+            AirExecutorHook().create_job("j", ["true"])
+        assert store.job_names() == []
 
     def test_a_directory_that_is_not_there(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connection(monkeypatch, base_path="/no/such/place")
