@@ -880,21 +880,9 @@ def _remove_tree(path: Path | str) -> str:
 
 def _unlock(path: Path | str) -> None:
     """Give the directories below a path the modes back that their owner needs to remove what is in them."""
-    _let_owner_write(path)
+    files.put_modes_back(Path(path))
     for directory, names, _ in os.walk(path):
-        for name in names:
-            _let_owner_write(os.path.join(directory, name))
-
-
-def _let_owner_write(path: Path | str) -> None:
-    with contextlib.suppress(OSError):  # whoever removes it then says what is wrong
-        # Not by its name, in whose place there may be a symlink in the next moment.
-        descriptor = os.open(path, getattr(os, "O_PATH", os.O_RDONLY) | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if os.fstat(descriptor).st_uid == os.geteuid():
-                os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
-        finally:
-            os.close(descriptor)
+        files.put_modes_back(*(Path(directory, name) for name in names))
 
 
 def _check_attached(file: str) -> str:
