@@ -361,11 +361,12 @@ def start_manager_if_none(store: JobStore) -> None:
         start_manager(store)
 
 
-def start_manager(store: JobStore, *flags: str) -> None:
+def start_manager(store: JobStore, *flags: str, replace: bool = False) -> None:
     """Start a manager that outlives this process; if another one is faster, that is as good.
 
     :param flags: more flags of ``air-executor manager``.
-    :raises ManagerError: if it cannot be started; the message holds what it said.
+    :param replace: whether the one that runs is ended first.
+    :raises ManagerError: if it cannot be started, or the one that runs not be replaced; the message holds what it said.
     """
     store.create_directories()
     store.keep_alive()
@@ -373,6 +374,7 @@ def start_manager(store: JobStore, *flags: str) -> None:
     # Without -P, modules of the working directory, which is one that tasks may write to, would be ours.
     command = [sys.executable, "-P", "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
     command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
+    command += ["--replace"] if replace else []
     environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
     for _ in range(_START_ATTEMPTS):
         try:
@@ -387,9 +389,10 @@ def start_manager(store: JobStore, *flags: str) -> None:
             )
         except subprocess.TimeoutExpired as error:
             raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
-        if started.returncode == 0 or store.manager_is_running():
+        was_late = started.returncode == ManagerRunningError.exit_code
+        if started.returncode == 0 or ((was_late or not replace) and store.manager_is_running()):
             return
-        if started.returncode != ManagerRunningError.exit_code:
+        if not was_late:
             break  # otherwise the one that was in its way has ended in this moment
     said = started.stderr.decode(errors="replace").strip()
     raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")

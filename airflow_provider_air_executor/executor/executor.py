@@ -33,6 +33,7 @@ from airflow_provider_air_executor.exceptions import (
     CorruptFileError,
     InvalidJobError,
     JobNotFoundError,
+    ManagerError,
     NotRemovedError,
 )
 from airflow_provider_air_executor.executor import database
@@ -109,12 +110,19 @@ class AirExecutorExecutor(BaseExecutor):
     def start(self) -> None:
         """Start the managers, with the present configuration, and take up the callbacks of an earlier scheduler.
 
+        Only a scheduler replaces managers that run, and takes up what is there. Others start an executor too, as
+        ``dag.test(use_executor=True)`` does: they use what runs.
+
         :raises ValueError: if a setting is not valid.
-        :raises ManagerError: if a manager cannot be started.
+        :raises ManagerError: if a manager cannot be started, and none runs.
         """
+        is_scheduler = self.job_id is not None  # a scheduler says so before it calls this
         for site in self.settings.sites.values():
-            if self.settings.is_embedded:
-                self._start_manager(site, replace=True)
+            if self.settings.is_embedded and is_scheduler:
+                self._replace_manager(site)
+            elif self.settings.is_embedded:
+                if not site.store.manager_is_running():
+                    self._start_manager(site)
             elif not site.store.manager_is_running():
                 self.log.warning(
                     "no manager runs on %s; tasks wait until one is started: air-executor manager --base-path %s "
@@ -123,13 +131,26 @@ class AirExecutorExecutor(BaseExecutor):
                     site.store.base_path,
                     MODULE,
                 )
-        self._adopt_callbacks()
-        threading.Thread(target=self._prune_left, daemon=True).start()
+        if is_scheduler:
+            self._adopt_callbacks()
+            threading.Thread(target=self._prune_left, daemon=True).start()
+
+    def _replace_manager(self, site: Site) -> None:
+        """Start a manager in place of the one that runs, if there is one. If that fails, the old one goes on."""
+        try:
+            self._start_manager(site, replace=True)
+        except ManagerError as error:
+            if not site.store.manager_is_running():
+                raise
+            why = f"not replaced, and works with the code and the settings that it was started with: {error}"
+            self.log.error("manager %s of %s is %s", site.store.manager_pid(), site.store.base_path, why)
+            with contextlib.suppress(OSError):  # it has been said
+                site.store.say_not_replaced(why)
 
     def _start_manager(self, site: Site, *, replace: bool = False) -> None:
         flags = ["--max-concurrent-runners", str(site.max_running_tasks)]
         flags += ["--kill-grace", str(self.settings.kill_grace), "--preload", self.settings.preload]
-        start_manager(site.store, *flags, *(["--replace"] if replace else []))
+        start_manager(site.store, *flags, replace=replace)
 
     def order_queued_tasks_by_priority(self) -> list[tuple[Any, Any]]:
         """The queued tasks, those with the highest priority weight first; Airflow up to 3.3.1 sorts the other way."""

@@ -6,7 +6,8 @@ through a file in ``inbox/``. Layout::
     <base_path>/
       jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/  work/
       inbox/                  requests to the manager
-      manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  config.yaml
+      manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  manager.not-replaced
+      config.yaml
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ class JobStore:
         self.pid_path = self.base_path / "manager.pid"
         self.manager_log_path = self.base_path / "manager.log"
         self.keep_alive_path = self.base_path / "manager.keep-alive"
+        self.not_replaced_path = self.base_path / "manager.not-replaced"
         self.problems_path = self.base_path / "manager.problems.json"
         self.config_path = self.base_path / "config.yaml"
 
@@ -826,6 +828,20 @@ class JobStore:
             return {str(name): f"{told['problem']} (since {told['since']})" for name, told in found.items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return {}
+
+    def say_not_replaced(self, why: str) -> None:
+        """Leave word for who looks that the manager which runs was to be replaced, and was not.
+
+        :param why: a sentence; the next manager removes it.
+        """
+        files.publish(self.not_replaced_path, why.encode())
+
+    def why_not_replaced(self) -> str:
+        """Why the manager that runs is an old one; empty if it is not."""
+        try:
+            return files.read(self.not_replaced_path)[0].decode(errors="replace")
+        except OSError:
+            return ""
 
     def manager_pid(self) -> int | None:
         """The process id of the manager that holds this base path, if one does and it can be told."""

@@ -446,6 +446,8 @@ def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
         found: dict[str, Any] = {"manager_pid": None}
         try:
             found["manager_pid"] = store.manager_pid()
+            if found["manager_pid"] and (why_old := store.why_not_replaced()):
+                found["problem"] = f"manager {found['manager_pid']} is {why_old}"
         except (exceptions.AirExecutorError, OSError) as error:
             found["problem"] = f"whether a manager runs cannot be told: {error}"
         _print_json({**found, "jobs": [_job_as_json(store, job) for job in store.list_jobs()]})

@@ -135,7 +135,8 @@ def _manager(store: JobStore) -> str:
         pid = store.manager_pid()
     except (AirExecutorError, OSError) as error:
         return f"whether a manager runs cannot be told: {error}"
-    return f"manager {pid}" if pid else "no manager is running"
+    why_old = store.why_not_replaced()
+    return f"manager {pid}{' is ' if why_old else ''}{why_old}" if pid else "no manager is running"
 
 
 def _widths(headings: Sequence[str], rows: Iterable[Mapping[str, RenderableType]]) -> dict[str, int]:

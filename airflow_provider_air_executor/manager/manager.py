@@ -319,6 +319,7 @@ class Manager:
         self._store.create_directories()
         with contextlib.suppress(OSError):
             files.remove(self._store.problems_path)
+            files.remove(self._store.not_replaced_path)
         self._notifier.add(_JOBS, self._store.jobs_path)
         self._notifier.add(_INBOX, self._store.inbox_path)
         for step in (self._remove_abandoned, self._look_at_everything, self._answer_requests):

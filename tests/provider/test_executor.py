@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,97 @@ def workload(task_id: str = "t", **more: Any) -> workloads.ExecuteTask:
         log_path="d/r/t/1.log",
         ti=workloads.TaskInstanceDTO.model_construct(**ti),
     )
+
+
+@pytest.fixture
+def managed(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobStore]:
+    """The job filesystem of an executor that starts its manager; Airflow's database is left alone."""
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED", "True")
+    monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__PRELOAD", "json")  # nothing here is to run
+    monkeypatch.setattr(AirExecutorExecutor, "_adopt_callbacks", lambda _: None)
+    monkeypatch.setattr(AirExecutorExecutor, "_prune_left", lambda _: None)
+    yield store
+    pid = store.manager_pid()
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not store.manager_is_running(), what="the manager has ended")
+
+
+def start(job_id: int | None) -> AirExecutorExecutor:
+    """Start an executor as a scheduler of this number does, or another one, which has none."""
+    executor = AirExecutorExecutor(parallelism=8)
+    executor.job_id = job_id
+    executor.start()
+    return executor
+
+
+def environment_of(pid: int | None) -> list[str]:
+    return Path(f"/proc/{pid}/environ").read_text().split("\0")
+
+
+@pytest.mark.embedded
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="environments are looked at in /proc")
+def test_only_a_scheduler_replaces_a_manager_that_runs(managed: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another one may have a shell's environment and settings, which are no affair of the tasks to come."""
+    start(1)
+    first = managed.manager_pid()
+    monkeypatch.setenv("MARK", "of a shell")
+    adopted: list[object] = []
+    for name in ("_adopt_callbacks", "_prune_left"):
+        monkeypatch.setattr(AirExecutorExecutor, name, lambda self: adopted.append(self.job_id))
+    start(None)
+    assert (managed.manager_pid(), adopted) == (first, [])
+    assert "MARK=of a shell" not in environment_of(first)
+    start(2)
+    assert managed.manager_pid() not in (first, None)
+    wait_until(lambda: adopted == [2, 2], what="what is there has been taken up")
+
+
+@pytest.mark.embedded
+def test_without_a_manager_whoever_starts_the_executor_starts_one(managed: JobStore) -> None:
+    start(None)
+    assert managed.manager_pid()
+
+
+@pytest.mark.embedded
+def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
+    managed: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(1)
+    first = managed.manager_pid()
+    (managed.base_path / "config.yaml").write_text("poll_interval: often\n")
+    said: list[str] = []
+    monkeypatch.setattr(AirExecutorExecutor, "log", RecordingLog(said))
+    start(2)
+    assert managed.manager_pid() == first
+    assert [line for line in said if f"manager {first} of {managed.base_path} is not replaced" in line], said
+    assert [line for line in said if "poll_interval = 'often'" in line], said
+    text = " ".join(status(managed).split())
+    assert f"manager {first} is not replaced" in text
+    assert "poll_interval = 'often'" in text
+    assert "poll_interval = 'often'" in json.loads(status(managed, "--json"))["problem"]
+    (managed.base_path / "config.yaml").unlink()
+    start(3)
+    assert managed.manager_pid() != first
+    wait_until(lambda: "not replaced" not in status(managed), what="the new manager has begun")
+
+
+class RecordingLog:
+    """What the scheduler's log is told."""
+
+    def __init__(self, said: list[str]) -> None:
+        self._said = said
+
+    def __getattr__(self, level: str) -> Callable[..., None]:
+        return lambda text, *args, **_: self._said.append(text % args)
+
+
+def status(store: JobStore, *flags: str) -> str:
+    command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "status"]
+    done = subprocess.run(
+        [*command, "--base-path", str(store.base_path), *flags], capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 def hand_over(executor: AirExecutorExecutor, *given: workloads.ExecuteTask) -> None:
