@@ -26,6 +26,7 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
+from airflow_provider_air_executor.manager.runners.records import as_given
 
 _START_SECONDS = 60.0
 _START_ATTEMPTS = 3
@@ -375,7 +376,11 @@ def start_manager(store: JobStore, *flags: str, replace: bool = False) -> None:
     command = [sys.executable, "-P", "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
     command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
     command += ["--replace"] if replace else []
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(_PRIVATE_VARIABLES)}
+    given = as_given(os.environ)
+    environment = {key: value for key, value in given.items() if not key.startswith(_PRIVATE_VARIABLES)}
+    if environment.get("PYTHONPATH"):  # what is relative in it, or empty, means our directory and not the manager's
+        entries = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, entries))
     for _ in range(_START_ATTEMPTS):
         try:
             started = subprocess.run(

@@ -192,6 +192,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     from airflow_provider_air_executor.manager.runners.children import Children
     from airflow_provider_air_executor.manager.runners.local import LocalRunner
     from airflow_provider_air_executor.manager.runners.processes import can_look
+    from airflow_provider_air_executor.manager.runners.records import as_given
     from airflow_provider_air_executor.manager.runners.registry import Runners
 
     _set_up_logging(settings)
@@ -201,17 +202,17 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     with ManagerLock(store) as lock:
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
-        children = Children()
-        local = LocalRunner(store, os.environ, children, preload=settings.preload)
-        Manager(store, settings, Runners(store, settings, local, os.environ, children)).run(lock)
+        children, environment = Children(), as_given(os.environ)
+        local = LocalRunner(store, environment, children, preload=settings.preload)
+        Manager(store, settings, Runners(store, settings, local, environment, children)).run(lock)
 
 
 def _leave_task() -> None:
     """Begin anew without what marks a process as one of a task, at whose end it would be ended."""
-    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES
+    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES, as_given
 
     if not os.environ.keys().isdisjoint(TASK_VARIABLES):
-        environment = {key: value for key, value in os.environ.items() if key not in TASK_VARIABLES}
+        environment = {key: value for key, value in as_given(os.environ).items() if key not in TASK_VARIABLES}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)  # noqa: S606 - no shell
 
 

@@ -60,6 +60,23 @@ def test_submit_and_wait(run: Any, manager: object) -> None:
     assert json.loads(done.stdout)["state"] == "completed"
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere it cannot be seen what Python has set")
+@pytest.mark.parametrize("given", [{}, {"LC_CTYPE": "C.UTF-8"}])
+@pytest.mark.parametrize("of_a_task", [False, True])
+def test_tasks_have_the_locale_that_the_manager_was_given(
+    run: Any, store: JobStore, managers: Managers, given: dict[str, str], of_a_task: bool
+) -> None:
+    """And not what Python sets for itself where there is none."""
+    inherited = {key: value for key, value in managers.environment.items() if not key.startswith(("LANG", "LC_"))}
+    managers.environment = {**inherited, **given, **({"AIR_EXECUTOR_JOB": "another"} if of_a_task else {})}
+    assert run("manager", "--detach").returncode == 0
+    store.submit("a", [task("a", "env")])
+    ended(store, "a")
+    assert run("stop").returncode == 0
+    lines = store.read_log("a", "a").text.splitlines()
+    assert [line for line in lines if line.startswith("LC_")] == [f"LC_CTYPE={value}" for value in given.values()]
+
+
 def test_submit_says_when_nobody_will_run_it(run: Any) -> None:
     done = run("submit", "-", text=json.dumps(JOB))
     assert (done.returncode, done.stdout) == (0, "j: waiting\n")

@@ -127,6 +127,17 @@ class TestEmbeddedManager:
         assert "AIRFLOW_CTX" not in log
         assert "SUPERVISOR" not in log
 
+    def test_its_tasks_have_the_environment_of_a_fresh_process(self, store: JobStore, tmp_path: Path) -> None:
+        """What is relative in PYTHONPATH does not mean the manager's directory; what Python has set is not there."""
+        code = "from airflow_provider_air_executor.hooks import AirExecutorHook\n"
+        code += "hook = AirExecutorHook(); hook.create_job('a', ['env']); hook.wait_for_job('a')"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("LANG", "LC_"))}
+        environment["PYTHONPATH"] = ":mine"
+        subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, timeout=PATIENCE)
+        lines = store.read_log("a", "task-1").text.splitlines()
+        assert f"PYTHONPATH={os.path.realpath(tmp_path)}:{os.path.realpath(tmp_path)}/mine" in lines
+        assert not [line for line in lines if line.startswith("LC_")]
+
     def test_it_is_started_again_while_somebody_waits(self, store: JobStore) -> None:
         hook = AirExecutorHook()
         hook.create_job("a", ["sleep 1", "true"])

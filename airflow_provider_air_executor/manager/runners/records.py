@@ -15,6 +15,7 @@ import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import utc_now
@@ -150,6 +151,18 @@ def task_variables(attempt: Attempt, directory: str | None, output_path: str | N
         "AIR_EXECUTOR_JOB_DIR": directory,
     }
     return {name: value for name, value in variables.items() if value is not None}
+
+
+def as_given(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of this process without what Python has put in at its start.
+
+    Where the locale is C, it sets LC_CTYPE for itself and its children (PEP 538). Linux shows what was there before.
+    """
+    kept = dict(environment)
+    with contextlib.suppress(OSError):
+        if not any(item.startswith(b"LC_CTYPE=") for item in Path("/proc/self/environ").read_bytes().split(b"\0")):
+            kept.pop("LC_CTYPE", None)
+    return kept
 
 
 def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
