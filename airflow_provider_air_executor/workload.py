@@ -10,10 +10,12 @@ import configparser
 import contextlib
 import enum
 import functools
+import getpass
 import importlib
 import json
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable
@@ -164,6 +166,7 @@ def main() -> int:
         why = error.strerror if isinstance(error, OSError) else "it is not a workload that this Airflow knows"
         _say(f"{WORKLOAD_FILE} cannot be run: {why}")
         return ExitCode.BAD_WORKLOAD
+    _leave_managers_directory(content.get("directory"))
     try:
         code = _run(workload, content["server"])
     except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
@@ -177,6 +180,18 @@ def _take_file(path: Path) -> bytes:
     data, _ = files.read(path)
     path.unlink()
     return data
+
+
+def _leave_managers_directory(directory: str | None) -> None:
+    """Go where a task may write without harm: the manager is in its job filesystem, beside its ``config.yaml``.
+
+    :param directory: where the scheduler works; if there is no such directory here, it is the root directory.
+    """
+    for where in (directory, "/"):
+        if where is not None:
+            with contextlib.suppress(OSError):
+                os.chdir(where)
+                return
 
 
 @functools.cache
@@ -200,6 +215,7 @@ def _prepare() -> None:
 
     configure_logging(output=sys.stdout.buffer, json_output=True)
     _notice_the_end()
+    _let_other_users_in()
 
 
 def _set_defaults() -> None:
@@ -235,6 +251,38 @@ def _notice_the_end() -> None:
         return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
 
     WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
+
+
+def _let_other_users_in() -> None:
+    """Let no task of another user (``run_as_user``) be in a directory that is not open to all: it could not work there.
+
+    Airflow finds out whose it is when it has read the DAG file, and begins anew as that user.
+    """
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.execution_time import task_runner
+
+    parse = getattr(task_runner, "parse", None)
+    if parse is None:
+        return
+
+    @functools.wraps(parse)
+    def parse_and_move(*args: Any, **kwargs: Any) -> Any:
+        ti = parse(*args, **kwargs)
+        user = getattr(ti.task, "run_as_user", None) or conf.get("core", "default_impersonation", fallback=None)
+        if user and user != getpass.getuser() and not _is_open_to_all():
+            os.chdir("/")
+        return ti
+
+    task_runner.parse = parse_and_move
+
+
+def _is_open_to_all() -> bool:
+    """Whether any user may enter the working directory."""
+    try:
+        here = Path.cwd()
+        return all(path.stat().st_mode & stat.S_IXOTH for path in (here, *here.parents))
+    except OSError:
+        return False
 
 
 def _run(workload: Any, server: str) -> int:

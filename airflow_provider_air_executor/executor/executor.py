@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.configuration import conf
 from airflow.executors import workloads
 from airflow.executors.base_executor import BaseExecutor
+from airflow.sdk.log import init_log_file
 from airflow.utils.state import CallbackState, TaskInstanceState
 
 from airflow_provider_air_executor.exceptions import (
@@ -165,7 +166,7 @@ class AirExecutorExecutor(BaseExecutor):
             except InvalidJobError as error:
                 self._drop_from_queue(key)
                 self.log.error("%s cannot be run: %s", key, error)
-                self.fail(key, info=str(error))
+                self._fail(key, str(error), getattr(workload, "log_path", None))
             except (OSError, AirExecutorError) as error:
                 self.log.error("%s cannot be submitted now: %s", key, error)
                 return
@@ -335,7 +336,11 @@ class AirExecutorExecutor(BaseExecutor):
         )
 
     def _dump(self, workload: Any) -> bytes:
-        content = {"server": self.settings.server(), "workload": workload.model_dump(mode="json")}
+        content = {
+            "server": self.settings.server(),
+            "directory": self.settings.working_directory,
+            "workload": workload.model_dump(mode="json"),
+        }
         return json.dumps(content).encode()
 
     def _track(self, submitted: Submitted) -> None:
@@ -425,16 +430,33 @@ class AirExecutorExecutor(BaseExecutor):
         elif state not in database.ALIVE or code == ExitCode.SUPERSEDED:
             self._drop(submitted)
             self._forget_key(submitted.key)
-        elif state == TaskInstanceState.QUEUED and self._may_submit_again(submitted, job):
+        elif state == TaskInstanceState.QUEUED and self._may_submit_again(submitted, job, task):
             self.log.warning("task %s has not been started: %s; submitting it again", submitted.key, why)
         else:
             self.log.error("task %s: %s", submitted.key, why)
             self._drop(submitted)
-            self.fail(submitted.key, info=why)
+            self._fail(submitted.key, why, job.labels.get("log_path"))
+
+    def _fail(self, key: Any, why: str, log_path: str | None) -> None:
+        """Report that a task has failed, which nobody else does, and say so where Airflow's users look first.
+
+        Airflow shows the executor's reason in its audit log alone. A task that has never begun has no log, and Airflow
+        would explain why there is none. A log handler that uploads logs does so in the supervisor, so not this one.
+
+        :param log_path: of the task's log, in Airflow's log folder.
+        """
+        line = {"timestamp": utc_now().isoformat(), "level": "error", "logger": __name__, "event": why}
+        try:
+            if log_path:
+                with init_log_file(log_path).open("ab") as file:
+                    file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            self.log.warning("the log of task %s could not be written: %s", key, error)
+        self.fail(key, info=why)
 
     def _take_in_other(self, submitted: Submitted, job: Job, why: str) -> None:
         """Report a callback or a connection test, of which nobody else does."""
-        if not submitted.has_started and self._may_submit_again(submitted, job):
+        if not submitted.has_started and self._may_submit_again(submitted, job, self._task_of(submitted)):
             return
         self._drop(submitted)
         if job.state == "completed":
@@ -460,9 +482,11 @@ class AirExecutorExecutor(BaseExecutor):
 
     # -- submitting again ----------------------------------------------------------------------------------
 
-    def _may_submit_again(self, submitted: Submitted, job: Job) -> bool:
+    def _may_submit_again(self, submitted: Submitted, job: Job, task: Task | None) -> bool:
         """Arrange for a workload that has not begun to be submitted again; False if that is no use."""
         if job.reason is Reason.CANCELLED or submitted.submissions > _MAX_RESUBMISSIONS:
+            return False
+        if task is not None and task.reason is Reason.SPAWN:  # it cannot be started, now or later
             return False
         submitted.version = files.stamp(submitted.store.state_path(submitted.name))
         submitted.again_at = time.monotonic() + 2.0 ** (submitted.submissions - 1)
@@ -486,7 +510,8 @@ class AirExecutorExecutor(BaseExecutor):
             except (OSError, AirExecutorError, LookupError) as error:
                 self.log.error("%s could not be submitted again: %s", submitted.key, error)
                 self._drop(submitted)
-                self.fail(submitted.key, info=f"it could not be submitted again: {error}")
+                log_path = getattr(submitted.workload, "log_path", None)
+                self._fail(submitted.key, f"it could not be submitted again: {error}", log_path)
 
     def _with_new_token(self, workload: Any) -> Any:
         return workload.model_copy(update={"token": self._token(_subject_of(workload))})

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow.configuration import conf
@@ -130,6 +131,16 @@ class Settings:
     def stores(self) -> list[JobStore]:
         """All job filesystems."""
         return [site.store for site in self.sites.values()]
+
+    @cached_property
+    def working_directory(self) -> str:
+        """The directory in which tasks run: this process's own, as with LocalExecutor; if that holds jobs, another."""
+        try:
+            here = Path.cwd()
+        except FileNotFoundError:  # it has been removed
+            return "/"
+        is_ours = any(here.is_relative_to(store.base_path.resolve()) for store in self.stores)
+        return "/" if is_ours else str(here)
 
     @cached_property
     def uploads_logs(self) -> bool:

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import stat
+import subprocess
+import sys
 import time
 import urllib.error
 import uuid
@@ -21,7 +23,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import evidence
 from tests.support.installation import SINCE_3_3, Installation
 from tests.support.processes import is_gone
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.airflow
 JWT = re.compile(rb"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}")
@@ -150,7 +152,12 @@ def test_a_missing_command(airflow: Installation) -> None:
 def test_executor_config(airflow: Installation, marks: Path) -> None:
     run_id = airflow.trigger("options")
     assert airflow.follow("options", run_id)[0] == "failed"
-    assert airflow.task_states("options", run_id) == {"env": "success", "times_out": "failed", "invalid": "failed"}
+    assert airflow.task_states("options", run_id) == {
+        "env": "success",
+        "times_out": "failed",
+        "invalid": "failed",
+        "too_long": "failed",
+    }
     lines = evidence(marks, run_id)
     assert "env sweet" in lines
     assert any(line.startswith("begin times_out") for line in lines)
@@ -158,6 +165,32 @@ def test_executor_config(airflow: Installation, marks: Path) -> None:
     log = (airflow.home / "scheduler.out").read_text()
     assert "there is no option 'memory'" in log
     assert "it ran longer than its timeout of 10 s" in log
+    for task_id, why in (("invalid", "there is no option 'memory'"), ("too_long", "too long for this system")):
+        log = airflow.log("options", run_id, task_id)
+        assert why in log
+        assert "Could not read served logs" not in log
+    log = (airflow.home / "scheduler.out").read_text()
+    assert not [line for line in log.splitlines() if "too_long" in line and "submitting it again" in line]
+
+
+def test_tasks_run_in_the_working_directory_of_the_scheduler(airflow: Installation, marks: Path) -> None:
+    run_id, _ = succeed(airflow, "where")
+    scheduler = airflow.pid_of("scheduler")
+    assert evidence(marks, run_id) == [f"{os.readlink(f'/proc/{scheduler}/cwd')} None"]
+
+
+def test_a_test_of_a_dag_uses_the_manager_that_runs(airflow: Installation, marks: Path) -> None:
+    """As it is: it may not bring the tester's environment into the tasks of others."""
+    store = JobStore(airflow.tasks_path)
+    manager = store.manager_pid()
+    airflow.wait_for_dag("where")
+    dags = airflow.environment["AIRFLOW__CORE__DAGS_FOLDER"]
+    environment = {**airflow.environment, "OF_A_SHELL": "yes", "PYTHONPATH": dags}
+    code = "from executor_dags import where; where.test(use_executor=True)"
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=PATIENCE)
+    assert store.manager_pid() == manager
+    run_id, _ = succeed(airflow, "where")
+    assert evidence(marks, run_id)[0].endswith(" None")
 
 
 @pytest.mark.skipif(not SINCE_3_3, reason="before Airflow 3.3 the callback is not found in the DAGs folder")
@@ -167,6 +200,7 @@ def test_a_callback(airflow: Installation, marks: Path) -> None:
         lambda: (marks / "deadline").exists() and (marks / "deadline").read_text(), what="the callback has run"
     )
     assert str(written).startswith("missed ")
+    assert not str(written).endswith(str(airflow.tasks_path))
 
     def has_been_reported() -> bool:
         return "state success for callback" in (airflow.home / "scheduler.out").read_text()

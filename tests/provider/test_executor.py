@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from airflow_provider_air_executor.executor.database import Instance
 from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
+from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -34,6 +35,7 @@ def executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AirExecutorExec
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__BASE_PATH", str(tmp_path / "base"))
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED", "False")  # nothing here is to run
     monkeypatch.setenv("AIRFLOW__API_AUTH__JWT_SECRET", "x" * 64)
+    monkeypatch.setenv("AIRFLOW__LOGGING__BASE_LOG_FOLDER", str(tmp_path / "logs"))
     return AirExecutorExecutor(parallelism=8)
 
 
@@ -164,11 +166,12 @@ def hand_over(executor: AirExecutorExecutor, *given: workloads.ExecuteTask) -> N
     executor.trigger_tasks(open_slots=8)
 
 
-def end(store: JobStore, name: str, code: int | None, reason: Reason | None = None) -> None:
+def end(store: JobStore, name: str, code: int | None, reason: Reason | None = None, error: str | None = None) -> None:
     """End a job as the manager does."""
     task = store.get_tasks(name)[0]
     status = TaskStatus.COMPLETED if code == 0 else TaskStatus.FAILED
-    store.write_tasks(name, [task.evolve(status=status, exit_code=code, reason=reason, started_at=utc_now())])
+    task = task.evolve(status=status, exit_code=code, reason=reason, error=error, started_at=utc_now())
+    store.write_tasks(name, [task])
     state = JobState.COMPLETED if code == 0 else JobState.FAILED
     store.write_job(store.get_job(name).evolve(state=state, reason=reason, updated_at=utc_now()))
 
@@ -268,7 +271,7 @@ FAILED, SUCCESS = TaskInstanceState.FAILED, TaskInstanceState.SUCCESS
         (None, Reason.LOST, "queued", None, True),
         (None, Reason.LOST, "running", FAILED, False),
         (None, Reason.LOST, "restarting", SUCCESS, False),
-        (None, Reason.SPAWN, "queued", None, True),
+        (None, Reason.SPAWN, "queued", FAILED, False),
         (None, Reason.TIMEOUT, "running", FAILED, False),
         (None, Reason.CANCELLED, "queued", FAILED, False),
         (None, Reason.CANCELLED, "failed", None, False),
@@ -318,6 +321,78 @@ def test_what_has_not_begun_is_submitted_again_under_its_name(
     end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
     executor.sync()
     assert [state for state, _ in executor.get_event_buffer().values()] == [FAILED]
+
+
+def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also if it was not even submitted. What stands there already is kept."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "there.log").write_text('{"event": "before"}\n')
+    given = workload("long").model_copy(update={"log_path": "there.log"})
+    invalid = workload("invalid", executor_config={"air_executor": {"memory": "1G"}})
+    hand_over(executor, given, invalid)
+    believe(monkeypatch, "queued")
+    end(store, str(given.ti.external_executor_id), None, Reason.SPAWN, "the environment is too long")
+    executor.sync()
+    before, why = map(json.loads, (logs / "there.log").read_text().splitlines())
+    assert before == {"event": "before"}
+    assert (why["level"], "the environment is too long" in why["event"]) == ("error", True)
+    (line,) = (logs / "d/r/t/1.log").read_text().splitlines()
+    assert "there is no option 'memory'" in json.loads(line)["event"]
+
+
+def test_tasks_run_where_the_scheduler_does_unless_jobs_are_there(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def directory() -> str:
+        found: str = json.loads(AirExecutorExecutor(parallelism=8)._dump(workload()))["directory"]
+        return found
+
+    monkeypatch.chdir(tmp_path)
+    assert directory() == str(tmp_path.resolve())
+    store.create_directories()
+    for within in (store.base_path, store.jobs_path):
+        monkeypatch.chdir(within)
+        assert directory() == "/"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert directory() == "/"
+
+
+def test_a_task_is_not_in_the_managers_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for asked, found in ((str(tmp_path), tmp_path.resolve()), (str(tmp_path / "gone"), Path("/")), (None, Path("/"))):
+        monkeypatch.chdir(tmp_path.parent)  # that of the manager
+        _leave_managers_directory(asked)
+        assert Path.cwd() == found
+
+
+_ANOTHER_USER = """
+import os, sys
+from types import SimpleNamespace
+from airflow.sdk.execution_time import task_runner
+task_runner.parse = lambda what, log: SimpleNamespace(task=SimpleNamespace(run_as_user=sys.argv[1] or None))
+from airflow_provider_air_executor import workload
+workload._prepare()
+task_runner.parse(None, None)
+print(os.getcwd())
+"""
+
+
+@pytest.mark.airflow
+@pytest.mark.parametrize(
+    ("user", "is_open", "stays"), [("", False, True), ("else", False, False), ("else", True, True)]
+)
+def test_a_task_of_another_user_is_not_where_that_user_may_not_be(user: str, is_open: bool, stays: bool) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:  # the parents of tmp_path are private
+        os.chmod(directory, 0o755 if is_open else 0o700)
+        environment = {**os.environ, "AIRFLOW_HOME": directory, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+        command = [sys.executable, "-c", _ANOTHER_USER, user]
+        said = subprocess.check_output(command, env=environment, cwd=directory, text=True, timeout=PATIENCE)
+        assert said.splitlines()[-1] == (os.path.realpath(directory) if stays else "/")
 
 
 def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_begun(

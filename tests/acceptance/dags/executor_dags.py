@@ -133,6 +133,15 @@ with DAG("options", **COMMON):
         executor_config={"air_executor": {"timeout": 10}},
     )
     PythonOperator(task_id="invalid", python_callable=work, executor_config={"air_executor": {"memory": "1G"}})
+    PythonOperator(
+        task_id="too_long",
+        python_callable=work,
+        executor_config={"air_executor": {"env": {"LONG": 200_000 * "x"}}},
+    )
+
+
+with DAG("where", **COMMON) as where:
+    PythonOperator(task_id="here", python_callable=lambda: mark(f"{os.getcwd()} {os.environ.get('OF_A_SHELL')}"))
 
 
 with DAG("many", **COMMON):
@@ -176,7 +185,7 @@ with DAG("holding", **COMMON):
 
 def be_late(text: str) -> None:
     """What is called when a deadline is missed."""
-    (MARKS / "deadline").write_text(f"{text} {os.getpid()}")
+    (MARKS / "deadline").write_text(f"{text} {os.getpid()} {os.getcwd()}")
 
 
 with DAG(
