@@ -215,6 +215,7 @@ def _prepare() -> None:
 
     configure_logging(output=sys.stdout.buffer, json_output=True)
     _notice_the_end()
+    _signal_the_end_once()
     _let_other_users_in()
 
 
@@ -247,10 +248,63 @@ def _notice_the_end() -> None:
 
     @functools.wraps(serve)
     def serve_briefly(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
+        _forward_once(self)
         has_pipes = getattr(self, "_open_sockets", True)
         return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
 
     WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
+
+
+_told_to_end: set[int] = set()  # processes of tasks that have got SIGTERM
+_forwarding: set[int] = set()  # those whose supervisor hands it on as we want it
+
+
+def _signal_the_end_once() -> None:
+    """Let a task have one SIGTERM, although two want its end: the manager, and its supervisor.
+
+    An operator's ``on_kill`` runs in the handler of the signal. A second one would run it again, inside the first.
+    """
+    from airflow.sdk.execution_time.supervisor import WatchedSubprocess
+
+    kill = WatchedSubprocess.kill
+
+    @functools.wraps(kill)
+    def kill_once(
+        self: Any, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
+    ) -> None:
+        if signal_to_send != signal.SIGTERM or self.pid not in _told_to_end:
+            if signal_to_send == signal.SIGTERM:
+                _told_to_end.add(self.pid)
+            kill(self, signal_to_send, escalation_delay, force)
+            return
+        kill(
+            self, signal.SIGCONT, escalation_delay
+        )  # which harms nothing: it is given the time that SIGTERM would give
+        if force:
+            kill(self, signal.SIGKILL, escalation_delay)
+
+    WatchedSubprocess.kill = kill_once  # type: ignore[method-assign]
+
+
+def _forward_once(process: Any) -> None:
+    """Let the supervisor hand SIGTERM on if its task has not got one yet, and then to its whole process group."""
+    forward = signal.getsignal(signal.SIGTERM)
+    if not callable(forward) or process.pid in _forwarding:
+        return
+
+    def forward_once(number: int, frame: Any) -> None:
+        if process.pid in _told_to_end:
+            return
+        _told_to_end.add(process.pid)
+        signal_group = getattr(process, "_signal_subprocess", None)  # since Airflow 3.3
+        if signal_group is None:
+            forward(number, frame)
+        else:
+            with contextlib.suppress(ProcessLookupError, process._process.ProcessNotFound):  # noqa: SLF001
+                signal_group(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, forward_once)
+    _forwarding.add(process.pid)
 
 
 def _let_other_users_in() -> None:

@@ -179,6 +179,15 @@ def test_tasks_run_in_the_working_directory_of_the_scheduler(airflow: Installati
     assert evidence(marks, run_id) == [f"{os.readlink(f'/proc/{scheduler}/cwd')} None"]
 
 
+def test_on_kill_runs_once(airflow: Installation, marks: Path) -> None:
+    run_id = airflow.trigger("ending")
+    wait_until(lambda: evidence(marks, run_id), what="it has begun")
+    (task,) = airflow.tasks("ending", run_id)
+    airflow.mark("ending", run_id, "ends", "failed")
+    wait_until(lambda: is_gone(task["pid"]), what="it has been killed")
+    assert evidence(marks, run_id) == ["begun", "on_kill"]
+
+
 def test_a_test_of_a_dag_uses_the_manager_that_runs(airflow: Installation, marks: Path) -> None:
     """As it is: it may not bring the tester's environment into the tasks of others."""
     store = JobStore(airflow.tasks_path)

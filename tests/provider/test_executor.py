@@ -27,6 +27,8 @@ from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
+from tests.support.installation import SINCE_3_3
+from tests.support.processes import kill_all_with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -584,3 +586,70 @@ assert "a_plugin" in {plugin.name for plugin in plugins}, plugins
     )
     assert done.returncode == 0, done.stderr
     assert f"{not has_thread} {not has_thread}" in done.stdout.splitlines()
+
+
+_SUPERVISOR = """
+import pathlib, signal, sys, time
+from types import SimpleNamespace
+import httpx, structlog, uuid
+from airflow_provider_air_executor import workload
+workload._prepare()
+from airflow.sdk.api.client import ServerResponseError
+from airflow.sdk.api.datamodels._generated import TaskInstance
+from airflow.sdk.execution_time import supervisor
+
+directory, order = pathlib.Path(sys.argv[1]), sys.argv[2]
+lines, ready = directory / "lines", directory / "ready"
+
+def task():
+    def on_kill(*_):
+        with lines.open("a") as file:
+            file.write("on_kill\\n")
+        time.sleep(600)
+    signal.signal(signal.SIGTERM, on_kill)
+    ready.touch()
+    time.sleep(600)
+
+def heartbeat(*_, **__):
+    if (ready if order == "supervisor" else lines).exists():
+        (directory / "refused").touch()
+        response = httpx.Response(409, request=httpx.Request("PUT", "http://server"), json={"detail": "no"})
+        error = ServerResponseError("no", request=response.request, response=response)
+        error.detail = "no"
+        raise error
+
+ti = TaskInstance(id=uuid.uuid4(), task_id="t", dag_id="d", run_id="r", try_number=1, dag_version_id=uuid.uuid4())
+calls = SimpleNamespace(
+    start=lambda *_: SimpleNamespace(should_retry=False, start_date=None, model_dump=dict),
+    heartbeat=heartbeat,
+    finish=lambda **_: None,
+)
+supervisor.ActivitySubprocess._on_child_started = lambda self, **_: None
+process = supervisor.ActivitySubprocess.start(
+    what=ti, dag_rel_path="d.py", bundle_info=None, client=SimpleNamespace(task_instances=calls), target=task,
+    logger=structlog.get_logger(),
+)
+process.ti = ti
+process.wait()
+"""
+
+
+@pytest.mark.airflow
+@pytest.mark.skipif(not SINCE_3_3, reason="before Airflow 3.3 a task is in the process group of its supervisor")
+@pytest.mark.parametrize("first", ["manager", "supervisor"])
+def test_on_kill_runs_once_whoever_is_first_to_end_a_task(first: str, home: Path) -> None:
+    """Both the manager and the supervisor, which is refused a heartbeat, send SIGTERM; on_kill runs with it."""
+    environment = {**os.environ, "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "1"
+    command = [sys.executable, "-c", _SUPERVISOR, str(home), first]
+    with subprocess.Popen(command, env=environment, start_new_session=True) as supervisor:
+        try:
+            awaited = home / ("ready" if first == "manager" else "lines")
+            wait_until(lambda: awaited.exists() or supervisor.poll() is not None, what="it is time to end it")
+            supervisor.send_signal(signal.SIGTERM)
+            supervisor.wait(PATIENCE)  # it kills the task, which does not end by itself
+        finally:
+            supervisor.kill()
+            kill_all_with_environment(f"AIRFLOW_HOME={home}")
+    assert (home / "refused").exists()
+    assert (home / "lines").read_text() == "on_kill\n"

@@ -144,6 +144,24 @@ with DAG("where", **COMMON) as where:
     PythonOperator(task_id="here", python_callable=lambda: mark(f"{os.getcwd()} {os.environ.get('OF_A_SHELL')}"))
 
 
+class TakesLongToEnd(BaseOperator):
+    """Is not done when it is ended, nor done with ending."""
+
+    def execute(self, context: Context) -> None:
+        """Wait for the end."""
+        mark("begun")
+        time.sleep(600)
+
+    def on_kill(self) -> None:
+        """Go on until SIGKILL."""
+        mark("on_kill")
+        time.sleep(600)
+
+
+with DAG("ending", **COMMON):
+    TakesLongToEnd(task_id="ends")
+
+
 with DAG("many", **COMMON):
     for index in range(20):
         PythonOperator(
