@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import configparser
 import contextlib
+import ctypes
 import enum
 import functools
 import getpass
@@ -63,6 +64,7 @@ _PRELOADED = (
     "jinja2.ext",
     "setproctitle",
 )
+_PR_SET_CHILD_SUBREAPER = 36
 _END_SECONDS = 0.01  # between two looks at a task that is about to end
 
 
@@ -167,13 +169,35 @@ def main() -> int:
         _say(f"{WORKLOAD_FILE} cannot be run: {why}")
         return ExitCode.BAD_WORKLOAD
     _leave_managers_directory(content.get("directory"))
+    _adopt_orphans()
+    code = 0
     try:
         code = _run(workload, content["server"])
     except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
         return _explain(error)
-    if code < 0:  # ended by a signal, since nobody wants it any more: so must what it has started
-        kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
+    finally:
+        if code < 0 or _told_to_end:  # nobody wants it any more, and so not what it has started
+            kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
+
+
+def _adopt_orphans() -> None:
+    """Be the parent of what processes of the task leave behind (Linux): so it is found, however it may hide."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _reap_orphans(process: Any) -> None:
+    """Take in which orphans have ended: nobody else does, for as long as we live.
+
+    :param process: the supervised one, whose end the supervisor takes in. So does with what it starts itself whoever
+        has started it: that is in our process group.
+    """
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == process.pid or os.getpgid(ended.si_pid) == os.getpgid(0):
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def _take_file(path: Path) -> bytes:
@@ -249,6 +273,7 @@ def _notice_the_end() -> None:
     @functools.wraps(serve)
     def serve_briefly(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
         _forward_once(self)
+        _reap_orphans(self)
         has_pipes = getattr(self, "_open_sockets", True)
         return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
 

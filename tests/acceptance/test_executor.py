@@ -179,6 +179,14 @@ def test_tasks_run_in_the_working_directory_of_the_scheduler(airflow: Installati
     assert evidence(marks, run_id) == [f"{os.readlink(f'/proc/{scheduler}/cwd')} None"]
 
 
+def test_a_task_that_is_marked_failed_leaves_nothing_behind(airflow: Installation, marks: Path) -> None:
+    run_id = airflow.trigger("straying")
+    strays = marks / "strays"
+    wait_until(lambda: strays.exists() and strays.read_text().endswith("\n"), what="it has begun")
+    airflow.mark("straying", run_id, "strays", "failed")
+    wait_until(lambda: is_gone(int(strays.read_text())), what="what it has started is gone")
+
+
 def test_on_kill_runs_once(airflow: Installation, marks: Path) -> None:
     run_id = airflow.trigger("ending")
     wait_until(lambda: evidence(marks, run_id), what="it has begun")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -63,6 +64,14 @@ with open(sys.argv[1], "w") as file:
 if sys.argv[2:] == ["stubborn"]:
     import signal
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+time.sleep(600)
+""",
+    # What it has left to itself has dropped all that it could be known by, but for its parent.
+    "adopts": """\
+import ctypes, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+subprocess.run(["sh", "-c", f"env -i setsid sh -c 'echo $$ >> {sys.argv[1]}; sleep 600; :' &"])
 time.sleep(600)
 """,
     "pooled": """\
@@ -247,6 +256,24 @@ def test_cancelling_ends_the_whole_session(store: JobStore, managers: Managers, 
     store.cancel("job")
     assert ended(store, "job").reason == "cancelled"
     wait_until(lambda: all(map(is_gone, pids)), what="all of them are gone")
+
+
+def test_cancelling_ends_what_is_known_by_its_parent_alone(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    managers.start()
+    file = tmp_path / "pids"
+    store.submit("job", [warm("adopts", file)])
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
+    stray = int(file.read_text())
+    (child,) = wait_until(lambda: [pid for pid in pids() if parent(pid) == stray], what="it has a child")
+    store.cancel("job")
+    try:
+        assert ended(store, "job").reason == "cancelled"
+        assert is_gone(stray)
+        assert is_gone(child)
+    finally:
+        for pid in (stray, child):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_a_runner_that_is_killed_is_lost_and_takes_its_session_along(

@@ -588,6 +588,36 @@ assert "a_plugin" in {plugin.name for plugin in plugins}, plugins
     assert f"{not has_thread} {not has_thread}" in done.stdout.splitlines()
 
 
+_ORPHANS = """
+import os, subprocess, sys, time
+from types import SimpleNamespace
+from airflow_provider_air_executor import workload
+workload._adopt_orphans()
+script = "sleep 600 & echo $! > " + sys.argv[1] + "; sleep 0.01 & echo $! >> " + sys.argv[1]
+subprocess.run(["sh", "-c", script], start_new_session=True)
+child = subprocess.Popen(["true"])
+os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+alive, ended = map(int, open(sys.argv[1]).read().split())
+parent = lambda pid: open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1]
+assert int(parent(alive)) == int(parent(ended)) == os.getpid()
+supervised = SimpleNamespace(pid=alive)
+workload._reap_orphans(supervised)  # stops at a child of our own
+assert child.wait() == 0
+while os.path.exists(f"/proc/{ended}"):
+    workload._reap_orphans(supervised)
+os.kill(alive, 9)
+os.waitid(os.P_PID, alive, os.WEXITED | os.WNOWAIT)
+workload._reap_orphans(supervised)
+assert os.waitpid(alive, 0)[1] == 9
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans have another parent")
+def test_orphans_are_taken_in_and_nothing_else(tmp_path: Path) -> None:
+    """Those of a task, by its supervisor, which waits itself for the task and for what it has started."""
+    subprocess.run([sys.executable, "-c", _ORPHANS, str(tmp_path / "pids")], check=True, timeout=PATIENCE)
+
+
 _SUPERVISOR = """
 import pathlib, signal, sys, time
 from types import SimpleNamespace

@@ -42,6 +42,7 @@ from airflow_provider_air_executor.manager.runners.processes import (
     age,
     is_of_this_boot,
     is_runner,
+    kill_family,
     kill_started_by,
 )
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -570,6 +571,8 @@ class LocalRunner:
         self._killed.add(attempt)
         # A child that has not been reaped keeps its number.
         if pid in self._children or is_runner(pid, self._tokens[attempt]):
+            if kill and pid not in self._children:  # a shell has no orphans
+                kill_family(pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):  # what is left of it is seen at its end
                 os.killpg(pid, number)
                 os.killpg(pid, signal.SIGCONT)  # one that is stopped could not hear it

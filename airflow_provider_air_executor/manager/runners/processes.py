@@ -8,6 +8,7 @@ command line and the environment of the process that it was forked from.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ _QUIET_LOOKS = 2
 _MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
 _LOOKS = 50  # where somebody waits for the end of it
+_FAMILY_LOOKS = 3  # where the manager waits
 # Of both kinds. A record may hold anything, and what no runner was given must not make a stranger one.
 _TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
 
@@ -35,6 +37,7 @@ class _Status(NamedTuple):
     """What ``/proc/<pid>/stat`` says of a process, see proc(5)."""
 
     state: str  # Z: it has ended, and nobody has asked how
+    parent: int
     session: int
     started: int  # in clock ticks since the machine was started
 
@@ -43,7 +46,7 @@ def _status(pid: int | str) -> _Status | None:
     try:
         # The name of the program, in parentheses, may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        return _Status(fields[0].decode(), int(fields[3]), int(fields[19]))
+        return _Status(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
     except (OSError, IndexError, ValueError):
         return None
 
@@ -102,7 +105,8 @@ class Kill:
 
     What it has started is known by the variable that the runner's environment hands down, whatever session it has moved
     to, as Jenkins does with ``BUILD_ID``. A process may hide its environment, though, as Airflow's do: those are known
-    by their session, which has the number of its leader, the runner.
+    by their session, which has the number of its leader, the runner. And as long as a runner lives, by their parent: to
+    one that wants to have orphans (``PR_SET_CHILD_SUBREAPER``), a child that is killed leaves its own children.
 
     A process may start another one in a session of its own and end, again and again, and outrun who looks at all
     processes one after the other. So what is new since then is looked at until nothing of it is among that, twice; one
@@ -111,12 +115,14 @@ class Kill:
     :param token: of the runner.
     :param session: the session to be ended; None: what is in it may be others by now.
     :param spare: processes that are not ended.
+    :param parent: a process whose children are ended.
     """
 
-    def __init__(self, token: str, session: int | None, spare: Collection[int] = ()) -> None:
+    def __init__(self, token: str, session: int | None, spare: Collection[int] = (), parent: int | None = None) -> None:
         self._wanted = os.fsencode(f"{RUN_VARIABLE}={token}") if _TOKEN.fullmatch(token) else None
         self._session = session
         self._spared = {os.getpid(), *spare}
+        self._parent = parent
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
         self._had_found_nothing = False  # whether that was so at the last look
@@ -188,6 +194,8 @@ class Kill:
             return None
         if self._session is not None and status.session == self._session:
             return True
+        if status.parent == self._parent:
+            return True
         if self._wanted is None:
             return False
         try:
@@ -214,13 +222,26 @@ def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Ki
     return kill
 
 
+def kill_family(pid: int) -> None:
+    """Kill the children of a runner that is to be killed next, and the orphans that they leave to it.
+
+    It is stopped meanwhile, so that it does not go on without them.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+    kill = Kill("", None, {pid}, pid)
+    for _ in range(_FAMILY_LOOKS):
+        if kill.look():
+            return
+
+
 def kill_what_else_was_started_by(token: str) -> None:
     """Kill what the runner with this token has started, but for this process and the leader of its session.
 
     For a process of the runner's own session (Linux only).
     """
     session = os.getsid(0)
-    kill = Kill(token, session, {session})
+    kill = Kill(token, session, {session}, os.getpid())
     for _ in range(_LOOKS):
         if kill.look():
             return

@@ -144,6 +144,14 @@ with DAG("where", **COMMON) as where:
     PythonOperator(task_id="here", python_callable=lambda: mark(f"{os.getcwd()} {os.environ.get('OF_A_SHELL')}"))
 
 
+with DAG("straying", **COMMON):
+    # It has dropped all that it could be known by.
+    BashOperator(
+        task_id="strays",
+        bash_command=f"env -i setsid sh -c 'echo $$ >> {MARKS}/strays; sleep 600; :' & disown; sleep 600",
+    )
+
+
 class TakesLongToEnd(BaseOperator):
     """Is not done when it is ended, nor done with ending."""
 
