@@ -348,7 +348,9 @@ class AirExecutorExecutor(BaseExecutor):
         self._latest[submitted.key] = submitted.name
 
     def _drop(self, submitted: Submitted) -> None:
-        """Forget a job, and remove it after a while."""
+        """Forget a job, and remove it after a while; at once what has its token, if it has never begun."""
+        with contextlib.suppress(OSError, AirExecutorError):
+            submitted.store.remove_attached(submitted.name, WORKLOAD_FILE)
         self._submitted.pop(submitted.name, None)
         if self._latest.get(submitted.key) == submitted.name:
             del self._latest[submitted.key]

@@ -341,6 +341,7 @@ def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
     before, why = map(json.loads, (logs / "there.log").read_text().splitlines())
     assert before == {"event": "before"}
     assert (why["level"], "the environment is too long" in why["event"]) == ("error", True)
+    assert not store.attached_path(str(given.ti.external_executor_id), WORKLOAD_FILE).exists()  # nobody will read it
     (line,) = (logs / "d/r/t/1.log").read_text().splitlines()
     assert "there is no option 'memory'" in json.loads(line)["event"]
 
