@@ -34,6 +34,8 @@ PROGRAMS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "a
 PATH = f"{PROGRAMS}:{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 IMAGE = "docker.io/air-executor/test:1"
 _PAUSE_IMAGE = "docker.io/air-executor/pause:1"
+# The same image as the first, with a signal of its own that ends its containers.
+STOPPED_BY = {"SIGQUIT": "docker.io/air-executor/quit:1", "SIGRTMIN+3": "docker.io/air-executor/rtmin:1"}
 _NEEDED = (
     "kube-apiserver",
     "kube-controller-manager",
@@ -468,11 +470,13 @@ def _make_images(directory: Path) -> None:
             tar.addfile(item, io.BytesIO(data))
 
         add("layer.tar", content)
-        for tag, command in ((IMAGE, ["/bin/sh"]), (_PAUSE_IMAGE, ["/bin/sleep", "2000000000"])):
+        images: dict[str, dict[str, object]] = {IMAGE: {}, _PAUSE_IMAGE: {"Cmd": ["/bin/sleep", "2000000000"]}}
+        images |= {tag: {"StopSignal": name} for name, tag in STOPPED_BY.items()}
+        for tag, more in images.items():
             config = {
                 "architecture": "amd64",
                 "os": "linux",
-                "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Cmd": command},
+                "config": {"Env": ["PATH=/usr/local/bin:/usr/bin:/bin"], "Cmd": ["/bin/sh"], **more},
                 "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
                 "history": [{"created_by": "air-executor"}],
             }

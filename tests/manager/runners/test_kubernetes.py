@@ -20,7 +20,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.contract import Engine, RunnerContract
 from tests.support.jobs import ended, only_task, task
-from tests.support.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
+from tests.support.kubernetes_cluster import IMAGE, NODES, STOPPED_BY, KubernetesCluster, missing
 from tests.support.managers import CLI, Managers
 from tests.support.processes import kill
 from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
@@ -182,6 +182,16 @@ def test_results(store: JobStore, manager: object, length: int) -> None:
     assert store.read_log("j", "a").text == "before\nafter"
 
 
+def test_a_result_in_a_pod_of_many_containers(store: JobStore, manager: object) -> None:
+    """A kubelet keeps the less of what each of them says at its end."""
+    others = [{"name": f"c{number}", "image": IMAGE, "command": ["/bin/true"]} for number in range(4)]
+    template = {"spec": {"hostNetwork": True, "containers": [{"name": "task"}, *others]}}
+    line = """printf '["%02700d"]' 0 > $AIR_EXECUTOR_OUTPUT; sleep 1"""
+    store.submit("j", [task("a", line, kubernetes={"pod_template": template})])
+    assert only_task(store).status == "completed"
+    assert store.get_outputs("j") == {"a": ["0" * 2700]}
+
+
 @pytest.mark.parametrize("bundle", [1, 5])
 def test_a_result_where_memory_cannot_be_written_to(
     store: JobStore, manager: object, tmp_path: Path, bundle: int
@@ -234,6 +244,47 @@ def test_deleted_by_somebody_else(store: JobStore, manager: object, cluster: Kub
     done = only_task(store)
     assert (done.status, done.attempt) == ("completed", 2), done
     assert (tmp_path / "ran").read_text() == "x\nx\n"
+
+
+@pytest.mark.parametrize("bundle", [1, 5])
+def test_evicted_and_ended_with_0(
+    store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path, bundle: int
+) -> None:
+    """As when a node is drained: a task that saves what it has then has not completed."""
+    line = f"trap 'echo x > {tmp_path}/saved; exit 0' TERM; echo begun; while :; do sleep 0.2; done"
+    store.submit("j", [task("a", line, kubernetes={"bundle": bundle})])
+    running(store)
+    name = pod_of(cluster)["metadata"]["name"]
+    eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": name, "namespace": "default"}}
+    path = f"/api/v1/namespaces/default/pods/{name}/eviction"
+    cluster.kubectl("create", "--raw", path, "-f", "-", text=json.dumps(eviction))
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "lost"), done
+    assert (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", STOPPED_BY)
+def test_an_image_with_a_stopsignal(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path, name: str
+) -> None:
+    """The task is told to end by SIGTERM all the same."""
+    engine.prepare(managers)
+    managers.start("--kill-grace", "30")
+    line = f"trap 'echo x > {tmp_path}/told; exit 3' TERM; echo begun; while :; do sleep 0.2; done"
+    store.submit("j", [task("a", line, kubernetes={"image": STOPPED_BY[name]})])
+    running(store)
+    store.cancel("j")
+    assert only_task(store).reason == "cancelled"
+    assert (tmp_path / "told").exists()
+
+
+def test_a_probe_fails_and_it_ends_with_0(store: JobStore, manager: object) -> None:
+    probe = {"exec": {"command": ["/bin/false"]}, "failureThreshold": 1, "periodSeconds": 1}
+    template = {"spec": {"hostNetwork": True, "containers": [{"name": "task", "livenessProbe": probe}]}}
+    line = "trap 'exit 0' TERM; while :; do sleep 0.2; done"
+    store.submit("j", [task("a", line, kubernetes={"pod_template": template})])
+    done = only_task(store)
+    assert (done.status, done.reason) == ("failed", "lost"), done
 
 
 def test_deleted_while_there_was_no_manager(

@@ -7,11 +7,16 @@ import base64
 import contextlib
 import json
 import math
+import os
 import random
+import shlex
+import shutil
+import signal
 import ssl
 import stat
+import subprocess
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +34,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.attendant import A
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access, find_access
-from airflow_provider_air_executor.manager.runners.kubernetes.endings import has_all
+from airflow_provider_air_executor.manager.runners.kubernetes.endings import conclude, has_all, read_result
 from airflow_provider_air_executor.manager.runners.kubernetes.notes import Notes
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     THROWN_AWAY,
@@ -39,7 +44,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     TaskOutput,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 BEGINNING = pods.beginning("0123456789abcdef")
 POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
@@ -451,7 +456,8 @@ def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
         ('1 0 2 1700000000\n"x', Message(1, 0, 2, datetime.fromtimestamp(1700000000, UTC), b'"x')),
         ("", None),
         ("OCI runtime create failed", None),
-        ("1 2 3 4 5", None),
+        ("2 0 0 1700000000 1\n", Message(2, 0, 0, datetime.fromtimestamp(1700000000, UTC), was_signalled=True)),
+        ("1 2 3 4 5 6", None),
     ],
 )
 def test_how_far_a_container_has_come(text: str, found: Message | None) -> None:
@@ -479,7 +485,11 @@ ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
         (done(0) + frame(1, "begin 1") + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
         (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "", [ENDED, (143, "lost"), LEFT]),
         (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "DeadlineExceeded", [ENDED, (143, "timeout"), LEFT]),
-        (done(0) + done(1, 0, 1) + frame(2, "left"), 143, "", [ENDED, ENDED, LEFT]),
+        # What is told to end may have saved what it had, and end with 0.
+        (done(0) + done(1, 0, 1) + frame(2, "left"), 143, "", [ENDED, (0, "lost"), LEFT]),
+        (done(0) + done(1) + done(2, 0, 1), 0, "DeadlineExceeded", [ENDED, ENDED, (0, "timeout")]),
+        (done(0), 143, "2 0 0 2 1\n", [ENDED, (0, "lost"), LEFT]),
+        (done(0), 143, "2 0 0 2 0\n", [ENDED, ENDED, LEFT]),
         (done(0), None, "", [ENDED, LOST, LOST]),
         (b"", 143, "0", [(143, None)] * 3),
         (b"", 0, "0", [LOST] * 3),
@@ -534,6 +544,21 @@ def test_how_a_bundle_has_ended(
     assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
 
 
+def test_a_task_of_a_bundle_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container has been told to end, but nothing has ended its Pod: its exit code counts, and the rest is run."""
+
+    async def is_read(attendant: Attendant, pod: Pod) -> None:
+        """All of the output has come."""
+
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
+    monkeypatch.setattr(Attendant, "_read_to_the_end", is_read)
+    runs = parts(tmp_path)
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod.output.take(done(0, 143, 1) + frame(1, "left"))
+    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(143, "Error", "", None))
+    assert ends_of(pod, lambda: None) == {"t0": (143, None), "t1": "left", "t2": "left"}
+
+
 def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_path: Path) -> None:
     """Its limit of time would be over at once, and what has completed be killed."""
     limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
@@ -576,6 +601,9 @@ def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_p
         (b"all of it", "end 0\n", False),
         (b"all of it" + MARKER, "end 0\n", True),
         (b"all of it" + MARKER, 'end 3\n"a"', True),
+        (b"all of it" + MARKER, 'end 3 0\n"a"', True),
+        (b"all of it" + MARKER, 'end 3 0\n"', False),  # its node has cut the message
+        (b"all of it" + MARKER + b'"a"', 'end 3 0\n"', True),
         (b"all of it" + MARKER + b"1" * 5_000, "end 6000\n", False),
         (b"all of it" + MARKER + b"1" * 6_000, "end 6000\n", True),
         (b"", "spawn command x was not found in its Pod\n", False),
@@ -587,6 +615,158 @@ def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: s
     pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
     pod.output.take(output)
     assert has_all(pod) is found
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "found"),
+    [
+        (MARKER, 'end 3 0\n"a"', (b'"a"', True)),
+        (MARKER + b'"a"', 'end 3 0\n"', (b'"a"', True)),
+        (MARKER + b'"\xff"', 'end 3 0\n"\N{REPLACEMENT CHARACTER}"', (b'"\xff"', True)),
+        (MARKER, 'end 3 0\n"', (b"", False)),  # as long as the output has not come
+    ],
+)
+def test_a_result_that_its_node_has_cut(
+    tmp_path: Path, output: bytes, message: str, found: tuple[bytes | None, bool]
+) -> None:
+    """A kubelet keeps 12,288 bytes of the messages of a Pod, divided by its containers."""
+    assert read_result(pod_of_one(tmp_path, message, output=output))[1:] == found
+
+
+# -- how an attempt has ended ----------------------------------------------------------------------------------
+
+BY_ITSELF, TOLD, UNKNOWN = "end 0 0\n", "end 0 1\n", "end 0\n"  # what a container says; the last as it did once
+
+
+def pod_of_one(
+    directory: Path, message: str, *, code: int = 0, output: bytes = MARKER, pod: dict[str, Any] | None = None
+) -> Pod:
+    """A Pod whose container has ended."""
+    (directory / "log").touch()
+    run = Run(Attempt("j", "a", 1, 0, "kubernetes"), "f" * 16)
+    task_output = TaskOutput(BEGINNING, directory / "log", 0, MARKER)
+    found = Pod("j", "f" * 16, pod or POD, pod or POD, task_output, directory / "note", [run], is_created=True)
+    started_at = datetime.now(UTC)
+    ending = pods.Ending(code, "Completed" if code == 0 else "Error", message, None)
+    found.status = pods.Status("u", "n1", "Failed", started_at=started_at, ending=ending)
+    found.output.take(output)
+    return found
+
+
+def ends_of(pod: Pod, meanwhile: Callable[[], None]) -> dict[str, object]:
+    """How its attempts end: exit code and reason of each, or that it is left to another Pod.
+
+    :param meanwhile: called in the attendant's thread when the end of the Pod is known.
+    """
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    ends: dict[str, object] = {}
+    for number, run in enumerate(pod.runs):
+        run.attempt = Attempt("j", run.task_id if isinstance(run, Part) else "a", 1, number, "kubernetes")
+    pod.is_created = True
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Ended):
+            ends[event.attempt.task_id] = (event.exit_code, event.reason)
+
+    attendant = Attendant(
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
+        "me",
+        limits,
+        tell=tell,
+        again=lambda _, left: ends.update({part.task_id: "left" for part in left}),
+        created=lambda pod: None,
+        keep=lambda run, ended, result: None,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        if isinstance(pod.output, TaskOutput):
+            wait_until(lambda: pod.has_started, what="its end is known")
+        attendant._loop.call_soon_threadsafe(meanwhile)
+        wait_until(lambda: len(ends) == len(pod.runs), what="all ends are told")
+    finally:
+        attendant.close()
+    return ends
+
+
+DISRUPTED = {"is_disrupted": "DeletionByTaintManager: node.kubernetes.io/unreachable"}
+DEADLINE, EVICTED, SHUTDOWN = ({"reason": word} for word in ("DeadlineExceeded", "Evicted", "Terminated"))
+BEING_DELETED = {"is_being_deleted": True}
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("message", [TOLD, UNKNOWN])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(DEADLINE, "timeout"), (EVICTED, "lost"), (SHUTDOWN, "lost"), (DISRUPTED, "lost"), (BEING_DELETED, "lost")],
+)
+def test_what_kubernetes_has_ended_has_not_completed(
+    tmp_path: Path, code: int, message: str, status: dict[str, Any], reason: str
+) -> None:
+    """Whatever its exit code: a task that is told to end may save what it has, and end with 0."""
+    pod = pod_of_one(tmp_path, message, code=code)
+    assert pod.status is not None
+    ended = conclude(pod, pod.status._replace(**status), was_gone=False)
+    assert (ended.exit_code, ended.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("status", [DEADLINE, EVICTED, DISRUPTED, BEING_DELETED, {}])
+def test_what_had_ended_by_itself_before_its_pod_was_ended(tmp_path: Path, code: int, status: dict[str, Any]) -> None:
+    pod = pod_of_one(tmp_path, BY_ITSELF, code=code)
+    assert pod.status is not None
+    ended = conclude(pod, pod.status._replace(**status), was_gone=True)
+    assert (ended.exit_code, ended.reason) == (code, None)
+
+
+def test_a_hook_may_have_ended_it(tmp_path: Path) -> None:
+    """Before its container is told to end, which is too late then."""
+    hook = {"preStop": {"exec": {"command": ["touch", "/stop"]}}}
+    pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": {"containers": [{"name": "task", "lifecycle": hook}]}})
+    assert pod.status is not None
+    assert conclude(pod, pod.status._replace(is_being_deleted=True), was_gone=False).reason == "lost"
+    assert conclude(pod, pod.status, was_gone=False).reason is None
+
+
+def test_a_probe_that_has_failed(tmp_path: Path) -> None:
+    """A kubelet ends a container then, and its Pod has ended well if that ends with 0."""
+    spec = {"containers": [{"name": "task", "livenessProbe": {"exec": {"command": ["false"]}}}]}
+    pod = pod_of_one(tmp_path, TOLD, pod={**POD, "spec": spec})
+    assert conclude(pod, pod.status, was_gone=False).reason == "lost"
+    pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": spec})
+    assert conclude(pod, pod.status, was_gone=False).reason is None
+
+
+def test_memory_that_a_child_of_a_task_that_completed_did_not_get(tmp_path: Path) -> None:
+    pod = pod_of_one(tmp_path, BY_ITSELF)
+    assert pod.status is not None
+    assert pod.status.ending is not None
+    status = pod.status._replace(ending=pod.status.ending._replace(reason="OOMKilled"))
+    for message in (BY_ITSELF, UNKNOWN):
+        status = status._replace(ending=status.ending and status.ending._replace(message=message))
+        assert conclude(pod, status, was_gone=False).reason is None
+
+
+@pytest.mark.parametrize(("code", "message"), [(0, TOLD), (143, TOLD), (137, "")])
+def test_its_node_tells_later_why_it_has_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", PATIENCE)
+    pod = pod_of_one(tmp_path, message, code=code)
+
+    def tell_why() -> None:
+        assert pod.status is not None
+        pod.status = pod.status._replace(reason="Evicted", message="The node was low on resource: memory.")
+        pod.changed.set()
+
+    assert ends_of(pod, tell_why) == {"a": (code, "lost")}
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_task_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The container has been told to end, but nothing has ended its Pod: the exit code counts."""
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
+    assert ends_of(pod_of_one(tmp_path, TOLD, code=code), lambda: None) == {"a": (code, None)}
 
 
 def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path) -> None:
@@ -661,6 +841,58 @@ def test_a_note_that_cannot_be_read(store: JobStore) -> None:
     with pytest.raises(OSError, match="not a regular file"):
         notes.read(attempts[0], {})
     assert notes.path(attempts[0]).exists()
+
+
+# -- the first process of a container --------------------------------------------------------------------------
+
+SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
+
+
+def run_container(directory: Path, shell: str, line: str, number: int | None = None) -> tuple[int, str, bytes]:
+    """What the first process of a container makes of a line of bash: its exit code, message, and output.
+
+    :param number: a signal that it gets when the line has printed `ready`.
+    """
+    message = directory / "message"
+    message.touch()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AIR_EXECUTOR_RUN": "0123456789abcdef",
+        "AIR_EXECUTOR_OUTPUT": f"{directory}/result",
+    }
+    script = pods._SCRIPT.replace(pods.MESSAGE_PATH, str(message))
+    words = [*shlex.split(shell), "-c", script, "air-executor", "", "bash", "-c", line]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, start_new_session=True) as first:
+        assert first.stdout is not None
+        try:
+            if number is not None:
+                while first.stdout.readline() != b"ready\n":
+                    pass
+                os.kill(first.pid, number)
+            output, _ = first.communicate(timeout=PATIENCE)
+        except BaseException:
+            os.killpg(first.pid, signal.SIGKILL)
+            raise
+    return first.returncode, message.read_text(), output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, 37])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> None:
+    """It is that of the task, which gets SIGTERM also if its image has another STOPSIGNAL; 37 is SIGRTMIN+3."""
+    line = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1 & wait; done"
+    for _ in range(10):
+        code, message, output = run_container(tmp_path, shell, line, number)
+        assert (code, message) == (3, "end 0 1\n")
+        assert output == b"told\n" + MARKER
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
+    """A short one is in the message, and after the output too."""
+    code, message, output = run_container(tmp_path, shell, "echo text; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit 4")
+    assert (code, message) == (4, "end 4 0\n[1]\n")
+    assert output == BEGINNING + b"text\n" + MARKER + b"[1]\n"
 
 
 # -- Pods ------------------------------------------------------------------------------------------------------
@@ -747,6 +979,27 @@ def test_whether_a_node_could() -> None:
     assert pods.no_node_could(pod, [small, other]) == "small lacks cpu (2); other lacks disk=ssd"
     other["metadata"]["labels"] = {"disk": "ssd"}  # type: ignore[index]
     assert pods.no_node_could(pod, [small, other]) == ""
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        (
+            {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "m"},
+            ("", "SchedulingGated: m"),
+        ),
+        ({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "m"}, ("m", "m")),
+    ],
+)
+def test_what_it_waits_for(condition: dict[str, str], found: tuple[str, str]) -> None:
+    """A Pod that is held by scheduling gates is not one that finds no node."""
+    status = pods.read_status({"status": {"phase": "Pending", "conditions": [condition]}}, "task")
+    assert (status.unschedulable, status.waits_for) == found
+
+
+def test_a_disruption_without_a_message() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    assert pods.read_status({"status": {"conditions": [condition]}}, "task").is_disrupted == "PreemptionByScheduler"
 
 
 def test_a_node_that_does_not_answer() -> None:

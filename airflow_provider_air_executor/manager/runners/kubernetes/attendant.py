@@ -28,6 +28,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.endings import (
     NOBODY,
     conclude,
     has_all,
+    lacks_a_reason,
     read_result,
 )
 from airflow_provider_air_executor.manager.runners.kubernetes.output import (
@@ -628,11 +629,11 @@ class Attendant:
 
     async def _finish(self, pod: Pod) -> None:
         """It is over: read what it has left, and tell how it ended."""
-        status, was_gone = pod.status, pod.is_gone
-        if status is not None and status.started_at is not None and status.ending is not None:
+        if pod.status is not None and pod.status.started_at is not None and pod.status.ending is not None:
             pod.has_started = True  # so short that nobody has seen it run
         await self._read_to_the_end(pod)
-        ended = conclude(pod, status, was_gone=was_gone)
+        await self._learn_why(pod)
+        ended = conclude(pod, pod.status, was_gone=pod.is_gone)
         if isinstance(pod.output, BundleOutput):
             await self._finish_bundle(pod, pod.output, ended)
             return
@@ -640,7 +641,7 @@ class Attendant:
         spawn_error, result, result_is_whole = read_result(pod)
         if spawn_error and pod.cancelling is None:
             ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=spawn_error)
-        elif not result_is_whole and ended.exit_code == 0:
+        elif not result_is_whole and ended.exit_code == 0 and ended.reason is None:
             ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
         pause = _Pause()
         while not pod.is_disowned:
@@ -652,6 +653,15 @@ class Attendant:
                 await pause()
         self._end_run(run, ended)
         self._let_go(pod)
+
+    async def _learn_why(self, pod: Pod) -> None:
+        """Its node may tell why it has ended a container later than that this has ended."""
+        give_up_at = time.monotonic() + _END_TOLD_SECONDS
+        while lacks_a_reason(pod) and (left := give_up_at - time.monotonic()) > 0:
+            pod.changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await pod.changed.wait()
 
     def _fail(self, pod: Pod, reason: Reason, error: str, *, may_repeat: bool = True) -> None:
         self._end_all(pod, reason, printable(error), may_repeat=may_repeat)
@@ -712,18 +722,23 @@ class Attendant:
         """An attempt has ended by itself."""
         if part.spawn_error and part.cancelling is None:
             ended = ended._replace(exit_code=None, reason=Reason.SPAWN, error=part.spawn_error)
-        elif part.was_signalled and part.cancelling is None and ended.exit_code != 0:
-            last = conclude(pod, pod.status, was_gone=pod.is_gone)
-            why = DELETED if pod.cancelling is None else _ENDED_WITH_ANOTHER
-            reason, error = Reason.LOST, f"{pod}: {why} (exit code {ended.exit_code})"
-            if last.reason in (Reason.LOST, Reason.TIMEOUT) and last.error:
-                reason, error = last.reason, last.error
-            ended = ended._replace(reason=reason, error=error)
+        elif part.was_signalled and part.cancelling is None and (why := self._why_told_to_end(pod, ended)):
+            ended = ended._replace(reason=why[0], error=why[1])
         elif not part.result_is_whole and ended.exit_code == 0:
             ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
         if part.attempt is not None and not pod.is_disowned:
             self._keep(part, ended, part.result if part.result_is_whole and part.size else None)
         self._end_run(part, ended)
+
+    def _why_told_to_end(self, pod: Pod, ended: Ended) -> tuple[Reason, str] | None:
+        """Why an attempt was told to end, if something has ended its Pod; its exit code does not count then."""
+        last = conclude(pod, pod.status, was_gone=pod.is_gone)
+        if last.reason in (Reason.LOST, Reason.TIMEOUT) and last.error:
+            return last.reason, last.error
+        if pod.is_gone or pod.cancelling is not None:
+            why = DELETED if pod.cancelling is None else _ENDED_WITH_ANOTHER
+            return Reason.LOST, f"{pod}: {why} (exit code {ended.exit_code})"
+        return None  # a task may send a signal to its own process group
 
     async def _finish_bundle(self, pod: Pod, output: BundleOutput, ended: Ended) -> None:
         """The Pod is over: tell how those have ended that are still open, and have the others run.
@@ -769,7 +784,7 @@ class Attendant:
         if message is not None and place == message.begun and message.exit_code is not None:
             if not pod.is_disowned:
                 output.cut_off(part)
-            part.size, part.result = message.size, message.result
+            part.size, part.result, part.was_signalled = message.size, message.result, message.was_signalled
             end = Ended(NOBODY, message.exit_code, message.ended_at or utc_now(), part.begun_at)
             self._end_part(pod, part, end)
             return

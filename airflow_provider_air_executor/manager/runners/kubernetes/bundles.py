@@ -53,7 +53,7 @@ _SCRIPT = (
     FIND
     + BEGIN_BY_SIGNALS
     + f"""\
-trap 'ae_ended=1; trap : TERM INT; kill -TERM 0; (sleep $ae_grace; kill -KILL $ae_child) &' TERM INT
+ae_kill_later() {{ (sleep $ae_grace; kill -KILL $ae_child) & }}
 {PRINT_BEGINNING} $ae_token
 frame() {{ printf '\\000air-executor %s\\n' "$*"; }}
 start() {{
@@ -81,10 +81,10 @@ ae_child=$!
 {WAIT}
 {FIND_RESULT}
 set -- $1 $2 $ae_code $ae_size $(date -u +%s)
-frame $2 end $3 $4 ${{ae_ended:-0}} $5
+frame $2 end $3 $4 $ae_told $5
 if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 frame $2 done
-ae_last="$1 $3 $4 $5"
+ae_last="$1 $3 $4 $5 $ae_told"
 echo $ae_last >$ae_say
 if [ $ae_size -gt 0 ] && [ $ae_size -le {MESSAGE_BYTES} ]; then cat "$ae_result" >>$ae_say; fi
 }}
@@ -189,7 +189,8 @@ class Message(NamedTuple):
     """What the termination message tells.
 
     :param begun: how many attempts have been begun.
-    :param exit_code: of the last of them; None if it has not ended by itself.
+    :param exit_code: of the last of them; None if it has not come to an end.
+    :param was_signalled: whether the container was told to end while that ran.
     """
 
     begun: int
@@ -197,20 +198,21 @@ class Message(NamedTuple):
     size: int = 0
     ended_at: datetime | None = None
     result: bytes | None = None
+    was_signalled: bool = False
 
 
 def read_message(text: str) -> Message | None:
     """How far a container has come; None if it does not say."""
     line, _, rest = text.partition("\n")
     numbers = line.split()
-    if not numbers or len(numbers) > 4 or not all(word.isascii() and word.isdigit() for word in numbers):
+    if not numbers or len(numbers) > 5 or not all(word.isascii() and word.isdigit() for word in numbers):
         return None
     begun, *end = map(int, numbers)
     if len(end) < 2:
         return Message(begun)
-    exit_code, size, *ended_at = end
+    exit_code, size, *more = end
     result = rest.encode() if 0 < size <= MESSAGE_BYTES else None
-    return Message(begun, exit_code, size, _time(ended_at[0]) if ended_at else None, result)
+    return Message(begun, exit_code, size, _time(more[0]) if more else None, result, was_signalled=more[1:] == [1])
 
 
 class BundleOutput(Output):

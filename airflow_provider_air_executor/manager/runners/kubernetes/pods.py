@@ -20,33 +20,61 @@ TASK_LABEL = "air-executor/task"
 TASKS_ANNOTATION = "air-executor/tasks"  # of a Pod that runs several
 CONTAINER = "task"
 MESSAGE_PATH = "/dev/termination-log"
-MESSAGE_BYTES = 3000  # of a result; Kubernetes keeps 4096 of all that a container says at its end
+# Of a result. Kubernetes keeps 4096 of all that a container says at its end, and less if its Pod has more than three
+# containers: 12288 by their number.
+MESSAGE_BYTES = 3000
 
 # A task leaves its result in memory, which every container has as a file system that anybody may write to. A volume of
 # its own would cost 0.3 s: the kubelet looks only so often whether what it has mounted is there.
 _RESULTS = "/dev/shm"  # noqa: S108
 
-# Kubernetes sends SIGTERM to the first process alone, so that hands it on to all of its group. It waits in a way that a
-# signal can interrupt, and then waits again. What sh itself has to say ("Killed") does not belong in the log.
+# Kubernetes sends a signal to the first process alone, which hands it on to all of its group as SIGTERM. It is SIGTERM,
+# or the STOPSIGNAL of the image: SIGINT, SIGQUIT, or 37, which is SIGRTMIN+3 (with others, a task may mean its own
+# group). Meanwhile sh ignores SIGTERM: it would interrupt the next `wait`. What sh itself prints ("Killed") does not
+# belong in the log.
 BEGIN_BY_SIGNALS = f"""\
 exec 2>/dev/null
 ae_ended=
-trap 'ae_ended=1; trap : TERM INT; kill -TERM 0' TERM INT
-trap : HUP QUIT USR1 USR2 ALRM
+ae_end() {{
+trap ae_hit=1 INT QUIT
+command trap ae_hit=1 37
+trap '' TERM
+ae_ended=1 ae_hit=1
+kill -TERM 0
+trap ae_hit=1 TERM
+ae_kill_later
+}}
+ae_kill_later() {{ :; }}
+trap ae_end TERM INT QUIT
+command trap ae_end 37
+trap ae_hit=1 HUP USR1 USR2 ALRM
 ae_say={MESSAGE_PATH}
 if [ ! -w {_RESULTS} ]; then export AIR_EXECUTOR_OUTPUT="${{TMPDIR:-/tmp}}/${{AIR_EXECUTOR_OUTPUT##*/}}"; fi
 ae_result=$AIR_EXECUTOR_OUTPUT
 """
-WAIT = "while :; do wait $ae_child; ae_code=$?; kill -0 $ae_child || break; done"
+# A signal interrupts sh while it waits. What `wait` says then may not be the exit code of the command, so it is called
+# again. bash does not know any more (-1) how a command has ended that did so in the moment of the signal. `ae_told` is
+# whether the command was told to end while it ran.
+WAIT = """\
+while :; do
+ae_hit=
+wait $ae_child
+ae_now=$?
+if [ $ae_now -lt 0 ]; then break; fi
+ae_code=$ae_now
+if [ -z "$ae_hit" ]; then break; fi
+done
+ae_told=${ae_ended:-0}"""
 FIND_RESULT = 'ae_size=0\nif [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi'
 PRINT_BEGINNING = "printf '\\000air-executor %s output\\n'"  # and the token of the Pod
 REMOVE_RESULT = 'if [ -e "$ae_result" ]; then rm -f "$ae_result"; fi'
 
 # What sh, the first process of the container, runs. The directory to run in or nothing, then the command are its
 # arguments. What it has to tell stands in the container's termination message: `spawn` and why the command could not
-# be started, or `end`, the length of the result, and the result itself if it is short. A long one comes after the
-# output, behind a marker. That marker is always there, so that it is seen if a container runtime has lost the last of
-# the output, as some versions do. Another line comes first, so that it is seen if a node has thrown away the first.
+# be started, or `end`, the length of the result, whether the command was told to end, and the result itself if it is
+# short. The result comes after the output too, behind a marker, since it may be long, or be cut in the message. The
+# marker is always there, so that it is seen if a container runtime has lost the last of the output, as some versions
+# do. Another line comes first, so that it is seen if a node has thrown away the first.
 _SCRIPT = (
     FIND
     + BEGIN_BY_SIGNALS
@@ -58,14 +86,14 @@ shift
 air_executor_find "$1" || {{ printf 'spawn command %s was not found in its Pod\\n' "$1" >$ae_say; exit 127; }}
 shift
 set -- "$ae_found" "$@"
-if [ -n "$ae_ended" ]; then exit 143; fi
-"$@" </dev/null 2>&1 &
+{{ if [ -n "$ae_ended" ]; then exit 143; fi; exec "$@"; }} </dev/null 2>&1 &
 ae_child=$!
 {WAIT}
 printf '\\000air-executor %s\\n' $AIR_EXECUTOR_RUN
 {FIND_RESULT}
-echo "end $ae_size" >$ae_say
-if [ $ae_size -gt {MESSAGE_BYTES} ]; then cat "$ae_result"; elif [ $ae_size -gt 0 ]; then cat "$ae_result" >>$ae_say; fi
+echo "end $ae_size $ae_told" >$ae_say
+if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
+if [ $ae_size -gt 0 ] && [ $ae_size -le {MESSAGE_BYTES} ]; then cat "$ae_result" >>$ae_say; fi
 {REMOVE_RESULT}
 exit $ae_code
 """
@@ -321,6 +349,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
     scheduled = conditions.get("PodScheduled") or {}
     is_unschedulable = scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable"
     unschedulable = (scheduled.get("message") or "Unschedulable") if is_unschedulable else ""
+    gated = _in_words(scheduled) if scheduled.get("reason") == "SchedulingGated" else ""
     # The controller of nodes changes this condition of a Pod, and no other one.
     ready = conditions.get("Ready") or {}
     is_ready = (conditions.get("ContainersReady") or {}).get("status") == "True"
@@ -332,7 +361,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
         phase=status.get("phase") or "Pending",
         started_at=_time(running.get("startedAt") or terminated.get("startedAt")),
         ending=ending,
-        waits_for=unschedulable or _in_words(stuck or waiting),
+        waits_for=unschedulable or gated or _in_words(stuck or waiting),
         stuck=_in_words(stuck),
         is_hopeless=stuck.get("reason") in _NEVER,
         unschedulable=unschedulable,
@@ -341,7 +370,7 @@ def read_status(pod: Mapping[str, Any], container: str) -> Status:
         is_being_deleted=bool(metadata.get("deletionTimestamp")),
         deletion_grace=float(metadata.get("deletionGracePeriodSeconds") or 0),
         is_cut_off=bool(running) and is_cut_off,
-        is_disrupted=disrupted.get("message") or "" if disrupted.get("status") == "True" else "",
+        is_disrupted=_in_words(disrupted) if disrupted.get("status") == "True" else "",
     )
 
 
