@@ -9,14 +9,17 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
 import ssl
 import stat
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,7 @@ from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.kubernetes import attendant as attendants
 from airflow_provider_air_executor.manager.runners.kubernetes import credentials, pods
-from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
+from airflow_provider_air_executor.manager.runners.kubernetes.api import Api, ApiError, UnreachableError
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
 from airflow_provider_air_executor.manager.runners.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.manager.runners.kubernetes.bundles import BundleOutput, Message, Part, read_message
@@ -44,6 +47,7 @@ from airflow_provider_air_executor.manager.runners.kubernetes.output import (
     TaskOutput,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, Started
+from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
 
 BEGINNING = pods.beginning("0123456789abcdef")
@@ -54,14 +58,14 @@ MARKER = pods.end_marker("0123456789abcdef")
 # -- credentials -----------------------------------------------------------------------------------------------
 
 
-def write_kubeconfig(path: Path, user: dict[str, Any], **cluster: Any) -> str:
+def write_kubeconfig(path: Path, user: dict[str, Any], *, current: str = "one", **cluster: Any) -> str:
     content = {
-        "current-context": "one",
+        "current-context": current,
         "contexts": [
             {"name": "one", "context": {"cluster": "c", "user": "u", "namespace": "team"}},
             {"name": "two", "context": {"cluster": "c"}},
         ],
-        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443/", **cluster}}],
+        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443/"} | cluster}],
         "users": [{"name": "u", "user": user}],
     }
     path.write_text(yaml.safe_dump(content))
@@ -164,14 +168,198 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 
 
 def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-
     monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", tmp_path)
     (tmp_path / "token").write_text("pod")
     (tmp_path / "namespace").write_text("jobs")
-    monkeypatch.setattr(credentials, "_context", lambda cafile: cafile)
+    make_certificates(tmp_path)
     access = find_access({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"})
     access.renew()
     assert (access.server, access.namespace, access.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
+    assert not access.is_outdated
+    make_certificates(tmp_path)  # another authority
+    assert access.is_outdated
+    assert access.read_again().tls is not access.tls
+
+
+@dataclass
+class ApiServer:
+    """Says that there are no Pods.
+
+    :param accepts: the header of those whom it knows; empty: all of them.
+    :param asked_by: the headers of those who have asked.
+    """
+
+    address: str = ""
+    accepts: str = ""
+    asked_by: list[str] = field(default_factory=list)
+    serving: dict[asyncio.StreamWriter, asyncio.Task[Any] | None] = field(default_factory=dict)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving[writer] = asyncio.current_task()
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                found = re.search("^Authorization: ([^\r]*)", head, re.MULTILINE)
+                self.asked_by.append(found[1] if found else "")
+                is_known = self.accepts in ("", self.asked_by[-1])
+                body = (
+                    b'{"items": [], "metadata": {"resourceVersion": "1"}}'
+                    if is_known
+                    else b'{"message": "Unauthorized"}'
+                )
+                status = b"200 OK" if is_known else b"401 Unauthorized"
+                writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def api_server(certificates: Path | None = None) -> AsyncIterator[ApiServer]:
+    """An API server, which knows clients by the certificates of its authority if there are some."""
+    server, tls = ApiServer(), None
+    if certificates is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.crt"))
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+    scheme, port = "https" if tls else "http", listening.sockets[0].getsockname()[1]
+    server.address = f"{scheme}://127.0.0.1:{port}"
+    try:
+        yield server
+    finally:
+        listening.close()
+        for writer, serving in server.serving.items():
+            writer.transport.abort()
+            await asyncio.wait([serving] if serving is not None else [])
+
+
+BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "header"), [({"token": "b"}, "Bearer b"), ({"username": "me", "password": "secret"}, BASIC)]
+)
+def test_the_credentials_in_a_kubeconfig_are_read_again(tmp_path: Path, user: dict[str, Any], header: str) -> None:
+    async def test() -> None:
+        async with api_server() as server:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
+            api = Api(find_access({}, kubeconfig=path))
+            await api.list_pods("team", "x=y")
+            server.accepts = header
+            with pytest.raises(ApiError, match="Unauthorized"):
+                await api.list_pods("team", "x=y")
+            write_kubeconfig(tmp_path / "config", user, server=server.address)
+            await api.list_pods("team", "x=y")
+            assert server.asked_by == ["Bearer a", "Bearer a", header]
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_what_the_api_server_refuses_is_read_again(tmp_path: Path) -> None:
+    """Also if nothing tells that the file has changed."""
+
+    async def test() -> None:
+        async with api_server() as server:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
+            before = os.stat(path)
+            access = find_access({}, kubeconfig=path)
+            api = Api(access)
+            server.accepts = "Bearer b"
+            write_kubeconfig(tmp_path / "config", {"token": "b"}, server=server.address)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert not access.is_outdated
+            with pytest.raises(ApiError, match="Unauthorized"):
+                await api.list_pods("team", "x=y")
+            await api.list_pods("team", "x=y")
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_another_address_in_a_kubeconfig(tmp_path: Path) -> None:
+    """What is current in it then does not count: the Pods are in the cluster of the context that was."""
+
+    async def test() -> None:
+        async with api_server() as one, api_server() as two:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=one.address)
+            api = Api(find_access({}, kubeconfig=path))
+            await api.list_pods("team", "x=y")
+            write_kubeconfig(tmp_path / "config", {"token": "a"}, current="two", server=two.address)
+            await api.list_pods("team", "x=y")
+            assert (one.asked_by, two.asked_by) == (["Bearer a"], ["Bearer a"])
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_certificates_are_read_again(tmp_path: Path) -> None:
+    """That of the authority, which the kubeconfig names, and that of the client with its key."""
+    names = {"ca.crt": "ca.crt", "server.crt": "client.crt", "server.key": "client.key"}
+    for authority in ("old", "new"):
+        (tmp_path / authority).mkdir()
+        make_certificates(tmp_path / authority)
+
+    def use(authority: str, *files: str) -> None:
+        for name in files:
+            shutil.copy(tmp_path / authority / name, tmp_path / names[name])
+
+    async def test() -> None:
+        async with api_server(tmp_path / "new") as server:
+            use("old", *names)
+            user = {"client-certificate": "client.crt", "client-key": "client.key"}
+            cluster = {"server": server.address, "certificate-authority": "ca.crt"}
+            api = Api(find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster)))
+            with pytest.raises(UnreachableError, match="certificate verify failed"):
+                await api.list_pods("team", "x=y")
+            use("new", "ca.crt")
+            with pytest.raises(UnreachableError):  # it does not know us
+                await api.list_pods("team", "x=y")
+            use("new", "server.crt")  # and not yet its key
+            with pytest.raises(UnreachableError):
+                await api.list_pods("team", "x=y")
+            use("new", "server.key")
+            await api.list_pods("team", "x=y")
+            await api.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("text", [None, "- a list\n", "clusters: ["])
+def test_a_kubeconfig_that_cannot_be_read_any_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    """What was read before goes on to be used, and it is said once."""
+    path = tmp_path / "config"
+
+    def spoil() -> None:
+        path.unlink() if text is None else path.write_text(text)
+
+    async def test() -> None:
+        async with api_server() as server:
+            api = Api(find_access({}, kubeconfig=write_kubeconfig(path, {"token": "a"}, server=server.address)))
+            spoil()
+            for _ in range(2):
+                await api.list_pods("team", "x=y")
+            assert server.asked_by == ["Bearer a", "Bearer a"]
+            assert caplog.text.count("going on with what was read before") == 1
+            write_kubeconfig(path, {"token": "b"}, server=server.address)
+            await api.list_pods("team", "x=y")
+            assert server.asked_by[2:] == ["Bearer b"]
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_a_kubeconfig_that_is_a_pipe(tmp_path: Path) -> None:
+    """It is read once: as what a shell makes of <(...)."""
+    os.mkfifo(tmp_path / "pipe")
+    content = Path(write_kubeconfig(tmp_path / "config", {"token": "a"})).read_text()
+    writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(content))
+    writing.start()
+    access = find_access({}, kubeconfig=str(tmp_path / "pipe"))
+    writing.join()
+    access.forget()
+    assert not access.is_outdated
 
 
 # -- output ----------------------------------------------------------------------------------------------------

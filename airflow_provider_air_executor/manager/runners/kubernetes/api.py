@@ -22,6 +22,8 @@ from airflow_provider_air_executor.jobs.models import printable
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
 from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
 
+log = logging.getLogger("air_executor.manager")
+
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
@@ -66,26 +68,7 @@ class Api:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._renewing = asyncio.Lock()
-        self._extensions = {"sni_hostname": access.server_name} if access.server_name else {}
-        if urlsplit(access.server).scheme not in {"http", "https"}:
-            raise SettingsError(f"the API server {access.server} cannot be asked: its address must begin with https://")
-        self._transport = None if _is_behind_proxy(access) else Transport(access.tls, keep=_KEEP_SECONDS)
-        try:
-            self._client = self._make_client()
-        except (ValueError, httpx.InvalidURL, ImportError) as error:
-            way = f" by the proxy {access.proxy}" if access.proxy else ""
-            raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
-
-    def _make_client(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            base_url=self._access.server,
-            transport=self._transport,
-            verify=self._access.tls,
-            proxy=self._access.proxy,
-            limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
-            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
-            headers={"User-Agent": "air-executor", "Accept": "application/json"},
-        )
+        self._client, self._transport = _connect(access)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -171,9 +154,9 @@ class Api:
             yield _bytes(response)
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        headers = {**await self._authorization(), **request.pop("headers", {})}
+        how = {**await self._credentials(), **request}
         try:
-            response = await self._client.request(method, path, headers=headers, extensions=self._extensions, **request)
+            response = await self._client.request(method, path, **how)
             content = response.json() if response.content else {}
         except (httpx.HTTPError, ValueError) as error:
             raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
@@ -184,7 +167,7 @@ class Api:
     async def _stream(
         self, path: str, params: dict[str, str], *, patience: float | None
     ) -> AsyncIterator[httpx.Response]:
-        how: dict[str, Any] = {"params": params, "headers": await self._authorization(), "extensions": self._extensions}
+        how = {**await self._credentials(), "params": params}
         how["timeout"] = httpx.Timeout(patience, connect=_CONNECT_SECONDS)
         try:
             async with self._client.stream("GET", path, **how) as response:
@@ -199,15 +182,34 @@ class Api:
         except httpx.HTTPError as error:
             raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
 
-    async def _authorization(self) -> dict[str, str]:
+    async def _credentials(self) -> dict[str, Any]:
+        """What a request needs so that the server knows us, and we know it."""
         async with self._renewing:
+            if self._access.is_outdated:
+                await self._read_access_again()
             if self._access.must_renew:
                 try:
                     await asyncio.to_thread(self._access.renew)
                 except OSError as error:
                     raise UnreachableError(f"there are no credentials for {self._access.server}: {error}") from error
-        value = self._access.authorization
-        return {"Authorization": value} if value else {}
+        value, name = self._access.authorization, self._access.server_name
+        return {
+            "headers": {"Authorization": value} if value else {},
+            "extensions": {"sni_hostname": name} if name else {},
+        }
+
+    async def _read_access_again(self) -> None:
+        found = await asyncio.to_thread(self._access.read_again)
+        if found.tls is not self._access.tls:
+            try:
+                client, transport = _connect(found)
+            except SettingsError as error:
+                log.warning("Kubernetes: %s; going on with what was read before", error)
+                return
+            log.info("Kubernetes: the API server is now asked as the changed kubeconfig says: %s", found.server)
+            before, self._client, self._transport = self._client, client, transport
+            await before.aclose()  # what is being read by our own transport is read to its end
+        self._access = found
 
     def _check(self, status: int, content: Any) -> None:
         if status == 401:
@@ -216,6 +218,30 @@ class Api:
                 self._transport.let_go()
         if status >= 400:
             raise _error(status, content)
+
+
+def _connect(access: Access) -> tuple[httpx.AsyncClient, Transport | None]:
+    """A client, and our own transport if it has that.
+
+    :raises SettingsError: if the address of the API server or of a proxy cannot be one.
+    """
+    if urlsplit(access.server).scheme not in {"http", "https"}:
+        raise SettingsError(f"the API server {access.server} cannot be asked: its address must begin with https://")
+    transport = None if _is_behind_proxy(access) else Transport(access.tls, keep=_KEEP_SECONDS)
+    try:
+        client = httpx.AsyncClient(
+            base_url=access.server,
+            transport=transport,
+            verify=access.tls,
+            proxy=access.proxy,
+            limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
+            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+            headers={"User-Agent": "air-executor", "Accept": "application/json"},
+        )
+    except (ValueError, httpx.InvalidURL, ImportError) as error:
+        way = f" by the proxy {access.proxy}" if access.proxy else ""
+        raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
+    return client, transport
 
 
 def _is_behind_proxy(access: Access) -> bool:

@@ -1,5 +1,7 @@
 """Where the API server is, and who we are: from a kubeconfig file, or as a Pod of the cluster itself.
 
+Both may change while the manager runs: a token or a certificate expires, and somebody writes a new one.
+
 The format is that of https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/, what a Pod finds stands in
 https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.
 """
@@ -9,20 +11,26 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import os
 import ssl
+import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs.files import Stamp
+
+log = logging.getLogger("air_executor.manager")
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_FILE_SECONDS = 60.0  # after which a token file is read again; the kubelet renews it long before it expires
@@ -36,6 +44,7 @@ class Access:
 
     :param server: its address.
     :param tls: whom to trust, and the client certificate if there is one.
+    :param trust: what ``tls`` was made of.
     :param namespace: that of Pods which do not say.
     :param token: a bearer token.
     :param token_file: a file that holds one, and is written anew when it expires.
@@ -43,10 +52,12 @@ class Access:
     :param basic: user and password.
     :param server_name: the name that the certificate of the server is for, if not the one in its address.
     :param proxy: the address of a proxy on the way.
+    :param again: reads anew what this was made of.
+    :param files: what it was made of, as it was before it was read.
     """
 
     server: str
-    tls: ssl.SSLContext
+    tls: ssl.SSLContext = field(compare=False)
     namespace: str = "default"
     token: str = ""
     token_file: Path | None = None
@@ -55,7 +66,11 @@ class Access:
     server_name: str | None = None
     proxy: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    _good_until: float = 0.0
+    trust: tuple[object, ...] = ()
+    again: Callable[[], Access] | None = field(default=None, compare=False)
+    files: dict[Path, Stamp | None] = field(default_factory=dict, compare=False)
+    _must_read: bool = field(default=False, compare=False)
+    _good_until: float = field(default=0.0, compare=False)
 
     @property
     def authorization(self) -> str | None:
@@ -63,6 +78,40 @@ class Access:
         if self.basic is not None:
             return "Basic " + base64.b64encode(":".join(self.basic).encode()).decode()
         return f"Bearer {self.token}" if self.token else None
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What a connection depends on."""
+        return self.server, self.server_name, self.proxy, self.trust
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the files should be read again: one has changed, or the API server did not accept the credentials."""
+        return self.again is not None and (self._must_read or self._has_changed())
+
+    def _has_changed(self) -> bool:
+        return any(_stamp(path) != stamp for path, stamp in self.files.items())
+
+    def read_again(self) -> Access:
+        """The access that the files describe now; this one if it is the same, or they do not describe any.
+
+        A connection need not be made anew if the new one has the same ``tls``.
+        """
+        has_changed, self._must_read = self._has_changed(), False
+        self.files = {path: _stamp(path) for path in self.files}
+        try:
+            found = self.again() if self.again is not None else self
+        except (OSError, SettingsError) as error:
+            self._must_read = True  # what is missing may be none of the files that are known
+            if has_changed:
+                log.warning("Kubernetes: %s; going on with what was read before", error)
+            return self
+        if found == self:
+            self.files = found.files
+            return self
+        if found.way == self.way:
+            found.tls = self.tls
+        return found
 
     @property
     def must_renew(self) -> bool:
@@ -81,8 +130,8 @@ class Access:
             self._run_program(self.exec_config)
 
     def forget(self) -> None:
-        """The API server did not accept the token."""
-        self._good_until = 0.0
+        """The API server did not accept the credentials."""
+        self._good_until, self._must_read = 0.0, True
 
     def _run_program(self, config: Mapping[str, Any]) -> None:
         """Ask a program for a token, see https://kubernetes.io/docs/reference/config-api/client-authentication.v1/."""
@@ -119,12 +168,17 @@ def find_access(environment: Mapping[str, str], *, kubeconfig: str | None = None
     :param context: the one of the file to use; default: its current one.
     :raises SettingsError: saying what is missing or wrong.
     """
-    paths = [Path(word).expanduser() for word in (kubeconfig or environment.get("KUBECONFIG", "")).split(":") if word]
+    words = (kubeconfig or environment.get("KUBECONFIG", "")).split(":")
+    paths = [Path(word).expanduser().absolute() for word in words if word]
     if not paths and environment.get("KUBERNETES_SERVICE_HOST") and (SERVICE_ACCOUNT / "token").exists():
         return _of_this_pod(environment)
     paths = paths or [Path(environment.get("HOME", "/")) / ".kube" / "config"]
+    return _of_files(paths, context, environment)
+
+
+def _of_files(paths: Sequence[Path], context: str | None, environment: Mapping[str, str]) -> Access:
     try:
-        return _of_files(paths, context, environment)
+        return _read_files(paths, context, environment)
     except SettingsError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
@@ -136,28 +190,56 @@ def find_access(environment: Mapping[str, str], *, kubeconfig: str | None = None
 def _of_this_pod(environment: Mapping[str, str]) -> Access:
     host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
     address = f"[{host}]" if ":" in host else host
-    namespace = SERVICE_ACCOUNT / "namespace"
+    namespace, authority = SERVICE_ACCOUNT / "namespace", SERVICE_ACCOUNT / "ca.crt"
+    files: dict[Path, Stamp | None] = {}
+    trusted = _read(authority, files)
     return Access(
         f"https://{address}:{port}",
-        _context(cafile=str(SERVICE_ACCOUNT / "ca.crt")),
+        _context(cadata=trusted.decode()),
         namespace.read_text().strip() if namespace.exists() else "default",
         token_file=SERVICE_ACCOUNT / "token",
+        trust=(trusted,),
+        again=partial(_of_this_pod, environment),
+        files=files,
     )
 
 
-def _context(*, cafile: str | None = None, cadata: str | None = None) -> ssl.SSLContext:
+def _stamp(path: Path) -> Stamp | None:
+    """What tells one version of a regular file from another; of a link, that of the file to which it leads."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return Stamp.of(status) if stat.S_ISREG(status.st_mode) else None
+
+
+def _can_be_read_again(path: Path) -> bool:
+    return path.is_file() or not path.exists()  # and is no pipe
+
+
+def _read(path: Path, files: dict[Path, Stamp | None]) -> bytes:
+    """What is in a file; first its stamp is put among those of others."""
+    files[path] = _stamp(path)
+    return path.read_bytes()
+
+
+def _context(*, cadata: str | None) -> ssl.SSLContext:
     """How the API server is known. As kubectl does, it takes certificates that Python 3.13 calls not strict enough."""
-    tls = ssl.create_default_context(cafile=cafile, cadata=cadata)
+    tls = ssl.create_default_context(cadata=cadata)
     tls.verify_flags &= ~ssl.VERIFY_X509_STRICT
     return tls
 
 
-def _of_files(paths: list[Path], wanted: str | None, environment: Mapping[str, str]) -> Access:
-    """The access that one or more kubeconfig files describe; of two entries of a name the first one counts."""
+def _read_files(paths: Sequence[Path], wanted: str | None, environment: Mapping[str, str]) -> Access:
+    """The access that one or more kubeconfig files describe; of two entries of a name the first one counts.
+
+    When it is read again it is that of the same context, whichever is current then: Pods are in that cluster.
+    """
+    files: dict[Path, Stamp | None] = {path: _stamp(path) for path in paths}
     found: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
     current = wanted
     for path in (path for path in paths if path.exists() or len(paths) == 1):
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.safe_load(_read(path, files)) or {}
         current = current or content.get("current-context")
         for kind, entries in found.items():
             for entry in content.get(kind) or ():
@@ -171,9 +253,10 @@ def _of_files(paths: list[Path], wanted: str | None, environment: Mapping[str, s
     if exec_config is not None and "/" in str(exec_config.get("command", "")):
         exec_config = {**exec_config, "command": str(user_directory / exec_config["command"])}
     token_file = user.get("tokenFile")
+    tls, trust = _tls(cluster, cluster_directory, user, user_directory, files)
     return Access(
         str(cluster["server"]).rstrip("/"),
-        _tls(cluster, cluster_directory, user, user_directory),
+        tls,
         context.get("namespace") or "default",
         token=user.get("token") or "",
         token_file=user_directory / token_file if token_file else None,
@@ -182,6 +265,9 @@ def _of_files(paths: list[Path], wanted: str | None, environment: Mapping[str, s
         server_name=cluster.get("tls-server-name"),
         proxy=cluster.get("proxy-url"),
         environment=dict(environment),
+        trust=trust,
+        again=partial(_of_files, paths, current, environment) if all(map(_can_be_read_again, paths)) else None,
+        files=files,
     )
 
 
@@ -195,28 +281,34 @@ def _entry(
 
 
 def _tls(
-    cluster: dict[str, Any], cluster_directory: Path, user: dict[str, Any], user_directory: Path
-) -> ssl.SSLContext:
-    authority = _content(cluster, "certificate-authority", cluster_directory)
+    cluster: dict[str, Any],
+    cluster_directory: Path,
+    user: dict[str, Any],
+    user_directory: Path,
+    files: dict[Path, Stamp | None],
+) -> tuple[ssl.SSLContext, tuple[object, ...]]:
+    """Whom to trust with which certificate of our own, and what that was made of."""
+    authority = _content(cluster, "certificate-authority", cluster_directory, files)
     tls = _context(cadata=authority.decode() if authority else None)
-    if cluster.get("insecure-skip-tls-verify"):
+    is_insecure = bool(cluster.get("insecure-skip-tls-verify"))
+    if is_insecure:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
-    certificate = _content(user, "client-certificate", user_directory)
-    key = _content(user, "client-key", user_directory)
+    certificate = _content(user, "client-certificate", user_directory, files)
+    key = _content(user, "client-key", user_directory, files)
     if certificate and key:
         _load_client_certificate(tls, certificate, key)
-    return tls
+    return tls, (authority, is_insecure, certificate, key)
 
 
-def _content(entry: dict[str, Any], key: str, directory: Path) -> bytes:
+def _content(entry: dict[str, Any], key: str, directory: Path, files: dict[Path, Stamp | None]) -> bytes:
     """What an entry holds itself, or names a file for."""
     if entry.get(f"{key}-data"):
         try:
             return base64.b64decode(entry[f"{key}-data"], validate=True)
         except binascii.Error as error:
             raise SettingsError(f"{key}-data in the kubeconfig is not base64: {error}") from None
-    return (directory / entry[key]).read_bytes() if entry.get(key) else b""
+    return _read(directory / entry[key], files) if entry.get(key) else b""
 
 
 def _load_client_certificate(tls: ssl.SSLContext, certificate: bytes, key: bytes) -> None:

@@ -75,6 +75,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._tls = tls
         self._keep = keep
         self._idle: list[_Connection] = []  # the last one used last
+        self._is_closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request, and read the head of its answer.
@@ -126,7 +127,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def give_back(self, connection: _Connection, *, is_kept: bool) -> None:
         """Keep a connection for the next request, or close it."""
-        if is_kept and connection.is_open:
+        if is_kept and connection.is_open and not self._is_closed:
             connection.idle_since = time.monotonic()
             self._idle.append(connection)
         else:
@@ -138,7 +139,8 @@ class Transport(httpx.AsyncBaseTransport):
             self._idle.pop().close()
 
     async def aclose(self) -> None:
-        """Close all connections."""
+        """Close all connections; one that is in use, when that is over."""
+        self._is_closed = True
         self.let_go()
 
 
