@@ -446,6 +446,21 @@ def test_with_the_least_rights(
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
+def test_a_token_that_has_expired(
+    store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path
+) -> None:
+    """The manager goes on when somebody writes a new one into the kubeconfig."""
+    path = tmp_path / "kubeconfig"
+    cluster.write_kubeconfig(path, "expired")
+    engine.config = config(kubeconfig=str(path))
+    engine.prepare(managers)
+    manager = managers.start()
+    store.submit("j", [task("a", "true")])
+    assert any("Unauthorized; trying again" in line for line in manager.stderr or ())  # until it says so
+    shutil.copy(cluster.kubeconfig, path)
+    assert only_task(store).status == "completed"
+
+
 # -- several tasks in one Pod --------------------------------------------------------------------------------------
 
 
