@@ -287,6 +287,24 @@ def test_a_probe_fails_and_it_ends_with_0(store: JobStore, manager: object) -> N
     assert (done.status, done.reason) == ("failed", "lost"), done
 
 
+@pytest.mark.parametrize("label", ["air-executor/owner", "air-executor/run"])
+def test_labels_are_not_what_a_pod_is_known_by(
+    store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path, label: str
+) -> None:
+    """Who may change Pods may change their labels, and then nobody tells of the Pod any more. It runs all the same."""
+    line = f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6"
+    store.submit("j", [task("a", line, retries=1)])
+    running(store)
+    cluster.kubectl("label", "pod", "-l", "air-executor/job=j", f"{label}-")
+    store.submit("later", [task("a")])
+    assert only_task(store, "later").status == "completed"  # what has changed before has been told
+    assert store.get_tasks("j")[0].status == "running"
+    (tmp_path / "go").touch()
+    wait_until(lambda: store.get_tasks("j")[0].attempt == 2, what="its end is seen")
+    assert only_task(store).exit_code == 6
+    assert (tmp_path / "ran").read_text() == "x\nx\n"
+
+
 def test_deleted_while_there_was_no_manager(
     store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster
 ) -> None:

@@ -45,6 +45,7 @@ _CREATIONS = 8  # at a time
 _REFUSALS = 3  # an API server that has just been started does not know yet who may do what
 _FOLLOW_AFTER_SECONDS = 0.5  # what ends sooner is read once, at its end
 _IN_STEP_SECONDS = 10.0  # in which what was read before comes again
+_HIDDEN_SECONDS = 5.0  # between two looks at a Pod that nobody tells of
 _STRAY_SECONDS = 60.0  # that a Pod may be there which nobody knows
 _CERTAIN_SECONDS = 3.0  # that the scheduler may find no node before the nodes are asked
 _ASK_NODES_SECONDS = 60.0
@@ -115,6 +116,7 @@ class Attendant:
         keep: Callable[[Run, Ended, bytes | None], None],
         is_expected: Callable[[Mapping[str, str], str], bool],
     ) -> None:
+        self._owner = owner
         self._api = api
         self._selector = f"{pods.OWNER_LABEL}={owner}"
         self._limits = limits
@@ -226,18 +228,32 @@ class Attendant:
             self._take_change(item)
         for pod in list(self._pods.values()):
             if pod.namespace == namespace and pod.created_at < asked_at and pod.token not in found:
-                pod.is_gone = True
+                pod.is_hidden = True
                 pod.changed.set()
 
     def _take_change(self, item: Mapping[str, Any], *, is_gone: bool = False) -> None:
-        token = (item["metadata"].get("labels") or {}).get(pods.RUN_LABEL, "")
-        pod = self._pods.get(token)
+        """A Pod has changed.
+
+        :param is_gone: whether that was the last we hear of it. It need not be gone: somebody may have changed labels.
+        """
+        labels = item["metadata"].get("labels") or {}
+        token = labels.get(pods.RUN_LABEL, "")
+        pod = self._pods.get(token) or self._pod_named(item["metadata"])
         if pod is not None:
             pod.status = pods.read_status(item, pod.container)
-            pod.is_gone = pod.is_gone or is_gone
+            if is_gone and labels.get(pods.OWNER_LABEL) == self._owner:
+                pod.is_gone = True
+            pod.is_hidden = is_gone
             pod.changed.set()
         elif not is_gone:
             self._tidy_later(item["metadata"], token, is_over=pods.read_status(item, pods.CONTAINER).is_over)
+
+    def _pod_named(self, metadata: Mapping[str, Any]) -> Pod | None:
+        """The Pod that is known by its name, since it has lost its labels."""
+        for pod in self._pods.values():
+            if (pod.namespace, pod.name) == (metadata["namespace"], metadata["name"]):
+                return pod if pod.uid in (None, metadata["uid"]) else None
+        return None
 
     def _tidy_later(self, metadata: Mapping[str, Any], token: str, *, is_over: bool, is_told: bool = False) -> None:
         """Delete a Pod that nobody attends: some time after its end, or if its attempt is forgotten.
@@ -344,16 +360,24 @@ class Attendant:
             await asyncio.sleep(_LONGEST_PAUSE)
         else:
             pod.created_at = min(pod.created_at, time.monotonic())
-            if pod.status is None:
-                pod.status = pods.read_status(found, pod.container)
+            status = pods.read_status(found, pod.container)
+            if pod.uid not in (None, status.uid):  # another one of its name
+                pod.is_gone = True
+            elif pod.status is None or pod.is_hidden:
+                pod.status = status
 
     async def _wait(self, pod: Pod, status: Status) -> None:
         """Wait until something changes, and see whether it can go on like this."""
         pod.changed.clear()
+        if pod.is_hidden:
+            await self._look_at(pod)
+            if pod.is_over or pod.status is None:
+                return
+            status = pod.status
         if status.started_at is not None:
             self._has_started(pod, status.started_at)
         self._tell_where(pod, status)
-        seconds = [self._look_at_its_node(pod, status)]
+        seconds = [_HIDDEN_SECONDS if pod.is_hidden else None, self._look_at_its_node(pod, status)]
         if pod.token in self._pods:
             seconds.append(await self._look_whether_it_starts(pod, status))
         if pod.token in self._pods:

@@ -59,6 +59,7 @@ class Pod:
     created_at: float = math.inf
     status: Status | None = None
     is_gone: bool = False
+    is_hidden: bool = False  # whether it is not told of any more: it is gone, or has lost the labels by which it is
     has_started: bool = False
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     is_disowned: bool = False
