@@ -1,7 +1,8 @@
 """What the runner of an attempt has recorded in ``runs/<task id>.<attempt>``, for everybody who wants to know.
 
 The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
-token; the second one the exit code, or ``spawn`` and why the command could not be started. Where to ask for the time
+token; the second one the exit code, and ``told`` if the runner has got SIGTERM meanwhile, or ``spawn`` and why the
+command could not be started. Where to ask for the time
 would have cost a process, ``-`` stands for it: the attempt started when the note of what it runs was written last.
 
 A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
@@ -24,7 +25,7 @@ _RECORD_BYTES = 8000  # a PATH may be long
 _NOT_SAID = "-"
 SPAWN = "spawn "
 _RUNNER = re.compile(r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})", re.ASCII)
-_EXIT_CODE = re.compile(r"-?\d{1,10}", re.ASCII)
+_EXIT_CODE = re.compile(r"(-?\d{1,10})( told)?", re.ASCII)
 
 
 class Record(NamedTuple):
@@ -35,6 +36,7 @@ class Record(NamedTuple):
     token: str
     exit_code: int | None  # None while it runs
     spawn_error: str | None = None  # why the command could not be started
+    was_told: bool = False  # whether something has told the runner to end
 
     @property
     def is_over(self) -> bool:
@@ -57,13 +59,14 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     runner = _RUNNER.fullmatch(lines[0]) if lines else None
     if runner is None:
         return None
-    exit_code = spawn_error = None
+    exit_code, spawn_error, was_told = None, None, False
     if len(lines) > 1 and lines[1].startswith(SPAWN):
         spawn_error = lines[1].removeprefix(SPAWN)
     elif len(lines) > 1:
-        if not _EXIT_CODE.fullmatch(lines[1]):
+        end = _EXIT_CODE.fullmatch(lines[1])
+        if end is None:
             return None
-        exit_code = int(lines[1])
+        exit_code, was_told = int(end[1]), end[2] is not None
     if runner[2] == _NOT_SAID:
         started_at = None if note_path is None else _written_at(note_path)
     else:
@@ -74,7 +77,7 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
             started_at = started_at.astimezone(UTC)
         except (ValueError, OverflowError):
             return None
-    return Record(int(runner[1]), started_at, runner[3], exit_code, spawn_error)
+    return Record(int(runner[1]), started_at, runner[3], exit_code, spawn_error, was_told)
 
 
 def _written_at(path: Path) -> datetime | None:

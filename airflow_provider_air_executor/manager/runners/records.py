@@ -53,7 +53,7 @@ return 1
 _TEMPLATE = """\
 trap : HUP INT QUIT USR1 USR2 ALRM
 air_executor_ended=
-trap air_executor_ended=1 TERM
+trap 'air_executor_ended=" told"' TERM
 set -C
 air_executor_left() {
 [ $1 -ge 128 ] && [ $1 != 254 ] || command echo '%(cannot_fork)s' >&5
@@ -81,7 +81,7 @@ trap 'air_executor_left $?' EXIT
 air_executor_code=0
 %(through)s"$ae_found" "$@" </dev/null >&3 2>&3 3>&- 4>&- 5>&- || air_executor_code=$?
 trap - EXIT
-command echo $air_executor_code >&4
+command echo "$air_executor_code$air_executor_ended" >&4
 exit $air_executor_code
 } 3>> "$3" 4> "$1"
 exit 97

@@ -457,7 +457,8 @@ class SlurmRunner:
 
     def _look_at_result(self, batch: _Batch, exit_code: int, holder: _State | None, now: float) -> None:
         """The command has ended; if it failed, Slurm may know why: a signal may be handled, and end with any code."""
-        is_its_own = exit_code == 0 or (exit_code <= 128 and batch.is_bundled)
+        was_told = batch.record is not None and batch.record.was_told
+        is_its_own = (exit_code == 0 and not was_told) or (exit_code <= 128 and batch.is_bundled)
         if is_its_own or batch.cancelling is not None:
             self._end(batch, exit_code)
             return

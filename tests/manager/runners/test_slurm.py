@@ -596,17 +596,18 @@ def test_a_step_daemon_that_is_killed_is_no_lost_node(
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
-def test_what_somebody_else_has_cancelled_is_not_run_again(
-    store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path
+@pytest.mark.parametrize("code", [9, 0])
+def test_what_somebody_else_has_cancelled_has_not_completed_and_is_not_run_again(
+    store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path, code: int
 ) -> None:
     """Also if it hears of it, and ends with a code of its own."""
-    line = f"trap 'exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
+    line = f"trap 'exit {code}' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
     store.submit("j", [task("a", line, retries=1)])
     running(store)
     has_begun(tmp_path / "ran")
     cluster.call("scancel", "--name=j/a")
     done = only_task(store)
-    assert (done.reason, done.exit_code, done.attempt) == ("cancelled", 9, 1)
+    assert (done.reason, done.exit_code, done.attempt) == ("cancelled", code, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
