@@ -4,6 +4,7 @@
 #   make test    all tests; tests/README.md says what they need, and how to run some of them
 #   make test-fast           those of a minute, without a server
 #   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
+#   make test-errno          calls of the system that fail, in EXAMPLES=2000 orders
 #   make coverage            all tests, and which lines and branches they reach
 #   make check   ruff and mypy
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
@@ -16,6 +17,7 @@ UI_PORT ?= 0
 WORKERS ?= 6
 FAST = $(IN_MEMORY) $(BIN)/python -m pytest --hypothesis-profile=fast -m "not (airflow or browser or embedded or engine or postgresql)" $(PYTEST_ARGS)
 TIER ?= test-fast
+EXAMPLES ?= 2000
 # Where there is room in memory for its files, the speed of the disk does not matter.
 IN_MEMORY = $(shell test -w /dev/shm && test `df --output=avail /dev/shm | tail -1` -gt 1000000 && echo TMPDIR=/dev/shm)
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
@@ -26,7 +28,7 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -46,6 +48,9 @@ test-fast: $(READY)
 
 test-slow-machine: $(READY)
 	$(BIN)/python -m tests.support.slow_machine $(MAKE) --no-print-directory $(TIER)
+
+test-errno: $(READY)
+	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_errno.py $(PYTEST_ARGS)
 
 coverage: $(READY) postgresql chromium slurm
 	rm -f .coverage .coverage.*

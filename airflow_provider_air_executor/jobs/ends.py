@@ -145,10 +145,14 @@ class JobEnds:
             return None  # no job, or half-written: looked at again at its next change, and in the next pass
         if not job.state.is_terminal:
             return None
+        end = _end_of(job)
+        try:
+            is_new = self._told.get(name) != end and self._is_new(job, end)
+        except OSError:  # it cannot be seen now whether it was confirmed
+            return None
         notifier.remove(name)
         self._stamps[name] = stamp
-        end = _end_of(job)
-        if self._told.get(name) == end or not self._is_new(job, end):
+        if not is_new:
             return None
         self._told[name] = end
         return job
@@ -159,7 +163,9 @@ class JobEnds:
             return False
         try:
             return files.read(self._store.seen_path(job.name, self._reader))[0] != end.encode()
-        except OSError:
+        except OSError as error:
+            if error.errno not in files.ABSENT:
+                raise
             return True
 
 

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from functools import cache
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,9 @@ AWAY = (
 TRANSIENT = (*SHORTAGE, *AWAY)
 # What our own directories fail with if a task has changed their modes.
 FORBIDDEN = (errno.EACCES, errno.EPERM)
+# What says for sure that there is no regular file of a name.
+NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
+ABSENT = (errno.ENOENT, errno.ENOTDIR, *NOT_A_FILE)
 
 
 def expanded(path: Path | str) -> str:
@@ -114,7 +118,7 @@ def replace(path: Path, data: bytes) -> bool:
     try:
         if _exchange(temporary, path):
             return True
-        if os.path.lexists(path):
+        if stamp(path) is not None:
             os.rename(temporary, path)
             return True
         return False
@@ -177,7 +181,7 @@ def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> N
     :raises FileExistsError: if something of that name is there, were it an empty directory.
     """
     if not _renameat2(str(temporary), str(path), _RENAME_NOREPLACE):
-        if os.path.lexists(path):
+        if stamp(path) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         try:
             os.rename(temporary, path)
@@ -278,11 +282,20 @@ def open_regular(path: Path | str) -> int:
     raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
+def open_file(path: Path | str) -> FileIO:
+    """Open a regular file as :func:`open_regular` does."""
+    descriptor = open_regular(path)
+    try:
+        return FileIO(descriptor, "rb")
+    except BaseException:  # it looks at the file too, which may be away by now
+        os.close(descriptor)
+        raise
+
+
 def read(path: Path) -> tuple[bytes, Stamp]:
     """The content of a regular file, and the stamp of the version read."""
-    descriptor = open_regular(path)
-    with open(descriptor, "rb", buffering=0) as file:
-        version = Stamp.of(os.fstat(descriptor))
+    with open_file(path) as file:
+        version = Stamp.of(os.fstat(file.fileno()))
         return file.readall(), version
 
 
@@ -335,7 +348,7 @@ def _libc_renameat2() -> Any:
 
 def _link(path: Path, other: Path) -> bool:
     """Give a file a second name, in place of what has that name; False if there is no file, or there are no links."""
-    if not os.path.lexists(path):
+    if stamp(path) is None:
         return False
     remove(other)
     try:

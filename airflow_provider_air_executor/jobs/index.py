@@ -5,7 +5,6 @@ A look at a job that has not changed costs one ``stat``, and all looks of the sa
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -90,13 +89,18 @@ class JobIndex:
         folder = str(self._store.jobs_path)  # put together as text: a Path takes ten times as long
         for name in self._names():
             before = self._known.get(name)
-            with contextlib.suppress(AirExecutorError, OSError):
+            try:
                 if before is not None and before[0] == files.stamp(f"{folder}/{name}/state.json"):
                     known[name] = before
                     continue
                 job, read = self._store.load_job(name)
                 known[name] = (read, job)
                 changed = True
+            except OSError:  # it cannot be seen now, and is not gone for that
+                if before is not None:
+                    known[name] = before
+            except AirExecutorError:
+                continue
         if changed or len(known) != len(self._known):
             self._jobs = tuple(sorted((job for _, job in known.values()), key=_age, reverse=True))
         self._known = known

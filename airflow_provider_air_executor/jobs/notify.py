@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import sys
 from pathlib import Path
@@ -62,10 +61,8 @@ class Notifier:
             return False
         try:
             watch = self._inotify.add_watch(path, self._mask)
-        except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOSPC, errno.EACCES):
-                return False
-            raise
+        except OSError:  # whatever it is: the slow pass sees what happens there
+            return False
         self._keys[watch] = key
         self._watches[key] = watch
         return True
@@ -84,8 +81,13 @@ class Notifier:
         """
         if self._inotify is None:
             return set(), False
-        changes, lost = set(), False
-        for event in self._inotify.read(timeout=0):
+        changes: set[Change] = set()
+        lost = False
+        try:
+            events = self._inotify.read(timeout=0)
+        except OSError:
+            return changes, True
+        for event in events:
             if event.mask & self._overflow:
                 lost = True
             elif event.mask & self._ignored:

@@ -48,11 +48,14 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     """What a runner has written so far; None if that is nothing, or not a record.
 
     :param note_path: what was written last when the attempt started, if the record does not say when that was.
+    :raises OSError: if it cannot be read now, so that nothing is known.
     """
     try:
-        with open(files.open_regular(path), "rb", buffering=0) as file:
+        with files.open_file(path) as file:
             data = file.read(_RECORD_BYTES)
-    except OSError:
+    except OSError as error:
+        if error.errno not in files.ABSENT:
+            raise
         return None
     # What follows the last newline may be half a number.
     lines = (data or b"").decode(errors="replace").split("\n")[:-1]
@@ -86,7 +89,7 @@ def _written_at(path: Path) -> datetime | None:
     It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
     """
     try:
-        with open(files.open_regular(path), "rb") as file:
+        with files.open_file(path) as file:
             return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, tz=UTC)
     except OSError:
         return None

@@ -16,6 +16,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -64,7 +65,6 @@ MAX_OUTPUTS_BYTES = 5_000_000  # of what all tasks of a job may, together
 
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
-_NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
 _ABANDONED_BUILD_SECONDS = 3600
 _MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
 _JOB_FILES = ("state.json", "tasks.json", "logs", "runs", "work")
@@ -299,7 +299,7 @@ class JobStore:
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:
         self.create_directories()
         path = self.job_path(job.name)
-        if os.path.lexists(path):
+        if files.stamp(path) is not None:
             raise self._exists(job.name)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
@@ -448,7 +448,7 @@ class JobStore:
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None
         except OSError as error:
-            if error.errno in _NOT_A_FILE:
+            if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
             raise  # the file system is at fault, not the file
 
@@ -466,12 +466,12 @@ class JobStore:
         if not files.is_real_directory(self.logs_path(name)):
             return LogChunk(b"", max(offset, 0))
         try:
-            descriptor = files.open_regular(self.log_path(name, task_id))
+            file = files.open_file(self.log_path(name, task_id))
         except FileNotFoundError:
             return LogChunk(b"", max(offset, 0))
-        with open(descriptor, "rb", buffering=0) as file:
+        with file:
             if offset < 0:
-                offset = max(0, os.fstat(descriptor).st_size + offset)
+                offset = max(0, os.fstat(file.fileno()).st_size + offset)
             file.seek(offset)
             data = file.readall() if limit is None else file.read(limit)
         return LogChunk(data or b"", offset + len(data or b""))
@@ -510,10 +510,10 @@ class JobStore:
         try:
             if not files.is_real_directory(path.parent):
                 raise FileNotFoundError(path)
-            with open(files.open_regular(path), "rb") as file:
+            with io.BufferedReader(files.open_file(path)) as file:
                 data = file.read(limit + 1)
         except OSError as error:
-            if error.errno in _NOT_A_FILE:
+            if error.errno in files.NOT_A_FILE:
                 raise OutputError(name, task.id, f"{path} is not a regular file") from None
             raise
         if len(data) > limit:
@@ -542,12 +542,17 @@ class JobStore:
         return True
 
     def may_cancel(self, job: Job, owner: SubmittedBy | None) -> bool:
-        """Whether the job is still that of this try of an Airflow task; see :meth:`cancel`."""
+        """Whether the job is still that of this try of an Airflow task; see :meth:`cancel`.
+
+        :raises OSError: if that cannot be seen now.
+        """
         if owner is None or not job.belongs_to(owner):
             return owner is None
         try:
             waiter = SubmittedBy.model_validate_json(files.read(self.waiter_path(job.name))[0])
-        except (OSError, ValidationError):
+        except (OSError, ValidationError) as error:
+            if isinstance(error, OSError) and error.errno not in files.ABSENT:
+                raise  # there may be one
             waiter = job.submitted_by or owner
         return (waiter.try_number or 0) <= (owner.try_number or 0)
 
@@ -774,7 +779,7 @@ class JobStore:
         except ValidationError as error:
             raise CorruptFileError(path, describe_validation_error(error, "request")) from None
         except OSError as error:
-            if error.errno in _NOT_A_FILE:
+            if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
             raise
 

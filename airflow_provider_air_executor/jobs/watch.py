@@ -155,7 +155,7 @@ class JobWatcher:
             waiter.wake()
 
     async def _pass_over_all(self) -> None:
-        pause = self._interval
+        pause, trouble = self._interval, ""
         while True:
             await asyncio.sleep(pause)
             paths = list(self._paths.values())
@@ -163,8 +163,13 @@ class JobWatcher:
                 found, cost = await asyncio.to_thread(self._stamps_of, paths)
                 pause = max(self._interval, _PASS_SHARE * cost)
             except OSError as error:  # the file system is away for a moment
-                log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
+                if trouble != error.strerror:
+                    trouble = error.strerror or str(error)
+                    log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
                 continue
+            if trouble:
+                trouble = ""
+                log.info("the jobs in %s can be looked at again", self._store.base_path)
             for name, stamps in found.items():
                 if self._stamps.get(name) != stamps:  # also at the first pass: it may have changed before
                     self._wake(name)

@@ -331,7 +331,7 @@ class ActiveJob:
         if version is None:
             return False
         self.job, self.state_stamp, self.state_is_changed = ended, version, False
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the next run of the job removes it
             self._previous_path.unlink()
         return True
 

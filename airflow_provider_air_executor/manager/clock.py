@@ -14,7 +14,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 @cache
 def boot() -> str:
     """What tells this boot of this machine from others."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(FileNotFoundError, PermissionError):  # otherwise it can be read later
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     return "unknown"
 

@@ -62,7 +62,7 @@ class ManagerLock:
     def release(self) -> None:
         """Give the lock up."""
         if self._descriptor is not None:
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # it is only believed while the lock is held
                 self._store.pid_path.unlink()
             os.close(self._descriptor)
             self._descriptor = None

@@ -103,11 +103,12 @@ class Manager:
         self._touched: set[str] = set()  # jobs that something has happened to in this tick
         self._numbers = itertools.count()
         self._paused_until = 0.0
-        self._paused_for = ""
         self._next_pass = 0.0
         self._rotation: list[str] = []
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
         self._idle_since = time.monotonic()
+        self._is_asked = False  # whether there may be requests
+        self._answered: dict[str, str] = {}  # those that are carried out and still there, and their jobs
         self._will_ask_again = False
         self._ask_pause = _RETRY_SECONDS
         self._stopping = False
@@ -133,15 +134,7 @@ class Manager:
             watched: set[int] = set()
             self.recover()
             log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
-            while not self._stopping:
-                passes = time.monotonic() >= self._next_pass
-                self.tick()
-                if passes and not self._is_still_ours(lock):
-                    log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
-                    break
-                if self._is_idle() and self._may_retire(lock):
-                    log.info("manager %d ends: there was nothing to do", os.getpid())
-                    break
+            while not self._stopping and self.go_round(lock):
                 for descriptor in set(self._runners.descriptors) - watched:  # a runner may have come along meanwhile
                     selector.register(descriptor, selectors.EVENT_READ)
                     watched.add(descriptor)
@@ -151,8 +144,23 @@ class Manager:
                         pass
         self.close()
 
+    def go_round(self, lock: ManagerLock) -> bool:
+        """Do everything that can be done now; False if this manager is not needed any more."""
+        passes = time.monotonic() >= self._next_pass
+        self.tick()
+        if passes and not self._is_still_ours(lock):
+            log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
+            return False
+        try:
+            is_over = self._is_idle() and self._may_retire(lock)
+        except OSError:  # what cannot be seen now may be there
+            is_over, self._idle_since = False, time.monotonic()
+        if is_over:
+            log.info("manager %d ends: there was nothing to do", os.getpid())
+        return not is_over
+
     def tick(self) -> None:
-        """Do everything that can be done now."""
+        """Take all steps once."""
         for step in (
             self._reap,
             self._accept,
@@ -301,29 +309,55 @@ class Manager:
         """Give the lock up, and take it back if a job or a request came meanwhile.
 
         Who publishes a job and then sees the lock held can rely on us: the last look is after the lock is given up.
+
+        :raises OSError: if there may be something to do; the lock is held then.
         """
-        lock.release()
-        has_work = self._store.requests() or any(
-            files.stamp(self._store.state_path(name)) != self._ended.get(name) for name in self._store.job_names()
-        )
-        # If the lock cannot be had again, another manager was faster and does the work.
-        if not (has_work and lock.acquire()):
-            return True
+        if not self._has_work():
+            lock.release()
+            try:
+                has_work = self._has_work()
+            except OSError:
+                has_work = True
+            # If the lock cannot be had again, another manager was faster and does the work.
+            if not (has_work and self._takes_back(lock)):
+                return True
         self._idle_since, self._next_pass = time.monotonic(), 0.0
         return False
+
+    def _has_work(self) -> bool:
+        """Whether there is a request, or a job that has changed since it ended."""
+        return bool(self._store.requests()) or any(
+            files.stamp(self._store.state_path(name)) != self._ended.get(name) for name in self._store.job_names()
+        )
+
+    @staticmethod
+    def _takes_back(lock: ManagerLock) -> bool:
+        try:
+            return lock.acquire()
+        except OSError as error:
+            log.critical("manager %d cannot take its lock back: %s", os.getpid(), error)
+            return False
 
     # -- taking in jobs ------------------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """Take over what an earlier manager left, and begin to watch."""
+        """Take over what an earlier manager left, and begin to watch.
+
+        :raises OSError: if the base path cannot be used now.
+        """
+        clock.boot()  # read once, before it is needed in the midst of something
         self._store.create_directories()
         with contextlib.suppress(OSError):
             files.remove(self._store.problems_path)
             files.remove(self._store.not_replaced_path)
+        with contextlib.suppress(OSError):
+            self._remove_abandoned()
+        self._trying(self._accept)
+
+    def _watch(self) -> None:
+        """Be told of new jobs and requests; again and again, since it may not have worked."""
         self._notifier.add(_JOBS, self._store.jobs_path)
         self._notifier.add(_INBOX, self._store.inbox_path)
-        for step in (self._remove_abandoned, self._look_at_everything, self._answer_requests):
-            self._trying(step)
 
     def _remove_abandoned(self) -> None:
         for error in self._store.remove_abandoned():
@@ -332,35 +366,37 @@ class Manager:
     def _accept(self) -> None:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""
         changes, lost = self._notifier.read()
-        inbox = not self._notifier.works
         for key, _ in (change for change in changes if not change.name and change.key in self._active):
             self._abandon(self._active[key])
         for key, name in changes:
             if key == _INBOX:
-                inbox = True
+                self._is_asked = True
             elif key == _JOBS:
                 self._look_at(name)
             elif name in _JOB_FILES:
                 self._look_at(key)
         if lost or time.monotonic() >= self._next_pass:
+            self._next_pass = time.monotonic() + min(_RETRY_SECONDS, self._settings.poll_interval)  # if this one fails
+            self._is_asked = True
+            self._watch()
             self._look_at_everything(all_ended=lost)
-            inbox = True
-        if inbox:
+            self._next_pass = time.monotonic() + self._settings.poll_interval
+        if self._is_asked or not self._notifier.works:
             self._answer_requests()
+            self._is_asked = False
 
     def _look_at_everything(self, *, all_ended: bool = False) -> None:
         """The slow pass, for what no notification told of: new jobs, jobs that run, and some of those that ended."""
-        self._next_pass = time.monotonic() + self._settings.poll_interval
         listed = files.stamp(self._store.jobs_path)
         # A directory that was changed a moment ago may change again without a new time stamp.
         if listed != self._listed or listed is None or time.time_ns() - listed.mtime_ns < 2e9:
-            self._listed = listed
             names = self._store.job_names()
             for name in self._ended.keys() - set(names):
                 self._forget(name)
             for name in names:
                 if name not in self._ended:
                     self._look_at(name)
+            self._listed = listed
         for name in list(self._active):
             self._look_at(name)
         if all_ended or not self._rotation:
@@ -646,7 +682,8 @@ class Manager:
             waits = self._runners.start(attempt, job.job, task, started_at)
         except NoRoomError as error:
             job.graph.add_ready(task.id)
-            self._pause(f"task {task.id} of job {job.name} cannot start now: {error}")
+            self._troubles.met(job.name, Step.START, error)
+            self._pause()
             return
         except CannotStartError as error:
             why = str(error)
@@ -683,11 +720,8 @@ class Manager:
         if self._active.get(job.name) is job:
             self._enqueue(job)
 
-    def _pause(self, why: str) -> None:
+    def _pause(self) -> None:
         """Start nothing for a while, since the machine is short of something."""
-        if why != self._paused_for:
-            self._paused_for = why
-            log.warning("%s; nothing is started for %g s, and then it is tried again", why, _RETRY_SECONDS)
         self._paused_until = time.monotonic() + _RETRY_SECONDS
         self._timers.after(_RETRY_SECONDS, lambda: None)
 
@@ -711,12 +745,14 @@ class Manager:
         if isinstance(event, NotStarted):
             self._running.pop(attempt, None)
             if job is not None:
+                self._troubles.met(job.name, Step.BEGIN, NoRoomError(event.why))
                 job.put_back(attempt)
                 self._ready_again(job, attempt.task_id)
-            self._pause(f"task {attempt.task_id} of job {attempt.job_name} did not start: {event.why}")
+            self._pause()
         elif job is not None:
             self._touched.add(job.name)
             if isinstance(event, Started):
+                self._troubles.over(job.name, Step.BEGIN)
                 job.begin(attempt, event.started_at)
                 self._has_started(job, event.started_at)
                 self._set_limits(job.tasks[attempt.task_id], attempt)
@@ -731,6 +767,7 @@ class Manager:
         job = self._active.get(attempt.job_name)
         if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
             return
+        self._troubles.over(job.name, Step.BEGIN)
         if ended.started_at is not None and ended.started_at != job.tasks[attempt.task_id].started_at:
             job.begin(attempt, ended.started_at)  # so short that nobody was told of its start
             self._has_started(job, ended.started_at)
@@ -847,16 +884,20 @@ class Manager:
     def _answer_requests(self) -> None:
         is_done = True
         for path in self._store.requests():
-            name = path.name
+            name = self._answered.get(path.name, path.name)
             try:
-                request = self._store.load_request(path)
-                name = request.job
-                if request.job not in self._active:
-                    self._look_at(request.job)
-                self._answer(request)
+                if path.name not in self._answered:
+                    try:
+                        request = self._store.load_request(path)
+                    except FileNotFoundError:  # somebody has taken it back
+                        continue
+                    name = request.job
+                    if request.job not in self._active:
+                        self._look_at(request.job)
+                    self._answer(request)
+                    self._answered[path.name] = name
                 path.unlink(missing_ok=True)
-                self._troubles.over(name, Step.REQUEST)
-                self._troubles.over(path.name, Step.REQUEST)
+                del self._answered[path.name]
             except OSError as error:
                 is_done = False
                 self._met(name, Step.REQUEST, error)
@@ -871,6 +912,7 @@ class Manager:
                     self._met(name, Step.REQUEST, problem)
         if is_done:
             self._ask_pause = _RETRY_SECONDS
+            self._troubles.over_everywhere(Step.REQUEST)
         else:
             self._ask_again()
 
@@ -894,11 +936,11 @@ class Manager:
         stored = job.job if job is not None else self._store.load_job(request.job)[0]
         if not self._store.may_cancel(stored, request.owner):
             log.info("job %s is not cancelled: it does not belong to %s any more", request.job, request.owner)
+        elif job is None and not stored.state.is_terminal:  # its tasks may run
+            raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
         elif job is None:
             if request.request is not Action.CANCEL:
                 self._reopen(stored, request.tasks)
-            elif not stored.state.is_terminal:
-                raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
         elif request.request is Action.CANCEL:
             job.begin_to_work()
             job.change_state(cancel_requested_at=utc_now())
@@ -961,7 +1003,7 @@ class Manager:
                 self._publish(job)
                 self._troubles.over(name, Step.WRITE)
             except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
-                self._abandon_if_gone(job, error)
+                self._guard(name, partial(self._abandon_if_gone, job, error))
             except OSError as error:
                 self._met(name, Step.WRITE, error, partial(self._touched.add, name))
             except Exception as error:  # noqa: BLE001 - see _guard
@@ -1052,6 +1094,8 @@ class Manager:
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
+        if self._active.get(job.name) is not job:
+            return
         if job.is_in_place():
             self._met(job.name, Step.WRITE, error, partial(self._touched.add, job.name))
         else:
@@ -1060,13 +1104,13 @@ class Manager:
     def _abandon(self, job: ActiveJob) -> None:
         """The directory of a job is gone: somebody has removed it while it ran."""
         log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
-        for attempt in list(job.running):
-            self._runners.disown(attempt)
-            self._kill(attempt, Reason.CANCELLED, "its job was removed")
-        job.running.clear()
         del self._active[job.name]
         self._timers.cancel(job.name)
         self._forget(job.name)
+        for attempt in job.running:
+            self._runners.disown(attempt)
+            self._guard(job.name, partial(self._kill, attempt, Reason.CANCELLED, "its job was removed"))
+        job.running.clear()
         self._look_at(job.name)  # there may be another one by now
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import json
 import logging
@@ -29,9 +28,13 @@ class Step(enum.StrEnum):
     WRITE = "cannot be written"
     LIST = "its tasks cannot be written"
     START = "a task cannot be started"
+    BEGIN = "a task that was started did not begin"
     ACT = "something that is due cannot be done"
     REQUEST = "a request cannot be carried out"
     END = "it is to end, which cannot be written"
+
+
+_OF_A_JOB = tuple(step for step in Step if step is not Step.REQUEST)
 
 
 @dataclass
@@ -90,14 +93,22 @@ class Troubles:
         return trouble is not None and trouble.is_waiting
 
     def over(self, name: str, *steps: Step) -> None:
-        """These steps have succeeded, or there is no need for them any more; all steps if none is named."""
+        """These steps have succeeded, or there is no need for them any more.
+
+        :param steps: default: all steps on a job. A request about one that has ended is still there.
+        """
         if not self._troubles:
             return
-        for step in steps or tuple(Step):
+        for step in steps or _OF_A_JOB:
             trouble = self._troubles.pop((name, step), None)
             if trouble is not None:
                 log.info("job %s: %s: over after %.1f s", name, step.value, time.monotonic() - trouble.began)
                 self._publish_soon()
+
+    def over_everywhere(self, step: Step) -> None:
+        """This step succeeds for all jobs."""
+        for name in [name for name, failing in self._troubles if failing is step]:
+            self.over(name, step)
 
     def _publish_soon(self) -> None:
         if not self._will_publish:
@@ -111,8 +122,11 @@ class Troubles:
             name: {"problem": f"{step.value}: {trouble.why}", "since": trouble.since.isoformat()}
             for (name, step), trouble in self._troubles.items()
         }
-        with contextlib.suppress(OSError):  # of a file system that is away, nobody can read it either
+        try:
             if told:
                 files.publish(self._store.problems_path, json.dumps(told).encode())
             else:
                 files.remove(self._store.problems_path)
+        except OSError:  # of a file system that is away, nobody can read it either
+            self._will_publish = True
+            self._timers.after(_FIRST_PAUSE, self.publish)

@@ -77,6 +77,7 @@ _LOOK_SECONDS = 0.03  # that looks for it may take at a time
 # Where a container sees its limit; without one there is a word, or a number beyond all memory.
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
+_READ_INTERVAL = 1.0  # seconds between two tries to read a record
 
 
 class Standby(NamedTuple):
@@ -93,6 +94,14 @@ class Forking(NamedTuple):
     attempt: Attempt
     task: Task
     words: list[str]
+
+
+class _Reaped(NamedTuple):
+    """A runner that has ended, and whose record cannot be read now."""
+
+    attempt: Attempt
+    pid: int
+    status: int
 
 
 class _Ending(NamedTuple):
@@ -145,6 +154,8 @@ class LocalRunner:
         self._killed_early: dict[Attempt, bool] = {}  # what has not been forked yet; whether by SIGKILL
         self._events: list[Event] = []
         self._ending: deque[_Ending] = deque()
+        self._unread: list[_Reaped] = []
+        self._next_read = 0.0
         if preload:
             self._warm.start()
 
@@ -269,7 +280,11 @@ class LocalRunner:
             elif isinstance(event, Exited):
                 attempt = self._forked.pop(event.pid)
                 del self._pids[attempt]
-                result = self._result(attempt, event.pid, event.status)
+                try:
+                    result = self._result(attempt, event.pid, event.status)
+                except OSError:
+                    self._unread.append(_Reaped(attempt, event.pid, event.status))
+                    continue
                 if result is not None:
                     self._let_go(attempt, event.pid, result)
             elif isinstance(event, Refused):
@@ -284,7 +299,10 @@ class LocalRunner:
         if attempt in self._killed_early:
             del self._killed_early[attempt]
             return [Ended(attempt, None, utc_now())]
-        record = read_record(what.words[0])
+        try:
+            record = read_record(what.words[0])
+        except OSError as error:  # if it runs, the next runner finds its record there
+            return [NotStarted(attempt, str(error))]
         if record is not None:  # it was forked, and who would have told us so is dead
             self._adopted[attempt], self._tokens[attempt] = record.pid, record.token
             return []
@@ -383,6 +401,8 @@ class LocalRunner:
     def poll(self) -> list[Event]:
         """What has ended since the last call."""
         self._events += self._poll_warm()
+        if self._unread and time.monotonic() >= self._next_read:
+            self._read_what_has_ended()
         if self._ending:
             self._look_at_ending()
         if self._adopted and time.monotonic() >= self._next_look:
@@ -399,7 +419,11 @@ class LocalRunner:
     def _shell_ended(self, pid: int, status: int) -> None:
         attempt = self._children.pop(pid)
         del self._pids[attempt]
-        result = self._result(attempt, pid, status)
+        try:
+            result = self._result(attempt, pid, status)
+        except OSError:
+            self._unread.append(_Reaped(attempt, pid, status))
+            return
         if isinstance(result, Ended) and result.exit_code is None:
             # The group's number cannot have been given away while a process of the group is left, and in the
             # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
@@ -408,7 +432,20 @@ class LocalRunner:
         if result is not None:
             self._let_go(attempt, pid, result)
 
-    def _let_go(self, attempt: Attempt, pid: int, result: Ended | NotStarted) -> None:
+    def _read_what_has_ended(self) -> None:
+        """Read the records that could not be read when their runners had ended."""
+        unread, self._unread = self._unread, []
+        self._next_read = time.monotonic() + _READ_INTERVAL
+        for reaped in unread:
+            try:
+                result = self._result(*reaped)
+            except OSError:
+                self._unread.append(reaped)
+                continue
+            if result is not None:
+                self._let_go(reaped.attempt, reaped.pid, result, has_just_ended=False)
+
+    def _let_go(self, attempt: Attempt, pid: int, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
         """The runner of an attempt is gone. If it was killed, it is over when what it has left behind is gone too."""
         token = self._tokens.pop(attempt)
         self._disowned.discard(attempt)
@@ -416,7 +453,7 @@ class LocalRunner:
             self._events.append(result)
             return
         self._killed.discard(attempt)
-        kill = kill_started_by(token, pid, has_just_ended=True)
+        kill = kill_started_by(token, pid, has_just_ended=has_just_ended)
         self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
         self._tell_what_has_ended()
 
@@ -465,6 +502,8 @@ class LocalRunner:
             due.append(self._next_look - time.monotonic())
         if self._events:
             due.append(0.0)
+        if self._unread:
+            due.append(self._next_read - time.monotonic())
         if self._ending:
             due.append(_LOOK_SECONDS)
         return max(0.0, min(due)) if due else None
@@ -484,7 +523,7 @@ class LocalRunner:
             self._tokens[attempt] = record.token
             return None
         # Its own word, or a signal before it had made its record: then the command has not begun.
-        was_hit = exit_code < 0 and attempt not in self._killed and not os.path.lexists(path)
+        was_hit = exit_code < 0 and attempt not in self._killed and files.stamp(path) is None
         if record is None and attempt not in self._disowned and (exit_code == NOT_CLAIMED or was_hit):
             self._store.put_modes_back(attempt.job_name)
             why = self._cannot_record(path)
@@ -515,10 +554,13 @@ class LocalRunner:
         for attempt, pid in list(self._adopted.items()):
             if is_runner(pid, self._tokens[attempt]):
                 continue
-            del self._adopted[attempt]
             path = self._record_path(attempt)
             # Read after it was gone: now it is final.
-            record = None if attempt in self._disowned else read_record(path)
+            try:
+                record = None if attempt in self._disowned else read_record(path)
+            except OSError:
+                continue
+            del self._adopted[attempt]
             if record is None or not record.is_over:
                 self._killed.add(attempt)
                 self._let_go(attempt, pid, Ended(attempt, None, utc_now()))
@@ -531,7 +573,7 @@ class LocalRunner:
         :return: None if it was never started.
         """
         path = self._record_path(attempt)
-        if not os.path.lexists(path):
+        if files.stamp(path) is None:
             return None
         record = read_record(path)
         if record is not None and not record.is_over and is_runner(record.pid, record.token):
@@ -565,6 +607,10 @@ class LocalRunner:
             else:
                 self._killed_early[attempt] = kill
             return
+        for reaped in [one for one in self._unread if one.attempt == attempt]:  # nobody needs to know how it ended
+            self._unread.remove(reaped)
+            self._killed.add(attempt)
+            self._let_go(attempt, reaped.pid, Ended(attempt, None, utc_now()), has_just_ended=False)
         pid = self._pids.get(attempt) or self._adopted.get(attempt)
         if pid is None:  # it has just ended
             return

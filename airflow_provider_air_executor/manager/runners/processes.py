@@ -43,17 +43,27 @@ class _Status(NamedTuple):
 
 
 def _status(pid: int | str) -> _Status | None:
+    """How a process stands; None if there is none that may be looked at.
+
+    :raises OSError: if it cannot be looked at now.
+    """
     try:
         # The name of the program, in parentheses, may hold anything.
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return _Status(fields[0].decode(), int(fields[1]), int(fields[3]), int(fields[19]))
-    except (OSError, IndexError, ValueError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError, IndexError, ValueError):
         return None
 
 
 def can_look() -> bool:
     """Whether processes can be looked at here: on Linux, where ``/proc`` is not mounted, they cannot."""
-    return not sys.platform.startswith("linux") or os.path.exists("/proc/self/stat")
+    if not sys.platform.startswith("linux"):
+        return True
+    try:
+        os.stat("/proc/self/stat")
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def identity(pid: int) -> str:
@@ -75,6 +85,17 @@ def age(pid: int) -> float | None:
 
 def is_runner(pid: int, token: str) -> bool:
     """Whether this process is the runner with this token. What cannot be told counts as yes."""
+    try:
+        return _is_runner(pid, token)
+    except OSError:
+        return True
+
+
+def _is_runner(pid: int, token: str) -> bool:
+    """Whether this process is the runner with this token.
+
+    :raises OSError: if that cannot be told now.
+    """
     if not _TOKEN.fullmatch(token):
         return False
     if "." in token:
@@ -88,8 +109,6 @@ def is_runner(pid: int, token: str) -> bool:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             return not can_look()
-        except OSError:
-            return True
         return wanted in words
     listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
     return wanted in listed.stdout.split()
@@ -151,7 +170,10 @@ class Kill:
             for pid in listed:
                 if pid in self._seen or pid in self._spared:
                     continue
-                is_meant = self._is_meant(pid)
+                try:
+                    is_meant = self._is_meant(pid)
+                except OSError:
+                    return False
                 # One that has just been forked has no environment for a moment; others never have one.
                 self._doubts[pid] += is_meant is None
                 if is_meant is not None or self._doubts[pid] > _MOST_DOUBTS:
@@ -188,7 +210,10 @@ class Kill:
         return True
 
     def _is_meant(self, pid: int) -> bool | None:
-        """Whether a process belongs to it; None if it had ended before that could be seen."""
+        """Whether a process belongs to it; None if it had ended before that could be seen.
+
+        :raises OSError: if it cannot be looked at now.
+        """
         status = _status(pid)
         if status is None or status.state == "Z":
             return None
@@ -202,7 +227,7 @@ class Kill:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
         except PermissionError:  # somebody else's
             return False
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             return None
         return self._wanted in environment.split(b"\0") if environment else None
 
@@ -215,8 +240,11 @@ def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Ki
         of another session.
     :return: what goes on with it: see :meth:`Kill.look`.
     """
-    leader = _status(pid)
-    has_session = is_runner(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))
+    try:
+        leader = _status(pid)
+        has_session = _is_runner(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))
+    except OSError:
+        has_session = has_just_ended
     kill = Kill(token, pid if has_session and _TOKEN.fullmatch(token) else None)
     kill.look()
     return kill

@@ -187,7 +187,8 @@ class Runners:
                     self._failures[name] = repr(error)
                     log.exception("the runner %s cannot say what has happened; it is asked again", name)
             else:
-                self._failures.pop(name, None)
+                if self._failures.pop(name, None) is not None:
+                    log.info("the runner %s can say again what has happened", name)
         for event in events:
             if isinstance(event, Ended | NotStarted) and event.attempt in self._placed:
                 self._placed.discard(event.attempt)

@@ -64,6 +64,7 @@ NAME = "slurm"
 _COMMANDS = ("sbatch", "squeue", "scancel")
 _COMMENT = "air-executor:"
 _FIRST_LINE = "# air-executor "
+_NOTE_BYTES = 100_000
 _AT_A_TIME = 4  # command lines; more make slurmctld slower, not faster
 _COMMAND_SECONDS = 120.0
 _LOOK_SECONDS = 0.2  # between two looks at the records; longer if there are many
@@ -427,7 +428,11 @@ class SlurmRunner:
         """Read the record; to open it is what makes a network file system show what another machine wrote."""
         if batch.is_disowned:
             return
-        record = read_record(batch.record_path, self._store.note_path(*batch.attempt[:3], NAME))
+        try:
+            record = read_record(batch.record_path, self._store.note_path(*batch.attempt[:3], NAME))
+        except OSError:
+            batch.size = -1  # it is read again at the next look
+            return
         if record is None:
             return
         if batch.record is None:
@@ -922,13 +927,18 @@ def _script(
 
 
 def _read_note(path: Path) -> tuple[str | None, dict[str, str]]:
-    """The token of what was handed to Slurm, and the options; no token if there is no such note."""
+    """The token of what was handed to Slurm, and the options; no token if there is no such note.
+
+    :raises OSError: if it cannot be read now.
+    """
     try:
-        with open(files.open_regular(path), "rb") as file:
-            line = file.readline().decode()
+        with files.open_file(path) as file:
+            line = (file.read(_NOTE_BYTES) or b"").partition(b"\n")[0].decode()
         token, options = line.removeprefix(_FIRST_LINE).split(" ", 1)
         return token, sbatch_options(json.loads(options))
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno not in files.ABSENT:
+            raise
         return None, {}
 
 

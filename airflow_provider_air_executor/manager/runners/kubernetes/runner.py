@@ -346,6 +346,8 @@ class KubernetesRunner:
         try:
             found = self._notes.read(attempt, self._bundles)
         except OSError as error:
+            if error.errno in files.TRANSIENT:
+                raise
             why = f"what was handed to Kubernetes cannot be read: {error}"
             return Ended(attempt, None, utc_now(), None, Reason.LOST, why, may_repeat=False)
         if found is None:

@@ -1,0 +1,331 @@
+"""What cannot be done now: nothing is concluded from it, and one line says that it begins, and one that it is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_air_executor.jobs import files, watch
+from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs.index import JobIndex
+from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
+from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.records import read_record
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager import clock
+from airflow_provider_air_executor.manager.runners import processes, slurm
+from tests.support.jobs import outcomes
+from tests.support.stepped_manager import SteppedManager
+from tests.support.system_calls import Trouble
+from tests.support.waiting import wait_until
+
+STALE, FULL = errno.ESTALE, errno.ENOSPC
+
+
+@pytest.fixture
+def site() -> Iterator[SteppedManager]:
+    found = SteppedManager()
+    yield found
+    found.close()
+
+
+def submit(site: SteppedManager, name: str = "j", *, waits: bool = False, **more: Any) -> None:
+    site.submit(name, [{"id": "t", **site.command(waits=waits), **more}], 1)
+
+
+def go_rounds(site: SteppedManager, number: int = 5) -> None:
+    for _ in range(number):
+        site.clock.passed += 1.0
+        site.go_round()
+
+
+def has_run(site: SteppedManager) -> bool:
+    """Whether the command of the only task has been started, and its runner has ended."""
+    site.go_round()
+    site.open_gate()
+    return bool(site.done()) and not site.something_runs()
+
+
+def all_is_well(site: SteppedManager) -> bool:
+    """Whether the only task has run once, and its job has completed."""
+    site.faults.trouble = None
+    assert site.let_all_end()
+    assert not site.lines.repeated
+    assert not site.lines.wrong
+    return list(site.done().values()) == [1] and site.store.get_job("j").state is JobState.COMPLETED
+
+
+class TestManager:
+    def test_a_record_that_cannot_be_read_when_its_runner_has_ended_is_read_later(self, site: SteppedManager) -> None:
+        site.start_manager()
+        submit(site, waits=True)
+        wait_until(lambda: site.go_round() or site.done(), what="it runs")
+        site.faults.trouble = Trouble("jobs.records", "open", STALE)
+        wait_until(lambda: has_run(site) or site.faults.failed, what="its record was to be read")
+        go_rounds(site)
+        assert outcomes(site.store, "j") == {"t": ("running", None)}
+        assert all_is_well(site)
+
+    @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])
+    def test_a_record_that_cannot_be_read_does_not_make_a_task_lost_for_the_next_manager(
+        self, site: SteppedManager, error: int
+    ) -> None:
+        site.start_manager()
+        submit(site, waits=True, retries=1)
+        wait_until(lambda: site.go_round() or site.done(), what="it runs")
+        site.kill_manager()
+        site.faults.trouble = Trouble("jobs.records", "open", error)
+        site.start_manager()
+        go_rounds(site)
+        assert site.faults.failed
+        assert all_is_well(site)
+
+    def test_a_request_about_a_job_that_cannot_be_taken_in_does_not_reset_it(self, site: SteppedManager) -> None:
+        site.start_manager()
+        submit(site, waits=True)
+        wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
+        go_rounds(site)
+        site.kill_manager()
+        site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
+        site.faults.trouble = Trouble("jobs.store", "mkdir", errno.EIO)
+        site.start_manager()
+        go_rounds(site)
+        assert site.faults.failed
+        site.faults.trouble = None
+        assert site.let_all_end()
+        assert sorted(site.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
+
+    def test_jobs_that_could_not_be_listed_are_found_although_the_directory_does_not_change(
+        self, site: SteppedManager
+    ) -> None:
+        submit(site)
+        site.faults.trouble = Trouble("jobs.store", "scandir", errno.EMFILE)
+        site.clock.passed += 10  # it was changed long ago
+        site.start_manager()
+        go_rounds(site)
+        assert site.faults.failed
+        assert all_is_well(site)
+
+    @pytest.mark.parametrize(
+        "trouble",
+        [
+            Trouble("jobs.store", "scandir", errno.EMFILE),
+            Trouble("jobs.store", "listdir", errno.EIO),
+            Trouble("manager.manager", "lstat", errno.EIO),
+            Trouble("manager.lock", "unlink", errno.EROFS),
+        ],
+        ids=lambda trouble: trouble.call,
+    )
+    def test_a_manager_without_work_does_not_die_of_it(self, site: SteppedManager, trouble: Trouble) -> None:
+        """That of the lock may end, since there is nothing to do."""
+        site.start_manager()
+        site.faults.trouble = trouble
+        for _ in range(40):
+            site.clock.passed += 1.0
+            site.go_round()
+        submit(site)
+        assert all_is_well(site)
+
+    def test_what_the_machine_is_short_of_is_said_once_and_so_is_its_end(self, site: SteppedManager) -> None:
+        site.start_manager()
+        site.faults.trouble = Trouble("manager.runners.local", "posix_spawn", errno.EAGAIN)
+        submit(site)
+        go_rounds(site, 10)
+        assert site.lines.lines == [
+            f"job j: a task cannot be started: {os.strerror(errno.EAGAIN)}; it is tried again",
+        ]
+        assert all_is_well(site)
+        assert [line.rpartition(" after ")[0] for line in site.lines.lines[1:]] == [
+            "job j: a task cannot be started: over"
+        ]
+
+    def test_a_request_that_cannot_be_removed_is_carried_out_once(self, site: SteppedManager) -> None:
+        """Otherwise a job that fails again would be retried for ever."""
+        site.start_manager()
+        site.submit("j", [{"id": "t", "command": "sh", "args": ["-c", f"echo j t $$ >> {site.done_path}; exit 1"]}], 1)
+        assert site.let_all_end()
+        site.store.retry("j")
+        site.faults.trouble = Trouble("manager.manager", "unlink", errno.EROFS)
+        wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").attempt == 2, what="it is retried")
+        wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").state.is_terminal, what="it has failed again")
+        go_rounds(site, 40)
+        site.faults.trouble = None
+        assert site.let_all_end()
+        assert len(site.done()) == 2
+        assert not site.lines.repeated
+        assert not site.lines.wrong
+
+    def test_what_is_wrong_is_not_shown_any_longer_although_that_could_not_be_written_at_once(
+        self, site: SteppedManager
+    ) -> None:
+        site.start_manager()
+        site.faults.trouble = Trouble("manager.runners.local", "posix_spawn", errno.EAGAIN)
+        submit(site)
+        go_rounds(site)
+        assert site.store.problems()
+        site.faults.trouble = Trouble("jobs.files", "unlink", errno.EROFS)
+        wait_until(lambda: go_rounds(site, 1) or site.done(), what="it runs")
+        go_rounds(site)
+        site.faults.trouble = None
+        go_rounds(site)
+        assert not site.store.problems()
+
+
+class TestProcesses:
+    """Without a free descriptor, nothing can be seen of a process."""
+
+    def test_a_runner_that_cannot_be_looked_at_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for token in ("1.2.abc", "0123456789abcdef"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
+                assert processes.is_runner(os.getpid(), token)
+            assert not processes.is_runner(os.getpid(), token)
+
+    def test_a_kill_is_not_over_because_nothing_can_be_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kill = processes.Kill("0123456789abcdef", None)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
+            assert not any(kill.look() for _ in range(10))
+        assert not kill.untouchable
+
+    def test_a_boot_that_could_not_be_read_once_is_read_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Otherwise no forked runner would be known any more."""
+        clock.boot.cache_clear()
+        with monkeypatch.context() as patch, contextlib.suppress(OSError):
+            patch.setattr(Path, "read_text", _fails(errno.EMFILE))
+            clock.boot()
+        assert clock.boot() != "unknown"
+
+
+class TestFiles:
+    def test_a_file_that_cannot_be_looked_at_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A new one is not put in its place, where names cannot be exchanged."""
+        path = tmp_path / "file"
+        path.write_text("somebody else's")
+        (tmp_path / "new").write_text("ours")
+        monkeypatch.setattr(files, "_libc_renameat2", lambda: None)
+        monkeypatch.setattr(os, "lstat", _fails(STALE))
+        with pytest.raises(OSError, match="Stale"):
+            files.put_and_keep(str(tmp_path / "new"), path, tmp_path / "previous")
+        with pytest.raises(OSError, match="Stale"):
+            files.replace(path, b"ours")
+        assert path.read_text() == "somebody else's"
+
+    def test_a_file_that_is_stale_when_it_has_been_opened_is_closed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Python looks at it once more."""
+        (tmp_path / "file").write_text("x")
+        before = len(os.listdir("/proc/self/fd"))
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "FileIO", _fails(STALE))
+            for read in (files.read, read_record):
+                with pytest.raises(OSError, match="Stale"):
+                    read(tmp_path / "file")
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_a_directory_that_cannot_be_watched_is_looked_at_by_the_slow_pass(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with contextlib.closing(Notifier()) as notifier:
+            monkeypatch.setattr(notifier._inotify, "add_watch", _fails(errno.ENOMEM))
+            assert not notifier.add("x", tmp_path)
+            monkeypatch.setattr(notifier._inotify, "read", _fails(errno.ENOMEM))
+            assert notifier.read() == (set(), True)
+
+
+class TestReaders:
+    def test_a_job_that_cannot_be_seen_now_stays_in_the_index(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = JobStore(tmp_path)
+        store.submit("j", ["true"])
+        index = JobIndex(store)
+        index._look()
+        monkeypatch.setattr(files, "stamp", _fails(STALE))
+        index._look()
+        assert [job.name for job in index._jobs or ()] == ["j"]
+
+    def test_an_end_is_not_told_again_because_its_confirmation_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = JobStore(tmp_path)
+        job = store.submit("j", ["true"]).evolve(state=JobState.FAILED)
+        store.write_job(job)
+
+        def told() -> list[Job]:
+            ends = JobEnds(store, "r", interval=1, matches=lambda _: True)
+            with contextlib.closing(Notifier()) as notifier:
+                found = ends._look(notifier, None)
+                with monkeypatch.context() as patch:
+                    patch.setattr(JobStore, "load_job", lambda *_: (job, files.stamp(store.state_path("j"))))
+                    patch.setattr(files, "read", _fails(STALE))
+                    again = JobEnds(store, "r", interval=1, matches=lambda _: True)
+                    assert again._look(notifier, None) == []
+                assert again._look(notifier, None) == found
+            return found
+
+        (first,) = told()
+        JobEnds(store, "r", interval=1, matches=lambda _: True).confirm(first)
+        assert told() == []
+
+    def test_an_earlier_try_does_not_cancel_because_it_cannot_be_seen_who_waits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = JobStore(tmp_path)
+        first = SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=1)
+        job = store.submit("j", ["true"], submitted_by=first)
+        store.take_up("j", first.evolve(try_number=2))
+        assert not store.may_cancel(job, first)
+        monkeypatch.setattr(files, "read", _fails(STALE))
+        with pytest.raises(OSError, match="Stale"):
+            store.may_cancel(job, first)
+
+    def test_what_was_handed_to_slurm_is_not_forgotten_because_it_cannot_be_read(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would be submitted a second time."""
+        note = tmp_path / "note"
+        note.write_text("# air-executor token {}\n")
+        assert slurm._read_note(note) == ("token", {})
+        monkeypatch.setattr(os, "open", _fails(STALE))
+        with pytest.raises(OSError, match="Stale"):
+            slurm._read_note(note)
+
+    def test_a_watcher_says_once_that_it_cannot_look(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def scenario() -> None:
+            passes = 0
+            enough = asyncio.Event()
+            loop = asyncio.get_running_loop()
+
+            def on_pass() -> None:
+                nonlocal passes
+                passes += 1
+                if passes == 5:
+                    loop.call_soon_threadsafe(enough.set)
+                if passes < 4:
+                    raise OSError(STALE, os.strerror(STALE))
+
+            async with watch.watching(JobStore(tmp_path), "j", interval=0.01, on_pass=on_pass):
+                await enough.wait()
+
+        with caplog.at_level(logging.INFO):
+            asyncio.run(scenario())
+        assert [record.levelname for record in caplog.records if record.name == watch.__name__] == ["WARNING", "INFO"]
+
+
+def _fails(error: int) -> Any:
+    def call(*_: object, **__: object) -> Any:
+        raise OSError(error, os.strerror(error))
+
+    return call

@@ -1,0 +1,252 @@
+"""A manager in this process that runs real commands, step by step, while calls of the system fail.
+
+Its clock is moved on by hand, so that its pauses cost nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_air_executor.jobs import store as store_module
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager import active as active_module
+from airflow_provider_air_executor.manager import lock as lock_module
+from airflow_provider_air_executor.manager import manager as manager_module
+from airflow_provider_air_executor.manager import timers as timers_module
+from airflow_provider_air_executor.manager import troubles as troubles_module
+from airflow_provider_air_executor.manager.lock import ManagerLock
+from airflow_provider_air_executor.manager.manager import Manager
+from airflow_provider_air_executor.manager.runners.children import Children
+from airflow_provider_air_executor.manager.runners.local import LocalRunner
+from airflow_provider_air_executor.manager.runners.registry import Runners
+from airflow_provider_air_executor.manager.settings import Settings
+from tests.support.managers import end_tasks_of
+from tests.support.system_calls import Faults
+from tests.support.waiting import PATIENCE, wait_until
+
+MODULES = (manager_module, active_module, timers_module, troubles_module, lock_module)  # that ask for the time
+QUIET_ROUNDS = 150  # in which nothing runs, and in which the manager must come to an end; each is a second of its clock
+LIMIT = 2  # tasks at a time
+
+
+class Clock:
+    """What the manager takes for :mod:`time`."""
+
+    def __init__(self) -> None:
+        self.passed = 0.0
+
+    def monotonic(self) -> float:
+        """Seconds, among them those that were let pass."""
+        return time.monotonic() + self.passed
+
+    def time_ns(self) -> int:
+        """As above."""
+        return time.time_ns() + int(self.passed * 1e9)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass."""
+        self.passed += seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+class Lines(logging.Handler):
+    """What the manager says is wrong, and over."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.lines: list[str] = []
+        self.said: set[str] = set()  # since something has changed
+        self.repeated: list[str] = []
+        self.wrong: set[str] = set()  # what is wrong at the moment
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line."""
+        line = record.getMessage()
+        over = _OVER.fullmatch(line)
+        if over is not None:
+            self.wrong.discard(_what(over))
+        elif record.levelno < logging.WARNING:
+            return
+        elif begun := _BEGUN.fullmatch(line):
+            self.wrong.add(_what(begun))
+        self.lines.append(line if record.exc_info is None else f"{line} ({record.exc_info[1]!r})")
+        if over is None and line in self.said:
+            self.repeated.append(line)
+        self.said.add(line)
+
+    def something_changes(self, *, is_new_manager: bool = False) -> None:
+        """Another trouble, or none, or another manager: what was said may be said again."""
+        self.said.clear()
+        if is_new_manager:
+            self.wrong.clear()
+
+
+_BEGUN = re.compile(
+    r"(?P<what>job \S+: [\w ,]+): .+; it is tried again"
+    r"|something could not be done \((?P<step>\w+)\); it is tried again"
+    r"|(?P<runner>the runner \w+) cannot say what has happened; it is asked again"
+)
+_OVER = re.compile(
+    r"(?P<what>job \S+: [\w ,]+): over after .+|(?P<step>\w+): that is over|(?P<runner>the runner \w+) can say again.+"
+)
+
+
+def _what(match: re.Match[str]) -> str:
+    return next(str(value) for value in match.groupdict().values() if value)
+
+
+class SteppedManager:
+    """A base path, a manager, and the commands it runs."""
+
+    def __init__(self) -> None:
+        self.directory = Path(tempfile.mkdtemp())
+        self.store = JobStore(self.directory / "base")
+        self.done_path = self.directory / "done"
+        self.done_path.touch()
+        self.gate = self.directory / "gate"
+        os.mkfifo(self.gate)
+        self.faults = Faults()
+        self.clock = Clock()
+        self.lines = Lines()
+        self.manager: Manager | None = None
+        self.runner: LocalRunner | None = None
+        self.lock: ManagerLock | None = None
+        self.has_ended = False
+        for module in MODULES:
+            module.time = self.clock  # type: ignore[attr-defined]
+        store_module._HALF_WRITTEN_SECONDS = 0.0
+        log = logging.getLogger("air_executor.manager")
+        log.addHandler(self.lines)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+    def close(self) -> None:
+        """Remove everything."""
+        log = logging.getLogger("air_executor.manager")
+        log.removeHandler(self.lines)
+        log.propagate = True
+        self.kill_manager()
+        end_tasks_of(self.store)
+        for module in MODULES:
+            module.time = time  # type: ignore[attr-defined]
+        store_module._HALF_WRITTEN_SECONDS = 0.5
+        shutil.rmtree(self.directory)
+
+    def start_manager(self) -> bool:
+        """Start one; False if it says that it cannot start now."""
+        settings_ = Settings(poll_interval=1, max_concurrent_runners=LIMIT, kill_grace=0, idle_timeout=20)
+        children = Children()
+        lock = ManagerLock(self.store)
+        with self.faults.installed():
+            try:
+                if not lock.acquire():
+                    return False
+            except OSError:
+                return False
+            environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
+            self.lock, self.runner = lock, LocalRunner(self.store, environment, children)
+            self.manager = Manager(
+                self.store, settings_, Runners(self.store, settings_, self.runner, environment, children)
+            )
+            try:
+                self.manager.recover()
+            except OSError:
+                self.kill_manager()
+                return False
+        return True
+
+    def kill_manager(self) -> None:
+        """What is left of a process that was killed: nothing of it is open."""
+        if self.manager is not None and self.runner is not None and self.lock is not None:
+            self.manager._notifier.close()
+            if self.runner._standby is not None:
+                os.close(self.runner._standby.pipe)
+            self.runner._warm.close()
+            if self.runner._warm._epoll is not None:
+                self.runner._warm._epoll.close()
+            if self.lock._descriptor is not None:
+                os.close(self.lock._descriptor)
+        self.manager = self.runner = self.lock = None
+        self.lines.something_changes(is_new_manager=True)
+
+    def go_round(self) -> None:
+        """The manager does what it can do now; if there is none, one is started."""
+        if self.manager is None:
+            self.start_manager()
+            return
+        assert self.lock is not None
+        with self.faults.installed():
+            goes_on = self.manager.go_round(self.lock)
+        if not goes_on:
+            self.kill_manager()
+
+    def something_runs(self) -> bool:
+        """Whether a runner is alive that the manager has started, or one has ended and it still sees to that."""
+        found = self.runner
+        if found is None:
+            return False
+        return bool(found._adopted or found._unread or found._ending) or any(map(_is_alive, found._children))
+
+    def open_gate(self) -> None:
+        """Let the commands go on that wait."""
+        os.close(os.open(self.gate, os.O_RDWR))
+
+    def done(self) -> Counter[tuple[str, str, int]]:
+        """How often each attempt has run its command."""
+        lines = self.done_path.read_text().split("\n")[:-1]
+        return Counter((job, task, int(attempt)) for job, task, attempt in (line.split(" ") for line in lines))
+
+    def submit(self, name: str, tasks: list[dict[str, Any]], parallel: int) -> None:
+        """Submit a job whose tasks say that they have run, and may wait at the gate."""
+        # So that who lists the directory now and then sees by its time that there is something new.
+        self.store.create_directories()
+        probe = self.directory / "probe"
+        changed = self.store.jobs_path.stat().st_mtime_ns
+
+        def has_moved_on() -> bool:
+            probe.write_text("")
+            return probe.stat().st_mtime_ns > changed
+
+        wait_until(has_moved_on, what="the clock of the file system has moved on", interval=0.001)
+        self.store.submit(name, tasks, max_parallel_tasks=parallel)
+
+    def let_all_end(self) -> bool:
+        """Whether all jobs end when nothing is wrong any more, and all requests are carried out."""
+        give_up = time.monotonic() + PATIENCE
+        quiet = 0
+        while quiet < QUIET_ROUNDS and time.monotonic() < give_up:
+            self.open_gate()
+            if self.something_runs():
+                time.sleep(0.002)
+            else:
+                quiet += 1
+            self.clock.passed += 1.0
+            self.go_round()
+            if not self.store.requests() and all(job.state.is_terminal for job in self.store.list_jobs()):
+                for _ in range(3):  # the manager sees that what went wrong is over
+                    self.clock.passed += 1.0
+                    self.go_round()
+                return True
+        return False
+
+    def command(self, *, waits: bool) -> dict[str, Any]:
+        """The command of such a task."""
+        line = f'echo "$AIR_EXECUTOR_JOB $AIR_EXECUTOR_TASK $AIR_EXECUTOR_ATTEMPT" >> {self.done_path}'
+        return {"command": "sh", "args": ["-c", line + (f"; read -r _ < {self.gate} || :" if waits else "")]}
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
