@@ -5,6 +5,7 @@
 #   make test-fast           those of a minute, without a server
 #   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
 #   make test-errno          calls of the system that fail, in EXAMPLES=2000 orders
+#   make fuzz                files of jobs that hold anything, in EXAMPLES=8000 mixtures
 #   make coverage            all tests, and which lines and branches they reach
 #   make check   ruff and mypy
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
@@ -28,7 +29,7 @@ READY = $(VENV)/.ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-errno test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -51,6 +52,10 @@ test-slow-machine: $(READY)
 
 test-errno: $(READY)
 	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_errno.py $(PYTEST_ARGS)
+
+fuzz: EXAMPLES = 8000
+fuzz: $(READY)
+	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py $(PYTEST_ARGS)
 
 coverage: $(READY) postgresql chromium slurm
 	rm -f .coverage .coverage.*

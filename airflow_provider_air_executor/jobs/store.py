@@ -339,7 +339,7 @@ class JobStore:
 
         :raises JobNotFoundError: if there is no such job.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(self.attached_path(name, file), flags, 0o600)
         except FileNotFoundError:
@@ -631,7 +631,8 @@ class JobStore:
     def keep_alive(self) -> None:
         """Tell the manager that somebody will need it: it does not end for lack of work before its idle timeout."""
         self.create_directories()
-        descriptor = os.open(self.keep_alive_path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(self.keep_alive_path, flags, 0o600)
         try:
             files.give(descriptor, self.base_path)
             os.utime(descriptor)
@@ -800,7 +801,7 @@ class JobStore:
         :raises NoLocksError: if that cannot be told, since its file system has no locks.
         """
         try:
-            descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self.lock_path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
@@ -853,8 +854,10 @@ class JobStore:
         if not self.manager_is_running():
             return None
         try:
-            return int(self.pid_path.read_text())
-        except (FileNotFoundError, ValueError):
+            return int(files.read(self.pid_path)[0])
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno not in files.ABSENT:
+                raise
             return None
 
 

@@ -226,7 +226,7 @@ def _detach(store: JobStore) -> int:
     store.create_directories()
     if store.manager_log_path.exists() and store.manager_log_path.stat().st_size > _LOG_BYTES:
         store.manager_log_path.replace(store.manager_log_path.with_suffix(".log.1"))
-    log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+    log = os.open(store.manager_log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()

@@ -107,6 +107,7 @@ class Manager:
         self._rotation: list[str] = []
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
         self._idle_since = time.monotonic()
+        self._has_missed_some = False  # whether changes were not told, since there were too many
         self._is_asked = False  # whether there may be requests
         self._answered: dict[str, str] = {}  # those that are carried out and still there, and their jobs
         self._will_ask_again = False
@@ -171,10 +172,12 @@ class Manager:
         ):
             self._trying(step)
 
-    def _trying(self, step: Callable[[], None]) -> None:
+    def _trying(self, step: Callable[[], None]) -> bool:
         """Take a step that must not end the manager, whatever it raises: it is tried again soon.
 
         Where a single job is concerned, the step itself has dealt with it; this is for what concerns them all.
+
+        :return: whether it could be taken.
         """
         name = step.__name__
         try:
@@ -184,9 +187,10 @@ class Manager:
                 self._failures[name] = repr(error)
                 log.exception("something could not be done (%s); it is tried again", name)
             self._timers.after(_RETRY_SECONDS, lambda: None)
-        else:
-            if self._failures.pop(name, None) is not None:
-                log.info("%s: that is over", name)
+            return False
+        if self._failures.pop(name, None) is not None:
+            log.info("%s: that is over", name)
+        return True
 
     def _guard(self, name: str, step: Callable[[], None], *, is_again: bool = False) -> None:
         """Take a step on one job, which must harm no other, whatever it raises."""
@@ -375,17 +379,18 @@ class Manager:
                 self._look_at(name)
             elif name in _JOB_FILES:
                 self._look_at(key)
+        self._has_missed_some = self._has_missed_some or lost
         if lost or time.monotonic() >= self._next_pass:
-            self._next_pass = time.monotonic() + min(_RETRY_SECONDS, self._settings.poll_interval)  # if this one fails
             self._is_asked = True
             self._watch()
-            self._look_at_everything(all_ended=lost)
-            self._next_pass = time.monotonic() + self._settings.poll_interval
+            is_done = self._trying(self._look_at_everything)
+            self._next_pass = time.monotonic() + (
+                self._settings.poll_interval if is_done else min(_RETRY_SECONDS, self._settings.poll_interval)
+            )
         if self._is_asked or not self._notifier.works:
-            self._answer_requests()
-            self._is_asked = False
+            self._is_asked = not self._trying(self._answer_requests)
 
-    def _look_at_everything(self, *, all_ended: bool = False) -> None:
+    def _look_at_everything(self) -> None:
         """The slow pass, for what no notification told of: new jobs, jobs that run, and some of those that ended."""
         listed = files.stamp(self._store.jobs_path)
         # A directory that was changed a moment ago may change again without a new time stamp.
@@ -399,11 +404,12 @@ class Manager:
             self._listed = listed
         for name in list(self._active):
             self._look_at(name)
-        if all_ended or not self._rotation:
+        if self._has_missed_some or not self._rotation:
             self._rotation = list(self._ended)
-        number = len(self._rotation) if all_ended else _CHECKED_A_PASS
+        number = len(self._rotation) if self._has_missed_some else _CHECKED_A_PASS
         for _ in range(min(number, len(self._rotation))):
             self._look_at(self._rotation.pop())
+        self._has_missed_some = False
 
     def _look_at(self, name: str, *, is_settled: bool = False) -> None:
         """Take in a job if there is something to do for it.
@@ -423,9 +429,8 @@ class Manager:
                 log.warning("jobs/%s is passed over: no job can be called so", ascii(name))
             return
         try:
-            found = files.stamp(path)
             if name in self._ended:
-                if found == self._ended[name]:
+                if files.stamp(path) == self._ended[name]:
                     return
             elif path.parent.is_symlink():
                 log.warning("jobs/%s is passed over: it is a symbolic link", name)
@@ -924,7 +929,7 @@ class Manager:
 
     def _answer_again(self) -> None:
         self._will_ask_again = False
-        self._answer_requests()
+        self._is_asked = not self._trying(self._answer_requests)
 
     def _answer(self, request: Request) -> None:
         """Carry out a request. It may be the second time, if a manager was killed in between.

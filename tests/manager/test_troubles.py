@@ -147,6 +147,20 @@ class TestManager:
             "job j: a task cannot be started: over"
         ]
 
+    def test_it_is_not_said_to_be_over_before_it_was_tried_again(self, site: SteppedManager) -> None:
+        """Between two looks at everything, much else goes well."""
+        site.start_manager()
+        site.faults.trouble = Trouble("jobs.files", "lstat", STALE)
+        for _ in range(5):
+            site.clock.passed += 1.0
+            for _ in range(5):
+                site.go_round()
+        assert site.faults.failed
+        assert len(site.lines.lines) == 1
+        site.faults.trouble = None
+        go_rounds(site)
+        assert [line.rpartition(": ")[2] for line in site.lines.lines[1:]] == ["that is over"]
+
     def test_a_request_that_cannot_be_removed_is_carried_out_once(self, site: SteppedManager) -> None:
         """Otherwise a job that fails again would be retried for ever."""
         site.start_manager()

@@ -540,7 +540,7 @@ class LocalRunner:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # created, but there was no space for its content
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            descriptor = os.open(f"{path}.probe", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(f"{path}.probe", LOG_FLAGS, 0o600)
             try:
                 os.write(descriptor, b"0" * 4096)
             finally:
