@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -396,3 +397,18 @@ def test_a_read_that_fails_leaves_no_file_open(store: JobStore, monkeypatch: pyt
             with pytest.raises(OSError, match="Stale"):
                 files.open_regular(store.state_path("j"))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nobody_waits_at_a_pipe_in_place_of_a_file(store: JobStore) -> None:
+    """A task can put one wherever it likes."""
+    store.submit("j", ["true"])
+    for path in (store.lock_path, store.pid_path, store.keep_alive_path, store.attached_path("j", "file")):
+        os.mkfifo(path)
+    assert not store.manager_is_running()
+    lock = os.open(store.lock_path, os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert store.manager_pid() is None
+    os.close(lock)
+    for write in (store.keep_alive, lambda: store.append_attached("j", "file", b"x\n")):
+        with pytest.raises(OSError, match="No such device"):
+            write()
