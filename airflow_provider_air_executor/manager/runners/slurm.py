@@ -278,6 +278,7 @@ class SlurmRunner:
         self._gathered: dict[tuple[str, int, str], list[_Batch]] = {}  # what is to share a batch job
         self._ended_by_us: set[str] = set()
         self._events: list[Event] = []
+        self._old_notes: set[Path] = set()  # of what has ended, until that has been published: they tell the start
         self._next_look = 0.0
         self._next_query = 0.0
         self._is_asking = False
@@ -309,6 +310,7 @@ class SlurmRunner:
             create_log(log_path)
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
             files.publish(note_path, text)
+        self._old_notes.discard(note_path)  # of a removed job of the same name
         batch = _Batch(attempt, token, record_path)
         seconds = task.resources.time if task.resources is not None else None
         batch.submit = _Submission(_name(attempt), str(note_path), log_path, options, seconds)
@@ -386,7 +388,7 @@ class SlurmRunner:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called."""
-        if self._events or self._gathered:
+        if self._events or self._gathered or self._old_notes:
             return 0.0
         if not self._batches:
             return None
@@ -399,6 +401,7 @@ class SlurmRunner:
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
         now = time.monotonic()
+        self._remove_notes()
         self._submissions.expire()
         self._commands.expire()
         self._submit_gathered()
@@ -553,9 +556,14 @@ class SlurmRunner:
         self._events.append(Ended(batch.attempt, exit_code, ended_at, started_at, reason, error, may_repeat))
         del self._batches[batch.attempt]
         self._by_token.pop(batch.token, None)
-        if not batch.is_disowned:  # there is an environment in it, and nobody needs it any more
+        if not batch.is_disowned:
+            self._old_notes.add(self._store.note_path(*batch.attempt[:3], NAME))
+
+    def _remove_notes(self) -> None:
+        """Remove the notes of what has ended: there is an environment in them, and nobody needs it any more."""
+        while self._old_notes:
             with contextlib.suppress(OSError):
-                self._store.note_path(*batch.attempt[:3], NAME).unlink(missing_ok=True)
+                self._old_notes.pop().unlink(missing_ok=True)
 
     # -- asking Slurm ----------------------------------------------------------------------------------------
 
@@ -754,6 +762,8 @@ class SlurmRunner:
         note_path = self._store.note_path(job_name, task_id, number, NAME)
         token, options = _read_note(note_path)
         record = read_record(record_path, note_path)
+        if record is not None and record.is_over and token is not None:
+            self._old_notes.add(note_path)
         if record is not None and record.exit_code is not None:
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if record is not None and record.spawn_error is not None:
@@ -781,6 +791,7 @@ class SlurmRunner:
 
     def close(self) -> None:
         """Slurm has what was submitted, and the next manager finds it."""
+        self._remove_notes()
 
 
 def sbatch_options(given: dict[str, Any]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs.records import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import children
 from airflow_provider_air_executor.manager.runners.children import NOT_RUN, Children, Commands, Result
-from airflow_provider_air_executor.manager.runners.protocol import Context
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, Context, Ended, Running
 from airflow_provider_air_executor.manager.runners.slurm import (
     SlurmRunner,
     _is_for_now,
@@ -134,6 +134,7 @@ def test_its_time_when_no_manager_saw_it(
     begun, over = ((tmp_path / name).stat().st_mtime for name in ("begun", "over"))
     assert submitted + 0.9 < done.started_at.timestamp() < begun + 0.05
     assert over - 0.05 < done.completed_at.timestamp() < noticed + 0.05
+    no_note_is_left(store)
 
 
 def test_a_start_that_is_not_known_any_more(tmp_path: Path) -> None:
@@ -330,7 +331,32 @@ def test_nothing_is_left_for_others_to_read(
     (tmp_path / "go").touch()
     assert only_task(store).status == "completed"
     assert "hunter2" not in store.read_log("j", "a").text
-    assert not list(store.runs_path("j").glob("*.on-slurm"))
+    no_note_is_left(store)
+
+
+def no_note_is_left(store: JobStore) -> None:
+    """Wait until what a task has in its environment stands nowhere any more."""
+    wait_until(lambda: not list(store.runs_path("j").glob("*.on-slurm")), what="no note is left")
+
+
+def test_its_start_is_known_until_its_end_is_published(store: JobStore) -> None:
+    """A manager that is killed in between leaves it to the next one."""
+    attempt = Attempt.of("j", "a", 1, "slurm")
+    note, record = store.note_path("j", "a", 1, "slurm"), store.run_path("j", "a", 1)
+    note.parent.mkdir(parents=True)
+    note.write_bytes(_script("token", {}, {}, str(record), ["log", "", "true"]))
+    os.utime(note, (0, 1_700_000_000))
+    record.write_text("7 - token\n")
+    runner, later = (SlurmRunner(Context(store, {"PATH": PATH}, {}, Children())) for _ in range(2))
+    assert isinstance(runner.adopt(attempt), Running)
+    record.write_text("7 - token\n0\n")
+    wait_until(lambda: any(isinstance(event, Ended) for event in runner.poll()), what="it has ended")
+    found = later.adopt(attempt)
+    assert isinstance(found, Ended)
+    assert found.started_at == datetime.fromtimestamp(1_700_000_000, UTC)
+    assert runner.poll_after == later.poll_after == 0
+    later.poll()
+    assert not note.exists()
 
 
 @pytest.mark.parametrize("times", [1, 9])
