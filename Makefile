@@ -73,9 +73,13 @@ postgresql:
 chromium:
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 
-# The tests of the runner slurm start a cluster of two nodes of their own.
+# The tests of the runner slurm start clusters of two nodes of their own, and a database for one of them: MariaDB's core
+# packages have no service that would be started for the whole machine, and that of slurmdbd waits for its configuration.
 slurm:
 	@test -x /usr/sbin/slurmctld || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
+	@test -x /usr/sbin/slurmdbd && test -x /usr/sbin/mariadbd && test -x /usr/bin/my_print_defaults || { \
+	  apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server-core mariadb-client-core >/dev/null; }
 
 # The tests of the runner kubernetes run where this has been built.
 kubernetes-build:

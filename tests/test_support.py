@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from tests.support import ordinary_user
 from tests.support.ports import free_port
 from tests.support.processes import is_gone
 from tests.support.scheduling import group_of
@@ -99,7 +101,20 @@ def test_what_must_not_happen_is_shown_by_what_comes_after_it() -> None:
 def test_tests_that_share_something_are_a_group() -> None:
     module = "tests/manager/runners/test_slurm.py"
     assert group_of(f"{module}::test_a_node_is_lost[True]") == group_of(f"{module}::TestBundles::test_a_bundle")
+    assert group_of(f"{module}::test_slurm_is_away") != group_of(f"{module}::TestSite::test_too_much_memory") != ""
     example = "tests/acceptance/test_example_dags.py::test_a_job_that_fails"
     assert group_of(f"{example}[embedded]") == group_of("tests/acceptance/test_executor.py::test_a_callback")
     assert group_of(f"{example}[slurm]") == group_of(f"{example}[service]") != group_of(f"{example}[embedded]")
     assert group_of("tests/jobs/test_models.py::test_any[acceptance]") == ""
+
+
+@pytest.mark.skipif(bool(ordinary_user.missing()), reason=f"needs {', '.join(ordinary_user.missing())}")
+def test_tests_as_an_ordinary_user() -> None:
+    """They are that user's, and what fails is said."""
+    text = "import os\n\ndef test_who(tmp_path):\n    assert os.access('/', os.W_OK), tmp_path.owner()\n"
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        file = Path(directory, "test_who.py")
+        file.write_text(text)
+        with pytest.raises(AssertionError, match=f"AssertionError: {ordinary_user.USER}\n"):
+            ordinary_user.run_tests(str(file), f"--rootdir={directory}")

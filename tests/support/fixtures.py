@@ -6,18 +6,31 @@ Tests that share one belong to the same group of pytest-xdist, so that one worke
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support.kubernetes_cluster import KubernetesCluster
-from tests.support.slurm_cluster import SlurmCluster
+from tests.support.slurm_cluster import RUNNING, SiteCluster, Slurm, SlurmCluster
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[SlurmCluster]:
-    """A Slurm cluster of two nodes."""
+def slurm() -> Iterator[Slurm]:
+    """A Slurm cluster of two nodes; one that root has started, where an ordinary user runs the tests."""
+    directory = os.environ.get(RUNNING)
+    if directory:
+        yield Slurm(Path(directory))
+        return
     with contextlib.closing(SlurmCluster()) as cluster:
+        yield cluster.start()
+
+
+@pytest.fixture(scope="session")
+def slurm_site() -> Iterator[SiteCluster]:
+    """A Slurm cluster of two nodes, with control groups and limits."""
+    with contextlib.closing(SiteCluster()) as cluster:
         yield cluster.start()
 
 

@@ -93,8 +93,7 @@ class KubernetesCluster:
         self.server = f"https://127.0.0.1:{free_port()}"
         self._token = secrets.token_hex(16)
         self._etcd = f"http://127.0.0.1:{free_port()}"
-        of = run.directory()
-        self._groups = f"{of.name if of else 'air-executor-alone'}-{self.directory.name[-8:]}"
+        self._groups = run.control_groups_of(self.directory)
         self._kubelet_ports = {node: free_port() for node in NODES}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 

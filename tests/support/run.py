@@ -167,6 +167,12 @@ def remove_control_groups(pattern: str) -> None:
                 os.rmdir(folder)
 
 
+def control_groups_of(directory: Path) -> str:
+    """A name for the control groups of what is in a directory of its own; the janitor removes them too."""
+    of = os.environ.get(_NAME)
+    return f"{Path(of).name if of else 'air-executor-alone'}-{directory.name[-8:]}"
+
+
 def _wait_for_the_end_of(parent: int) -> None:
     """Until standard input is closed, or who holds it is gone: a process that it has forked may hold it as well."""
     while os.getppid() == parent:

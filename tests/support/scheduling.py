@@ -19,6 +19,7 @@ _GROUPS = {
         ("operator", r"acceptance/test_operator\.py"),
         ("crashes", r"acceptance/test_executor_crashes\.py"),
         ("executor", r"acceptance/test_executor\.py|acceptance/test_example_dags\.py.*\[embedded\]"),
+        ("slurm_site", r"runners/test_slurm\.py::TestSite"),
         ("slurm", r"runners/test_slurm\.py"),
         ("browser", r"acceptance/test_browser\.py"),
         ("plugin", r"acceptance/test_plugin\.py"),

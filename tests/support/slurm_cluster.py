@@ -1,4 +1,8 @@
-"""A Slurm cluster of two nodes on this machine, from Debian's packages ``slurm-wlm`` and ``munge``."""
+"""A Slurm cluster of two nodes on this machine, from Debian's packages ``slurm-wlm`` and ``munge``.
+
+It has two forms: a small one, and one as sites have it, with control groups and limits, for which ``slurmdbd`` and the
+core packages of MariaDB are needed too.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,20 @@ import signal
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
+from tests.support import mariadb, run
 from tests.support.ports import free_port
-from tests.support.processes import environment, kill, parent, program, with_environment
+from tests.support.processes import environment, kill, kill_all_with_environment, parent, program, with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
+RUNNING = "TESTS_OF_AIR_EXECUTOR_SLURM"  # the environment variable with the directory of a cluster that runs already
 NODES = ("n1", "n2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
-PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+SITE_PROGRAMS = ("slurmdbd", "sacctmgr", *mariadb.PROGRAMS)
+PATH = mariadb.PATH
 
 _CONFIG = """\
 ClusterName=air
@@ -35,26 +44,82 @@ SlurmdPidFile={directory}/slurmd-%n.pid
 SlurmctldLogFile={directory}/slurmctld.log
 SlurmdLogFile={directory}/slurmd-%n.log
 MailProg=/bin/true
-ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=50
 SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1
-JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
-JobAcctGatherParams=OverMemoryKill
 KillWait=2
 MessageTimeout=5
 SlurmdTimeout=5
 SlurmctldTimeout=5
 ReturnToService=2
 MinJobAge=60
-AccountingStorageType=accounting_storage/none
 SlurmdParameters=config_overrides
 {nodes}
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 OverSubscribe=NO State=UP
 PartitionName=short Nodes=n1,n2 MaxTime=1 State=UP
+"""
+_SMALL = """\
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherParams=OverMemoryKill
+AccountingStorageType=accounting_storage/none
+"""
+_SITE = """\
+ProctrackType=proctrack/cgroup
+TaskPlugin=task/cgroup
+JobAcctGatherType=jobacct_gather/cgroup
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={directory}/munge.socket
+AccountingStorageEnforce=limits,qos
+Prolog={directory}/prolog
+"""
+_ACCOUNTING = """\
+AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+PidFile={directory}/slurmdbd.pid
+LogFile={directory}/slurmdbd.log
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=accounting
+"""
+_CONTROL_GROUPS = """\
+CgroupPlugin=cgroup/v1
+CgroupMountpoint={directory}/cgroup
+ConstrainRAMSpace=yes
+"""
+# It fails once for each of these files.
+_PROLOG = """\
+#!/bin/sh
+for file in {directory}/prolog-fails-*; do rm "$file" 2>/dev/null && exit 1; done
+exit 0
+"""
+# What the jobs of a QOS may have.
+LIMITS = {
+    "refusing": ("MaxTRESPerJob=cpu=1", "Flags=DenyOnLimit"),
+    "small": ("MaxTRESPerJob=cpu=1,mem=100M,node=1", "MaxWall=2"),
+    "large": ("MinTRESPerJob=cpu=2",),
+    "shared": ("GrpTRES=cpu=1",),
+    "single": ("MaxSubmitJobsPerUser=1",),
+}
+_CONTROLLERS = ("cpuacct", "freezer", "memory")
+_CGROUPS = Path("/sys/fs/cgroup")
+# A node puts its jobs below the root of each hierarchy, under a name that another cluster's node has too: so it sees a
+# group of its own as the root. What is mounted is seen by this node alone, and gone with it.
+_IN_OWN_GROUPS = """\
+for kind in {controllers}; do echo $$ > {cgroups}/$kind/{groups}/cgroup.procs; done
+exec unshare --cgroup --mount sh -ec '
+for kind in {controllers}; do mount --bind {cgroups}/$kind/{groups} {directory}/cgroup/$kind; done
+exec "$@"' sh "$@"
 """
 
 
@@ -63,54 +128,26 @@ def missing() -> list[str]:
     return [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
 
 
-class SlurmCluster:
-    """munged, slurmctld and two slurmd, in a directory of their own; see :data:`environment` for how to reach them.
+def missing_for_site() -> list[str]:
+    """The same for a cluster as sites have it, and what control groups need."""
+    found = [*missing(), *(program for program in SITE_PROGRAMS if shutil.which(program, path=PATH) is None)]
+    if not all(os.access(_CGROUPS / kind / "cgroup.procs", os.W_OK) for kind in _CONTROLLERS):
+        found.append(f"control groups (version 1: {', '.join(_CONTROLLERS)}) that may be written")
+    elif subprocess.run(["unshare", "--cgroup", "--mount", "true"], check=False, capture_output=True).returncode:
+        found.append("the right to mount")
+    return found
 
-    :param slots: tasks that a node runs at a time.
+
+class Slurm:
+    """A cluster that runs, as its users meet it; see :attr:`environment` for how to reach it.
+
+    :param directory: that of its configuration.
     """
 
-    def __init__(self, slots: int = 8) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="air-executor-slurm-"))
-        self.directory.chmod(0o755)
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        nodes = "\n".join(
-            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={free_port()} "
-            f"CPUs={slots} RealMemory=2000 State=UNKNOWN"
-            for name in NODES
-        )
-        self.config = self.directory / "slurm.conf"
-        self.config.write_text(
-            _CONFIG.format(
-                host=socket.gethostname(), controller_port=free_port(), directory=self.directory, nodes=nodes
-            )
-        )
-        for name in ("state", *(f"spool-{node}" for node in NODES)):
-            (self.directory / name).mkdir(mode=0o755)
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.config = directory / "slurm.conf"
         self.environment = {"SLURM_CONF": str(self.config), "PATH": PATH}
-
-    def start(self) -> SlurmCluster:
-        """Start everything, and wait until both nodes are there."""
-        key = self.directory / "munge.key"
-        key.write_bytes(secrets.token_bytes(1024))
-        key.chmod(0o400)
-        files = [f"--{kind}-file={self.directory}/munged.{kind}" for kind in ("pid", "log", "seed")]
-        self._run(
-            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.directory}/munge.socket", *files
-        )
-        wait_until((self.directory / "munge.socket").exists, what="munged is up")
-        self.start_controller()
-        for node in NODES:
-            self.start_node(node)
-        self.wait_for_nodes()
-        return self
-
-    def start_controller(self) -> None:
-        """Start slurmctld."""
-        self._run("slurmctld", "-D", "-f", str(self.config))
-
-    def start_node(self, node: str) -> None:
-        """Start the slurmd of a node."""
-        self._run(f"slurmd-{node}", "-D", "-N", node, "-f", str(self.config))
 
     def wait_for_nodes(self) -> None:
         """Wait until both nodes can be given work.
@@ -132,6 +169,70 @@ class SlurmCluster:
         done = subprocess.run(words, env=environment, capture_output=True, text=True, check=check, timeout=PATIENCE)
         return done.stdout
 
+    def cancel_all(self) -> None:
+        """End all jobs of this user."""
+        user = f"--user={os.geteuid()}"
+        self.call("scancel", "--signal=KILL", "--full", user, "--state=RUNNING")
+        self.call("scancel", user)
+        wait_until(lambda: not self.call("squeue", "--noheader", user), what="no job is left", interval=0.1)
+
+
+class SlurmCluster(Slurm):
+    """munged, slurmctld and two slurmd, in a directory of their own; see :data:`environment` for how to reach them.
+
+    :param slots: tasks that a node runs at a time.
+    """
+
+    def __init__(self, slots: int = 8) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="air-executor-slurm-")))
+        self.directory.chmod(0o755)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        nodes = "\n".join(
+            f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={free_port()} "
+            f"CPUs={slots} RealMemory=2000 State=UNKNOWN"
+            for name in NODES
+        )
+        self.config.write_text(
+            _CONFIG.format(
+                host=socket.gethostname(), controller_port=free_port(), directory=self.directory, nodes=nodes
+            )
+            + self._form()
+        )
+        for name in ("state", *(f"spool-{node}" for node in NODES)):
+            (self.directory / name).mkdir(mode=0o755)
+
+    def _form(self) -> str:
+        """What its configuration says of its form."""
+        return _SMALL
+
+    def start(self) -> Self:
+        """Start everything, and wait until both nodes are there."""
+        key = self.directory / "munge.key"
+        key.write_bytes(secrets.token_bytes(1024))
+        key.chmod(0o400)
+        files = [f"--{kind}-file={self.directory}/munged.{kind}" for kind in ("pid", "log", "seed")]
+        self._run(
+            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.directory}/munge.socket", *files
+        )
+        wait_until((self.directory / "munge.socket").exists, what="munged is up")
+        self._prepare()
+        self.start_controller()
+        for node in NODES:
+            self.start_node(node)
+        self.wait_for_nodes()
+        return self
+
+    def _prepare(self) -> None:
+        """What comes before slurmctld."""
+
+    def start_controller(self) -> None:
+        """Start slurmctld."""
+        self._run("slurmctld", "-D", "-f", str(self.config))
+
+    def start_node(self, node: str) -> None:
+        """Start the slurmd of a node."""
+        self._run(f"slurmd-{node}", "-D", "-N", node, "-f", str(self.config))
+
     def stop(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a daemon: ``slurmctld``, ``slurmd-n1``, ..."""
         process = self._processes.pop(name)
@@ -140,11 +241,17 @@ class SlurmCluster:
 
     def lose_node(self, node: str) -> None:
         """Kill a node with all that runs there, as a power cut does: first what could still tell of the rest."""
-        tasks = [pid for pid in self._ours() if f"SLURMD_NODENAME={node}" in environment(pid)]
-        steps = {parent for parent in map(parent, tasks) if program(parent) == "slurmstepd"}
+        tasks = self._tasks(node)
         self.stop(f"slurmd-{node}")
-        kill(steps)
+        self.lose_steps(node)
         kill(tasks)
+
+    def lose_steps(self, node: str) -> None:
+        """Kill what a node has beside each of its tasks."""
+        kill({pid for pid in map(parent, self._tasks(node)) if program(pid) == "slurmstepd"})
+
+    def _tasks(self, node: str) -> list[int]:
+        return [pid for pid in self._ours() if f"SLURMD_NODENAME={node}" in environment(pid)]
 
     def _ours(self) -> list[int]:
         return with_environment(f"SLURM_CONF={self.config}")
@@ -153,29 +260,78 @@ class SlurmCluster:
         """Whether one of the programs of this cluster runs."""
         return any(program(pid) == name for pid in self._ours())
 
-    def cancel_all(self) -> None:
-        """End all jobs."""
-        self.call("scancel", "--signal=KILL", "--full", "--user=root", "--state=RUNNING")
-        self.call("scancel", "--user=root")
-        wait_until(lambda: not self.call("squeue", "--noheader"), what="no job is left", interval=0.1)
-
     def close(self) -> None:
         """End everything."""
-        ours = [pid for pid in self._ours() if pid not in {process.pid for process in self._processes.values()}]
         for name in reversed(list(self._processes)):
             self.stop(name)
-        kill(ours)
+        kill_all_with_environment(f"SLURM_CONF={self.config}")
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _run(self, name: str, *flags: str) -> None:
+    def _run(self, name: str, *flags: str, before: Sequence[str] = (), **environment: str) -> None:
         program = shutil.which(name.partition("-")[0], path=PATH)
         assert program is not None, f"{name} is not installed"
         with open(self.directory / f"{name}.out", "ab") as output:
             self._processes[name] = subprocess.Popen(
-                [program, *flags],
+                [*before, program, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, **self.environment},
+                env={**os.environ, **self.environment, **environment},
             )
+
+
+class SiteCluster(SlurmCluster):
+    """The same as sites have it: control groups, a prolog, and limits, which slurmdbd keeps in MariaDB.
+
+    Root and ``nobody`` have an account. Each QOS of :data:`LIMITS` may be asked for.
+    """
+
+    def __init__(self, slots: int = 8) -> None:
+        self._port = free_port()
+        self._database = mariadb.MariaDB()
+        super().__init__(slots)
+        self._groups = run.control_groups_of(self.directory)
+
+    def _form(self) -> str:
+        return _SITE.format(directory=self.directory, port=self._port)
+
+    def fail_prolog(self, times: int) -> None:
+        """Let so many of the next jobs fail before they begin."""
+        for number in range(times):
+            (self.directory / f"prolog-fails-{number}").touch()
+
+    def _prepare(self) -> None:
+        for name, text in {"slurmdbd.conf": _ACCOUNTING, "cgroup.conf": _CONTROL_GROUPS, "prolog": _PROLOG}.items():
+            path = self.directory / name
+            path.touch(0o600 if name == "slurmdbd.conf" else 0o755)  # slurmdbd asks for that
+            path.write_text(text.format(directory=self.directory, port=self._port))
+        for kind in _CONTROLLERS:
+            (_CGROUPS / kind / self._groups).mkdir()
+            (self.directory / "cgroup" / kind).mkdir(parents=True)
+        self._database.start()
+        self._run("slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._database.socket))
+        wait_until(lambda: "|" in self.call("sacctmgr", "-nP", "show", "qos"), what="slurmdbd answers", interval=0.1)
+        self._account("add", "cluster", "air")
+        self._account("add", "account", "etl", "Description=x", "Organization=x")
+        for name, limits in LIMITS.items():
+            self._account("add", "qos", name)
+            self._account("modify", "qos", name, "set", *limits)
+        for user in ("root", "nobody"):
+            self._account("add", "user", user, "Account=etl", "DefaultAccount=etl")
+            self._account("modify", "user", user, "set", f"QOS=normal,{','.join(LIMITS)}", "DefaultQOS=normal")
+
+    def _account(self, *words: str) -> None:
+        self.call("sacctmgr", "--immediate", "--quiet", *words, check=True)
+
+    def start_node(self, node: str) -> None:
+        """Start the slurmd of a node."""
+        words = {"controllers": " ".join(_CONTROLLERS), "cgroups": _CGROUPS, "groups": self._groups}
+        script = _IN_OWN_GROUPS.format(**words, directory=self.directory)
+        self._run(f"slurmd-{node}", "-D", "-N", node, "-f", str(self.config), before=("sh", "-ec", script, "sh"))
+
+    def close(self) -> None:
+        """End everything."""
+        super().close()
+        self._database.close()
+        run.remove_control_groups(self._groups)

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.manager.runners.contract import Engine, RunnerContract
+from tests.support import ordinary_user
 from tests.support.managers import Managers
 
 pytestmark = pytest.mark.engine
@@ -71,3 +72,9 @@ class TestWarm(RunnerContract):
     @pytest.mark.skip(reason="its command is always a module")
     def test_a_builtin_of_the_shell_is_not_a_command(self) -> None:
         """Replaces the one of the contract."""
+
+
+@pytest.mark.skipif(bool(ordinary_user.missing()), reason=f"needs {', '.join(ordinary_user.missing())}")
+@pytest.mark.parametrize("name", [TestLocal.__name__, TestWarm.__name__])
+def test_as_an_ordinary_user(name: str) -> None:
+    ordinary_user.run_tests(f"{__file__}::{name}")

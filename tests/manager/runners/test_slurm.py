@@ -32,9 +32,18 @@ from airflow_provider_air_executor.manager.runners.slurm import (
 )
 from tests.manager.runners.bundles import BundleContract
 from tests.manager.runners.contract import Engine, RunnerContract
+from tests.support import ordinary_user
 from tests.support.jobs import ended, only_task, task
 from tests.support.managers import CLI, Managers
-from tests.support.slurm_cluster import NODES, PATH, SlurmCluster, missing
+from tests.support.slurm_cluster import (
+    NODES,
+    PATH,
+    RUNNING,
+    SiteCluster,
+    SlurmCluster,
+    missing,
+    missing_for_site,
+)
 from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
@@ -165,20 +174,6 @@ def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> 
     store.submit("j", [task("a", line, resources=needed, slurm={"partition": "main"})])
     assert only_task(store).status == "completed", store.read_log("j", "a").text
     assert store.read_log("j", "a").text == "2 100\nTimeLimit=00:02:00\n"
-
-
-def test_too_much_memory(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:
-    """Slurm kills the task. Only one that keeps control groups calls that by its name, so it is called so here."""
-    engine.prepare(managers)
-    text = f'{shutil.which("squeue", path=PATH)} "$@" | sed "s/|FAILED|/|OUT_OF_MEMORY|/"'
-    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
-    managers.start()
-    line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(30)'"
-    store.submit("j", [task("a", line, resources={"memory": "60Mi"})])
-    done = only_task(store)
-    assert (done.status, done.reason) == ("failed", "signal")
-    assert "OUT_OF_MEMORY" in (done.error or ""), done.error
-    assert "exceeded memory limit" in store.read_log("j", "a").text  # Slurm's own words are in the log too
 
 
 @pytest.mark.parametrize(
@@ -565,61 +560,112 @@ def _without(directory: Path, name: str) -> str:
     return str(directory)
 
 
-@pytest.mark.parametrize(("times", "outcome"), [(1, ("completed", None, 1)), (9, ("failed", "lost", 1))])
-def test_a_node_whose_prolog_fails(
-    store: JobStore,
-    managers: Managers,
-    engine: Engine,
-    tmp_path: Path,
-    times: int,
-    outcome: tuple[str, str | None, int],
-) -> None:
-    """Slurm cancels the job before it has begun; that is somebody's wish as little as any other trouble of a node."""
-    engine.prepare(managers)
-    bin_path = tmp_path / "bin"
-    numbers = f"{tmp_path}/numbers"
-    write_program(
-        bin_path,
-        "sbatch",
-        f"n=$(($(cat {numbers} 2>/dev/null | wc -l) + 1)); if [ $n -le {times} ]; then "
-        f'echo 90000$n | tee -a {numbers}; exit; fi; exec {REAL} "$@"',
-    )
-    write_program(
-        bin_path,
-        "squeue",
-        f'for n in $(cat {numbers}); do echo "$n|CANCELLED|None|n1|"; done; exec {SQUEUE} "$@"',
-    )
-    managers.environment["PATH"] = write_program(
-        bin_path, "scontrol", 'echo "JobId=$4 JobState=CANCELLED ExitCode=0:0 RunTime=00:00:00 NodeList=n1"'
-    )
-    managers.start()
-    store.submit("j", [task("a", "true")])
-    done = only_task(store)
-    assert (done.status, done.reason, done.attempt) == outcome
-    if outcome[0] == "failed":
-        assert "its node could not start it" in (done.error or "")
+@pytest.mark.skipif(bool(missing_for_site()), reason=f"not there: {', '.join(missing_for_site())}; see make slurm")
+class TestSite:
+    """A cluster with control groups, a prolog and limits."""
 
+    @pytest.fixture
+    def cluster(self, slurm_site: SiteCluster) -> SiteCluster:
+        return slurm_site
 
-def test_a_step_daemon_that_is_killed_is_no_lost_node(
-    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
-) -> None:
-    """Slurm says NODE_FAIL, but the node answers, and what it ran goes on: a site that fences does not fence that."""
-    engine.config = "runners: {slurm: {poll_interval: 0.5, fenced: true}}\n"
-    engine.prepare(managers)
-    squeue = shutil.which("squeue", path=PATH)
-    text = (
-        f'if [ -e {tmp_path}/killed ]; then {squeue} "$@" | sed "s/|RUNNING|/|NODE_FAIL|/"; else exec {squeue} "$@"; fi'
+    def test_the_contract_as_an_ordinary_user(self, cluster: SiteCluster) -> None:
+        ordinary_user.run_tests(f"{__file__}::{TestSlurm.__name__}", **{RUNNING: str(cluster.directory)})
+
+    def test_cancelled_in_the_moment_of_its_start(
+        self, store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+    ) -> None:
+        """What runs is told, and what has not begun does not begin, whether or not we have seen its record."""
+        engine.prepare(managers)
+        managers.start("--kill-grace", "30")
+        for number in range(4):
+            line = f"trap 'echo cleaned > {tmp_path}/c{number}; exit 9' TERM; echo x > {tmp_path}/b{number}"
+            store.submit(f"j{number}", [task("a", f"{line}; sleep 1000 & wait")])
+            wait_until((tmp_path / f"b{number}").exists, what="it has begun")
+            store.cancel(f"j{number}")
+            assert ended(store, f"j{number}").reason == "cancelled"
+            assert (tmp_path / f"c{number}").read_text() == "cleaned\n"
+
+    def test_too_much_memory(self, store: JobStore, manager: object) -> None:
+        line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(1000)'"
+        store.submit("j", [task("a", line, resources={"memory": "60Mi"})])
+        done = only_task(store)
+        assert (done.status, done.reason, done.exit_code) == ("failed", "signal", 137)
+        assert "OUT_OF_MEMORY" in (done.error or "")
+        assert re.search(r"oom.kill event", store.read_log("j", "a").text)  # Slurm's own words are in the log too
+
+    def test_a_child_that_needs_too_much_memory(self, store: JobStore, manager: object) -> None:
+        """What the task itself makes of it, counts."""
+        line = "python3 -c 'x = bytearray(400_000_000)' || exit 5"
+        store.submit("j", [task("a", line, resources={"memory": "60Mi"})])
+        done = only_task(store)
+        assert (done.status, done.reason, done.exit_code) == ("failed", "exit", 5)
+
+    @pytest.mark.parametrize(
+        ("qos", "more", "why"),
+        [
+            ("refusing", {"resources": {"cpus": 2}}, "QOSMaxCpuPerJobLimit"),
+            ("small", {"resources": {"cpus": 2}}, "QOSMaxCpuPerJobLimit"),
+            ("small", {"resources": {"memory": "200Mi"}}, "QOSMaxMemoryPerJob"),
+            ("small", {"resources": {"time": "10m"}}, "QOSMaxWallDurationPerJobLimit"),
+            ("small", {"slurm": {"nodes": 2}}, "QOSMaxNodePerJobLimit"),
+            ("large", {}, "QOSMinCpuNotSatisfied"),
+        ],
     )
-    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
-    managers.start()
-    store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}", retries=1)])
-    running(store)
-    has_begun(tmp_path / "ran")
-    (tmp_path / "killed").touch()
-    done = only_task(store)
-    assert (done.status, done.reason, done.attempt) == ("failed", "lost", 1)
-    (tmp_path / "go").touch()
-    assert (tmp_path / "ran").read_text() == "x\n"
+    def test_a_limit_that_it_does_not_keep(
+        self, store: JobStore, manager: object, qos: str, more: dict[str, Any], why: str
+    ) -> None:
+        store.submit("j", [task("a", **{**more, "slurm": {"qos": qos, **more.get("slurm", {})}})])
+        done = only_task(store)
+        assert (done.status, done.reason) == ("failed", "spawn")
+        said = "Slurm refused it: .*" if qos == "refusing" else "Slurm will never start it: "
+        assert re.match(said + why, done.error or ""), done.error
+
+    @pytest.mark.parametrize(
+        ("qos", "why"),
+        [
+            ("shared", r"Slurm job \d+, waiting \(QOSGrpCpuLimit\)"),
+            ("single", "not taken by Slurm yet: .*QOSMaxSubmitJobPerUserLimit"),
+        ],
+        ids=["of-a-group", "of-submissions"],
+    )
+    def test_a_limit_that_others_fill(
+        self, store: JobStore, manager: object, tmp_path: Path, qos: str, why: str
+    ) -> None:
+        store.submit("first", [task("a", until(tmp_path / "go"), slurm={"qos": qos})])
+        running(store, "first")
+        store.submit("j", [task("a", slurm={"qos": qos})])
+        wait_until(lambda: re.match(why, store.get_tasks("j")[0].where or ""), what="it is said why it waits")
+        (tmp_path / "go").touch()
+        assert only_task(store).status == "completed"
+
+    @pytest.mark.parametrize(("times", "outcome"), [(1, ("completed", None, 1)), (2, ("failed", "lost", 1))])
+    def test_a_node_whose_prolog_fails(
+        self, store: JobStore, manager: object, cluster: SiteCluster, times: int, outcome: tuple[str, str | None, int]
+    ) -> None:
+        """Slurm cancels the job before it has begun; that is nobody's wish, but trouble of a node as any other."""
+        cluster.fail_prolog(times)
+        store.submit("j", [task("a")])
+        done = only_task(store)
+        assert (done.status, done.reason, done.attempt) == outcome, done
+        if times > 1:
+            assert "its node could not start it" in (done.error or "")
+
+    def test_a_step_daemon_that_is_killed_is_no_lost_node(
+        self, store: JobStore, managers: Managers, engine: Engine, cluster: SiteCluster, tmp_path: Path
+    ) -> None:
+        """Slurm says NODE_FAIL, but the node answers, and what it ran goes on: no site fences that."""
+        engine.config = "runners: {slurm: {poll_interval: 0.5, fenced: true}}\n"
+        engine.prepare(managers)
+        managers.start()
+        store.submit("j", [task("a", f"echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}", retries=1)])
+        node = running(store)
+        has_begun(tmp_path / "ran")
+        cluster.lose_steps(node)
+        done = only_task(store)
+        assert (done.status, done.reason, done.attempt) == ("failed", "lost", 1)
+        assert "NODE_FAIL" in (done.error or "")
+        (tmp_path / "go").touch()
+        assert (tmp_path / "ran").read_text() == "x\n"
 
 
 @pytest.mark.parametrize("code", [9, 0])
@@ -635,23 +681,6 @@ def test_what_somebody_else_has_cancelled_has_not_completed_and_is_not_run_again
     done = only_task(store)
     assert (done.reason, done.exit_code, done.attempt) == ("cancelled", code, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
-
-
-def test_cancelled_in_the_moment_of_its_start(
-    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
-) -> None:
-    """What runs is told, and what has not begun does not begin, whether or not we have seen its record."""
-    engine.prepare(managers)
-    managers.start("--kill-grace", "30")
-    for number in range(4):
-        line = (
-            f"trap 'echo cleaned > {tmp_path}/c{number}; exit 9' TERM; echo x > {tmp_path}/b{number}; sleep 1000 & wait"
-        )
-        store.submit(f"j{number}", [task("a", line)])
-        wait_until((tmp_path / f"b{number}").exists, what="it has begun")
-        store.cancel(f"j{number}")
-        assert ended(store, f"j{number}").reason == "cancelled"
-        assert (tmp_path / f"c{number}").read_text() == "cleaned\n"
 
 
 @pytest.mark.parametrize(
