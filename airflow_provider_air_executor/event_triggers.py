@@ -15,7 +15,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.ends import JobEnds
-from airflow_provider_air_executor.jobs.models import Job, JobState
+from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, printable
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import location_of
 
@@ -168,16 +168,17 @@ if SharedStreamProducer is not None:
 
 
 def event_of(job: Job) -> dict[str, Any]:
-    """What the event of the end of a job tells."""
+    """What the event of the end of a job tells; nothing that its files may hold is more than Airflow can keep."""
+    owner = job.submitted_by
     return {
-        "job_name": job.name,
-        "job_id": job.id,
+        "job_name": printable(job.name),
+        "job_id": printable(job.id),
         "state": job.state.value,
         "reason": job.reason.value if job.reason is not None else None,
-        "error": job.error,
+        "error": printable(job.error) if job.error is not None else None,
         "attempt": job.attempt,
         "labels": job.labels,
         "outlets": list(job.outlets),
         "ended_at": job.updated_at.isoformat() if job.updated_at is not None else None,
-        "submitted_by": job.submitted_by.model_dump(mode="json") if job.submitted_by is not None else None,
+        "submitted_by": owner.model_dump(include=set(SubmittedBy.model_fields)) if owner is not None else None,
     }

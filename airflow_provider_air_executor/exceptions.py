@@ -88,12 +88,13 @@ class JobInvalidError(JobFailedError):
 
 
 class OutputError(AirExecutorError, ValueError):
-    """What a task has written to ``$AIR_EXECUTOR_OUTPUT`` is not JSON, or too long."""
+    """What a task has written to ``$AIR_EXECUTOR_OUTPUT`` is not JSON, too long, or cannot be kept."""
 
     def __init__(self, job_name: str, task_id: str, why: str) -> None:
         super().__init__(f"the output of task {task_id!r} of job {job_name!r} cannot be taken: {why}")
         self.job_name = job_name
         self.task_id = task_id
+        self.why = why
 
 
 class JobTimeoutError(AirExecutorError, TimeoutError):

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus
+from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus, printable
 from airflow_provider_air_executor.jobs.store import JobStore
 
 if TYPE_CHECKING:
@@ -108,11 +108,11 @@ def _commands(tasks: Sequence[Task]) -> str:
 def _job_facet(job: Job, tasks: Sequence[Task]) -> Any:
     failed_first = sorted(tasks, key=lambda task: task.status is not TaskStatus.FAILED)
     return _facet_class()(
-        id=job.id,
-        name=job.name,
+        id=printable(job.id),
+        name=printable(job.name),
         state=job.state.value,
         reason=job.reason.value if job.reason else None,
-        error=job.error,
+        error=job.error and printable(job.error),
         attempt=job.attempt,
         taskCounts=dict(Counter(task.status.value for task in tasks)),
         tasks=[_describe(task) for task in failed_first[:_MAX_TASKS]],

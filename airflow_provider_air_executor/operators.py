@@ -40,9 +40,11 @@ from airflow_provider_air_executor.jobs.models import (
     Task,
     default_job_name,
     parse_tasks,
+    printable,
     valid_job_name,
 )
 from airflow_provider_air_executor.jobs.stream import LogStream
+from airflow_provider_air_executor.results import results_of
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -267,7 +269,7 @@ class AirExecutorSubmitOperator(BaseOperator):
     def _push_identity(self, context: Context, job: Job) -> None:
         """Say which job this task has, also for a task that fails."""
         links.push_job(context, job.name, self.air_executor_conn_id)
-        context["ti"].xcom_push(key="job_id", value=job.id)
+        context["ti"].xcom_push(key="job_id", value=printable(job.id))
 
     # -- starting in the triggerer -------------------------------------------------------------------------
 
@@ -461,12 +463,12 @@ class AirExecutorSubmitOperator(BaseOperator):
             self._push_partial_results(context, job)
             self._skip_if_meant(job)
             raise summary.error_of(self.hook.store, job)
-        return self.hook.store.get_outputs(job.name)
+        return results_of(self.hook.store, job.name)
 
     def _push_partial_results(self, context: Context, job: Job) -> None:
         """Leave what the tasks that have completed have handed over, of a job that has failed."""
         try:
-            outputs = self.hook.store.get_outputs(job.name)
+            outputs = results_of(self.hook.store, job.name)
         except (AirExecutorError, OSError) as error:  # the failure of the job is what counts
             self.log.warning("results of job %s cannot be taken: %s", job.name, error)
             return

@@ -18,6 +18,7 @@ from airflow_provider_air_executor.exceptions import CorruptFileError, JobNotFou
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, JobState, valid_job_name
+from airflow_provider_air_executor.results import results_of
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -151,4 +152,4 @@ class AirExecutorJobSensor(BaseSensorOperator):
             raise summary.error_of(self.hook.store, job)
         for line in summary.describe(self.hook.store, job):
             self.log.info("%s", line)
-        return self.hook.store.get_outputs(job.name)
+        return results_of(self.hook.store, job.name)

@@ -22,10 +22,11 @@ from airflow_provider_air_executor.exceptions import (
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
 from airflow_provider_air_executor.jobs import summary
-from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, default_job_name, valid_job_name
+from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, default_job_name, printable, valid_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.jobs.watch import Waiter, watching
+from airflow_provider_air_executor.results import results_of
 
 COMPLETED, FAILED, TIMEOUT, NOT_FOUND = "completed", "failed", "timeout", "not_found"
 NOT_SUBMITTED = "not_submitted"  # the worker is to submit the job
@@ -190,7 +191,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         for line in summary.describe(self._store, self._store.get_job(self.job_name)):
             self.log.info("%s", line)
         results: dict[str, Any] = {**links.xcoms_of(self.job_name, self.air_executor_conn_id)}
-        return {**results, "return_value": self._store.get_outputs(self.job_name)} if self.push_results else results
+        return {**results, "return_value": results_of(self._store, self.job_name)} if self.push_results else results
 
     async def on_kill(self) -> None:
         """A user has cleared or marked the task that waits: cancel its job.
@@ -334,7 +335,8 @@ class AirExecutorJobTrigger(BaseTrigger):
             self.log.warning("job %s: %s", self.job_name, error)
 
     def _event(self, status: str, message: str) -> dict[str, str]:
-        return {"status": status, "job_name": self.job_name, "message": message}
+        # PostgreSQL has no NUL, and the triggerer can do nothing with an event that it cannot store.
+        return {"status": status, "job_name": self.job_name, "message": printable(message)}
 
 
 class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
@@ -481,7 +483,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         return min(limits, default=None)
 
     def _results(self) -> dict[str, Any]:
-        return {**super()._results(), "job_id": self._store.get_job(self.job_name).id}
+        return {**super()._results(), "job_id": printable(self._store.get_job(self.job_name).id)}
 
 
 def validate_event(event: object) -> dict[str, str]:

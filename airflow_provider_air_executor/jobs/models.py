@@ -360,13 +360,13 @@ class Task(Record):
 class SubmittedBy(Record):
     """The Airflow task that submitted a job, or the callback of a task or a DAG run."""
 
-    dag_id: str
-    run_id: str
-    task_id: str  # empty: the DAG run itself
+    dag_id: Text
+    run_id: Text
+    task_id: Text  # empty: the DAG run itself
     map_index: Number = -1
     try_number: Number | None = None
     max_tries: Number | None = None  # Airflow raises it when the task is cleared, not when it is tried again
-    callback: str | None = None  # which one, if it was a callback
+    callback: Text | None = None  # which one, if it was a callback
     clear_number: Number | None = None  # how often the DAG run had been cleared, if it was a callback of that
 
     @classmethod
@@ -430,7 +430,7 @@ class Job(Record):
     max_parallel_tasks: Annotated[int, Field(ge=1, le=_MAX_COUNT)] | None = None
     timeout: Seconds | None = None
     priority: Annotated[int, Field(ge=-_MAX_BYTES, le=_MAX_BYTES)] = 0
-    labels: dict[str, str] = {}
+    labels: dict[Text, Text] = {}
     outlets: tuple[NonEmptyText, ...] = ()
     runner: RunnerName | None = None
     work_directory: bool = False
@@ -504,8 +504,8 @@ def default_job_name(owner: SubmittedBy) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what cannot be written as UTF-8: bytes of a path that are none are escaped."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The text without what not all readers can keep: bytes of a path that are no UTF-8, and NUL, are escaped."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def check_task_id(task_id: str) -> str:

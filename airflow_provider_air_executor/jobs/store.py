@@ -56,6 +56,7 @@ from airflow_provider_air_executor.jobs.models import (
     utc_now,
     validate,
 )
+from airflow_provider_air_executor.jobs.outputs import why_unfit
 
 T = TypeVar("T")
 
@@ -486,18 +487,23 @@ class JobStore:
         chunk = self.read_log(name, task_id, offset=-65536)
         return "\n".join(chunk.lines[-lines:])
 
-    def get_outputs(self, name: str, *, limit: int = MAX_OUTPUT_BYTES) -> dict[str, Any]:
+    def get_outputs(
+        self, name: str, *, limit: int = MAX_OUTPUT_BYTES, reserved: Iterable[frozenset[str]] = ()
+    ) -> dict[str, Any]:
         """What the tasks of a job that have completed have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
 
         :param limit: bytes that one of them may have written; all together may have five times as many.
+        :param reserved: keys that mean something to who keeps the results: no object in them may have all of one of
+            these sets; see :func:`~airflow_provider_air_executor.jobs.outputs.why_unfit` for what is refused besides.
         :raises JobNotFoundError: if there is no such job.
-        :raises OutputError: if what one of them has written is not JSON, or longer.
+        :raises OutputError: if what one of them has written is not JSON, or longer, or cannot be kept.
         """
+        reserved = tuple(reserved)
         outputs, left = {}, limit * MAX_OUTPUTS_BYTES // MAX_OUTPUT_BYTES
         for task in self.get_tasks(name):
             if task.status is TaskStatus.COMPLETED:
                 with contextlib.suppress(FileNotFoundError):
-                    outputs[task.id], size = self._read_output(name, task, limit)
+                    outputs[task.id], size = self._read_output(name, task, limit, reserved)
                     left -= size
                 if left < 0:
                     raise OutputError(
@@ -505,7 +511,7 @@ class JobStore:
                     )
         return outputs
 
-    def _read_output(self, name: str, task: Task, limit: int) -> tuple[Any, int]:
+    def _read_output(self, name: str, task: Task, limit: int, reserved: Iterable[frozenset[str]]) -> tuple[Any, int]:
         path = self.output_path(name, check_task_id(task.id), task.attempt)
         try:
             if not files.is_real_directory(path.parent):
@@ -519,9 +525,13 @@ class JobStore:
         if len(data) > limit:
             raise OutputError(name, task.id, f"{path} is longer than {limit} bytes; write what is long to a file")
         try:
-            return json.loads(data), len(data)
+            value = json.loads(data)
         except (ValueError, RecursionError) as error:
             raise OutputError(name, task.id, f"{path} is not JSON that can be read: {error}") from None
+        why = why_unfit({task.id: value}, reserved)
+        if why is not None:
+            raise OutputError(name, task.id, f"{path} cannot be kept: {why}")
+        return value, len(data)
 
     # -- asking the manager --------------------------------------------------------------------------------
 

@@ -326,6 +326,21 @@ def test_complaint_10_what_has_completed_runs_again(airflow: Installation, store
     assert attempts == {"download": 1, "report": 2, "send": 1}
 
 
+def test_results_that_airflow_cannot_keep(airflow: Installation, store: JobStore) -> None:
+    """On each way the task fails at its first try, and says which file it is."""
+    run_id = airflow.trigger("unfit_results")
+    assert airflow.follow("unfit_results", run_id)[0] == "failed"
+    found = airflow.tasks("unfit_results", run_id)
+    assert len(found) == 12
+    names = {job.submitted_by.task_id: job.name for job in jobs_of(store, run_id) if job.submitted_by is not None}
+    for task in found:
+        name = names[task["task_id"]]
+        assert (task["state"], task["try_number"]) == ("failed", 1), task["task_id"]
+        assert store.get_job(name).state == "completed"
+        log = airflow.log("unfit_results", run_id, task["task_id"])
+        assert f"{store.output_path(name, 'report', 1)} cannot be kept" in log, task["task_id"]
+
+
 @pytest.mark.skipif(not SINCE_3_3, reason="before Airflow 3.3 a worker begins")
 def test_a_task_without_a_worker(airflow: Installation, store: JobStore) -> None:
     """Submitted, waited for and ended in the triggerer, with what it returns, prints, and links to."""

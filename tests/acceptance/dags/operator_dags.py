@@ -121,6 +121,25 @@ with DAG("fails_once", **ARGUMENTS):
         retry_delay=0,
     )
 
+UNFIT = {
+    "nan": "[NaN]",
+    "nul": '"\\u0000"',
+    "class": '{"__classname__": "x"}',
+    "old_class": '{"__type": "x", "__var": 1}',
+}
+
+with DAG("unfit_results", **ARGUMENTS):
+    for kind, text in UNFIT.items():
+        for way, how in (("waits", {}), ("defers", {"deferrable": True}), ("no_worker", {"start_from_trigger": True})):
+            AirExecutorSubmitOperator(
+                task_id=f"{way}_{kind}",
+                tasks=[{"id": "report", "bash": f"sleep 2; echo '{text}' > $AIR_EXECUTOR_OUTPUT"}],
+                poll_interval=1,
+                retries=1,
+                retry_delay=0,
+                **how,
+            )
+
 with DAG("sensors", **ARGUMENTS):
     for name, line, seconds in (("too_long", "sleep 1000", 8), ("broken", "exit 3", 1000)):
         submit = AirExecutorSubmitOperator(

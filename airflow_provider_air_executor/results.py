@@ -1,0 +1,29 @@
+"""What the tasks of a job hand over to Airflow, read in one place for operator, sensor and triggers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_provider_air_executor.exceptions import OutputError
+from airflow_provider_air_executor.jobs.store import JobStore
+
+# An object with all keys of one of these sets is taken for one of its own by what keeps XCom (airflow.sdk.serde): it
+# refuses the first two when they are written, and makes another value of the third, or none, when it is read.
+RESERVED = (frozenset({"__classname__"}), frozenset({"__id__"}), frozenset({"__type", "__var"}))
+
+
+class UnfitResultError(OutputError, AirflowFailException):
+    """What a task has handed over cannot be kept in XCom. The job has completed, so that a retry is of no use."""
+
+
+def results_of(store: JobStore, job_name: str) -> dict[str, Any]:
+    """What the tasks of a job that have completed have handed over, by their ids.
+
+    :raises UnfitResultError: naming the task and the file, if it cannot be read, or Airflow cannot keep it.
+    """
+    try:
+        return store.get_outputs(job_name, reserved=RESERVED)
+    except OutputError as error:
+        raise UnfitResultError(error.job_name, error.task_id, error.why) from None
