@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequen
 from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.installation import installation_of
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, printable
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -107,12 +109,23 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
     async def ends(self) -> JobEnds:
         """The ends that are to be told here."""
-        base_path = self.base_path or (await location_of(self.air_executor_conn_id))[0]
-        return JobEnds(JobStore(base_path), self._reader(), interval=self.poll_interval, matches=self.matches)
+        store = JobStore(self.base_path or (await location_of(self.air_executor_conn_id))[0])
+        reader, formerly = self._reader(await sync_to_async(installation_of)(store)), self._reader()
+        return JobEnds(
+            store,
+            reader,
+            interval=self.poll_interval,
+            matches=self.matches,
+            formerly=formerly if formerly != reader else "",
+        )
 
-    def _reader(self) -> str:
-        """A name that is the same for this trigger in each triggerer, and another one for each other trigger."""
-        return "airflow-" + hashlib.sha256(json.dumps(self.serialize()[1], sort_keys=True).encode()).hexdigest()[:16]
+    def _reader(self, installation: str | None = None) -> str:
+        """A name that is the same for this trigger in each triggerer, and another one for each other trigger.
+
+        :param installation: which Airflow it is; earlier versions did not say.
+        """
+        text = json.dumps(self.serialize()[1], sort_keys=True) + (installation or "")
+        return f"airflow-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def matches(self, job: Job) -> bool:
         """Whether the end of this job is to be told."""

@@ -12,6 +12,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsError
 from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.installation import known_installation
 from airflow_provider_air_executor.jobs.models import (
     SubmittedBy,
     Task,
@@ -98,7 +99,7 @@ class AirExecutorNotifier(BaseNotifier):
         :raises InvalidJobError: if the tasks are not valid.
         :raises JobExistsError: if the name is that of another job.
         """
-        event = _event(context)
+        event = _event(context).evolve(installation=known_installation())
         name = valid_job_name(self.job_name) if self.job_name else self._default_name(event)
         tasks = parse_tasks(list_of(self.tasks))
         hook = AirExecutorHook(self.air_executor_conn_id)
@@ -113,7 +114,8 @@ class AirExecutorNotifier(BaseNotifier):
                 submitted_by=event,
             )
         except JobExistsError:
-            if hook.get_job(name).submitted_by != event:
+            # Earlier versions did not say which Airflow it was.
+            if hook.get_job(name).submitted_by not in (event, event.evolve(installation=None)):
                 raise
             self.log.info("job %s was submitted by an earlier call of this callback", name)
             hook.ensure_manager()

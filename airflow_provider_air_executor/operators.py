@@ -31,6 +31,7 @@ from airflow_provider_air_executor.exceptions import (
     NotRemovedError,
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.installation import default_name, installation_of
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import (
     Job,
@@ -38,7 +39,6 @@ from airflow_provider_air_executor.jobs.models import (
     Reason,
     SubmittedBy,
     Task,
-    default_job_name,
     parse_tasks,
     printable,
     valid_job_name,
@@ -164,7 +164,8 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.air_executor_conn_id = air_executor_conn_id
         self._lineage_parent: dict[str, str] = {}  # environment variables
-        self._waits_for = ""  # the job, while this process waits for it
+        self._job = ""  # the name of the job, as soon as it is known
+        self._waits_for = ""  # the same, while this process waits for it
         self._owner: SubmittedBy | None = None
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
@@ -187,10 +188,11 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Submit the job, and wait for it."""
-        owner = _submitted_by(context)
+        owner = self._owner_in(context)
         if self.openlineage_inject_parent_job_info:
             self._lineage_parent = lineage.parent_environment(context["ti"])
         job, after_attempt = self._submit(self._name_for(owner), owner)
+        self._job = job.name
         self._push_identity(context, job)
         if not self.wait_for_completion:
             return job.name
@@ -221,11 +223,12 @@ class AirExecutorSubmitOperator(BaseOperator):
         name = found["job_name"]
         if found["status"] == triggers.NOT_SUBMITTED:
             return self.execute(context)
+        self._job = name
         if self.start_from_trigger:
             with contextlib.suppress(JobNotFoundError):
                 self._push_identity(context, self.hook.get_job(name))
         if found["status"] == triggers.TIMEOUT:
-            self._give_up(name, found["message"], _submitted_by(context))
+            self._give_up(name, found["message"], self._owner_in(context))
         elif found["status"] == triggers.NOT_FOUND:
             raise JobNotFoundError(name, self.hook.store.base_path)
         return self._finish(context, self.hook.get_job(name))
@@ -240,7 +243,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralError, TaskDeferralTimeout) as error:
-            owner = _submitted_by(context)
+            owner = self._owner_in(context)
             is_last = (owner.try_number or 0) > (owner.max_tries or 0)
             if isinstance(error, TaskDeferralTimeout) or is_last:
                 name = self._name_for(owner)
@@ -251,7 +254,15 @@ class AirExecutorSubmitOperator(BaseOperator):
             raise
 
     def _name_for(self, owner: SubmittedBy) -> str:
-        return valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
+        return valid_job_name(self.job_name) if self.job_name else default_name(self.hook.store, owner)
+
+    def _owner_in(self, context: Context) -> SubmittedBy:
+        ti = context["ti"]
+        return SubmittedBy.of_task(ti, max_tries=ti.max_tries, installation=self._installation)
+
+    @cached_property
+    def _installation(self) -> str | None:
+        return installation_of(self.hook.store)
 
     def get_openlineage_facets_on_start(self) -> OperatorLineage[Any, Any]:
         """Called by OpenLineage's extractor before the task begins."""
@@ -263,7 +274,8 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
         """Called by OpenLineage's extractor when the task has ended, well or badly."""
-        name = self._name_for(_submitted_by({"ti": task_instance}))
+        # It may be called in a process forked for it, in which Airflow must not be asked for anything.
+        name = self._job or self._name_for(SubmittedBy.of_task(task_instance))
         return self.get_openlineage_facets_on_start().merge(lineage.of_job(self.hook.store, name))
 
     def _push_identity(self, context: Context, job: Job) -> None:
@@ -404,7 +416,7 @@ class AirExecutorSubmitOperator(BaseOperator):
                 poll_interval=self.poll_interval,
                 deadline=None if limit is None else time.time() + limit,
                 after_attempt=after_attempt,
-                owner=_submitted_by(context).model_dump(mode="json"),
+                owner=self._owner_in(context).model_dump(mode="json"),
                 stream_logs=self.stream_logs,
             )
             backstop = None if limit is None else timedelta(seconds=limit + _BACKSTOP_SECONDS)
@@ -433,7 +445,7 @@ class AirExecutorSubmitOperator(BaseOperator):
                 on_poll=say_how_far,
             )
         except JobTimeoutError as error:
-            self._give_up(name, str(error), _submitted_by(context))
+            self._give_up(name, str(error), self._owner_in(context))
         else:
             return self._finish(context, job)
 
@@ -553,8 +565,3 @@ def _check_arguments(max_parallel_tasks: Any, priority: Any, labels: Any) -> Non
     for key, value in labels.items() if isinstance(labels, Mapping) else ():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidJobError(f"labels: each is a text with a text, not {key!r}: {value!r}")
-
-
-def _submitted_by(context: Context) -> SubmittedBy:
-    ti = context["ti"]
-    return SubmittedBy.of_task(ti, max_tries=ti.max_tries)

@@ -21,8 +21,9 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
+from airflow_provider_air_executor.installation import default_name, installation_of
 from airflow_provider_air_executor.jobs import summary
-from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, default_job_name, printable, valid_job_name
+from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, printable, valid_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.jobs.watch import Waiter, watching
@@ -427,13 +428,13 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Submit the job, or find it submitted, and wait for it."""
         ti: Any = self.task_instance
-        owner = SubmittedBy.of_task(ti, max_tries=self.retries)
-        if not self._unrendered:
-            self.job_name = valid_job_name(self.job_name) if self.job_name else default_job_name(owner)
         job = None
-        if owner.try_number == 1 and not self._unrendered:
+        if ti.try_number == 1 and not self._unrendered:
             try:
                 await self._locate()
+                installation = await sync_to_async(installation_of)(self._store)
+                owner = SubmittedBy.of_task(ti, max_tries=self.retries, installation=installation)
+                self.job_name = await asyncio.to_thread(self._name_for, owner)
                 self.owner = owner.model_dump(mode="json")
                 self._submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, owner))
                 job = await asyncio.shield(self._submitting)
@@ -444,6 +445,9 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             return
         self.deadline = self._deadline_of(job)
         yield await self._wait_for_end()
+
+    def _name_for(self, owner: SubmittedBy) -> str:
+        return valid_job_name(self.job_name) if self.job_name else default_name(self._store, owner)
 
     def _submit(self, owner: SubmittedBy) -> Job:
         """The job of this task: submitted now, or by a triggerer before this one.

@@ -32,14 +32,18 @@ class JobEnds:
     :param reader: its name, 1 to 64 letters, digits, ``-`` and ``_``.
     :param interval: seconds between two passes over all jobs, for file systems that do not notify.
     :param matches: which jobs the reader wants to be told of.
+    :param formerly: its name before, if it has another one now: it goes on where it was.
     :raises InvalidJobError: if nobody can be called so.
     """
 
-    def __init__(self, store: JobStore, reader: str, *, interval: float, matches: Callable[[Job], bool]) -> None:
+    def __init__(
+        self, store: JobStore, reader: str, *, interval: float, matches: Callable[[Job], bool], formerly: str = ""
+    ) -> None:
         if not _READER.fullmatch(reader):
             raise InvalidJobError(f"reader: {reader!r} must be 1 to 64 letters, digits, '-' or '_'")
         self._store = store
         self._reader = reader
+        self._formerly = formerly
         self._interval = interval
         self._matches = matches
         self._since = 0.0  # when the reader was there for the first time, in seconds since the epoch
@@ -90,6 +94,9 @@ class JobEnds:
         path = self._store.reader_path(self._reader)
         self._store.create_directories()
         files.make_directory(path.parent, exist_ok=True)
+        if self._formerly and not path.exists():
+            with contextlib.suppress(FileNotFoundError):  # locked or not: who holds it holds it under the new name too
+                os.rename(self._store.reader_path(self._formerly), path)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with contextlib.ExitStack() as unless_kept:
             unless_kept.callback(os.close, lock)
@@ -161,12 +168,16 @@ class JobEnds:
         ended_at = job.updated_at.timestamp() if job.updated_at else 0.0
         if ended_at < self._since or not self._matches(job):
             return False
+        return end.encode() not in (self._confirmed(job, reader) for reader in {self._reader, self._formerly} - {""})
+
+    def _confirmed(self, job: Job, reader: str) -> bytes:
+        """The end of a job that a reader has confirmed."""
         try:
-            return files.read(self._store.seen_path(job.name, self._reader))[0] != end.encode()
+            return files.read(self._store.seen_path(job.name, reader))[0]
         except OSError as error:
             if error.errno not in files.ABSENT:
                 raise
-            return True
+            return b""
 
 
 def _end_of(job: Job) -> str:

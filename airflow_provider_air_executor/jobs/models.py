@@ -368,6 +368,7 @@ class SubmittedBy(Record):
     max_tries: Number | None = None  # Airflow raises it when the task is cleared, not when it is tried again
     callback: Text | None = None  # which one, if it was a callback
     clear_number: Number | None = None  # how often the DAG run had been cleared, if it was a callback of that
+    installation: Text | None = None  # which Airflow; several may use one base path, and run the same DAGs
 
     @classmethod
     def of_task(cls, ti: Any, **facts: Any) -> SubmittedBy:
@@ -386,9 +387,13 @@ class SubmittedBy(Record):
             **facts,
         )
 
+    def is_elsewhere(self, other: SubmittedBy) -> bool:
+        """Whether the other one is known to be of another Airflow. Earlier versions did not say which."""
+        return None not in (self.installation, other.installation) and self.installation != other.installation
+
     def is_same_task(self, other: SubmittedBy) -> bool:
         """Whether both are tries of the same task of the same run."""
-        return (self.dag_id, self.run_id, self.task_id, self.map_index) == (
+        return not self.is_elsewhere(other) and (self.dag_id, self.run_id, self.task_id, self.map_index) == (
             other.dag_id,
             other.run_id,
             other.task_id,
@@ -499,6 +504,8 @@ def name_with_digest(readable: str, identity: str) -> str:
 def default_job_name(owner: SubmittedBy) -> str:
     """The name of a job that an Airflow task submits without naming it: always the same, and only its own."""
     parts = [owner.dag_id, owner.run_id, owner.task_id, owner.map_index]
+    if owner.installation is not None:
+        parts.append(owner.installation)
     mapped = f"__{owner.map_index}" if owner.map_index >= 0 else ""
     return name_with_digest(f"{owner.dag_id}__{owner.task_id}{mapped}__{owner.run_id}", json.dumps(parts))
 

@@ -301,7 +301,7 @@ class JobStore:
         self.create_directories()
         path = self.job_path(job.name)
         if files.stamp(path) is not None:
-            raise self._exists(job.name)
+            raise self._exists(job)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
             for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
@@ -315,7 +315,7 @@ class JobStore:
             files.publish_directory(build, path, durable=durable)
         except FileExistsError:
             _remove_tree(build)
-            raise self._exists(job.name) from None
+            raise self._exists(job) from None
         except BaseException:
             _remove_tree(build)
             raise
@@ -365,11 +365,14 @@ class JobStore:
         """Remove an attached file, if it is there."""
         files.remove(self.attached_path(name, file))
 
-    def _exists(self, name: str) -> JobExistsError:
-        owner = ""
+    def _exists(self, job: Job) -> JobExistsError:
+        """The error that says who has the name of this job already."""
+        owned = ""
         with contextlib.suppress(JobNotFoundError, CorruptFileError):
-            owner = str(self.get_job(name).submitted_by or "")
-        return JobExistsError(name, self.base_path, owner)
+            owner = self.get_job(job.name).submitted_by
+            is_elsewhere = owner is not None and job.submitted_by is not None and owner.is_elsewhere(job.submitted_by)
+            owned = f"{owner or ''}{' in another Airflow' if is_elsewhere else ''}"
+        return JobExistsError(job.name, self.base_path, owned)
 
     # -- reading -------------------------------------------------------------------------------------------
 

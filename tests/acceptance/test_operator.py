@@ -97,6 +97,12 @@ def assert_all_lines_are_in_the_log(airflow: Installation, run_id: str, dag_id: 
     assert [log.count(f"work | {line}\n") for line in lines] == [1] * len(lines)
 
 
+def assert_it_says_which_airflow_it_is(airflow: Installation, job: Job) -> None:
+    """Whether a job's owner has the word that the database has, whichever process has asked for it."""
+    assert job.submitted_by is not None
+    assert job.submitted_by.installation == airflow.api("/variables/air_executor_installation")["value"]
+
+
 def is_cancelled(store: JobStore, name: str) -> bool:
     return store.get_job(name).reason == "cancelled"
 
@@ -112,6 +118,7 @@ def test_complaint_6_the_logs_are_missing_while_the_task_is_deferred(
     assert airflow.follow("waits", run_id)[0] == "success"
     assert_all_lines_are_in_the_log(airflow, run_id, "waits", store, *jobs_of(store, run_id))
     assert airflow.xcom("waits", run_id, "submit") == {"work": "done"}
+    assert_it_says_which_airflow_it_is(airflow, *jobs_of(store, run_id))
 
 
 def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(
@@ -351,6 +358,7 @@ def test_a_task_without_a_worker(airflow: Installation, store: JobStore) -> None
     assert jobs_of(JobStore(airflow.tasks_path), run_id) == []  # no worker was asked for
     (job,) = jobs_of(store, run_id)
     assert (job.state, job.attempt) == ("completed", 1)
+    assert_it_says_which_airflow_it_is(airflow, job)
     assert airflow.xcom("no_worker", run_id, "submit") == {"work": "done"}
     assert airflow.xcom("no_worker", run_id, "submit", "job_name") == job.name
     log = airflow.log("no_worker", run_id, "submit")

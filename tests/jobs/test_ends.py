@@ -89,6 +89,17 @@ def test_what_ends_after_the_reader_came_is_told_once(store: JobStore) -> None:
     assert asyncio.run(told(ends(store), 1)) == ["while-away"]
 
 
+def test_a_reader_that_gets_another_name_goes_on_where_it_was(store: JobStore) -> None:
+    asyncio.run(told(ends(store, "old"), 0))
+    end(store, "a")
+    assert asyncio.run(told(ends(store, "old"), 1)) == ["a"]
+    end(store, "b")
+    renamed = lambda reader: JobEnds(store, reader, interval=FOREVER, matches=lambda _: True, formerly="old")  # noqa: E731
+    assert asyncio.run(told(renamed("new"), 1)) == ["b"]
+    assert asyncio.run(told(renamed("new"), 0)) == []
+    assert asyncio.run(told(renamed("another"), 0)) == []  # it is there for the first time
+
+
 def test_what_is_not_confirmed_is_told_to_the_next_one(store: JobStore) -> None:
     asyncio.run(told(ends(store), 0))
     end(store, "a")

@@ -1,0 +1,95 @@
+"""What tells this Airflow from others that use the same base path: a random word, kept as a Variable of Airflow's.
+
+DAG, run and task have the same names in two installations that run the same DAG, and a job would be taken for that of
+the other one. What all components of an installation share, on whatever machines they are, and no other installation
+has, is the database: homes, addresses and settings may be equal in two of them, or differ within one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from airflow.sdk.configuration import conf
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time import task_runner
+from airflow.sdk.execution_time.comms import GetVariable, PutVariable
+
+from airflow_provider_air_executor.exceptions import JobNotFoundError
+from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name
+from airflow_provider_air_executor.jobs.store import JobStore
+
+VARIABLE = "air_executor_installation"
+_DESCRIPTION = "Tells the jobs of this Airflow from those of others on the same base path. Keep it as it is."
+
+
+def installation_of(store: JobStore) -> str | None:
+    """What tells this Airflow from others; made up now, if it is not there yet.
+
+    Nobody makes it up where Airflow is divided into teams: what one of them sets takes it from the others.
+
+    :param store: the job filesystem that is about to be used.
+    :return: None where Airflow cannot be asked, in a program of one's own for instance. Names alone count then.
+    :raises AirflowRuntimeError: if Airflow does not answer; that it is not there must not be concluded from it.
+    """
+    known = known_installation()
+    comms = _comms()
+    if known is not None or comms is None or conf.getboolean("core", "multi_team", fallback=False):
+        return known
+    with _only_one(store):
+        if (known := known_installation()) is None:
+            known = uuid.uuid4().hex
+            comms.send(PutVariable(key=VARIABLE, value=known, description=_DESCRIPTION))
+    return known
+
+
+def known_installation() -> str | None:
+    """The same, for processes that may only ask; None also if it is not there yet.
+
+    It does not go through :class:`airflow.sdk.Variable`, which takes an answer that is not one for "not there".
+    """
+    comms = _comms()
+    if comms is None:
+        return None
+    try:
+        return comms.send(GetVariable(key=VARIABLE)).value or None  # type: ignore[no-any-return]
+    except AirflowRuntimeError as error:
+        if error.error.error == ErrorType.VARIABLE_NOT_FOUND:
+            return None
+        raise
+
+
+def default_name(store: JobStore, owner: SubmittedBy) -> str:
+    """The name of the job of an Airflow task that does not name it itself.
+
+    A job that an earlier version of this package has submitted for it keeps its name.
+    """
+    former = default_job_name(owner.evolve(installation=None))
+    with contextlib.suppress(JobNotFoundError):
+        job = store.get_job(former)
+        if job.submitted_by is not None and job.submitted_by.is_same_task(owner):
+            return former
+    return default_job_name(owner)
+
+
+def _comms() -> Any:
+    """The way from this process to Airflow, if it is one that runs what users write."""
+    return getattr(task_runner, "SUPERVISOR_COMMS", None)
+
+
+@contextlib.contextmanager
+def _only_one(store: JobStore) -> Iterator[None]:
+    """Let one process after the other do what is within: all that could come first use this job filesystem."""
+    store.create_directories()
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(store.base_path / "installation.lock", flags, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
