@@ -56,7 +56,7 @@ def known_installation() -> str | None:
     if comms is None:
         return None
     try:
-        return comms.send(GetVariable(key=VARIABLE)).value or None  # type: ignore[no-any-return]
+        return comms.send(GetVariable(key=VARIABLE)).value or None
     except AirflowRuntimeError as error:
         if error.error.error == ErrorType.VARIABLE_NOT_FOUND:
             return None

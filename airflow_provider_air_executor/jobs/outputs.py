@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-MAX_DEPTH = 100  # of lists and objects in each other; Airflow 3.3.2 takes 249
+MAX_DEPTH = 100  # of nested lists and objects; Airflow 3.3.2 takes 249
 _NUMBERS = range(-(2**63), 2**64)
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -26,7 +26,7 @@ def why_unfit(value: Any, reserved: Iterable[frozenset[str]] = ()) -> str | None
     while waiting:
         item, depth = waiting.pop()
         if depth > MAX_DEPTH:
-            return f"lists and objects are in each other more than {MAX_DEPTH} deep"
+            return f"lists and objects are nested more than {MAX_DEPTH} deep"
         if isinstance(item, dict):
             for keys in reserved:
                 if keys <= item.keys():
@@ -41,7 +41,7 @@ def why_unfit(value: Any, reserved: Iterable[frozenset[str]] = ()) -> str | None
 
 def _why_unfit_alone(item: Any) -> str | None:
     if isinstance(item, str) and (found := _UNWRITABLE.search(item)):
-        return "a text has a NUL character in it" if found[0] == "\0" else "a text has half a character in it"
+        return "a text has a NUL character in it" if found[0] == "\0" else "a text has a lone surrogate in it"
     if isinstance(item, float) and not math.isfinite(item):
         return f"{item} is no number of JSON"
     if isinstance(item, int) and item not in _NUMBERS:

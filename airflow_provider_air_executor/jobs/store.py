@@ -8,6 +8,7 @@ through a file in ``inbox/``. Layout::
       inbox/                  requests to the manager
       manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  manager.not-replaced
       config.yaml
+      installation.lock       for a moment, by processes of Airflow
 """
 
 from __future__ import annotations
