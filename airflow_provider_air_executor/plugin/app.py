@@ -43,7 +43,15 @@ from airflow_provider_air_executor.plugin.access import (
     same_site,
 )
 from airflow_provider_air_executor.plugin.pages import HEADERS
-from airflow_provider_air_executor.plugin.records import Asked, JobDetails, JobList, JobSummary, TaskDetails, TaskList
+from airflow_provider_air_executor.plugin.records import (
+    Asked,
+    JobDetails,
+    JobList,
+    JobSummary,
+    Refusal,
+    TaskDetails,
+    TaskList,
+)
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +67,33 @@ Offset = Annotated[
     int, Query(ge=-_FARTHEST, le=_FARTHEST, description="Where to start, in bytes; negative: so many before the end.")
 ]
 
+
+def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer instead, for the description of the API."""
+    words = {
+        status.HTTP_401_UNAUTHORIZED: "No login.",
+        status.HTTP_403_FORBIDDEN: "Not allowed.",
+        status.HTTP_404_NOT_FOUND: "There is no such thing, or its files cannot be read.",
+        status.HTTP_409_CONFLICT: "The job's state forbids it.",
+        status.HTTP_503_SERVICE_UNAVAILABLE: "No manager can be asked or started from here.",
+    }
+    return {code: {"model": Refusal, "description": words[code]} for code in codes}
+
+
+_ABOUT_A_JOB = _refusals(status.HTTP_403_FORBIDDEN, status.HTTP_404_NOT_FOUND)
+_CHANGING = {**_ABOUT_A_JOB, **_refusals(status.HTTP_503_SERVICE_UNAVAILABLE)}
+_LOG = {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+_EVENTS = {"description": "Events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+
 # No pages of documentation, which would be public; /api/openapi.json is ours.
-app = FastAPI(title="Air-Executor", docs_url=None, redoc_url=None, openapi_url=None, dependencies=[Depends(get_user)])
+app = FastAPI(
+    title="Air-Executor",
+    docs_url=None,
+    redoc_url=None,
+    openapi_url=None,
+    dependencies=[Depends(get_user)],
+    responses=_refusals(status.HTTP_401_UNAUTHORIZED),
+)
 
 
 @app.exception_handler(StarletteHTTPException)
@@ -102,7 +135,7 @@ def show_jobs() -> Response:
     return pages.show("jobs", "Jobs")
 
 
-@app.get("/jobs/{job_name}", response_class=HTMLResponse)
+@app.get("/jobs/{job_name}", response_class=HTMLResponse, responses=_ABOUT_A_JOB)
 def show_job(found: SeenJob) -> Response:
     """The page of a job."""
     return pages.show("job", found.job.name, {"job": found.job.name})
@@ -114,7 +147,7 @@ def show_owned() -> Response:
     return pages.show("owned", "Jobs")
 
 
-@app.get("/static/{path:path}")
+@app.get("/static/{path:path}", response_class=Response, responses=_refusals(status.HTTP_404_NOT_FOUND))
 def get_static(path: str) -> Response:
     """A file that the pages load."""
     content = pages.static_files().get(path)
@@ -139,7 +172,7 @@ def list_connections(user: GetUserDep) -> list[str]:
     return connections_for(user)
 
 
-@app.get("/api/jobs")
+@app.get("/api/jobs", responses=_ABOUT_A_JOB)
 def list_jobs(
     response: Response,
     rights: RightsDep,
@@ -179,7 +212,7 @@ def list_jobs(
     return JobList(jobs=rows, total=len(shown), state_counts={one: state_counts[one] for one in JobState})
 
 
-@app.get("/api/jobs/{job_name}")
+@app.get("/api/jobs/{job_name}", responses=_ABOUT_A_JOB)
 def get_job(response: Response, found: SeenJob) -> JobDetails:
     """A job."""
     _never_cached(response)
@@ -194,7 +227,7 @@ def get_job(response: Response, found: SeenJob) -> JobDetails:
     )
 
 
-@app.get("/api/jobs/{job_name}/tasks")
+@app.get("/api/jobs/{job_name}/tasks", responses=_ABOUT_A_JOB)
 def list_tasks(
     response: Response,
     found: SeenJob,
@@ -224,7 +257,7 @@ def list_tasks(
     return TaskList(tasks=[TaskDetails.of(task, attempts[task.id], mask) for task in page], total=len(wanted))
 
 
-@app.get("/api/jobs/{job_name}/tasks/{task_id}/log")
+@app.get("/api/jobs/{job_name}/tasks/{task_id}/log", response_class=Response, responses={200: _LOG, **_ABOUT_A_JOB})
 def get_log(
     found: SeenLog,
     task_id: str,
@@ -244,13 +277,15 @@ def get_log(
     return Response(chunk.data, media_type="text/plain", headers=headers)
 
 
-@app.get("/api/jobs/{job_name}/events")
+@app.get("/api/jobs/{job_name}/events", response_class=Response, responses={200: _EVENTS, **_ABOUT_A_JOB})
 def follow_job(found: SeenJob) -> StreamingResponse:
     """Server-sent events of a job: `changed` when its files have changed, `end` when it has ended."""
     return _stream(found, None)
 
 
-@app.get("/api/jobs/{job_name}/tasks/{task_id}/events")
+@app.get(
+    "/api/jobs/{job_name}/tasks/{task_id}/events", response_class=Response, responses={200: _EVENTS, **_ABOUT_A_JOB}
+)
 def follow_log(
     found: SeenLog, task_id: str, offset: Offset = 0, last_event_id: Annotated[int | None, Header()] = None
 ) -> StreamingResponse:
@@ -259,7 +294,12 @@ def follow_log(
     return _stream(found, (task_id, offset if last_event_id is None else last_event_id))
 
 
-@app.post("/api/jobs/{job_name}/cancel", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
+@app.post(
+    "/api/jobs/{job_name}/cancel",
+    dependencies=[Depends(same_site)],
+    status_code=status.HTTP_202_ACCEPTED,
+    responses=_CHANGING,
+)
 def cancel_job(found: EditedJob) -> Asked:
     """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
     requested = found.store.cancel(found.job.name)
@@ -269,7 +309,12 @@ def cancel_job(found: EditedJob) -> Asked:
     return Asked(requested=requested)
 
 
-@app.post("/api/jobs/{job_name}/retry", dependencies=[Depends(same_site)], status_code=status.HTTP_202_ACCEPTED)
+@app.post(
+    "/api/jobs/{job_name}/retry",
+    dependencies=[Depends(same_site)],
+    status_code=status.HTTP_202_ACCEPTED,
+    responses={**_CHANGING, **_refusals(status.HTTP_409_CONFLICT)},
+)
 def retry_job(found: EditedJob) -> Asked:
     """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
     found.store.retry(found.job.name)

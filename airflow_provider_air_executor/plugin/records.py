@@ -183,6 +183,12 @@ class Asked(BaseModel):
     requested: bool
 
 
+class Refusal(BaseModel):
+    """Why a request was not carried out."""
+
+    detail: str
+
+
 def _command(task: Task, mask: Mask) -> str:
     """What the task runs: a line of shell code as it was written, anything else as one would type it."""
     if task.command == "bash" and len(task.args) == 2 and task.args[0] == "-c":

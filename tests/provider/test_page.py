@@ -283,3 +283,25 @@ for plugin in (AirExecutorPlugin, AirExecutorPlugin()):
     assert [view["destination"] for view in plugin.external_views] == ["nav", "task_instance", "dag_run"]
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+# -- the description of the API ----------------------------------------------------------------------------
+
+
+def test_the_api_tells_what_it_may_answer() -> None:
+    from airflow_provider_air_executor.plugin.app import app
+
+    told = {
+        (method, path): route["responses"]
+        for path, routes in app.openapi()["paths"].items()
+        for method, route in routes.items()
+    }
+    for (method, path), answers in told.items():
+        about = {"403", "404"} if "{job_name}" in path or path == "/api/jobs" else set()
+        changes = {"503"} if method == "post" else set()
+        state = {"409"} if path.endswith("/retry") else set()
+        static = {"404"} if path.startswith("/static") else set()
+        assert set(answers) - {"422"} == {"202" if changes else "200", "401"} | about | changes | state | static, path
+    for path, kind in (("log", "text/plain"), ("events", "text/event-stream")):
+        answer = told["get", f"/api/jobs/{{job_name}}/tasks/{{task_id}}/{path}"]["200"]
+        assert set(answer["content"]) == {kind}

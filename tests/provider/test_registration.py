@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_the_entry_point_leads_to_the_provider_info() -> None:
         if point.module == airflow_provider_air_executor.__name__
     )
     assert found.load()() == airflow_provider_air_executor.get_provider_info()
+
+
+def test_the_licences_of_what_is_in_the_package_are_told() -> None:
+    told = metadata("airflow-provider-air-executor")
+    assert told["License-Expression"] == "Apache-2.0 AND MIT"
+    static = Path(airflow_provider_air_executor.__file__).parent / "plugin" / "static"
+    theirs = {str(path.relative_to(ROOT)) for path in static.rglob("*.LICENSE")}
+    assert set(told.get_all("License-File") or ()) == {"LICENSE", *theirs}
+
+
+def test_the_description_on_an_index_leads_nowhere_that_is_not_there() -> None:
+    text = metadata("airflow-provider-air-executor")["Description"]
+    assert "Run multi-step shell work from Airflow" in text
+    assert "All of it: docs/operator.md, docs/ui.md" in text
+    assert re.findall(r"\]\((?!https?:)", text) == []
 
 
 def test_the_info_satisfies_airflows_schema() -> None:
