@@ -133,6 +133,18 @@ def get_provider_info() -> dict[str, Any]:
                         "example": None,
                         "default": "3600",
                     },
+                    "keep_secrets": {
+                        "description": (
+                            "Whether the tasks of jobs that DAGs submit find Airflow's own secrets in their "
+                            "environment,\nif their manager is an embedded one: the database connection, the JWT and "
+                            "Fernet keys, and others\nthat are marked as sensitive. The executor's manager always has "
+                            "them."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "False",
+                    },
                     "embedded_idle_timeout": {
                         "description": "Seconds without work after which the embedded manager ends.",
                         "version_added": "0.1.0",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,6 +36,20 @@ _FIRST_POLL_SECONDS = 0.02
 _DEFAULT_IDLE_SECONDS = 600
 # What an Airflow process is told about itself must not reach the tasks of other jobs.
 _PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
+# Settings with which one could speak for Airflow, by their sections; its own list has more, and those of providers.
+_SECRET_SETTINGS = (
+    ("api", "secret_key"),
+    ("api_auth", "jwt_secret"),
+    ("celery", "broker_url"),
+    ("celery", "result_backend"),
+    ("core", "fernet_key"),
+    ("core", "sql_alchemy_conn"),
+    ("database", "sql_alchemy_conn"),
+    ("database", "sql_alchemy_conn_async"),
+    ("webserver", "secret_key"),
+)
+_DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+_NO_DATABASE = "airflow-db-not-allowed:///"  # what Airflow's own tasks find there
 
 
 class Location(NamedTuple):
@@ -356,16 +371,20 @@ def tasks_base_path(configured: str, team_name: str | None = None) -> str:
 def start_manager_if_none(store: JobStore) -> None:
     """Start a manager that outlives this process, unless one runs. Any number of processes may do so at once.
 
+    Its tasks do not find Airflow's own secrets in their environment, unless the setting ``[air_executor] keep_secrets``
+    says so: this process may be the API server, which has all of them.
+
     :raises ManagerError: if it cannot be started; the message holds what it said.
     """
     if not store.manager_is_running():
-        start_manager(store)
+        start_manager(store, keep_secrets=conf.getboolean("air_executor", "keep_secrets", fallback=False))
 
 
-def start_manager(store: JobStore, *flags: str, replace: bool = False) -> None:
+def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: bool = False) -> None:
     """Start a manager that outlives this process; if another one is faster, that is as good.
 
     :param flags: more flags of ``air-executor manager``.
+    :param keep_secrets: whether its tasks find in their environment how Airflow reaches its database, and its keys.
     :param replace: whether the one that runs is ended first.
     :raises ManagerError: if it cannot be started, or the one that runs not be replaced; the message holds what it said.
     """
@@ -381,6 +400,10 @@ def start_manager(store: JobStore, *flags: str, replace: bool = False) -> None:
     if environment.get("PYTHONPATH"):  # what is relative in it, or empty, means our directory and not the manager's
         entries = environment["PYTHONPATH"].split(os.pathsep)
         environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, entries))
+    if not keep_secrets:
+        secret = _secret_variables()
+        environment = {key: value for key, value in environment.items() if not secret.fullmatch(key)}
+        environment[_DATABASE] = _NO_DATABASE
     for _ in range(_START_ATTEMPTS):
         try:
             started = subprocess.run(
@@ -401,3 +424,10 @@ def start_manager(store: JobStore, *flags: str, replace: bool = False) -> None:
             break  # otherwise the one that was in its way has ended in this moment
     said = started.stderr.decode(errors="replace").strip()
     raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")
+
+
+def _secret_variables() -> re.Pattern[str]:
+    """The environment variables that hold secrets of Airflow's own, or say how to get at them; also those of a team."""
+    settings = {*_SECRET_SETTINGS, *getattr(conf, "sensitive_config_values", ())}
+    names = "|".join(re.escape(f"{section}__{key}".upper()) for section, key in settings)
+    return re.compile(f"AIRFLOW__(.+___)?({names})(_CMD|_SECRET)?")

@@ -151,7 +151,8 @@ class AirExecutorExecutor(BaseExecutor):
     def _start_manager(self, site: Site, *, replace: bool = False) -> None:
         flags = ["--max-concurrent-runners", str(site.max_running_tasks)]
         flags += ["--kill-grace", str(self.settings.kill_grace), "--preload", self.settings.preload]
-        start_manager(site.store, *flags, replace=replace)
+        # A supervisor is a part of Airflow, and reads its configuration.
+        start_manager(site.store, *flags, replace=replace, keep_secrets=True)
 
     def order_queued_tasks_by_priority(self) -> list[tuple[Any, Any]]:
         """The queued tasks, those with the highest priority weight first; Airflow up to 3.3.1 sorts the other way."""

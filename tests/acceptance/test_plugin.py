@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from airflow_provider_air_executor.jobs import masking
-from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy
+from airflow_provider_air_executor.jobs.models import JobState, Reason, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
@@ -306,6 +306,22 @@ def test_another_site_cannot_act_for_a_user(
     assert airflow.get(path, "ada", method="POST", headers=headers).status == status
     assert airflow.get(path, "ada", method="GET").status == 405
     assert airflow.get(path, "ada", method="POST", headers={"Origin": airflow.url}).status == 202
+
+
+def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server(airflow: ApiServer) -> None:
+    """The connection to the database above all, which Airflow keeps from tasks."""
+    embedded = JobStore(airflow.home / "air-executor")
+    job = embedded.submit("of-ours", [{"id": "shows", "command": "env"}])
+    (shows,) = embedded.get_tasks("of-ours")
+    embedded.write_tasks("of-ours", [shows.evolve(status=TaskStatus.FAILED, reason=Reason.LOST, attempt=1)])
+    embedded.write_job(job.evolve(state=JobState.FAILED))
+    assert airflow.get("/air-executor/api/jobs/of-ours/retry", "ada", method="POST").status == 202
+    has_completed = lambda: embedded.get_job("of-ours").state == "completed"  # noqa: E731
+    wait_until(has_completed, what="the job has run again")
+    lines = embedded.read_log("of-ours", "shows").text.splitlines()
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=airflow-db-not-allowed:///" in lines
+    assert not any(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] in line for line in lines)
+    assert f"AIRFLOW_HOME={airflow.home}" in lines
 
 
 def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: ApiServer, store: JobStore) -> None:

@@ -30,6 +30,7 @@ DEFAULTS = {
     "preload": "airflow_provider_air_executor.workload",
     "kill_grace": "5",
     "prune_after": "3600",
+    "keep_secrets": "False",
     "embedded_idle_timeout": "600",
 }
 

@@ -138,6 +138,39 @@ class TestEmbeddedManager:
         assert f"PYTHONPATH={os.path.realpath(tmp_path)}:{os.path.realpath(tmp_path)}/mine" in lines
         assert not [line for line in lines if line.startswith("LC_")]
 
+    @pytest.mark.parametrize("keep", [False, True])
+    def test_its_tasks_do_not_find_the_secrets_of_airflow(
+        self, store: JobStore, monkeypatch: pytest.MonkeyPatch, keep: bool
+    ) -> None:
+        """Whichever process has started it: the API server has them all."""
+        settings = (
+            "DATABASE__SQL_ALCHEMY_CONN",
+            "DATABASE__SQL_ALCHEMY_CONN_ASYNC",
+            "DATABASE__SQL_ALCHEMY_ENGINE_ARGS",  # Airflow's list of what is sensitive has it
+            "CORE__SQL_ALCHEMY_CONN",
+            "CORE__FERNET_KEY",
+            "API__SECRET_KEY",
+            "API_AUTH__JWT_SECRET",
+            "CELERY__BROKER_URL",
+            "CELERY__RESULT_BACKEND",
+            "TEAM_A___CORE__FERNET_KEY",
+        )
+        names = [f"AIRFLOW__{name}{suffix}" for name in settings for suffix in ("", "_CMD", "_SECRET")]
+        for name in names:
+            monkeypatch.setenv(name, "{}" if name.endswith("ENGINE_ARGS") else "sqlite:////s3cr3t")
+        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__KEEP_SECRETS", str(keep))
+        monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "7")
+        monkeypatch.setenv("PASSWORD_OF_A_USER", "7")
+        hook = AirExecutorHook()
+        hook.create_job("a", ["env"])
+        hook.wait_for_job("a", timeout=PATIENCE)
+        lines = hook.read_log("a", "task-1").text.splitlines()
+        found = {line.partition("=")[0] for line in lines} & set(names)
+        assert found == (set(names) if keep else {"AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"})
+        assert keep or "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=airflow-db-not-allowed:///" in lines
+        assert keep or not any("s3cr3t" in line for line in lines)
+        assert {"AIRFLOW__CORE__PARALLELISM=7", "PASSWORD_OF_A_USER=7"} <= set(lines)
+
     def test_it_is_started_again_while_somebody_waits(self, store: JobStore) -> None:
         hook = AirExecutorHook()
         hook.create_job("a", ["sleep 1", "true"])
