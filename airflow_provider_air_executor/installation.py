@@ -17,9 +17,10 @@ from typing import Any
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import GetVariable, PutVariable
+from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, PutVariable
 
 from airflow_provider_air_executor.exceptions import JobNotFoundError
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 
@@ -43,7 +44,7 @@ def installation_of(store: JobStore) -> str | None:
     with _only_one(store):
         if (known := known_installation()) is None:
             known = uuid.uuid4().hex
-            comms.send(PutVariable(key=VARIABLE, value=known, description=_DESCRIPTION))
+            _ask(comms, PutVariable(key=VARIABLE, value=known, description=_DESCRIPTION))
     return known
 
 
@@ -56,7 +57,7 @@ def known_installation() -> str | None:
     if comms is None:
         return None
     try:
-        return comms.send(GetVariable(key=VARIABLE)).value or None
+        return _ask(comms, GetVariable(key=VARIABLE)).value or None
     except AirflowRuntimeError as error:
         if error.error.error == ErrorType.VARIABLE_NOT_FOUND:
             return None
@@ -76,6 +77,17 @@ def default_name(store: JobStore, owner: SubmittedBy) -> str:
     return default_job_name(owner)
 
 
+def _ask(comms: Any, message: GetVariable | PutVariable) -> Any:
+    """What Airflow answers.
+
+    :raises AirflowRuntimeError: if it is an error, which it may also return.
+    """
+    answer = comms.send(message)
+    if isinstance(answer, ErrorResponse):
+        raise AirflowRuntimeError(answer)
+    return answer
+
+
 def _comms() -> Any:
     """The way from this process to Airflow, if it is one that runs what users write."""
     return getattr(task_runner, "SUPERVISOR_COMMS", None)
@@ -88,6 +100,7 @@ def _only_one(store: JobStore) -> Iterator[None]:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(store.base_path / "installation.lock", flags, 0o600)
     try:
+        files.give(descriptor, store.base_path)
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -36,13 +36,13 @@ class Airflow:
 
     def send(self, message: Any) -> Any:
         if self.error is not None:
-            raise AirflowRuntimeError(ErrorResponse(error=self.error))
+            return ErrorResponse(error=self.error)
         if isinstance(message, PutVariable):
             self.variables[message.key] = str(message.value)
             return None
         assert isinstance(message, GetVariable)
         if message.key not in self.variables:
-            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND))
+            return ErrorResponse(error=ErrorType.VARIABLE_NOT_FOUND)
         return VariableResult(key=message.key, value=self.variables[message.key])
 
     def runs(self) -> None:
