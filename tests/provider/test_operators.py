@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 import signal
 import threading
 from datetime import UTC, datetime, timedelta
@@ -477,6 +479,19 @@ class TestTriedAgain:
         operator(tasks, job_name="j").execute(context())
         operator(tasks, job_name="j").execute(context(try_number=2, max_tries=1))
         assert (tmp_path / "out").read_text() == "x\nx\n"
+
+    def test_what_may_not_be_removed_does_not_hold_up_the_next_run(
+        self, store: JobStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file of another user, say, in the directory of the job that is replaced."""
+        tasks = [f"echo x >> {tmp_path}/out"]
+        operator(tasks, job_name="j").execute(context())
+        forbidden = (None, PermissionError(errno.EPERM, "Operation not permitted"), None)
+        monkeypatch.setattr(shutil, "rmtree", lambda path, onerror: onerror(None, path, forbidden))
+        operator(tasks, job_name="j").execute(context(try_number=2, max_tries=1))
+        assert (tmp_path / "out").read_text() == "x\nx\n"
+        (left,) = store.jobs_path.glob(".deleted-j-*")
+        assert str(left) in str(store.remove_abandoned()[0])
 
     def test_an_earlier_try_cannot_cancel_any_more(self, store: JobStore) -> None:
         """A trigger of the first try that has stood still in a triggerer, say."""
