@@ -455,6 +455,8 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         :raises AirExecutorError: if it cannot be submitted.
         """
         tasks = list(self.tasks)
+        if self.embedded:
+            self._store.check_locks()
         try:
             job = self._store.submit(
                 self.job_name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
@@ -400,6 +402,12 @@ class TestSubmitting:
         event = asyncio.run(ended(submitting(**more)))
         assert event.payload["status"] == "not_submitted"
         assert store.job_names() == ["taken"]
+
+    def test_without_locks_nothing_is_submitted(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The worker says why."""
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+        assert asyncio.run(ended(submitting())).payload["status"] == "not_submitted"
+        assert store.job_names() == []
 
     @pytest.mark.embedded
     @pytest.mark.parametrize("output", ["18446744073709551616", '\\"\\\\ud800\\"', "[" * 5000 + "]" * 5000])
