@@ -201,12 +201,14 @@ class TestLimits:
     def test_number_of_tasks_of_a_job_is_limited_and_one_without_the_field(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
-        for name, limit, expected in (("one", None, 1), ("two", 2, 2)):
-            store.submit(
-                name,
-                [f"echo + >> {tmp_path}/{name}; sleep 0.3; echo - >> {tmp_path}/{name}"] * 6,
-                max_parallel_tasks=limit,
-            )
+        """A file of the existing system does not have it."""
+        line = "echo + >> {0}; sleep 0.3; echo - >> {0}"
+        for name, expected in (("one", 1), ("two", 2)):
+            lines = [line.format(tmp_path / name)] * 6
+            if name == "two":
+                store.submit(name, lines, max_parallel_tasks=2)
+            else:
+                write_job(store, name, [plain(f"t{n}", "sh", "-c", text) for n, text in enumerate(lines)])
             assert ended(store, name).state == "completed"
             assert highest((tmp_path / name).read_text()) == expected
 
