@@ -123,7 +123,7 @@ def test_tasks_run_in_a_directory_of_their_job(
     told = {"command": sys.executable, "args": ["-m", "where", "config.yaml"], "runner": runner}
     absolute = tmp_path / "else"
     absolute.mkdir()
-    others = [{**told, "id": "b", "cwd": "below"}, {**told, "id": "c", "cwd": str(absolute)}]
+    others = [{**told, "id": "b", "cwd": "below", "dependencies": ["m"]}, {**told, "id": "c", "cwd": str(absolute)}]
     store.submit("j", [{**told, "id": "a"}, {"command": "mkdir", "args": ["below"], "id": "m"}, *others])
     assert ended(store, "j").state == "completed"
     work = store.work_path("j")
