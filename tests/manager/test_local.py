@@ -166,11 +166,13 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
     tmp_path.chmod(0o777)
     (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
 
+    user = 60_000 + os.getpid()  # whose only process it is
+
     def poor() -> None:
         import resource
 
         os.setgroups([])
-        os.setuid(61_234)  # whose only process it is
+        os.setuid(user)
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 
     words = ["record", "2026-01-01T00:00:00+00:00", "log", "", "sleep", "0"]

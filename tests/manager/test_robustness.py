@@ -219,7 +219,7 @@ class TestRestarts:
         store.run_path("j", "a", 1).unlink()
         old = utc_now().replace(year=2020)
         store.write_tasks("j", [store.get_tasks("j")[0].evolve(status=TaskStatus.RUNNING, started_at=old)])
-        store.write_job(store.get_job("j").evolve(state=JobState.WORKING))
+        store.write_job(store.get_job("j").evolve(state=JobState.WORKING, started_clock="another 1.0"))
         managers.start()
         assert ended(store, "j").state == "completed"
         assert store.get_tasks("j")[0].attempt == 2
