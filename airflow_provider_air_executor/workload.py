@@ -302,9 +302,7 @@ def _signal_the_end_once() -> None:
                 _told_to_end.add(self.pid)
             kill(self, signal_to_send, escalation_delay, force)
             return
-        kill(
-            self, signal.SIGCONT, escalation_delay
-        )  # which harms nothing: it is given the time that SIGTERM would give
+        kill(self, signal.SIGCONT, escalation_delay)  # which does nothing but wait as long as for SIGTERM
         if force:
             kill(self, signal.SIGKILL, escalation_delay)
 

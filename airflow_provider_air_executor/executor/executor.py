@@ -55,6 +55,7 @@ _TASK, _CALLBACK, _CONNECTION_TEST = "task", "callback", "connection_test"
 _CALLBACK_PREFIX = "callback-"
 
 _MANAGER_SECONDS = 5.0  # between two looks at whether the embedded managers are alive
+_OTHERS_SECONDS = 30.0  # after which who is no scheduler starts one that is gone: a scheduler does so before
 _KEEP_ALIVE_SECONDS = 30.0
 _STATES_SECONDS = 1.0  # between two looks at whether Airflow still wants what runs
 _UNWANTED_SECONDS = 30.0  # the supervisor ends by itself what nobody wants any more; after so long it is killed
@@ -104,6 +105,7 @@ class AirExecutorExecutor(BaseExecutor):
         self._ended: deque[tuple[float, JobStore, str]] = deque()  # jobs to be pruned, and when
         self._next: dict[str, float] = {}
         self._helper: threading.Thread | None = None
+        self._gone_since: dict[Path, float] = {}  # when the manager of a base path was missed first
         self.settings = Settings(self.conf, self.team_name, self.parallelism)
 
     # -- what the scheduler calls --------------------------------------------------------------------------
@@ -453,7 +455,7 @@ class AirExecutorExecutor(BaseExecutor):
             if log_path:
                 with init_log_file(log_path).open("ab") as file:
                     file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a setting of the log may not be valid
             self.log.warning("the log of task %s could not be written: %s", key, error)
         self.fail(key, info=why)
 
@@ -606,11 +608,15 @@ class AirExecutorExecutor(BaseExecutor):
         if not self.settings.is_embedded or (self._helper is not None and self._helper.is_alive()):
             return
         keep_alive = self._is_due("keep alive", _KEEP_ALIVE_SECONDS)
+        patience = 0.0 if self.job_id is not None else _OTHERS_SECONDS
+        now = time.monotonic()
         gone = []
         for site in self.settings.sites.values():
             if keep_alive:
                 site.store.keep_alive()
-            if not site.store.manager_is_running():
+            if site.store.manager_is_running():
+                self._gone_since.pop(site.store.base_path, None)
+            elif now - self._gone_since.setdefault(site.store.base_path, now) >= patience:
                 gone.append(site)
         if gone:
             self._helper = threading.Thread(target=self._start_managers, args=(gone,), daemon=True)

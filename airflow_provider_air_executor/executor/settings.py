@@ -137,7 +137,7 @@ class Settings:
         """The directory in which tasks run: this process's own, as with LocalExecutor; if that holds jobs, another."""
         try:
             here = Path.cwd()
-        except FileNotFoundError:  # it has been removed
+        except OSError:  # it has been removed
             return "/"
         is_ours = any(here.is_relative_to(store.base_path.resolve()) for store in self.stores)
         return "/" if is_ours else str(here)

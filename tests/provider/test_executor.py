@@ -122,6 +122,29 @@ def test_without_a_manager_whoever_starts_the_executor_starts_one(managed: JobSt
 
 
 @pytest.mark.embedded
+def test_a_manager_that_is_gone_is_started_by_a_scheduler_before_others(
+    managed: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For it is the scheduler's environment that the tasks to come are to have."""
+    other = start(None)
+    os.kill(managed.manager_pid() or 0, signal.SIGKILL)
+    wait_until(lambda: not managed.manager_is_running(), what="it is gone")
+    other._look_after_managers()
+    assert other._helper is None
+    scheduler = AirExecutorExecutor(parallelism=8)
+    scheduler.job_id = 1
+    scheduler._look_after_managers()
+    wait_until(managed.manager_is_running, what="another one runs")
+    os.kill(wait_until(managed.manager_pid, what="its number is known"), signal.SIGKILL)
+    wait_until(lambda: not managed.manager_is_running(), what="it is gone, too")
+    monkeypatch.setattr("airflow_provider_air_executor.executor.executor._OTHERS_SECONDS", 0.0)
+    other._look_after_managers()  # no scheduler has come
+    wait_until(managed.manager_is_running, what="another one runs")
+    assert other._helper is not None
+    other._helper.join()
+
+
+@pytest.mark.embedded
 def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
     managed: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
