@@ -440,6 +440,7 @@ class LocalRunner:
             try:
                 result = self._result(*reaped)
             except OSError:
+                self._store.put_modes_back(reaped.attempt.job_name)  # the task may have forbidden it
                 self._unread.append(reaped)
                 continue
             if result is not None:
