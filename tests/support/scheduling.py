@@ -23,7 +23,7 @@ _GROUPS = {
         ("slurm", r"runners/test_slurm\.py"),
         ("browser", r"acceptance/test_browser\.py"),
         ("plugin", r"acceptance/test_plugin\.py"),
-        ("alone", r"acceptance/|test_state_machine\.py"),  # each by itself, but not last
+        ("alone", r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user"),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),
         ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),
         ("documentation", r"provider/test_documentation\.py::test_examples_are_dags"),
