@@ -76,7 +76,8 @@ class AirExecutorSubmitOperator(BaseOperator):
         ``id``, ``dependencies``, ``env``, ``cwd``, ``timeout``, ``retries``, ``retry_delay``, ``runner``,
         ``resources`` and options of the runner; see there.
     :param job_name: the name of the job (templated). One that is not valid, because there is a ``:`` in it for
-        instance, is mapped to one that is, always the same. Default: made of DAG, run, task and map index.
+        instance, is mapped to one that is, always the same. Default: made of installation, DAG, run, task and
+        map index.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager

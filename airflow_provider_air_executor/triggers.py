@@ -348,7 +348,8 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
 
     :param tasks: the tasks (templated), as :class:`~airflow_provider_air_executor.operators.AirExecutorSubmitOperator`
         takes them.
-    :param job_name: the name of the job (templated); default: made of DAG, run, task and map index.
+    :param job_name: the name of the job (templated); default: made of installation, DAG, run, task and map
+        index.
     :param air_executor_conn_id: the connection (templated); default ``air_executor_default``.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
     :param priority: jobs with a higher number start their tasks first; default 0.
