@@ -83,7 +83,7 @@ class TestManager:
         wait_until(lambda: site.go_round() or site.done(), what="it runs")
         site.kill_manager()
         site.faults.trouble = Trouble("jobs.records", "open", error)
-        site.start_manager()
+        wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
         assert site.faults.failed
         assert all_is_well(site)
@@ -95,8 +95,8 @@ class TestManager:
         go_rounds(site)
         site.kill_manager()
         site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
-        site.faults.trouble = Trouble("jobs.store", "mkdir", errno.EIO)
-        site.start_manager()
+        site.faults.trouble = Trouble("manager.active", "open", errno.EIO)
+        wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
         assert site.faults.failed
         site.faults.trouble = None
@@ -109,7 +109,7 @@ class TestManager:
         submit(site)
         site.faults.trouble = Trouble("jobs.store", "scandir", errno.EMFILE)
         site.clock.passed += 10  # it was changed long ago
-        site.start_manager()
+        wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
         assert site.faults.failed
         assert all_is_well(site)

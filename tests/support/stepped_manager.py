@@ -18,7 +18,6 @@ from typing import Any
 from airflow_provider_air_executor.jobs import store as store_module
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import active as active_module
-from airflow_provider_air_executor.manager import lock as lock_module
 from airflow_provider_air_executor.manager import manager as manager_module
 from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager import troubles as troubles_module
@@ -32,7 +31,7 @@ from tests.support.managers import end_tasks_of
 from tests.support.system_calls import Faults
 from tests.support.waiting import PATIENCE, wait_until
 
-MODULES = (manager_module, active_module, timers_module, troubles_module, lock_module)  # that ask for the time
+MODULES = (manager_module, active_module, timers_module, troubles_module)  # that ask for the time
 QUIET_ROUNDS = 150  # in which nothing runs, and in which the manager must come to an end; each is a second of its clock
 LIMIT = 2  # tasks at a time
 
@@ -50,10 +49,6 @@ class Clock:
     def time_ns(self) -> int:
         """As above."""
         return time.time_ns() + int(self.passed * 1e9)
-
-    def sleep(self, seconds: float) -> None:
-        """Let time pass."""
-        self.passed += seconds
 
     def __getattr__(self, name: str) -> Any:
         return getattr(time, name)
