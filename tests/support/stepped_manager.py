@@ -33,6 +33,7 @@ from tests.support.waiting import PATIENCE, wait_until
 
 MODULES = (manager_module, active_module, timers_module, troubles_module)  # that ask for the time
 QUIET_ROUNDS = 150  # in which nothing runs, and in which the manager must come to an end; each is a second of its clock
+_LAST_ROUNDS = 40  # in which the manager sees that all is well again: it tries each half a minute at least
 LIMIT = 2  # tasks at a time
 
 
@@ -228,9 +229,11 @@ class SteppedManager:
             self.clock.passed += 1.0
             self.go_round()
             if not self.store.requests() and all(job.state.is_terminal for job in self.store.list_jobs()):
-                for _ in range(3):  # the manager sees that what went wrong is over
+                for _ in range(_LAST_ROUNDS):
                     self.clock.passed += 1.0
                     self.go_round()
+                    if not self.lines.wrong:
+                        break
                 return True
         return False
 
