@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import clock
-from airflow_provider_air_executor.manager.runners import processes, slurm
+from airflow_provider_air_executor.manager.runners import children, processes, slurm
 from tests.support.jobs import outcomes
 from tests.support.stepped_manager import SteppedManager
 from tests.support.system_calls import Trouble
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 STALE, FULL = errno.ESTALE, errno.ENOSPC
 
@@ -217,6 +218,25 @@ class TestProcesses:
             patch.setattr(Path, "read_text", _fails(errno.EMFILE))
             clock.boot()
         assert clock.boot() != "unknown"
+
+
+class TestCommands:
+    def test_what_a_command_has_said_and_cannot_be_read_is_no_answer_and_holds_up_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Buffer(io.FileIO):
+            def read(self, size: int | None = -1) -> bytes | None:  # type: ignore[override]
+                raise OSError(STALE, os.strerror(STALE))
+
+        reaper = children.Children()
+        commands = children.Commands(reaper, os.environ, limit=1, timeout=PATIENCE)
+        heard: list[children.Result] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(children, "_open_buffer", lambda: Buffer(os.memfd_create("x"), "w+"))
+            commands.run(["true"], heard.append)
+        commands.run(["echo", "hello"], heard.append)
+        wait_until(lambda: reaper.reap() or len(heard) == 2, what="both have ended")
+        assert [(result.exit_code, result.output) for result in heard] == [(children.NOT_RUN, ""), (0, "hello\n")]
 
 
 class TestFiles:

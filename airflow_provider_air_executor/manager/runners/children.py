@@ -51,7 +51,7 @@ NOT_RUN = -1000
 class Result(NamedTuple):
     """How a command line has ended."""
 
-    exit_code: int  # negative: the signal that ended it; NOT_RUN: it could not be started here, and has said nothing
+    exit_code: int  # negative: the signal that ended it; NOT_RUN: it could not be started here, or not be heard
     output: str
     error: str
 
@@ -149,10 +149,15 @@ class Commands:
 
     def _ended(self, pid: int, status: int) -> None:
         running = self._running.pop(pid)
-        texts = []
-        for file in (running.output, running.error):
-            with file:
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-        running.command.done(Result(os.waitstatus_to_exitcode(status), *texts))
-        self._start_more()
+        result = Result(os.waitstatus_to_exitcode(status), "", "")
+        try:
+            with running.output as output, running.error as error:
+                for file in (output, error):
+                    file.seek(0)
+                result = Result(result.exit_code, *(file.read().decode(errors="replace") for file in (output, error)))
+        except OSError as problem:
+            result = Result(NOT_RUN, "", f"what {running.command.words[0]} has said cannot be read: {problem.strerror}")
+        try:
+            running.command.done(result)
+        finally:
+            self._start_more()
