@@ -143,7 +143,7 @@ class LocalRunner:
         self._disowned: set[Attempt] = set()
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._last_directory = ("", "")
-        self._found: dict[str, str | None] = {}  # commands that warm tasks have named, in the manager's own path
+        self._found: dict[str, str] = {}  # commands that warm tasks have named, in the manager's own path
         self._next_look = 0.0
         self._standby: Standby | None = None
         self._may_prepare = True
@@ -240,7 +240,10 @@ class LocalRunner:
     def _is_this_python(self, command: str) -> bool:
         """Whether a command is the Python that runs the manager."""
         if "/" not in command and command not in self._found:
-            self._found[command] = shutil.which(command, path=self._environment["PATH"])
+            found = shutil.which(command, path=self._environment["PATH"])
+            if found is None:  # it may come to be there
+                return False
+            self._found[command] = found
         return self._found.get(command, command) == sys.executable
 
     @staticmethod
