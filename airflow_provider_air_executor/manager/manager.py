@@ -866,7 +866,9 @@ class Manager:
             log.info("job %s is stopped: %s", job.name, error)
             job.stop(reason, error)
         self._touched.add(job.name)
-        for attempt in list(job.running):  # also when this is done again, since the kill of one of them failed
+        # Also when this is done again, since the kill of one of them failed. The last one comes first: where an engine
+        # runs several one after the other, the next must not begin because the one that runs is ended.
+        for attempt in sorted(job.running, key=lambda attempt: job.graph.position(attempt.task_id), reverse=True):
             self._kill(attempt, reason, error)
 
     def _job_timed_out(self, job: ActiveJob) -> None:

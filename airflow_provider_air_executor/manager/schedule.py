@@ -35,6 +35,10 @@ class TaskGraph:
             if task.status is TaskStatus.PENDING and not missing and task.id not in delayed:
                 self.add_ready(task.id)
 
+    def position(self, task_id: str) -> int:
+        """The place of a task in the list."""
+        return self._position[task_id]
+
     @property
     def has_ready(self) -> bool:
         """Whether there is a task that can start."""

@@ -100,7 +100,10 @@ ConstrainRAMSpace=yes
 # It fails once for each of these files.
 _PROLOG = """\
 #!/bin/sh
-for file in {directory}/prolog-fails-*; do rm "$file" 2>/dev/null && exit 1; done
+for file in {directory}/prolog-fails-*; do
+seconds=$(cat "$file" 2>/dev/null)
+if rm "$file" 2>/dev/null; then sleep ${{seconds:-0}}; exit 1; fi
+done
 exit 0
 """
 # What the jobs of a QOS may have.
@@ -296,10 +299,13 @@ class SiteCluster(SlurmCluster):
     def _form(self) -> str:
         return _SITE.format(directory=self.directory, port=self._port)
 
-    def fail_prolog(self, times: int) -> None:
-        """Let so many of the next jobs fail before they begin."""
+    def fail_prolog(self, times: int, *, after: float = 0) -> None:
+        """Let so many of the next jobs fail before they begin.
+
+        :param after: seconds for which their nodes prepare them.
+        """
         for number in range(times):
-            (self.directory / f"prolog-fails-{number}").touch()
+            (self.directory / f"prolog-fails-{number}").write_text(f"{after:g}")
 
     def _prepare(self) -> None:
         for name, text in {"slurmdbd.conf": _ACCOUNTING, "cgroup.conf": _CONTROL_GROUPS, "prolog": _PROLOG}.items():

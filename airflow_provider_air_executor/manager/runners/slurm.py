@@ -93,7 +93,9 @@ _OVER = {*_REASONS, "COMPLETED", "FAILED", "NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAI
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 _LOST_NODE = {"NODE_FAIL", "BOOT_FAIL"}
 _GONE = "unknown"  # what squeue does not list any more
-_NEVER_RAN = re.compile(r"\bRunTime=00:00:00\b.*\bExitCode=0:0\b|\bExitCode=0:0\b.*\bRunTime=00:00:00\b")
+_HAD_NO_END = re.compile(r"\bExitCode=0:0\b")  # of a job that was cancelled; one that ran has been told by a signal
+_HAD_NO_TIME = re.compile(r"\bRunTime=00:00:00\b")
+_OF_PROLOG = re.compile(r"prolog", re.IGNORECASE)  # why a node is taken out of service
 _IS_DOWN = re.compile(r"\*|down|fail", re.IGNORECASE)  # what sinfo says of a node that is off, or does not answer
 _NEVER_TWICE = 2  # a reason is believed if it is given again
 # Why a job waits that will wait for ever.
@@ -491,9 +493,10 @@ class SlurmRunner:
             return
         is_by_others = batch.cancelling is None and self._ended_by_us.isdisjoint(batch.states)
         if batch.record is None and state.state == "CANCELLED" and is_by_others and state.nodes:
-            if self._find_out(batch, ["scontrol", "--oneliner", "show", "job", *list(batch.states)[-1:]]):
+            never_ran = self._has_never_run(batch, state)
+            if never_ran is None:
                 return
-            if _NEVER_RAN.search(batch.found_out):
+            if never_ran:
                 self._never_ran(batch, f"{error}, although nobody has asked for that: its node could not start it")
                 return
         if state.state in _REASONS:
@@ -526,6 +529,20 @@ class SlurmRunner:
 
             self._commands.run(words, answered)
         return not batch.is_answered
+
+    def _has_never_run(self, batch: _Batch, state: _State) -> bool | None:
+        """Whether a job was cancelled because its node could not start it; None if that is not known yet."""
+        if batch.asked != "sinfo":
+            if self._find_out(batch, ["scontrol", "--oneliner", "show", "job", *list(batch.states)[-1:]]):
+                return None
+            if not _HAD_NO_END.search(batch.found_out):
+                return False
+            if _HAD_NO_TIME.search(batch.found_out):
+                return True
+        # It was being started for a while; it may have been cancelled meanwhile, or a prolog has failed late.
+        if self._find_out(batch, ["sinfo", "--noheader", "--Node", f"--nodes={state.nodes}", "--format=%E"]):
+            return None
+        return _OF_PROLOG.search(batch.found_out) is not None
 
     def _never_ran(self, batch: _Batch, error: str) -> None:
         """Slurm has ended a job that its node could not start, because of a prolog that fails for instance."""

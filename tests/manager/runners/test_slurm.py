@@ -638,12 +638,21 @@ class TestSite:
         (tmp_path / "go").touch()
         assert only_task(store).status == "completed"
 
-    @pytest.mark.parametrize(("times", "outcome"), [(1, ("completed", None, 1)), (2, ("failed", "lost", 1))])
+    @pytest.mark.parametrize(
+        ("times", "after", "outcome"),
+        [(1, 0, ("completed", None, 1)), (2, 0, ("failed", "lost", 1)), (1, 3, ("completed", None, 1))],
+    )
     def test_a_node_whose_prolog_fails(
-        self, store: JobStore, manager: object, cluster: SiteCluster, times: int, outcome: tuple[str, str | None, int]
+        self,
+        store: JobStore,
+        manager: object,
+        cluster: SiteCluster,
+        times: int,
+        after: int,
+        outcome: tuple[str, str | None, int],
     ) -> None:
         """Slurm cancels the job before it has begun; that is nobody's wish, but trouble of a node as any other."""
-        cluster.fail_prolog(times)
+        cluster.fail_prolog(times, after=after)
         store.submit("j", [task("a")])
         done = only_task(store)
         assert (done.status, done.reason, done.attempt) == outcome, done
