@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -176,7 +177,7 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
 
     words = ["record", "2026-01-01T00:00:00+00:00", "log", "", "sleep", "0"]
-    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": "0123456789abcdef"}
+    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8)}
     text = f'{script_here({})}shift; run "$@"'
     command = ["./sh", "-c", text, "runner", "token", *words]
     # From a directory that it may be in, below one that it may not enter.
@@ -185,7 +186,7 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
     )
     found = read_record(tmp_path / "record")
     assert found is not None, done.stderr
-    assert could_not_fork(found), found
+    assert could_not_fork(found), (found, done)
     assert done.returncode > 0
 
 

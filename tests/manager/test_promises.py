@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import time
@@ -551,7 +552,7 @@ class TestCrashes:
         os.killpg(pid, signal.SIGKILL)
         other = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         try:
-            store.run_path("j", "a", 1).write_text(f"{other.pid} 2026-11-22T10:16:33+00:00 0123456789abcdef\n")
+            store.run_path("j", "a", 1).write_text(f"{other.pid} 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n")
             managers.start()
             assert ended(store, "j").reason == "lost"
             assert other.poll() is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -245,7 +246,7 @@ class TestRestarts:
     ) -> None:
         """The manager was killed between the start of a task and the publishing of the job's state."""
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"echo b >> {tmp_path}/out")])
-        store.run_path("j", "a", 1).write_text(f"1 {utc_now().isoformat()} 0123456789abcdef\n0\n")
+        store.run_path("j", "a", 1).write_text(f"1 {utc_now().isoformat()} {secrets.token_hex(8)}\n0\n")
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "b\n"
@@ -255,7 +256,7 @@ class TestRestarts:
     ) -> None:
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out")])
         for number in (1, 2):
-            store.run_path("j", "a", number).write_text("1 2026-11-22T10:16:33+00:00 0123456789abcdef\n1\n")
+            store.run_path("j", "a", number).write_text(f"1 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n1\n")
         time.sleep(0.02)
         store.write_job(store.get_job("j"))
         managers.start()
@@ -381,7 +382,7 @@ def test_what_bash_takes_from_the_environment_where_it_is_sh(tmp_path: Path, exp
     (tmp_path / "sh").symlink_to(shutil.which("bash") or "")
     text = f'{script_here(exported)}shift; run "$@"'
     words = ["token", str(record), "2026-01-01T00:00:00+00:00", str(log), str(tmp_path), "/bin/sh", "-c", "pwd; exit 3"]
-    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": "0123456789abcdef", **exported}
+    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **exported}
     done = subprocess.run([tmp_path / "sh", "-c", text, "runner", *words], env=environment, check=False)
     assert done.returncode == 3
     found = read_record(record)

@@ -8,6 +8,7 @@ import errno
 import io
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,14 +199,14 @@ class TestProcesses:
     """Without a free descriptor, nothing can be seen of a process."""
 
     def test_a_runner_that_cannot_be_looked_at_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for token in ("1.2.abc", "0123456789abcdef"):
+        for token in ("1.2.abc", secrets.token_hex(8)):
             with monkeypatch.context() as patch:
                 patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
                 assert processes.is_runner(os.getpid(), token)
             assert not processes.is_runner(os.getpid(), token)
 
     def test_a_kill_is_not_over_because_nothing_can_be_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        kill = processes.Kill("0123456789abcdef", None)
+        kill = processes.Kill(secrets.token_hex(8), None)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
             assert not any(kill.look() for _ in range(10))

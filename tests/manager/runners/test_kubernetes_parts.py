@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import secrets
 import shlex
 import shutil
 import signal
@@ -50,9 +51,10 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Cann
 from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
 
-BEGINNING = pods.beginning("0123456789abcdef")
+TOKEN = secrets.token_hex(8)  # other tests kill what has theirs
+BEGINNING = pods.beginning(TOKEN)
 POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-MARKER = pods.end_marker("0123456789abcdef")
+MARKER = pods.end_marker(TOKEN)
 
 
 # -- credentials -----------------------------------------------------------------------------------------------
@@ -1045,7 +1047,7 @@ def run_container(directory: Path, shell: str, line: str, number: int | None = N
     message.touch()
     environment = {
         "PATH": os.environ["PATH"],
-        "AIR_EXECUTOR_RUN": "0123456789abcdef",
+        "AIR_EXECUTOR_RUN": TOKEN,
         "AIR_EXECUTOR_OUTPUT": f"{directory}/result",
     }
     script = pods._SCRIPT.replace(pods.MESSAGE_PATH, str(message))
@@ -1093,7 +1095,7 @@ def manifest(options: dict[str, Any], **task: Any) -> dict[str, Any]:
         Task(command="echo", **task),
         KubernetesOptions(**options),
         owner="o",
-        token="0123456789abcdef",
+        token=TOKEN,
         namespace="team",
         shared=None,
     )
