@@ -10,7 +10,6 @@ import math
 import os
 import random
 import re
-import secrets
 import shlex
 import shutil
 import signal
@@ -51,7 +50,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Cann
 from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
 
-TOKEN = secrets.token_hex(8)  # other tests kill what has theirs
+TOKEN = "c0ffee00c0ffee00"  # it is part of the names of tests; nobody kills what has it
 BEGINNING = pods.beginning(TOKEN)
 POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
 MARKER = pods.end_marker(TOKEN)
