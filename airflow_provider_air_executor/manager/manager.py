@@ -230,9 +230,8 @@ class Manager:
                 return
             if job.stopping is None:
                 why_ended = printable(f"{why}; put that right and retry the job")
-                for attempt in [
-                    one for one in job.running if one not in self._running
-                ]:  # what was told of its end is lost
+                told = job.running - self._running.keys()  # of their end, which is lost
+                for attempt in told:
                     job.fail(attempt.task_id, Reason.INVALID, why_ended, exit_code=None, ended_at=utc_now())
                 self._stop_job(job, Reason.INVALID, why_ended)
                 return

@@ -190,7 +190,7 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
     assert done.returncode > 0
 
 
-class Poor:
+class InThisProcess:
     """A local runner in this process, and what becomes of its attempts."""
 
     def __init__(self, store: JobStore) -> None:
@@ -227,16 +227,16 @@ def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, m
     record = f"""echo "$$ $6 $AIR_EXECUTOR_RUN" > "$5"; echo '{_said()}' >> "$5"; exit 2"""
     shell = write_shell(tmp_path / "poor", f'if mkdir {tmp_path}/once; then {record}; fi; exec /bin/sh "$@"')
     monkeypatch.setattr(local, "_SHELL", shell)
-    poor = Poor(store)
-    attempt = poor.start(store, command="true")
-    told = poor.event()
+    here = InThisProcess(store)
+    attempt = here.start(store, command="true")
+    told = here.event()
     assert isinstance(told, NotStarted), told
     assert "cannot fork" in told.why
-    poor.runner.start(attempt, store.get_tasks("j")[0], utc_now())
-    done = poor.event()
+    here.runner.start(attempt, store.get_tasks("j")[0], utc_now())
+    done = here.event()
     assert isinstance(done, Ended)
     assert done.exit_code == 0
-    poor.runner.close()
+    here.runner.close()
 
 
 def _said() -> str:
@@ -251,13 +251,13 @@ def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
     """Not every one knows ``-s`` with a name: that one ends, and what it had been handed would be lost."""
     shell = write_shell(tmp_path / "strange", 'case $1 in -s) exec sleep 1;; esac; exec /bin/sh "$@"')
     monkeypatch.setattr(local, "_SHELL", shell)
-    poor = Poor(store)
-    poor.runner.prepare()
-    poor.start(store, command="true")
-    done = poor.event()
+    here = InThisProcess(store)
+    here.runner.prepare()
+    here.start(store, command="true")
+    done = here.event()
     assert isinstance(done, Ended)
     assert done.exit_code == 0
-    poor.runner.close()
+    here.runner.close()
 
 
 def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
@@ -267,10 +267,10 @@ def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
         tmp_path / "slow", f'if mkdir {tmp_path}/once 2>/dev/null; then kill -9 $$; fi; exec /bin/sh "$@"'
     )
     monkeypatch.setattr(local, "_SHELL", shell)
-    poor = Poor(store)
-    poor.start(store, command="true")
-    assert isinstance(poor.event(), NotStarted)
-    poor.runner.close()
+    here = InThisProcess(store)
+    here.start(store, command="true")
+    assert isinstance(here.event(), NotStarted)
+    here.runner.close()
 
 
 @pytest.mark.parametrize("runner", ["local", "warm"])
