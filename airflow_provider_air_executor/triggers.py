@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import struct
+import termios
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
@@ -10,6 +13,7 @@ from typing import Any
 
 import jinja2
 import msgspec
+import structlog
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
@@ -37,6 +41,10 @@ STREAM_READER = "airflow"  # whose position in the logs of a job is kept
 # What is logged here goes through a socket to another process, which writes it into the log of the task. When the
 # triggerer is told to end, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
 ARRIVAL_SECONDS = 2.0
+# And a trigger's log is closed when its end is heard of, which may be before what is still in there is read (4 KiB for
+# each look into the database, same version).
+_READ_PAUSE = 0.02  # seconds
+_READ_SECONDS = 60.0  # that Airflow has for the rest; with many triggers that log all the time it is never at the end
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
 # Since Airflow 3.3 a trigger is told that a user has ended its task; before that it is only cancelled.
@@ -164,12 +172,17 @@ class AirExecutorJobTrigger(BaseTrigger):
         try:
             async with watching(self._store, self.job_name, interval=interval, on_pass=keep_alive) as waiter:
                 event = await self._wait(waiter)
+            fired = await self._fired(event)
+            await self._let_log_be_read()
         except asyncio.CancelledError as cancelled:
             if not _IS_TOLD:
                 await self._cancel_if_ended_by_user()
             if not cancelled.args:  # the triggerer ends; what a user does has a word
                 await self._let_lines_arrive()
             raise
+        return fired
+
+    async def _fired(self, event: dict[str, str]) -> TriggerEvent:
         if self.end_from_trigger and event["status"] == COMPLETED:
             try:
                 return await asyncio.to_thread(self._success)
@@ -257,7 +270,6 @@ class AirExecutorJobTrigger(BaseTrigger):
             if not is_there and self.must_exist:
                 return self._event(NOT_FOUND, f"there is no such job in {self.base_path} any more")
             if self.deadline is not None and time.time() >= self.deadline:
-                await self._save_position()
                 return self._event(TIMEOUT, f"the job is {job.state.value if job else 'not there'}")
             pauses = [] if self.deadline is None else [self.deadline - time.time()]
             if job is None and is_there:  # it cannot be read now, and need not change any more
@@ -323,6 +335,17 @@ class AirExecutorJobTrigger(BaseTrigger):
             self.log.info("nobody waits for job %s here any more", self.job_name)
         except OSError:  # who writes the log is gone
             return
+        await self._save_position()
+
+    async def _let_log_be_read(self) -> None:
+        """Wait until what was logged is in the log of the task, which ends with this trigger."""
+        if self._stream is None:
+            return
+        give_up = time.monotonic() + _READ_SECONDS
+        while (unread := _unread_log_bytes()) and time.monotonic() < give_up:  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(_READ_PAUSE)
+        if unread is None:
+            await asyncio.sleep(self._stream.seconds_to_arrival())
         await self._save_position()
 
     async def _save_position(self) -> None:
@@ -491,6 +514,15 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
 
     def _results(self) -> dict[str, Any]:
         return {**super()._results(), "job_id": printable(self._store.get_job(self.job_name).id)}
+
+
+def _unread_log_bytes() -> int | None:
+    """How much of what this process has logged Airflow has not read yet, in bytes; None if that cannot be known."""
+    try:
+        log = structlog.get_config()["logger_factory"].io
+        return int(struct.unpack("i", fcntl.ioctl(log.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
+    except (AttributeError, OSError, ValueError):  # it is not written to a socket, or another system than Linux
+        return None
 
 
 def validate_event(event: object) -> dict[str, str]:

@@ -2,8 +2,9 @@
 
 The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
 token; the second one the exit code, and ``told`` if the runner has got SIGTERM meanwhile, or ``spawn`` and why the
-command could not be started. Where to ask for the time
-would have cost a process, ``-`` stands for it: the attempt started when the note of what it runs was written last.
+command could not be started. Where to ask for the time would have cost a process, ``-`` stands for it: the attempt
+started when the note of what it runs was written last. When it is over, and before the note goes, the time is put there
+(:func:`put_start`).
 
 A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
 """
@@ -81,6 +82,25 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
         except (ValueError, OverflowError):
             return None
     return Record(int(runner[1]), started_at, runner[3], exit_code, spawn_error, was_told)
+
+
+def put_start(path: Path, record: Record) -> None:
+    """Write into the record of an attempt that is over when that has started. Its own time stays: that of the end.
+
+    :raises OSError: if it cannot be written.
+    """
+    if not record.is_over or record.started_at is None:
+        return
+    end = f"{SPAWN}{record.spawn_error}" if record.exit_code is None else f"{record.exit_code}"
+    text = f"{record.pid} {record.started_at.isoformat()} {record.token}\n{end}{' told' if record.was_told else ''}\n"
+    before = os.lstat(path)
+    temporary, _ = files.write_beside(path, text.encode(errors="replace"), durable=False)
+    try:
+        os.utime(temporary, ns=(before.st_atime_ns, before.st_mtime_ns))
+        os.rename(temporary, path)
+    except BaseException:
+        files.remove(temporary)
+        raise
 
 
 def _written_at(path: Path) -> datetime | None:

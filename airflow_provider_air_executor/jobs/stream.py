@@ -106,7 +106,7 @@ class LogStream:
             if said:
                 self._last_arrival = time.monotonic() + self._arrival
                 self._on_their_way = self._on_their_way or (self._last_arrival, dict(offsets))
-            if is_over and not self._is_stopped:
+            if is_over and not self._is_stopped and not self._arrival:
                 self.save()
             self._save_what_has_arrived()
         return said

@@ -7,7 +7,11 @@ import errno
 import fcntl
 import json
 import os
+import select
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -330,6 +334,41 @@ def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
     with capture_logs() as lines:
         asyncio.run(interrupted())
     store.cancel("j")
+
+
+TRIGGERS_PROCESS = """
+import asyncio, os, sys
+from airflow.sdk.log import configure_logging
+
+configure_logging(json_output=True, output=os.fdopen(int(sys.argv[1]), "wb", buffering=0), sending_to_supervisor=True)
+from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
+
+async def run():
+    async for event in AirExecutorJobTrigger("j", sys.argv[2], stream_logs=True).run():
+        print(event.payload["status"], flush=True)
+
+asyncio.run(run())
+"""
+
+
+@pytest.mark.embedded
+def test_a_trigger_fires_when_its_last_lines_have_been_read(store: JobStore) -> None:
+    """The triggerer closes the log of a trigger that has ended, whatever of it is still in the socket."""
+    AirExecutorHook().create_job("j", ["seq 100"])
+    AirExecutorHook().wait_for_job("j", timeout=PATIENCE)
+    log, theirs = socket.socketpair()
+    command = [sys.executable, "-c", TRIGGERS_PROCESS, str(theirs.fileno()), str(store.base_path)]
+    read = b""
+    with log, theirs, subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        theirs.close()
+        while b'| 100"' not in read:
+            time.sleep(0.1)  # the triggerer looks into its database
+            assert not select.select([process.stdout], [], [], 0)[0], "the trigger has fired"
+            read += log.recv(4096)
+        assert process.communicate()[0] == b"completed\n"
+    assert [f'| {number}"'.encode() in read for number in range(1, 101)] == [True] * 100
+    assert json.loads((store.logs_path("j") / ".airflow.offsets").read_text()) == {"task-1": 292}
 
 
 def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:

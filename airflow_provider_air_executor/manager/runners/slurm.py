@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, check_options, printable, utc_now
-from airflow_provider_air_executor.jobs.records import Record, read_record
+from airflow_provider_air_executor.jobs.records import Record, put_start, read_record
 from airflow_provider_air_executor.manager.runners.children import Commands, Result
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -280,7 +280,7 @@ class SlurmRunner:
         self._gathered: dict[tuple[str, int, str], list[_Batch]] = {}  # what is to share a batch job
         self._ended_by_us: set[str] = set()
         self._events: list[Event] = []
-        self._old_notes: set[Path] = set()  # of what has ended, until that has been published: they tell the start
+        self._old_notes: dict[Path, tuple[Path, Record | None]] = {}  # of what has ended, and its record
         self._next_look = 0.0
         self._next_query = 0.0
         self._is_asking = False
@@ -312,7 +312,7 @@ class SlurmRunner:
             create_log(log_path)
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
             files.publish(note_path, text)
-        self._old_notes.discard(note_path)  # of a removed job of the same name
+        self._old_notes.pop(note_path, None)  # of a removed job of the same name
         batch = _Batch(attempt, token, record_path)
         seconds = task.resources.time if task.resources is not None else None
         batch.submit = _Submission(_name(attempt), str(note_path), log_path, options, seconds)
@@ -574,13 +574,20 @@ class SlurmRunner:
         del self._batches[batch.attempt]
         self._by_token.pop(batch.token, None)
         if not batch.is_disowned:
-            self._old_notes.add(self._store.note_path(*batch.attempt[:3], NAME))
+            self._old_notes[self._store.note_path(*batch.attempt[:3], NAME)] = Path(batch.record_path), batch.record
 
     def _remove_notes(self) -> None:
-        """Remove the notes of what has ended: there is an environment in them, and nobody needs it any more."""
+        """Remove the notes of what has ended: there is an environment in them, and nobody needs it any more.
+
+        They tell the start, which the record tells from now on.
+        """
         while self._old_notes:
+            note_path, (record_path, record) = self._old_notes.popitem()
             with contextlib.suppress(OSError):
-                self._old_notes.pop().unlink(missing_ok=True)
+                if record is not None:
+                    put_start(record_path, record)
+            with contextlib.suppress(OSError):
+                note_path.unlink(missing_ok=True)
 
     # -- asking Slurm ----------------------------------------------------------------------------------------
 
@@ -780,11 +787,14 @@ class SlurmRunner:
         token, options = _read_note(note_path)
         record = read_record(record_path, note_path)
         if record is not None and record.is_over and token is not None:
-            self._old_notes.add(note_path)
+            self._old_notes[note_path] = Path(record_path), record
         if record is not None and record.exit_code is not None:
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if record is not None and record.spawn_error is not None:
             return Ended(attempt, None, utc_now(), record.started_at, Reason.SPAWN, record.spawn_error)
+        if token is None and record is not None:  # its note has gone, since a manager has seen its end
+            why = "it had ended without a result when its manager was killed"
+            return Ended(attempt, None, utc_now(), record.started_at, Reason.LOST, why)
         if token is None:
             note_path.unlink(missing_ok=True)
             return None  # it was never written whole, and so never submitted

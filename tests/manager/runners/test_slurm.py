@@ -334,24 +334,40 @@ def no_note_is_left(store: JobStore) -> None:
     wait_until(lambda: not list(store.runs_path("j").glob("*.on-slurm")), what="no note is left")
 
 
-def test_its_start_is_known_until_its_end_is_published(store: JobStore) -> None:
-    """A manager that is killed in between leaves it to the next one."""
+def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
+    """A manager that is killed before it publishes the end leaves that to the next one."""
     attempt = Attempt.of("j", "a", 1, "slurm")
     note, record = store.note_path("j", "a", 1, "slurm"), store.run_path("j", "a", 1)
     note.parent.mkdir(parents=True)
     note.write_bytes(_script("token", {}, {}, str(record), ["log", "", "true"]))
     os.utime(note, (0, 1_700_000_000))
     record.write_text("7 - token\n")
-    runner, later = (SlurmRunner(Context(store, {"PATH": PATH}, {}, Children())) for _ in range(2))
+    children = Children()
+    runner, later = (SlurmRunner(Context(store, {"PATH": PATH}, {}, children)) for _ in range(2))
     assert isinstance(runner.adopt(attempt), Running)
-    record.write_text("7 - token\n0\n")
+    record.write_text("7 - token\n0 told\n")
+    os.utime(record, (0, 1_700_000_009))
     wait_until(lambda: any(isinstance(event, Ended) for event in runner.poll()), what="it has ended")
-    found = later.adopt(attempt)
+    wait_until(lambda: not (children.reap() or runner._commands._running), what="squeue has ended")
+    for _ in range(3):
+        found = later.adopt(attempt)
+        assert isinstance(found, Ended)
+        assert found.exit_code == 0
+        assert found.started_at == datetime.fromtimestamp(1_700_000_000, UTC)
+        assert found.ended_at == datetime.fromtimestamp(1_700_000_009, UTC)
+        later.poll()
+        assert not note.exists()
+    assert read_record(record) == Record(7, found.started_at, "token", 0, was_told=True)
+
+
+def test_what_has_ended_without_a_result_is_not_run_again_when_its_note_has_gone(store: JobStore) -> None:
+    attempt = Attempt.of("j", "a", 1, "slurm")
+    record = store.run_path("j", "a", 1)
+    record.parent.mkdir(parents=True)
+    record.write_text("7 - token\n")
+    found = SlurmRunner(Context(store, {"PATH": PATH}, {}, Children())).adopt(attempt)
     assert isinstance(found, Ended)
-    assert found.started_at == datetime.fromtimestamp(1_700_000_000, UTC)
-    assert runner.poll_after == later.poll_after == 0
-    later.poll()
-    assert not note.exists()
+    assert found.reason == "lost"
 
 
 @pytest.mark.parametrize("times", [1, 9])
