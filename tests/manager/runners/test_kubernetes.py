@@ -155,6 +155,31 @@ def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, An
     assert re.search(why, done.error or ""), done.error
 
 
+def test_a_quota(store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster) -> None:
+    """What others use up is waited for; what is more than the whole quota fails."""
+    spec = {"hard": {"requests.memory": "100Mi"}}
+    cluster.kubectl("create", "namespace", "small")
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "q", "namespace": "small"}, "spec": spec}
+    cluster.apply(quota)
+    get = ("--namespace", "small", "get")
+    wait_until(lambda: cluster.kubectl(*get, "quota", "q", "-o", "jsonpath={.status.used}"), what="it is counted")
+    wait_until(lambda: "default" in cluster.kubectl(*get, "serviceaccounts"), what="Pods can be created there")
+    engine.config = config(namespace="small")
+    engine.prepare(managers)
+    managers.start()
+    store.submit("j", [task("a", "echo begun; sleep 1000", resources={"memory": "60Mi"})])
+    running(store)
+    store.submit("waits", [task("a", "true", resources={"memory": "50Mi"})])
+    store.submit("never", [task("a", "true", resources={"memory": "101Mi"})])
+    never = only_task(store, "never")
+    assert (never.status, never.reason) == ("failed", "spawn"), never
+    assert "exceeded quota: q, requested: requests.memory=" in (never.error or "")
+    wait_until(lambda: "exceeded quota" in (store.get_tasks("waits")[0].where or ""), what="it waits")
+    store.cancel("j")
+    assert only_task(store, "waits").status == "completed"
+    cluster.kubectl("delete", "namespace", "small", "--wait=false")
+
+
 def test_what_its_node_does_not_start(store: JobStore, managers: Managers, engine: Engine) -> None:
     engine.config = config(start_within=6)
     engine.prepare(managers)

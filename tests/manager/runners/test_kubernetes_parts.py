@@ -1158,6 +1158,37 @@ def test_quantities(text: Any, value: float) -> None:
     assert pods.quantity("a lot") == math.inf
 
 
+@pytest.mark.parametrize(
+    ("requested", "used", "limited", "may_pass"),
+    [
+        ("cpu=2", "cpu=0", "cpu=1", False),
+        ("cpu=500m", "cpu=600m", "cpu=1", True),
+        ("cpu=1", "cpu=1", "cpu=1", True),
+        ("pods=1", "pods=0", "pods=0", False),
+        (
+            "requests.cpu=1,requests.memory=4Gi",
+            "requests.cpu=4,requests.memory=0",
+            "requests.cpu=4,requests.memory=1Gi",
+            False,
+        ),
+        (
+            "requests.cpu=1,requests.memory=1Gi",
+            "requests.cpu=4,requests.memory=1Gi",
+            "requests.cpu=4,requests.memory=1Gi",
+            True,
+        ),
+        ("requests.nvidia.com/gpu=2", "requests.nvidia.com/gpu=0", "requests.nvidia.com/gpu=1", False),
+        ("cpu=a lot", "cpu=0", "cpu=1", True),
+        ("cpu=1", "cpu=0", "cpu=none", True),
+    ],
+)
+def test_a_quota_that_others_use_up_is_waited_for_and_one_that_is_too_small_is_not(
+    requested: str, used: str, limited: str, may_pass: bool
+) -> None:
+    said = f'pods "p" is forbidden: exceeded quota: q, requested: {requested}, used: {used}, limited: {limited}'
+    assert ApiError(403, said, "Forbidden").may_pass is may_pass
+
+
 def test_whether_a_node_could() -> None:
     pod = manifest({"image": "x", "node_selector": {"disk": "ssd"}}, resources={"cpus": 2, "memory": "1Gi"})
     small = {

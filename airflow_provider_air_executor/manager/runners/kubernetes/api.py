@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,6 +22,7 @@ import httpx
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import printable
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
+from airflow_provider_air_executor.manager.runners.kubernetes.pods import quantity
 from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
 
 log = logging.getLogger("air_executor.manager")
@@ -50,8 +53,24 @@ class ApiError(Exception):
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
-        is_quota = self.status == 403 and "exceeded quota" in str(self)
-        return is_quota or self.status in (401, 408, 429) or self.status >= 500
+        if self.status == 403 and "exceeded quota" in str(self):
+            return not _is_beyond_any_use(str(self))
+        return self.status in (401, 408, 429) or self.status >= 500
+
+
+_QUOTA = re.compile(r"exceeded quota: \S+, requested: (?P<requested>.*), used: .*, limited: (?P<limited>.*)")
+
+
+def _is_beyond_any_use(refusal: str) -> bool:
+    """Whether a quota refuses what it would refuse as well if nothing else used it.
+
+    :param refusal: ends with what is requested, used and allowed: ``requests.cpu=2,requests.memory=1Gi``.
+    """
+    found = _QUOTA.search(refusal)
+    if not found:
+        return False
+    requested, limited = (dict(item.partition("=")[::2] for item in text.split(",")) for text in found.groups())
+    return any(quantity(limited.get(name)) < quantity(value) < math.inf for name, value in requested.items())
 
 
 class UnreachableError(Exception):
