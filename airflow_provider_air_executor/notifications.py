@@ -20,7 +20,7 @@ from airflow_provider_air_executor.jobs.models import (
     parse_tasks,
     valid_job_name,
 )
-from airflow_provider_air_executor.operators import check_before_rendering, list_of, without_records
+from airflow_provider_air_executor.operators import check_arguments, check_before_rendering, list_of, without_records
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -40,7 +40,7 @@ class AirExecutorNotifier(BaseNotifier):
     embedded manager is started there if none runs, and its tasks run with that process's user and environment.
 
     :param tasks: the tasks (templated), as :class:`~airflow_provider_air_executor.operators.AirExecutorSubmitOperator`
-        takes them. A list that is not valid is refused when the DAG is parsed.
+        takes them. A list that is not valid is refused when the DAG is parsed, and so is what else it refuses then.
     :param job_name: the name of the job (templated), mapped to a valid one if need be. Two events with the same name
         are an error of the second one. Default: see above.
     :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
@@ -69,6 +69,7 @@ class AirExecutorNotifier(BaseNotifier):
     ) -> None:
         super().__init__(context)
         check_before_rendering(tasks)
+        check_arguments(max_parallel_tasks, priority, labels)
         self.tasks = without_records(tasks)
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks

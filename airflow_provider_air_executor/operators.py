@@ -171,7 +171,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
                 raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
-        _check_arguments(max_parallel_tasks, priority, labels)
+        check_arguments(max_parallel_tasks, priority, labels)
         if self.poll_interval <= 0:
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:
@@ -553,7 +553,7 @@ def _exit_codes(given: Any) -> set[int]:
     return set(codes)
 
 
-def _check_arguments(max_parallel_tasks: Any, priority: Any, labels: Any) -> None:
+def check_arguments(max_parallel_tasks: Any, priority: Any, labels: Any) -> None:
     """Refuse when the DAG is parsed what would be refused, or misunderstood, when the job is submitted.
 
     :raises InvalidJobError: naming the argument.

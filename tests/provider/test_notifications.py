@@ -58,6 +58,11 @@ class TestParsing:
             AirExecutorNotifier(tasks=tasks)
         assert says in str(refused.value)
 
+    @pytest.mark.parametrize("arguments", [{"max_parallel_tasks": 0}, {"priority": "high"}, {"labels": {"a": 1}}])
+    def test_other_arguments_are_refused_too(self, arguments: dict[str, Any]) -> None:
+        with pytest.raises(InvalidJobError, match=next(iter(arguments))):
+            AirExecutorNotifier(tasks=["true"], **arguments)
+
     def test_it_is_one_of_airflows(self) -> None:
         assert isinstance(AirExecutorNotifier(tasks=["true"]), BaseNotifier)
 
