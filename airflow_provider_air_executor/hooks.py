@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -28,6 +29,8 @@ from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
 from airflow_provider_air_executor.manager.runners.records import as_given
+
+log = logging.getLogger(__name__)
 
 _START_SECONDS = 60.0
 _START_ATTEMPTS = 3
@@ -419,11 +422,17 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
             raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
         was_late = started.returncode == ManagerRunningError.exit_code
         if started.returncode == 0 or ((was_late or not replace) and store.manager_is_running()):
+            if started.returncode == 0 and started.stderr:
+                log.warning("the embedded manager of %s: %s", store.base_path, _text(started.stderr))
             return
         if not was_late:
             break  # otherwise the one that was in its way has ended in this moment
-    said = started.stderr.decode(errors="replace").strip()
+    said = _text(started.stderr)
     raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")
+
+
+def _text(said: bytes) -> str:
+    return said.decode(errors="replace").strip()
 
 
 def _secret_variables() -> re.Pattern[str]:

@@ -178,6 +178,8 @@ def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> N
     store = click.get_current_context().find_root().obj = JobStore(settings.base_path)
     if detach:
         _leave_task()
+        for warning in warnings:  # the manager says them too, where few look
+            click.echo(f"air-executor: {warning}", err=True)
     if replace:
         _stop(store)
     if detach and (pid := _detach(store)):

@@ -502,6 +502,27 @@ def test_detach_and_stop(run: Any, store: JobStore) -> None:
     assert "no manager is running" in run("stop").stdout
 
 
+def test_a_setting_that_there_is_not_is_told_to_who_starts_a_manager(run: Any, store: JobStore) -> None:
+    """And not in its log alone."""
+    store.base_path.mkdir()
+    store.config_path.write_text("pol_interval: 1\n")
+    done = run("manager", "--detach")
+    assert done.returncode == 0
+    assert done.stderr == f"air-executor: {store.config_path}: there is no setting 'pol_interval'; it is ignored\n"
+    assert run("stop").returncode == 0
+
+
+def test_a_manager_does_not_import_from_the_directory_in_which_it_is_started(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    (tmp_path / "json.py").write_text("raise RuntimeError('this is not the one')")
+    command = [sys.executable, "-P", *CLI[1:], "manager", "--detach", "--base-path", str(store.base_path)]
+    subprocess.run(command, env=managers.environment, cwd=tmp_path, check=True, timeout=PATIENCE)
+    store.submit("j", ["true"])
+    assert ended(store, "j").state == "completed"
+    subprocess.run([*CLI, "stop", "--base-path", str(store.base_path)], env=managers.environment, check=True)
+
+
 def test_replacing_waits_until_the_lock_is_free(run: Any, store: JobStore) -> None:
     """A manager that ends removes its number first, and lets the lock go a moment later."""
     store.create_directories()

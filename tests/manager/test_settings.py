@@ -63,6 +63,13 @@ def test_unknown_keys_warn(tmp_path: Path) -> None:
     assert "pol_interval" in load_settings({"base_path": str(tmp_path)}, environment={})[1][0]
 
 
+def test_a_base_path_that_names_a_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its configuration file is found, too."""
+    monkeypatch.setenv("WHERE", str(tmp_path))
+    (tmp_path / "config.yaml").write_text("poll_interval: 7\n")
+    assert load_settings({"base_path": "$WHERE"}, environment={})[0].poll_interval == 7
+
+
 def test_a_named_file_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="there is no configuration file"):
         load_settings({}, config=tmp_path / "nope.yaml", environment={})

@@ -16,7 +16,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError, NoLocksError
-from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.hooks import AirExecutorHook, tasks_base_path
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -55,6 +55,8 @@ class TestLocation:
         monkeypatch.setenv("WHERE", "/srv")
         monkeypatch.setenv("AIRFLOW_HOME", "$WHERE/airflow")
         assert AirExecutorHook().location == ("/srv/airflow/air-executor", True)
+        assert tasks_base_path("") == "/srv/airflow/air-executor-tasks"
+        assert tasks_base_path("$WHERE/tasks") == "/srv/tasks"
 
     @pytest.mark.parametrize("extra", [{"base_path": "relative"}, {"base_path": 7}, {"embedded": "yes"}])
     def test_a_bad_field_is_named(self, home: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, object]) -> None:
@@ -137,6 +139,21 @@ class TestEmbeddedManager:
         lines = store.read_log("a", "task-1").text.splitlines()
         assert f"PYTHONPATH={os.path.realpath(tmp_path)}:{os.path.realpath(tmp_path)}/mine" in lines
         assert not [line for line in lines if line.startswith("LC_")]
+
+    def test_modules_in_the_base_path_are_not_the_managers(self, store: JobStore) -> None:
+        store.create_directories()
+        (store.base_path / "json.py").write_text("raise RuntimeError('this is not the one')")
+        hook = AirExecutorHook()
+        hook.create_job("a", ["true"])
+        assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
+
+    def test_a_setting_that_there_is_not_is_told_to_who_starts_it(
+        self, store: JobStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store.create_directories()
+        store.config_path.write_text("pol_interval: 1\n")
+        AirExecutorHook().create_job("a", ["true"])
+        assert "there is no setting 'pol_interval'" in caplog.text
 
     @pytest.mark.parametrize("keep", [False, True])
     def test_its_tasks_do_not_find_the_secrets_of_airflow(
