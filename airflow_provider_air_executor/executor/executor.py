@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import threading
 import time
@@ -64,6 +65,7 @@ _MARKED_SECONDS = 0.5  # that a supervisor may need to end after it has said tha
 _PRUNED_A_TIME = 20
 _MAX_RESUBMISSIONS = 5
 _LOG_BYTES = 5_000_000  # of the log of a running task that are shown
+_COLD = re.compile("air-executor: a cold start, without a warm runner: (.*)")  # so the log of its job begins
 
 
 @dataclass
@@ -106,6 +108,9 @@ class AirExecutorExecutor(BaseExecutor):
         self._next: dict[str, float] = {}
         self._helper: threading.Thread | None = None
         self._gone_since: dict[Path, float] = {}  # when the manager of a base path was missed first
+        self._cold: set[tuple[Path, str]] = (
+            set()
+        )  # of which base path it has been said that its tasks start cold, and why
         self.settings = Settings(self.conf, self.team_name, self.parallelism)
 
     # -- what the scheduler calls --------------------------------------------------------------------------
@@ -424,6 +429,7 @@ class AirExecutorExecutor(BaseExecutor):
         code = task.exit_code if task is not None else None
         why = _explain(job, task)
         self._measure(submitted, task)
+        self._say_if_cold(submitted, task)
         if submitted.ti_id is None:
             self._take_in_other(submitted, job, why)
             return
@@ -484,6 +490,19 @@ class AirExecutorExecutor(BaseExecutor):
         _timing("air_executor.queue_time", task.started_at - task.created_at, tags)
         if task.seconds is not None:
             _timing("air_executor.run_time", timedelta(seconds=task.seconds), tags)
+
+    def _say_if_cold(self, submitted: Submitted, task: Task | None) -> None:
+        """Say why tasks start cold, and so seconds later; once, since it may be so with all of them."""
+        if task is None or task.env:  # with variables of its own it always does
+            return
+        try:
+            found = _COLD.match(submitted.store.read_log(submitted.name, TASK_ID, limit=4096).text)
+        except (OSError, AirExecutorError):
+            return
+        site = submitted.store.base_path
+        if found and (site, found[1]) not in self._cold:
+            self._cold.add((site, found[1]))
+            self.log.warning("tasks of %s start cold, without a warm runner, and take longer: %s", site, found[1])
 
     # -- submitting again ----------------------------------------------------------------------------------
 

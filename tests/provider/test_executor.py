@@ -26,6 +26,8 @@ from airflow_provider_air_executor.executor.database import Instance
 from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners.local import Forking, LocalRunner
+from airflow_provider_air_executor.manager.runners.protocol import Attempt
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
 from tests.support.installation import SINCE_3_3
 from tests.support.processes import kill_all_with_environment
@@ -367,6 +369,35 @@ def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
     assert not store.attached_path(str(given.ti.external_executor_id), WORKLOAD_FILE).exists()  # nobody will read it
     (line,) = (logs / "d/r/t/1.log").read_text().splitlines()
     assert "there is no option 'memory'" in json.loads(line)["event"]
+
+
+def test_why_tasks_start_cold_is_said_once(
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them takes seconds longer, and few look into the logs of jobs and managers."""
+    said: list[str] = []
+    monkeypatch.setattr(AirExecutorExecutor, "log", RecordingLog(said))
+    with_variables = workload("v", executor_config={"air_executor": {"env": {"A": "b"}}})
+    warm = workload("w")
+    given = [workload("t"), workload("u"), with_variables, warm]
+    hand_over(executor, *given)
+    believe(monkeypatch, "success")
+    for item in given:
+        name = str(item.ti.external_executor_id)
+        task = store.get_tasks(name)[0]
+        log = store.log_path(name, task.id)
+        log.parent.mkdir(exist_ok=True)
+        if item is warm:
+            log.write_text("what it prints\n")
+        else:
+            why = "its environment differs" if task.env else "importing x has started threads (y)"
+            log.touch()
+            LocalRunner._say_cold(Forking(Attempt(name, task.id, 1, 0, "local"), task, ["", "", str(log)]), why)
+        end(store, name, ExitCode.REPORTED)
+    executor.sync()
+    (line,) = (line for line in said if "cold" in line)
+    assert line.startswith(f"tasks of {store.base_path} start cold")
+    assert line.endswith("importing x has started threads (y)")
 
 
 def test_tasks_run_where_the_scheduler_does_unless_jobs_are_there(
