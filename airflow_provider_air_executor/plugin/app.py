@@ -302,9 +302,11 @@ def follow_log(
 )
 def cancel_job(found: EditedJob) -> Asked:
     """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
+    if found.job.state.is_terminal:
+        return Asked(requested=False)
+    _record("cancel", found)
     requested = found.store.cancel(found.job.name)
     if requested:
-        _record("cancel", found)
         found.hook.ensure_manager()
     return Asked(requested=requested)
 
@@ -317,8 +319,8 @@ def cancel_job(found: EditedJob) -> Asked:
 )
 def retry_job(found: EditedJob) -> Asked:
     """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
-    found.store.retry(found.job.name)
     _record("retry", found)
+    found.store.retry(found.job.name)
     found.hook.ensure_manager()
     return Asked(requested=True)
 
@@ -383,7 +385,7 @@ def _stream(found: FoundJob, followed: tuple[str, int] | None) -> StreamingRespo
 
 
 def _record(event: str, found: FoundJob) -> None:
-    """Leave in Airflow's audit log who has asked for what."""
+    """Leave in Airflow's audit log who asks for what; before it is done, since nothing is to be done without."""
     user, owner = found.rights.user, found.job.submitted_by
     fields = {} if owner is None else owner.model_dump(include={"dag_id", "run_id", "task_id", "map_index"})
     entry = Log(

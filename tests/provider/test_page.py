@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.log import mask_secret
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
 
 import vendor
 from airflow_provider_air_executor import plugin
@@ -28,7 +29,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from airflow_provider_air_executor.plugin.access import same_site
 from airflow_provider_air_executor.plugin.records import JobDetails, JobSummary, TaskDetails
-from tests.support.waiting import PATIENCE
+from tests.support.waiting import PATIENCE, wait_until
 
 STATIC = files(plugin) / "static"
 
@@ -77,7 +78,9 @@ def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutor
     everywhere = {"labels": {"l": "hunter2-of-conn"}, "outlets": ["x://hunter2-of-conn"]}
     hook.create_job("j", [{**task_with, "cwd": "/hunter2-of-conn"}], **everywhere)
     store, mask = hook.store, masking.load(hook.store, "j")
-    task = store.get_tasks("j")[0].evolve(status=TaskStatus.FAILED, error="no hunter2-of-conn")
+    task = store.get_tasks("j")[0].evolve(
+        status=TaskStatus.FAILED, error="no hunter2-of-conn", where="Pod hunter2-of-conn"
+    )
     job = store.get_job("j").evolve(error="task-1: hunter2-of-conn")
     shown = TaskDetails.of(task, [], mask)
     assert (shown.command, shown.environment, shown.error) == ("curl -u '***'", ["A"], "no ***")
@@ -85,9 +88,58 @@ def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutor
     assert details.error == "task-1: ***"
     row = JobSummary.of(job, {}, mask)
     assert (row.labels, details.outlets, shown.cwd) == ({"l": "***"}, ("x://***",), "/***")
+    assert shown.where == "Pod ***"
     for record in (shown, details, row):
         assert "hunter2" not in record.model_dump_json()
         assert "not to be seen" not in record.model_dump_json()
+
+
+def rights() -> Any:
+    """Those of a user who may do everything."""
+    user = SimpleNamespace(get_id=lambda: "ada", get_name=lambda: "Ada")
+    return SimpleNamespace(conn_id=AirExecutorHook.default_conn_name, user=user, permit=lambda *_: True)
+
+
+def listed(*label: str) -> list[str]:
+    """The jobs of the list that have these labels."""
+    from airflow_provider_air_executor.plugin.app import list_jobs
+
+    return [job.name for job in list_jobs(Response(), rights(), label=label).jobs]
+
+
+def test_a_secret_that_is_guessed_is_not_confirmed_by_the_list(hook: AirExecutorHook) -> None:
+    hook.create_job("j", ["true"], labels={"password": "hunter2-of-conn", "hunter2-of-conn": "x", "team": "a"})
+    wait_until(lambda: listed("team=a") == ["j"], what="the index has seen the job")
+    assert listed("password") == ["j"]
+    for guess in ("password=hunter2-of-conn", "hunter2-of-conn", "hunter2-of-conn=x"):
+        assert listed(guess) == []
+
+
+def test_secrets_that_cannot_be_read_hide_nothing_of_other_jobs(hook: AirExecutorHook) -> None:
+    hook.create_job("j", ["true"], labels={"team": "a"})
+    hook.store.submit("bad", ["true"], labels={"team": "a"}, attached={masking.FILE: b"[" * 100_000})
+    wait_until(lambda: sorted(listed()) == ["bad", "j"], what="the index has seen the jobs")
+    assert listed("team=a") == ["j"]
+
+
+@pytest.mark.parametrize("action", ["cancel", "retry"])
+def test_what_the_audit_log_cannot_be_told_is_not_done(
+    hook: AirExecutorHook, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    from airflow_provider_air_executor.plugin import app
+    from airflow_provider_air_executor.plugin.access import FoundJob
+
+    job = hook.create_job("j", ["true"])
+    if action == "retry":
+        hook.store.write_job(job.evolve(state=JobState.FAILED))
+
+    def away() -> None:
+        raise OSError("the database is away")
+
+    monkeypatch.setattr(app, "create_session", away)
+    with pytest.raises(OSError, match="away"):
+        getattr(app, f"{action}_job")(FoundJob(hook.get_job("j"), hook, rights()))
+    assert hook.store.requests() == []
 
 
 # -- records -----------------------------------------------------------------------------------------------
