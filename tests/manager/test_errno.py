@@ -6,6 +6,7 @@ A manager in this process runs real commands. For a while one call of one module
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import time
@@ -200,6 +201,26 @@ class Misfortune(RuleBasedStateMachine):
         """What goes wrong is said once, and once that it is over."""
         assert not self.site.lines.repeated
         assert not self.site.lines.wrong, "that is not said to be over"
+
+
+def test_where_directories_cannot_be_flushed_an_end_is_written_once() -> None:
+    """A write that counted as failed would wake the manager, which would write again, and so on."""
+    site = SteppedManager()
+    try:
+        site.faults.trouble = Trouble("jobs.files", "fsync", errno.EINVAL)
+        site.start_manager()
+        site.submit("j", [{"id": "t", **site.command(waits=False)}], 1)
+        assert site.let_all_end()
+        assert site.store.get_job("j").state is JobState.COMPLETED
+        written = files.stamp(site.store.state_path("j"))
+        for _ in range(10):
+            site.clock.passed += 1.0
+            site.go_round()
+        assert files.stamp(site.store.state_path("j")) == written
+        assert site.faults.failed
+        assert not site.lines.lines
+    finally:
+        site.close()
 
 
 if EXAMPLES:

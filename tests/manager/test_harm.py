@@ -143,6 +143,24 @@ class TestNumbers:
         managers.kill(manager)
         assert goes_on(store, managers.start())
 
+    @pytest.mark.parametrize(
+        "more", ['"resources": {"memory": "%s"}' % ("9" * 300 + "T"), '"x": %s' % ("9" * 5000), '"timeout": 1e300']
+    )
+    def test_a_request_with_a_number_without_bound(
+        self, store: JobStore, managers: Managers, tmp_path: Path, more: str
+    ) -> None:
+        """As a task may leave one for its job, or another."""
+        manager = managers.start()
+        store.submit("j", [task("a", until(tmp_path / "go"))])
+        runner_pid(store, "j", "a")
+        added = f'{{"id": "b", "command": "true", {more}}}'
+        (store.inbox_path / "1.json").write_text(f'{{"request": "add_tasks", "job": "j", "tasks": [{added}]}}')
+        wait_until(lambda: not store.requests(), what="it is set aside")
+        (tmp_path / "go").touch()
+        assert ended(store, "j").state == "completed"
+        assert [found.id for found in store.get_tasks("j")] == ["a"]
+        assert goes_on(store, manager)
+
 
 class TestSteps:
     """Whatever a step on a job raises."""

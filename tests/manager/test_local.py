@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import secrets
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.jobs.models import utc_now
+from airflow_provider_air_executor.jobs.models import Resources, utc_now
 from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import local
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.local import LocalRunner
-from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Event, NotStarted
+from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, NotStarted
 from airflow_provider_air_executor.manager.runners.records import could_not_fork, script_here
 from tests.support.jobs import ended, only_task, plain, runner_pid, task, write_job
 from tests.support.managers import Managers
@@ -271,6 +272,29 @@ def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
     here.start(store, command="true")
     assert isinstance(here.event(), NotStarted)
     here.runner.close()
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processors are given to processes on Linux")
+def test_a_task_that_needs_more_processors_than_the_manager_may_use_fails(store: JobStore, managers: Managers) -> None:
+    only = min(os.sched_getaffinity(0))
+    managers.start(preexec_fn=lambda: os.sched_setaffinity(0, {only}))
+    store.submit("j", [task("a", resources={"cpus": 2}), task("b", resources={"cpus": 1})])
+    ended(store, "j")
+    a, b = store.get_tasks("j")
+    assert (a.reason, b.status) == ("spawn", "completed")
+    assert "it needs 2 cpus; this machine has 1 for local tasks" in (a.error or "")
+
+
+@pytest.mark.parametrize(("limit", "is_refused"), [("60000000", True), ("64000000", False), ("max", False)])
+def test_a_task_that_needs_more_memory_than_the_control_group_has_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, is_refused: bool
+) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    monkeypatch.setattr(local, "_MEMORY_LIMITS", (f"{tmp_path}/none", f"{tmp_path}/memory.max"))
+    refused = pytest.raises(CannotStartError, match=f"this machine has {limit}")
+    with refused if is_refused else contextlib.nullcontext():
+        local._check_resources(Resources.model_validate({"memory": 64_000_000}))
 
 
 @pytest.mark.parametrize("runner", ["local", "warm"])

@@ -80,6 +80,12 @@ pool = concurrent.futures.ThreadPoolExecutor(2)
 print(pool.submit(sum, [1, 2]).result())
 atexit.register(print, "at exit")
 """,
+    "registered": "import atexit\natexit.register(print, 'registered before the fork')\n",
+    "process": """\
+import locale, os
+mask = os.umask(0)
+print(oct(mask), locale.setlocale(locale.LC_ALL))
+""",
     "draws": """\
 import random, numpy, seeded
 print(numpy.random.random(), seeded.numbers.random())
@@ -384,6 +390,24 @@ def test_it_ends_as_python_does(store: JobStore, manager: subprocess.Popen[str])
     done = run(store, "j", warm("pooled"))
     assert done.status == "completed"
     assert store.read_log("j", "a").text == "3\nat exit\n"
+
+
+def test_what_preloaded_modules_have_registered_is_called_at_its_end(store: JobStore, managers: Managers) -> None:
+    managers.start("--preload", "registered")
+    for name in ("one", "two"):
+        assert run(store, name, warm("pooled")).status == "completed"
+        assert store.read_log(name, "a").text == "3\nat exit\nregistered before the fork\n"
+
+
+def test_it_has_the_umask_and_the_locale_of_a_fresh_process(store: JobStore, managers: Managers) -> None:
+    managers.environment["LC_ALL"] = "C.UTF-8"
+    managers.start("--preload", "heavy", umask=0o026)
+    texts = []
+    for runner in ("warm", "local"):
+        assert run(store, runner, {**warm("process"), "runner": runner}).status == "completed"
+        texts.append(store.read_log(runner, "a").text)
+    assert texts[0] == texts[1]
+    assert re.fullmatch("0o26 .*C.UTF-8.*\n", texts[0])
 
 
 def test_each_draws_numbers_of_its_own(store: JobStore, managers: Managers) -> None:

@@ -675,6 +675,17 @@ class TestSite:
         if times > 1:
             assert "its node could not start it" in (done.error or "")
 
+    def test_a_bundle_whose_node_fails_in_its_prolog(
+        self, store: JobStore, bundled: object, cluster: SiteCluster, tmp_path: Path
+    ) -> None:
+        """Its tasks are submitted once more, one by one."""
+        cluster.fail_prolog(1)
+        line = f"echo $SLURM_JOB_ID >> {tmp_path}/ran"
+        store.submit("j", [task(f"t{number}", line) for number in range(3)], max_parallel_tasks=3)
+        ended(store, "j")
+        assert [(done.status, done.attempt) for done in store.get_tasks("j")] == [("completed", 1)] * 3
+        assert len(set((tmp_path / "ran").read_text().split())) == 3
+
     def test_a_step_daemon_that_is_killed_is_no_lost_node(
         self, store: JobStore, managers: Managers, engine: Engine, cluster: SiteCluster, tmp_path: Path
     ) -> None:
@@ -706,6 +717,48 @@ def test_what_somebody_else_has_cancelled_has_not_completed_and_is_not_run_again
     done = only_task(store)
     assert (done.reason, done.exit_code, done.attempt) == ("cancelled", code, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
+
+
+@pytest.mark.parametrize("code", [9, 0])
+@pytest.mark.parametrize(("state", "reason"), [("PREEMPTED", "lost"), ("TIMEOUT", "timeout")])
+def test_what_slurm_ends_has_not_completed_whatever_its_exit_code(
+    store: JobStore,
+    managers: Managers,
+    engine: Engine,
+    cluster: SlurmCluster,
+    tmp_path: Path,
+    state: str,
+    reason: str,
+    code: int,
+) -> None:
+    """A task may hear of it, save what it has, and exit. Here it has all the time for that."""
+    engine.prepare(managers)
+    text = f'{SQUEUE} "$@" | sed -E "s/[|](FAILED|COMPLETED)[|]/|{state}|/"'
+    managers.environment["PATH"] = write_program(tmp_path / "bin", "squeue", text)
+    managers.start()
+    line = f"trap 'sleep 1; exit {code}' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
+    store.submit("j", [task("a", line)])
+    running(store)
+    has_begun(tmp_path / "ran")
+    cluster.call("scancel", "--signal=TERM", "--full", "--name=j/a")
+    done = only_task(store)
+    assert (done.status, done.reason, done.exit_code) == ("failed", reason, code)
+    assert state in (done.error or "")
+
+
+def test_a_stopped_task_hears_that_it_is_to_end(
+    store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
+) -> None:
+    engine.prepare(managers)
+    managers.start("--kill-grace", "60")
+    line = f"trap 'echo bye; exit' TERM; echo $$ > {tmp_path}/pid; kill -STOP $$; while :; do sleep 0.1; done"
+    store.submit("j", [task("a", line)])
+    has_begun(tmp_path / "pid")
+    stat_of = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    wait_until(lambda: stat_of.read_text().rpartition(")")[2].split()[0] == "T", what="it has stopped itself")
+    store.cancel("j")
+    assert ended(store, "j").reason == "cancelled"
+    assert store.read_log("j", "a").text.endswith("bye\n")  # Slurm has a word of its own before
 
 
 @pytest.mark.parametrize(
