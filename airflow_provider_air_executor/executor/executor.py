@@ -108,9 +108,7 @@ class AirExecutorExecutor(BaseExecutor):
         self._next: dict[str, float] = {}
         self._helper: threading.Thread | None = None
         self._gone_since: dict[Path, float] = {}  # when the manager of a base path was missed first
-        self._cold: set[tuple[Path, str]] = (
-            set()
-        )  # of which base path it has been said that its tasks start cold, and why
+        self._cold: set[tuple[Path, str]] = set()  # base paths whose tasks start cold, and why: it has been said
         self.settings = Settings(self.conf, self.team_name, self.parallelism)
 
     # -- what the scheduler calls --------------------------------------------------------------------------
