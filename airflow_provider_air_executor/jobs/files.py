@@ -9,15 +9,22 @@ import itertools
 import os
 import stat
 import sys
-from functools import cache
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from functools import cache, partial
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from airflow_provider_air_executor.exceptions import NoLocksError
+from airflow_provider_air_executor.jobs.pieces import Pieces, finish
+
+T = TypeVar("T")
 
 _PROCESS_TOKEN = os.urandom(4).hex()
 _COUNTER = itertools.count()
+_PIECE_BYTES = 1 << 20  # that are read, or flushed to disk, without doing something else in between
 
 # linux/fcntl.h, linux/fs.h
 _AT_FDCWD = -100
@@ -95,10 +102,15 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
     :param durable: whether it must survive a power cut: the file and its directory are flushed to disk.
     :return: the stamp of the new file.
     """
-    temporary, version = write_beside(path, data, durable=durable)
+    return finish(publishing(path, (data,), durable=durable))
+
+
+def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pieces[Stamp]:
+    """The same in pieces, see :func:`publish`."""
+    temporary, version = yield from writing_beside(path, data, durable=durable)
     try:
         if durable:
-            put(temporary, path)
+            yield from _aside(version.size, partial(put, temporary, path))  # the old one may be long, too
         else:
             os.rename(temporary, path)  # unlike an exchange, it makes ext4 write the data before the name
     except BaseException:
@@ -150,9 +162,14 @@ def publish_and_keep(path: Path, data: bytes, previous: Path) -> tuple[Stamp, bo
 
     :return: the stamp of the new file, and whether there was an old one.
     """
-    temporary, version = write_beside(path, data, durable=True)
+    return finish(publishing_and_keeping(path, (data,), previous))
+
+
+def publishing_and_keeping(path: Path, data: Iterable[bytes], previous: Path) -> Pieces[tuple[Stamp, bool]]:
+    """The same in pieces, see :func:`publish_and_keep`."""
+    temporary, version = yield from writing_beside(path, data, durable=True)
     try:
-        return version, put_and_keep(temporary, path, previous)
+        return version, (yield from putting_and_keeping(temporary, path, previous, size=version.size))
     except BaseException:
         remove(temporary)
         raise
@@ -170,6 +187,11 @@ def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
     existed = _link(path, previous)
     os.rename(temporary, path)
     return existed
+
+
+def putting_and_keeping(temporary: str, path: Path, previous: Path, *, size: int) -> Pieces[bool]:
+    """The same in pieces, see :func:`put_and_keep`; what goes for it may be as long."""
+    return (yield from _aside(size, partial(put_and_keep, temporary, path, previous)))
 
 
 def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
@@ -196,16 +218,27 @@ def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> N
 
 def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]:
     """Write ``data`` to a new file of mode 0600 in the directory of ``path``; its name begins with a dot."""
+    return finish(writing_beside(path, (data,), durable=durable))
+
+
+def writing_beside(path: Path, data: Iterable[bytes], *, durable: bool) -> Pieces[tuple[str, Stamp]]:
+    """The same in pieces, see :func:`write_beside`.
+
+    :param data: what is written, piece by piece.
+    """
     temporary = str(path.parent / unique_name(f".{path.name}."))
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
             give(descriptor, path.parent)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(descriptor, view) :]
+            for number, piece in enumerate(data):
+                if number:
+                    yield False
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(descriptor, view) :]
             if durable:
-                os.fsync(descriptor)
+                yield from _aside(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
             version = Stamp.of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
@@ -242,18 +275,53 @@ def give(descriptor: int, directory: Path) -> None:
             os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
+def _aside(size: int, work: Callable[[], T]) -> Pieces[T]:
+    """Do what takes long with a long file in another thread.
+
+    :param size: of the file, in bytes.
+    """
+    if size <= _PIECE_BYTES:
+        return work()
+    done: Future[T] = Future()
+
+    def do() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised below
+            done.set_exception(error)
+
+    thread = threading.Thread(target=do)
+    thread.start()
+    try:
+        while thread.is_alive():
+            yield True
+    finally:
+        thread.join()  # whoever has begun it may close its files next
+    return done.result()
+
+
 def flush(*paths: Path | str) -> None:
     """Flush files to disk, together: a file system with a journal then needs fewer commits than one after the other."""
+    finish(flushing(*paths))
+
+
+def flushing(*paths: Path | str) -> Pieces[None]:
+    """The same in pieces, see :func:`flush`."""
     with contextlib.ExitStack() as stack:
         descriptors = []
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
             descriptors.append(descriptor)
+
+        def flush_all() -> None:
             if hasattr(os, "posix_fadvise"):  # Linux begins to write what it is told to forget
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        for descriptor in descriptors:
-            os.fsync(descriptor)
+                for descriptor in descriptors:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            for descriptor in descriptors:
+                os.fsync(descriptor)
+
+        yield from _aside(sum(os.fstat(descriptor).st_size for descriptor in descriptors), flush_all)
 
 
 def sync_directory(path: Path) -> None:
@@ -292,11 +360,29 @@ def open_file(path: Path | str) -> FileIO:
         raise
 
 
-def read(path: Path) -> tuple[bytes, Stamp]:
-    """The content of a regular file, and the stamp of the version read."""
+def read(path: Path, *, limit: int | None = None) -> tuple[bytes, Stamp]:
+    """The content of a regular file, and the stamp of the version read.
+
+    :param limit: the size in bytes above which nothing is read, and the error EFBIG is raised; default: none.
+    """
     with open_file(path) as file:
         version = Stamp.of(os.fstat(file.fileno()))
+        if limit is not None and version.size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
         return file.readall(), version
+
+
+def reading(path: Path) -> Pieces[tuple[list[bytes], Stamp]]:
+    """The same in pieces, see :func:`read`; what is read comes in pieces, too."""
+    with open_file(path) as file:
+        version = Stamp.of(os.fstat(file.fileno()))
+        if version.size <= _PIECE_BYTES:
+            return [file.readall()], version
+        pieces = []
+        while piece := file.read(_PIECE_BYTES):
+            pieces.append(piece)
+            yield False
+        return pieces, version
 
 
 def lock(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:

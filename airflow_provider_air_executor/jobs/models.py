@@ -11,9 +11,8 @@ import enum
 import json
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from graphlib import CycleError, TopologicalSorter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -29,6 +28,7 @@ from pydantic import (
 )
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, finish
 
 FORMAT_VERSION = 1
 MAX_NAME_LENGTH = 100
@@ -43,6 +43,7 @@ _OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 _MAX_COUNT = 2**31 - 1
 ALL_AT_ONCE = _MAX_COUNT  # tasks side by side: all that are independent, those added later too
 _MAX_SECONDS = 100 * 366 * 86400.0
+_SHOWN = 20  # fields that are not valid, or tasks that wait for each other
 _MAX_BYTES = 2**63 - 1  # of what is kept in a signed integer of 64 bits
 _MEMORY = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTkmgt]?)(i?)[Bb]?", re.ASCII)
 _NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
@@ -547,10 +548,20 @@ def describe_validation_error(error: ValidationError, where: str) -> str:
     Values are not shown, since a field may hold a secret.
     """
     problems = []
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    for item in found[:_SHOWN]:
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
         problems.append(f"{(where + path).lstrip('.')}: {item['msg'].removeprefix('Value error, ')}")
-    return "; ".join(problems)
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return "; ".join(problems) + more
+
+
+def checking_ids(tasks: Sequence[Task]) -> Pieces[None]:
+    """See :func:`check_task_id`, in pieces."""
+    for number, task in enumerate(tasks, 1):
+        check_task_id(task.id)
+        if not number % ITEMS:
+            yield False
 
 
 def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ()) -> tuple[Task, ...]:
@@ -593,22 +604,72 @@ def check_task_list(tasks: Sequence[Task], *, where: str = "tasks", present: Seq
     :param present: tasks of the same job that were there before and may be depended on.
     :raises InvalidJobError: for an empty list, a duplicate id, an unknown dependency, or a cycle.
     """
+    finish(checking_task_list(tasks, where=where, present={task.id: task for task in present}))
+
+
+def checking_task_list(
+    tasks: Sequence[Task], *, where: str = "tasks", present: Mapping[str, Task] | None = None
+) -> Pieces[None]:
+    """The same in pieces, see :func:`check_task_list`.
+
+    :param present: by their ids. They have been checked before, and depend on none of the others.
+    """
     if not tasks:
         raise InvalidJobError(f"{where}: the list is empty; a job needs at least one task")
-    ids = {task.id for task in present}
+    present = present or {}
+    missing: dict[str, int] = {}  # how many of these tasks each of them waits for
     for index, task in enumerate(tasks):
-        if task.id in ids:
+        if task.id in missing or task.id in present:
             raise InvalidJobError(f"{where}[{index}].id: {task.id!r} is the id of another task of this job")
-        ids.add(task.id)
+        missing[task.id] = 0
+        if not index % ITEMS:
+            yield False
+    dependents: dict[str, list[str]] = {}
     for index, task in enumerate(tasks):
-        for name in task.dependencies:
-            if name not in ids:
+        for number, name in enumerate(task.dependencies):
+            if name in missing:
+                dependents.setdefault(name, []).append(task.id)
+                missing[task.id] += 1
+            elif name not in present:
                 raise InvalidJobError(f"{where}[{index}].dependencies: there is no task {name!r} in this job")
-    try:
-        TopologicalSorter({task.id: task.dependencies for task in (*present, *tasks)}).prepare()
-    except CycleError as error:
-        cycle = " -> ".join(reversed(error.args[1]))
-        raise InvalidJobError(f"{where}: the dependencies form a cycle: {cycle}") from None
+            if number and not number % ITEMS:
+                yield False
+        if not index % ITEMS:
+            yield False
+    ready = []
+    for number, task in enumerate(tasks, 1):
+        if not missing[task.id]:
+            ready.append(task.id)
+        if not number % ITEMS:
+            yield False
+    done = 0
+    while ready:
+        done += 1
+        for number, dependent in enumerate(dependents.pop(ready.pop(), ()), 1):
+            missing[dependent] -= 1
+            if not missing[dependent]:
+                ready.append(dependent)
+            if not number % ITEMS:
+                yield False
+        if not done % ITEMS:
+            yield False
+    if done < len(tasks):
+        left = {task.id: task for task in tasks if missing[task.id]}
+        raise InvalidJobError(f"{where}: the dependencies form a cycle: {' -> '.join(_cycle(left))}")
+
+
+def _cycle(left: Mapping[str, Task]) -> list[str]:
+    """Tasks each of which depends on the next, the last one being the first.
+
+    :param left: each of them depends on another one of them.
+    """
+    path: dict[str, int] = {}
+    name = next(iter(left))
+    while name not in path:
+        path[name] = len(path)
+        name = next(each for each in left[name].dependencies if each in left)
+    cycle = [*list(path)[path[name] :], name]
+    return cycle if len(cycle) <= _SHOWN else [*cycle[: _SHOWN - 1], f"({len(cycle) - _SHOWN} more)", name]
 
 
 def nearest_tasks(tasks: Sequence[Task], task_id: str, count: int) -> list[Task]:

@@ -22,7 +22,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -38,11 +38,10 @@ from airflow_provider_air_executor.exceptions import (
     NotRemovedError,
     OutputError,
 )
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, task_lists
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
     ALL_AT_ONCE,
-    TASK_LIST,
     Job,
     Record,
     SubmittedBy,
@@ -58,6 +57,7 @@ from airflow_provider_air_executor.jobs.models import (
     validate,
 )
 from airflow_provider_air_executor.jobs.outputs import why_unfit
+from airflow_provider_air_executor.jobs.pieces import Pieces, finish
 
 T = TypeVar("T")
 
@@ -68,6 +68,8 @@ MAX_OUTPUTS_BYTES = 5_000_000  # of what all tasks of a job may, together
 # A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS = 0.5
 _ABANDONED_BUILD_SECONDS = 3600
+_LONGEST_STATE = 4_000_000  # bytes of a state.json; the manager reads it without doing something else in between
+_LONGEST_NEW = 1_000_000  # bytes of a task, or a state.json; they get longer when they have failed
 _MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
 _JOB_FILES = ("state.json", "tasks.json", "logs", "runs", "work")
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
@@ -94,7 +96,7 @@ class Request(Record):
     job: str
     created_at: Timestamp | None = None
     owner: SubmittedBy | None = None
-    tasks: tuple[Task, ...] = ()
+    tasks: Sequence[Task] = ()
 
 
 class LogChunk(NamedTuple):
@@ -300,14 +302,17 @@ class JobStore:
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:
         self.create_directories()
-        path = self.job_path(job.name)
+        path, state, listed = self.job_path(job.name), dump_job(job), dump_tasks(tasks)
+        _check_lengths(tasks, listed)
+        if len(state) > _LONGEST_NEW:
+            raise InvalidJobError(f"job {job.name}: its labels, outlets and what else is said of it are too long")
         if files.stamp(path) is not None:
             raise self._exists(job)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
             for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
                 files.make_directory(build / directory)
-            written = {**attached, "tasks.json": dump_tasks(tasks), "state.json": dump_job(job)}
+            written = {**attached, "tasks.json": listed, "state.json": state}
             for file, data in written.items():
                 temporary, _ = files.write_beside(build / file, data, durable=False)
                 os.rename(temporary, build / file)
@@ -422,7 +427,8 @@ class JobStore:
     def load_job(self, name: str) -> tuple[Job, files.Stamp]:
         """Read ``state.json`` once; see :meth:`get_job`."""
         path = self.state_path(name)
-        data, version = self._read(name, path)
+        with self._reads(name, path):
+            data, version = files.read(path, limit=_LONGEST_STATE)
         try:
             job: Job = _JOB.validate_json(data)
         except ValidationError as error:
@@ -435,24 +441,30 @@ class JobStore:
 
     def load_task_list(self, name: str, path: Path) -> tuple[tuple[Task, ...], files.Stamp]:
         """Read a task list of a job from another file than its ``tasks.json``."""
-        data, version = self._read(name, path)
-        try:
-            tasks = TASK_LIST.validate_json(data)
-        except ValidationError as error:
-            raise CorruptFileError(path, describe_validation_error(error, "tasks")) from None
-        for index, task in enumerate(tasks):
-            if not task.id:
-                raise CorruptFileError(path, f"tasks[{index}].id: Field required")
-        return tasks, version
+        tasks, version = finish(self.loading_task_list(name, path))
+        return tuple(tasks), version
 
-    def _read(self, name: str, path: Path) -> tuple[bytes, files.Stamp]:
+    def loading_task_list(self, name: str, path: Path) -> Pieces[tuple[list[Task], files.Stamp]]:
+        """The same in pieces."""
+        with self._reads(name, path):
+            data, version = yield from files.reading(path)
+        try:
+            return (yield from task_lists.parsing(data)), version
+        except InvalidJobError as error:
+            raise CorruptFileError(path, str(error)) from None
+
+    @contextlib.contextmanager
+    def _reads(self, name: str, path: Path) -> Iterator[None]:
+        """Say what is wrong with a file of a job that cannot be read."""
         try:
             if not files.is_real_directory(path.parent):
                 raise JobNotFoundError(name, self.base_path)
-            return files.read(path)
+            yield
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None
         except OSError as error:
+            if error.errno == errno.EFBIG:
+                raise CorruptFileError(path, f"it is longer than {_LONGEST_STATE} bytes") from None
             if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
             raise  # the file system is at fault, not the file
@@ -640,6 +652,7 @@ class JobStore:
         self.create_directories()
         path = self.inbox_path / f"{time.time_ns():020d}-{files.unique_name('')}.json"
         data = request.evolve(created_at=utc_now()).model_dump_json(exclude_none=True).encode() + b"\n"
+        _check_lengths(request.tasks, data)
         files.publish(path, data, durable=True)
 
     def keep_alive(self) -> None:
@@ -718,16 +731,28 @@ class JobStore:
 
     def write_tasks(self, name: str, tasks: Iterable[Task]) -> tuple[files.Stamp, bool]:
         """Publish ``tasks.json``, and keep the one before (:func:`files.publish_and_keep`). For the manager only."""
-        return files.publish_and_keep(self.tasks_path(name), dump_tasks(tasks), self.previous_tasks_path(name))
+        return finish(self.writing_tasks(name, tasks))
+
+    def writing_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[tuple[files.Stamp, bool]]:
+        """The same in pieces."""
+        return (
+            yield from files.publishing_and_keeping(
+                self.tasks_path(name), task_lists.dumping(tasks), self.previous_tasks_path(name)
+            )
+        )
 
     def reset_tasks(self, name: str, tasks: Iterable[Task]) -> None:
         """Publish ``tasks.json`` of a job that is to be run again; the one before is not kept. For the manager only."""
-        files.publish(self.tasks_path(name), dump_tasks(tasks), durable=True)
+        finish(self.resetting_tasks(name, tasks))
 
-    def write_outcome(
-        self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], bool]
-    ) -> files.Stamp | None:
-        """Publish durably how a job has ended: its tasks, and then its state. For the manager only.
+    def resetting_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[files.Stamp]:
+        """The same in pieces."""
+        return (yield from files.publishing(self.tasks_path(name), task_lists.dumping(tasks)))
+
+    def writing_outcome(
+        self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], Pieces[bool]]
+    ) -> Pieces[files.Stamp | None]:
+        """Publish durably, in pieces, how a job has ended: its tasks, and then its state. For the manager only.
 
         :param may_end: is told of the published ``tasks.json`` what :meth:`write_tasks` returns, and says whether the
             job has ended indeed. If not, its state is left as it was.
@@ -736,14 +761,18 @@ class JobStore:
         state_path, tasks_path = self.state_path(job.name), self.tasks_path(job.name)
         state_draft, state_stamp = files.write_beside(state_path, dump_job(job), durable=False)
         try:
-            tasks_draft, tasks_stamp = files.write_beside(tasks_path, dump_tasks(tasks), durable=False)
+            tasks_draft, tasks_stamp = yield from files.writing_beside(
+                tasks_path, task_lists.dumping(tasks), durable=False
+            )
             try:
-                files.flush(tasks_draft, state_draft)
-                existed = files.put_and_keep(tasks_draft, tasks_path, self.previous_tasks_path(job.name))
+                yield from files.flushing(tasks_draft, state_draft)
+                existed = yield from files.putting_and_keeping(
+                    tasks_draft, tasks_path, self.previous_tasks_path(job.name), size=tasks_stamp.size
+                )
             except BaseException:
                 files.remove(tasks_draft)
                 raise
-            if not may_end(tasks_stamp, existed):
+            if not (yield from may_end(tasks_stamp, existed)):
                 files.remove(state_draft)
                 return None
             files.put(state_draft, state_path)
@@ -788,11 +817,21 @@ class JobStore:
 
         :raises CorruptFileError: if it is not valid.
         """
+        return finish(self.loading_request(path))
+
+    def loading_request(self, path: Path) -> Pieces[Request]:
+        """The same in pieces."""
         try:
-            data, _ = files.read(path)
-            return Request.model_validate_json(data)
+            data, _ = yield from files.reading(path)
+            if task_lists.is_short(data):
+                return Request.model_validate_json(data[0])
+            given = yield from task_lists.parsing_object(data)
+            tasks = given.pop("tasks", ())
+            return Request.model_validate(given).evolve(tasks=tasks)
         except ValidationError as error:
             raise CorruptFileError(path, describe_validation_error(error, "request")) from None
+        except InvalidJobError as error:
+            raise CorruptFileError(path, f"request: {error}") from None
         except OSError as error:
             if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
@@ -892,7 +931,21 @@ def dump_job(job: Job) -> bytes:
 
 def dump_tasks(tasks: Iterable[Task]) -> bytes:
     """Tasks as the bytes of a ``tasks.json``."""
-    return TASK_LIST.dump_json(tuple(tasks), indent=2) + b"\n"
+    return b"".join(task_lists.dumping(tasks))
+
+
+def _check_lengths(tasks: Sequence[Task], written: bytes) -> None:
+    """Refuse a task that no reader would take.
+
+    :param written: all of them together.
+    """
+    if len(written) <= _LONGEST_NEW:
+        return
+    for index, task in enumerate(tasks):
+        if len(dump_tasks([task])) > _LONGEST_NEW:
+            raise InvalidJobError(
+                f"tasks[{index}]: it is longer than {_LONGEST_NEW} bytes; write what is long to a file"
+            )
 
 
 def _remove_tree(path: Path | str) -> str:

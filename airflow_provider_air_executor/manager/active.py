@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -15,14 +16,15 @@ from airflow_provider_air_executor.jobs.models import (
     Reason,
     Task,
     TaskStatus,
-    check_task_id,
-    check_task_list,
+    checking_ids,
+    checking_task_list,
     printable,
     utc_now,
 )
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.protocol import Attempt
-from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome
+from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome, resetting_failed
 
 # Between two snapshots of a job's tasks lie at least so many seconds, and so many times what the last one took.
 _SNAPSHOT_SECONDS = 0.25
@@ -35,18 +37,23 @@ class ActiveJob:
     While it is active the tasks in memory are the truth. ``tasks.json`` is a snapshot of them, to which a running
     task may append; see :meth:`merge_foreign`.
 
+    What takes longer the more tasks there are is done in pieces. :meth:`loading` makes one.
+
     :param job: the job as it stands in ``state.json``.
-    :param tasks: its tasks, which have been checked.
-    :param tasks_stamp: the version of ``tasks.json`` they were read from.
+    :param directory: that of the job; None if it is gone.
+    :param tasks_stamp: the version of ``tasks.json`` that its tasks are read from.
     """
 
-    def __init__(self, store: JobStore, job: Job, tasks: tuple[Task, ...], tasks_stamp: files.Stamp) -> None:
+    def __init__(self, store: JobStore, job: Job, directory: files.Stamp | None, tasks_stamp: files.Stamp) -> None:
         self._store = store
         self.job = job
-        self.tasks = {task.id: task for task in tasks}
+        self.tasks: dict[str, Task] = {}
         self.running: set[Attempt] = set()
         self.delayed: set[str] = set()  # tasks that must not start yet, though they are pending
         self.stopping: tuple[Reason, str] | None = None  # why nothing more is started
+        self.is_fresh = True  # whether all its tasks were pending when they were read
+        self.has_history = False  # whether they are not those of a job that has never been run
+        self.is_growing = False  # whether tasks are being added
         self.is_held = False  # whether nothing more is started for the moment
         self.unreadable_since: float | None = None  # since when tasks.json has been half-written by someone
         self.state_stamp: files.Stamp | None = None
@@ -55,7 +62,7 @@ class ActiveJob:
         self.state_due: float | None = None  # when it is, on the monotonic clock
         self.snapshot_due = False  # whether a timer is set for the next snapshot
         self._path = store.job_path(job.name)
-        self._directory = files.stamp(self._path)
+        self._directory = directory
         self._tasks_path = store.tasks_path(job.name)
         self._previous_path = store.previous_tasks_path(job.name)
         self._tasks_stamp: files.Stamp | None = tasks_stamp
@@ -64,8 +71,7 @@ class ActiveJob:
         self._snapshot_cost = 0.0
         self.is_dirty = False  # whether the tasks have changed since the last snapshot
         self._unfinished = 0
-        self.graph = TaskGraph(())
-        self.rebuild_graph()
+        self.graph = TaskGraph(self.tasks)
 
     @property
     def name(self) -> str:
@@ -75,7 +81,12 @@ class ActiveJob:
     @property
     def can_start(self) -> bool:
         """Whether one of its tasks may start now, as far as the job itself is concerned."""
-        return self.graph.has_ready and not self.is_held and len(self.running) < (self.job.max_parallel_tasks or 1)
+        return (
+            self.graph.has_ready
+            and self.stopping is None
+            and not (self.is_held or self.is_growing)
+            and len(self.running) < (self.job.max_parallel_tasks or 1)
+        )
 
     @property
     def is_over(self) -> bool:
@@ -86,6 +97,51 @@ class ActiveJob:
     def snapshot_interval(self) -> float:
         """Seconds that must lie between two snapshots."""
         return max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost)
+
+    # -- reading them ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def loading(cls, store: JobStore, job: Job) -> Pieces[ActiveJob]:
+        """Read the tasks of a job that is to be run.
+
+        :raises CorruptFileError: if ``tasks.json`` cannot be read; it may be half-written.
+        :raises InvalidJobError: if the tasks cannot be run.
+        """
+        directory = files.stamp(store.job_path(job.name))
+        tasks, version = yield from store.loading_task_list(job.name, store.tasks_path(job.name))
+        yield from checking_task_list(tasks)
+        return (yield from cls(store, job, directory, version).taking(tasks))
+
+    def resetting(self) -> Pieces[ActiveJob]:
+        """The same job with what has not completed pending again, which is published; this one is let go of."""
+        tasks = yield from resetting_failed(self.tasks.values())
+        version = yield from self._store.resetting_tasks(self.name, tasks)
+        found = yield from ActiveJob(self._store, self.job, self._directory, version).taking(tasks)
+        yield from self.dropping()
+        return found
+
+    def dropping(self) -> Pieces[None]:
+        """Let go of all tasks; the job is not active any more."""
+        yield from dropping(self.tasks)
+        yield from self.graph.dropping()
+
+    def taking(self, tasks: Iterable[Task]) -> Pieces[ActiveJob]:
+        """Have these tasks, and no others.
+
+        :return: this job.
+        """
+        for number, task in enumerate(tasks, 1):
+            self._take(task)
+            if not number % ITEMS:
+                yield False
+        yield from self.building_graph()
+        return self
+
+    def _take(self, task: Task) -> None:
+        self.tasks[task.id] = task
+        self._unfinished += not task.status.is_terminal
+        self.is_fresh = self.is_fresh and task.status is TaskStatus.PENDING
+        self.has_history = self.has_history or not self.is_fresh or task.attempt > 0
 
     # -- tasks ---------------------------------------------------------------------------------------------
 
@@ -102,25 +158,34 @@ class ActiveJob:
         """It is known where an attempt is."""
         self._put(self.tasks[attempt.task_id].evolve(where=where))
 
-    def complete(self, attempt: Attempt, ended_at: datetime) -> None:
-        """The command of a task has ended with exit code 0."""
+    def complete(self, attempt: Attempt, ended_at: datetime) -> Pieces[None]:
+        """The command of a task has ended with exit code 0.
+
+        :return: what is to be done next: those that depend on it come nearer to their start.
+        """
         self.running.discard(attempt)
         task = self.tasks[attempt.task_id]
         self._put(task.evolve(status=TaskStatus.COMPLETED, completed_at=ended_at, exit_code=0))
-        if self.stopping is None:
-            self.graph.complete(task.id)
+        return self.graph.completing(task.id)
 
-    def fail(self, task_id: str, reason: Reason, error: str, *, exit_code: int | None, ended_at: datetime) -> None:
-        """A task has failed for good; so do all that depend on it."""
+    def fail(
+        self, task_id: str, reason: Reason, error: str, *, exit_code: int | None, ended_at: datetime
+    ) -> Pieces[None]:
+        """A task has failed for good.
+
+        :return: what is to be done next: all that depend on it fail, too.
+        """
         self.running = {attempt for attempt in self.running if attempt.task_id != task_id}
         self._fail(task_id, reason, error, exit_code, ended_at)
-        self._fail_dependents(task_id)
+        return self._failing_dependents(task_id)
 
-    def _fail_dependents(self, task_id: str, seen: set[str] | None = None) -> None:
-        for dependent in self.graph.descendants(task_id, seen):
+    def _failing_dependents(self, task_id: str, seen: set[str] | None = None) -> Pieces[None]:
+        error = printable(f"not started, because task {task_id!r} failed")
+        for number, dependent in enumerate(self.graph.descendants(task_id, seen), 1):
             if not self.tasks[dependent].status.is_terminal:
-                error = f"not started, because task {task_id!r} failed"
                 self._fail(dependent, Reason.DEPENDENCY, error, None, utc_now())
+            if not number % ITEMS:
+                yield False
 
     def _fail(self, task_id: str, reason: Reason, error: str, exit_code: int | None, ended_at: datetime) -> None:
         task = self.tasks[task_id]
@@ -147,24 +212,36 @@ class ActiveJob:
         )
         self.delayed.add(task.id)
 
-    def stop(self, reason: Reason, error: str) -> None:
-        """Start nothing more; what has not started has failed."""
+    def stop(self, reason: Reason, error: str) -> Pieces[None]:
+        """Start nothing more.
+
+        :return: what is to be done next: what has not started fails.
+        """
         self.stopping = (reason, error)
         self.graph.drop_ready()
-        for task in list(self.tasks.values()):
-            if task.status is TaskStatus.PENDING:
-                self._fail(task.id, reason, error, None, utc_now())
+        return self._failing(tuple(self.tasks))
 
-    def add(self, added: tuple[Task, ...]) -> None:
+    def _failing(self, ids: Iterable[str]) -> Pieces[None]:
+        """Let those of some tasks fail that have not started, as the job is stopped."""
+        for number, task_id in enumerate(ids, 1):
+            self.fail_if_stopped(task_id)
+            if not number % ITEMS:
+                yield False
+
+    def fail_if_stopped(self, task_id: str) -> None:
+        """Let a task fail that has not started, if its job is stopped."""
+        if self.stopping is not None and self.tasks[task_id].status is TaskStatus.PENDING:
+            self._fail(task_id, *self.stopping, None, utc_now())
+
+    def adding(self, added: Sequence[Task]) -> Pieces[None]:
         """Append tasks.
 
         :raises InvalidJobError: if they do not fit the others.
         """
-        present = tuple(self.tasks.values())
-        for task in added:
-            check_task_id(task.id)
-        check_task_list(added, present=present)
-        for task in added:
+        yield from checking_ids(added)
+        yield from checking_task_list(added, present=self.tasks)
+        self.is_dirty = True
+        for number, task in enumerate(added, 1):
             self.tasks[task.id] = task.evolve(
                 job_name=self.name,
                 status=TaskStatus.PENDING,
@@ -178,16 +255,31 @@ class ActiveJob:
                 reason=None,
                 where=None,
             )
-        self.is_dirty = True
-        self.rebuild_graph()
+            self._unfinished += 1
+            if not number % ITEMS:
+                yield False
+        for number, task in enumerate(added, 1):
+            self.graph.add(self.tasks[task.id])
+            if not number % ITEMS:
+                yield False
         if self.stopping is not None:
-            self.stop(*self.stopping)
+            self.graph.drop_ready()
+        for number, task in enumerate(added, 1):
+            if not number % ITEMS:
+                yield False
+            self.fail_if_stopped(task.id)
+            failed = next((name for name in task.dependencies if self.tasks[name].status is TaskStatus.FAILED), None)
+            if failed is not None and not self.tasks[task.id].status.is_terminal:
+                error = f"not started, because task {failed!r} failed"
+                self._fail(task.id, Reason.DEPENDENCY, error, None, utc_now())
+                yield from self._failing_dependents(task.id)
 
-    def withdraw(self, added: tuple[Task, ...]) -> None:
+    def withdraw(self, added: Sequence[Task]) -> None:
         """Take back tasks that were added a moment ago and could not be written down."""
-        for task in added:
+        for task in reversed(added):
+            self._unfinished -= not self.tasks[task.id].status.is_terminal
+            self.graph.withdraw(task.id)
             del self.tasks[task.id]
-        self.rebuild_graph()
 
     def _put(self, task: Task) -> None:
         before = self.tasks[task.id].status.is_terminal
@@ -195,15 +287,20 @@ class ActiveJob:
         self.tasks[task.id] = task
         self.is_dirty = True
 
-    def rebuild_graph(self) -> None:
-        """Find out anew which tasks can start."""
-        tasks = tuple(self.tasks.values())
-        self.graph = TaskGraph(tasks, self.delayed)
-        self._unfinished = sum(not task.status.is_terminal for task in tasks)
+    def building_graph(self) -> Pieces[None]:
+        """Find out anew which tasks can start. Some may end meanwhile, but no tasks may be added."""
+        self.graph.begin_anew()
+        failed = []
+        for number, task in enumerate(self.tasks.values(), 1):
+            self.graph.add(task, is_delayed=task.id in self.delayed)
+            if task.status is TaskStatus.FAILED:
+                failed.append(task.id)
+            if not number % ITEMS:
+                yield False
         seen: set[str] = set()
-        for task in tasks:
-            if task.status is TaskStatus.FAILED and task.id not in seen:
-                self._fail_dependents(task.id, seen)
+        for task_id in failed:
+            if task_id not in seen:
+                yield from self._failing_dependents(task_id, seen)
 
     def is_in_place(self) -> bool:
         """Whether the directory of this job is still there, and not that of another one of its name."""
@@ -235,22 +332,22 @@ class ActiveJob:
                 error=None,
             )
 
-    @property
-    def has_history(self) -> bool:
-        """Whether its tasks are not those of a job that has never been run."""
-        return any(task.status is not TaskStatus.PENDING or task.attempt for task in self.tasks.values())
-
     def publish_state(self) -> None:
         """Publish ``state.json`` while the job has not ended; :meth:`conclude` publishes the end."""
         self.state_stamp = self._store.write_job(self.job)
         self.state_is_changed = False
 
-    def snapshot(self) -> None:
+    def snapshotting(self) -> Pieces[None]:
         """Publish ``tasks.json``, after the state of the job: of one that waits, no task can have been started."""
         began = time.perf_counter()
         if self.state_is_changed:
             self.publish_state()
-        self._took_place(*self._store.write_tasks(self.name, self.tasks.values()))
+        tasks, self.is_dirty = tuple(self.tasks.values()), False  # what changes meanwhile is for the next one
+        try:
+            self._took_place(*(yield from self._store.writing_tasks(self.name, tasks)))
+        except BaseException:
+            self.is_dirty = True
+            raise
         self._snapshot_cost = time.perf_counter() - began
 
     def _took_place(self, tasks_stamp: files.Stamp, existed: bool) -> None:
@@ -260,9 +357,8 @@ class ActiveJob:
         """
         self._previous_stamp = self._tasks_stamp if existed else None
         self._tasks_stamp = tasks_stamp
-        self.is_dirty = False
 
-    def merge_foreign(self) -> bool:
+    def merging_foreign(self) -> Pieces[bool]:
         """Take in the tasks that somebody has added to ``tasks.json``, be it the present one or the one before.
 
         :return: False if the file is half-written, so that it must be looked at again.
@@ -279,14 +375,21 @@ class ActiveJob:
                 self._forget(path)
                 continue
             try:
-                tasks, version = self._store.load_task_list(self.name, path)
+                tasks, version = yield from self._store.loading_task_list(self.name, path)
             except CorruptFileError:
                 self.unreadable_since = self.unreadable_since or time.monotonic()
                 return False
             self._forget(path, version)
-            added = tuple(task for task in tasks if task.id not in self.tasks)
+            added = []
+            for number, task in enumerate(tasks, 1):
+                if task.id not in self.tasks:
+                    added.append(task)
+                if not number % ITEMS:
+                    yield False
             if added:
-                self.add(added)
+                yield from self.adding(added)
+            yield from dropping(added)
+            yield from dropping(tasks)
         self.unreadable_since = None
         return True
 
@@ -298,7 +401,7 @@ class ActiveJob:
         else:
             self._previous_stamp = version
 
-    def discard_foreign(self) -> None:
+    def discarding_foreign(self) -> Pieces[None]:
         """Set aside a ``tasks.json`` that somebody has spoiled, and publish our own."""
         for path, known in (
             (self._previous_path, self._previous_stamp),
@@ -309,9 +412,9 @@ class ActiveJob:
         self._tasks_stamp = self._previous_stamp = None
         self.unreadable_since = None
         self.is_dirty = True
-        self.snapshot()
+        yield from self.snapshotting()
 
-    def conclude(self) -> bool:
+    def concluding(self) -> Pieces[bool]:
         """Publish how the job has ended, first its tasks, then its state.
 
         The records of its runners stay where they are: on ext4 every file that is removed makes the next ones to be
@@ -320,14 +423,15 @@ class ActiveJob:
         :return: False if somebody has added tasks at the last moment, and it is not over.
         """
         self.begin_to_work()
-        state, reason, error = outcome(self.tasks.values())
+        state, reason, error = yield from outcome(self.tasks.values())
         if self.stopping is not None and (state is JobState.FAILED or self.stopping[0] is Reason.INVALID):
             # Of a list that was spoiled we do not know which tasks were meant to be in it.
             state, (reason, error) = JobState.FAILED, self.stopping
         ended = self._changed(state=state, reason=reason, error=error and printable(error))
         if self.state_is_changed and state is JobState.FAILED:
             self.publish_state()  # what failed would start again if its list were found beside a state of waiting
-        version = self._store.write_outcome(ended, self.tasks.values(), self._is_over_indeed)
+        tasks, self.is_dirty = tuple(self.tasks.values()), False
+        version = yield from self._store.writing_outcome(ended, tasks, self._is_over_indeed)
         if version is None:
             return False
         self.job, self.state_stamp, self.state_is_changed = ended, version, False
@@ -335,18 +439,7 @@ class ActiveJob:
             self._previous_path.unlink()
         return True
 
-    def _is_over_indeed(self, tasks_stamp: files.Stamp, existed: bool) -> bool:
+    def _is_over_indeed(self, tasks_stamp: files.Stamp, existed: bool) -> Pieces[bool]:
         """Whether nobody has added tasks to the list that was replaced by the last one."""
         self._took_place(tasks_stamp, existed)
-        return self.merge_foreign() and self.is_over
-
-
-def load(store: JobStore, job: Job) -> ActiveJob:
-    """Read the tasks of a job that is to be run.
-
-    :raises CorruptFileError: if ``tasks.json`` cannot be read; it may be half-written.
-    :raises InvalidJobError: if the tasks cannot be run.
-    """
-    tasks, version = store.load_tasks(job.name)
-    check_task_list(tasks)
-    return ActiveJob(store, job, tasks, version)
+        return (yield from self.merging_foreign()) and self.is_over

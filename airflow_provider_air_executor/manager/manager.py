@@ -18,9 +18,10 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import (
@@ -36,14 +37,15 @@ from airflow_provider_air_executor.jobs.models import (
     Reason,
     Task,
     TaskStatus,
-    check_task_id,
-    check_task_list,
+    checking_ids,
+    checking_task_list,
     printable,
     utc_now,
 )
 from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, finish
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
-from airflow_provider_air_executor.manager import active, clock
+from airflow_provider_air_executor.manager import clock
 from airflow_provider_air_executor.manager.active import ActiveJob
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -58,19 +60,22 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Started,
 )
 from airflow_provider_air_executor.manager.runners.registry import Runners
-from airflow_provider_air_executor.manager.schedule import reset_failed
+from airflow_provider_air_executor.manager.schedule import resetting_failed
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.timers import Timers
 from airflow_provider_air_executor.manager.troubles import Step, Troubles
+from airflow_provider_air_executor.manager.turns import Turns
 
 log = logging.getLogger("air_executor.manager")
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
+_GONE = "/gone"  # what is let go of
 _JOB_FILES = ("state.json", "tasks.json")
 _STATE_SECONDS = 0.005  # after which a job that has begun is said to work
 _RETRY_SECONDS = 1.0  # after the machine was short of something
 _LONGEST_ASK_PAUSE = 30.0  # seconds between two tries to carry out requests
 _LOG_SIZE_SECONDS = 1.0
+_RECORDS = 10  # of runners that are looked at before something else is done
 _CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
 _REOPENED = (None, Reason.EXIT, Reason.SIGNAL, Reason.DEPENDENCY, Reason.LOST, Reason.SPAWN)
 
@@ -96,6 +101,9 @@ class Manager:
         self._queued: set[str] = set()
         self._timers = Timers()
         self._troubles = Troubles(store, self._timers)
+        self._turns = Turns(self._spoil)
+        self._look_again: set[str] = set()  # jobs that have changed while they were looked at
+        self._in_work: dict[str, str] = {}  # requests that are being carried out, and their jobs
         self._failing: Counter[str] = Counter()  # steps on a job that are to be taken again
         self._failures: dict[str, str] = {}  # steps that failed as a whole the last time, and how
         self._running: dict[Attempt, Reason | None] = {}  # and why it is being killed, if it is
@@ -166,6 +174,7 @@ class Manager:
             self._reap,
             self._accept,
             self._timers.expire,
+            self._turns.go_on,
             self._launch,
             self._conclude,
             self._runners.prepare,
@@ -232,7 +241,8 @@ class Manager:
                 why_ended = printable(f"{why}; put that right and retry the job")
                 told = job.running - self._running.keys()  # of their end, which is lost
                 for attempt in told:
-                    job.fail(attempt.task_id, Reason.INVALID, why_ended, exit_code=None, ended_at=utc_now())
+                    rest = job.fail(attempt.task_id, Reason.INVALID, why_ended, exit_code=None, ended_at=utc_now())
+                    self._turns.do(name, rest)
                 self._stop_job(job, Reason.INVALID, why_ended)
                 return
         except Exception as problem:  # noqa: BLE001 - it may be the same again
@@ -241,9 +251,11 @@ class Manager:
 
     def _drop(self, name: str, why: str) -> None:
         """End a job without a look at its tasks."""
+        self._turns.drop(name)
         job = self._active.pop(name, None)
         known = self._known(name) if job is None else job.job
         if job is not None:
+            self._turns.do(_GONE, job.dropping())
             for attempt in list(job.running):
                 with contextlib.suppress(Exception):
                     self._kill(attempt, Reason.INVALID, why)
@@ -266,10 +278,11 @@ class Manager:
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""
-        for job in self._active.values():
+        for job in list(self._active.values()):
+            self._turns.drop(job.name)
             with contextlib.suppress(Exception):
-                if job.merge_foreign():
-                    job.snapshot()
+                if job.name in self._active and finish(job.merging_foreign()):
+                    finish(job.snapshotting())
         with contextlib.suppress(OSError):
             files.remove(self._store.problems_path)
         self._runners.close()
@@ -285,15 +298,15 @@ class Manager:
         if self._settings.idle_timeout is not None:
             due.append(self._idle_since + self._settings.idle_timeout)
         seconds = min(due) - time.monotonic()
-        poll_after = self._runners.poll_after
-        if poll_after is not None:
-            seconds = min(seconds, poll_after)
+        for poll_after in (self._runners.poll_after, self._turns.poll_after):
+            if poll_after is not None:
+                seconds = min(seconds, poll_after)
         return max(0.0, seconds)
 
     def _is_idle(self) -> bool:
         if self._settings.idle_timeout is None:
             return False
-        if self._active or self._unsettled:
+        if self._active or self._unsettled or self._turns.poll_after is not None:
             self._idle_since = time.monotonic()
         if time.monotonic() - self._idle_since < self._settings.idle_timeout:
             return False
@@ -419,6 +432,9 @@ class Manager:
             self._active[name].may_have_changed = True
             self._touched.add(name)
             return
+        if self._turns.is_busy(name):
+            self._look_again.add(name)
+            return
         if self._troubles.is_waiting(name, Step.TAKE_IN) or self._troubles.is_waiting(name, Step.END):
             return
         try:
@@ -427,6 +443,9 @@ class Manager:
             if not name.startswith("."):
                 log.warning("jobs/%s is passed over: no job can be called so", ascii(name))
             return
+        self._turns.do(name, self._looking_at(name, path, is_settled=is_settled))
+
+    def _looking_at(self, name: str, path: Path, *, is_settled: bool) -> Pieces[None]:
         try:
             if name in self._ended:
                 if files.stamp(path) == self._ended[name]:
@@ -435,15 +454,17 @@ class Manager:
                 log.warning("jobs/%s is passed over: it is a symbolic link", name)
                 return
             self._notifier.add(name, path.parent)  # before it is read, so that no change is missed
-            self._take_in(name, is_settled=is_settled)
+            yield from self._taking_in(name, is_settled=is_settled)
             self._troubles.over(name, Step.TAKE_IN)
         except OSError as error:
             self._unsettled.setdefault(name, 0.0)  # there is something to do
             self._met(name, Step.TAKE_IN, error, lambda: self._look_at(name))
-        except Exception as error:  # noqa: BLE001 - see _guard
-            self._spoil(name, error)
+        finally:
+            if name in self._look_again:
+                self._look_again.discard(name)
+                self._timers.after(0, lambda: self._look_at(name))
 
-    def _take_in(self, name: str, *, is_settled: bool) -> None:
+    def _taking_in(self, name: str, *, is_settled: bool) -> Pieces[None]:
         try:
             job, version = self._store.load_job(name)
             if job.name != name:
@@ -451,7 +472,7 @@ class Manager:
             elif job.state.is_terminal:
                 self._remember(name, version)
             else:
-                self._take_over(job, is_settled=is_settled)
+                yield from self._taking_over(job, is_settled=is_settled)
         except JobNotFoundError:
             self._forget(name)
         except CorruptFileError as error:
@@ -493,7 +514,7 @@ class Manager:
         """End a job that cannot be run."""
         log.error("job %s is not valid: %s", job.name, error)
         if job.name not in self._ended:  # what an ended run has left running was meant to
-            for record in self._runners.recorded(job.name):
+            for record in finish(self._runners.recording(job.name)):
                 try:
                     self._runners.kill_recorded(record)
                 except Exception as problem:  # noqa: BLE001 - the end of the job is what counts
@@ -509,28 +530,28 @@ class Manager:
         self._remember(job.name, self._store.write_job(failed, durable=True))
         self._troubles.over(job.name)
 
-    def _take_over(self, job: Job, *, is_settled: bool) -> None:
+    def _taking_over(self, job: Job, *, is_settled: bool) -> Pieces[None]:
         """Begin to run a job, or go on with one that an earlier manager began."""
         job_is_new = job.state is JobState.WAITING
         self._store.prepare_job_directory(job)
-        taken = active.load(self._store, job)
-        if job_is_new and any(task.status is not TaskStatus.PENDING for task in taken.tasks.values()):
+        taken = yield from ActiveJob.loading(self._store, job)
+        if job_is_new and not taken.is_fresh:
             # Set to waiting by hand. The list may be that of an earlier run, and a new one still to be written.
             if not is_settled and not self._has_settled(job.name):
                 return
-            # What has not completed is meant to run again.
-            tasks = reset_failed(taken.tasks.values())
-            self._store.reset_tasks(job.name, tasks)
-            taken = active.load(self._store, job)
-        records = self._drop_outdated(job.name) if job_is_new else self._runners.recorded(job.name)
+            taken = yield from taken.resetting()  # what has not completed is meant to run again
+        finding = self._dropping_outdated if job_is_new else self._runners.recording
+        records = yield from finding(job.name)
         self._unsettled.pop(job.name, None)
         self._ended.pop(job.name, None)
         self._active[job.name] = taken
+        taken.is_held = True
         try:
-            self._adopt(taken, records)
+            yield from self._adopting(taken, records)
         except BaseException:
-            del self._active[job.name]  # it is taken in as a whole, or not at all
+            self._active.pop(job.name, None)  # it is taken in as a whole, or not at all
             raise
+        taken.is_held = False
         self._set_job_limit(taken)
         if taken.job.started_at is not None and not clock.is_of_this_boot(taken.job.started_clock):
             taken.change_state(started_clock=clock.mark(clock.elapsed(None, taken.job.started_at)))
@@ -555,7 +576,7 @@ class Manager:
             job.change_state(started_at=started_at, started_clock=clock.mark(ago))
             self._set_job_limit(job)
 
-    def _drop_outdated(self, name: str) -> list[Attempt]:
+    def _dropping_outdated(self, name: str) -> Pieces[list[Attempt]]:
         """The records of a job that is waiting: what was started before somebody set it to waiting does not count.
 
         What was started later does: by a manager that was killed before it had published that the job works. The list
@@ -570,7 +591,9 @@ class Manager:
         if replaced is not None and (has_ended or replaced.mtime_ns / 1e9 < since):
             previous.unlink(missing_ok=True)
         kept = []
-        for attempt in self._runners.recorded(name):
+        for number, attempt in enumerate((yield from self._runners.recording(name)), 1):
+            if not number % _RECORDS:
+                yield False
             path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
             found, record = self._runners.adopt(attempt), files.stamp(path)
             if isinstance(found, Ended) and record is not None:
@@ -581,11 +604,13 @@ class Manager:
             kept.append(attempt)
         return kept
 
-    def _adopt(self, job: ActiveJob, records: list[Attempt]) -> None:
+    def _adopting(self, job: ActiveJob, records: list[Attempt]) -> Pieces[None]:
         """Find out what became of the tasks that an earlier manager may have started."""
         recorded = {attempt.task_id: attempt for attempt in records}  # the latest of each task
         ended: list[Ended] = []
-        for attempt in list(recorded.values()):
+        for number, attempt in enumerate(list(recorded.values()), 1):
+            if not number % _RECORDS:
+                yield False
             task = job.tasks.get(attempt.task_id)
             found = self._runners.adopt(attempt)
             if found is None:
@@ -603,16 +628,20 @@ class Manager:
                 ended.append(found)
             elif not found.waits:
                 self._set_limits(job.tasks[task.id], attempt, ran=found.age)
-        for task in list(job.tasks.values()):
+        for number, task in enumerate(tuple(job.tasks.values()), 1):
+            if not number % ITEMS:
+                yield False
             if task.status is TaskStatus.RUNNING and task.id not in recorded:
                 self._recover_unrecorded(job, task)
             elif task.status is TaskStatus.PENDING and task.completed_at is not None:  # it waits for its next attempt
                 job.delayed.add(task.id)
                 waited = clock.elapsed(None, task.completed_at)
                 self._later(job.name, task.retry_delay - waited, partial(self._ready_again, job, task.id))
-        for found in ended:
-            self._end(found)
-        job.rebuild_graph()  # not before: what has ended may depend on each other
+        for number, end in enumerate(ended, 1):
+            self._end(end)
+            if not number % _RECORDS:
+                yield False
+        yield from job.building_graph()  # not before: what has ended may depend on each other
 
     def _kill_stray(self, found: Ended | Running) -> None:
         """A runner works for a task that is not there any more, or has been settled otherwise."""
@@ -784,7 +813,7 @@ class Manager:
             error = (ended.error or ended.reason.value) + left
             self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=may_repeat)
         elif exit_code == 0:
-            job.complete(attempt, ended_at)
+            self._turns.do(job.name, job.complete(attempt, ended_at))
         elif exit_code is None:
             error = f"its runner was killed, or the machine restarted, and left no result{left}"
             self._fail(job, attempt, Reason.LOST, error, None, ended_at, may_repeat=may_repeat)
@@ -815,14 +844,14 @@ class Manager:
             self._later(job.name, task.retry_delay, lambda: self._ready_again(job, task.id))
             return
         log.info("job %s: task %s failed: %s", job.name, task.id, error)
-        job.fail(task.id, reason, error, exit_code=exit_code, ended_at=ended_at)
+        self._turns.do(job.name, job.fail(task.id, reason, error, exit_code=exit_code, ended_at=ended_at))
 
     def _ready_again(self, job: ActiveJob, task_id: str) -> None:
         if self._active.get(job.name) is not job or job.tasks[task_id].status is not TaskStatus.PENDING:
             return
         job.delayed.discard(task_id)
         if job.stopping is not None:
-            job.stop(*job.stopping)
+            job.fail_if_stopped(task_id)
             self._touched.add(job.name)
         else:
             job.graph.add_ready(task_id)
@@ -863,7 +892,7 @@ class Manager:
         """Start nothing more of a job, and kill what runs."""
         if job.stopping is None:
             log.info("job %s is stopped: %s", job.name, error)
-            job.stop(reason, error)
+            self._turns.do(job.name, job.stop(reason, error))
         self._touched.add(job.name)
         # Also when this is done again, since the kill of one of them failed. The last one comes first: where an engine
         # runs several one after the other, the next must not begin because the one that runs is ended.
@@ -888,38 +917,64 @@ class Manager:
     # -- requests ------------------------------------------------------------------------------------------
 
     def _answer_requests(self) -> None:
-        is_done = True
+        has_failed = False
         for path in self._store.requests():
-            name = self._answered.get(path.name, path.name)
-            try:
-                if path.name not in self._answered:
-                    try:
-                        request = self._store.load_request(path)
-                    except FileNotFoundError:  # somebody has taken it back
-                        continue
-                    name = request.job
-                    if request.job not in self._active:
-                        self._look_at(request.job)
-                    self._answer(request)
-                    self._answered[path.name] = name
-                path.unlink(missing_ok=True)
-                del self._answered[path.name]
-            except OSError as error:
-                is_done = False
-                self._met(name, Step.REQUEST, error)
-            except Exception as error:  # noqa: BLE001 - see _guard
-                if not isinstance(error, AirExecutorError) and name in self._active:
-                    self._spoil(name, error)
-                log.warning("request %s is set aside: %r", path.name, error)
-                try:
-                    self._store.set_aside(path)
-                except OSError as problem:
-                    is_done = False
-                    self._met(name, Step.REQUEST, problem)
-        if is_done:
+            reading = f"{_INBOX}/{path.name}"  # no job can be called so
+            if not (self._turns.is_busy(reading) or self._turns.is_busy(self._in_work.get(path.name, ""))):
+                self._turns.do(reading, self._taking_up(path))
+                has_failed = has_failed or self._will_ask_again
+        if not has_failed:
             self._ask_pause = _RETRY_SECONDS
             self._troubles.over_everywhere(Step.REQUEST)
+
+    def _taking_up(self, path: Path) -> Pieces[None]:
+        """Read a request, and begin to carry it out."""
+        name, request = self._answered.get(path.name, path.name), None
+        try:
+            if path.name not in self._answered:
+                request = yield from self._store.loading_request(path)
+                name = request.job
+                if name not in self._active:
+                    self._look_at(name)
+        except FileNotFoundError:  # somebody has taken it back
+            return
+        except Exception as error:  # noqa: BLE001 - see _guard
+            self._not_answered(path, name, error)
         else:
+            self._in_work[path.name] = name
+            self._turns.do(name, self._answering(path, name, request))
+
+    def _answering(self, path: Path, name: str, request: Request | None) -> Pieces[None]:
+        """Carry out a request, and remove it.
+
+        :param request: None if it has been carried out already.
+        """
+        try:
+            if request is not None:
+                yield from self._carrying_out(request)
+                self._answered[path.name] = name
+                if isinstance(request.tasks, list):
+                    yield from dropping(request.tasks)
+            path.unlink(missing_ok=True)
+            del self._answered[path.name]
+        except Exception as error:  # noqa: BLE001 - see _guard
+            self._not_answered(path, name, error)
+        finally:
+            self._in_work.pop(path.name, None)
+
+    def _not_answered(self, path: Path, name: str, error: Exception) -> None:
+        """A request could not be carried out, now or at all."""
+        if isinstance(error, OSError):
+            self._met(name, Step.REQUEST, error)
+            self._ask_again()
+            return
+        if not isinstance(error, AirExecutorError) and name in self._active:
+            self._spoil(name, error)
+        log.warning("request %s is set aside: %r", path.name, error)
+        try:
+            self._store.set_aside(path)
+        except OSError as problem:
+            self._met(name, Step.REQUEST, problem)
             self._ask_again()
 
     def _ask_again(self) -> None:
@@ -932,7 +987,7 @@ class Manager:
         self._will_ask_again = False
         self._is_asked = not self._trying(self._answer_requests)
 
-    def _answer(self, request: Request) -> None:
+    def _carrying_out(self, request: Request) -> Pieces[None]:
         """Carry out a request. It may be the second time, if a manager was killed in between.
 
         :raises OSError: if it must be tried again.
@@ -946,55 +1001,61 @@ class Manager:
             raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
         elif job is None:
             if request.request is not Action.CANCEL:
-                self._reopen(stored, request.tasks)
+                yield from self._reopening(stored, request.tasks)
         elif request.request is Action.CANCEL:
             job.begin_to_work()
             job.change_state(cancel_requested_at=utc_now())
             job.publish_state()
             self._stop_job(job, Reason.CANCELLED, "cancelled")
         elif request.request is Action.ADD_TASKS:
-            self._add_tasks(job, request.tasks)
+            yield from self._adding_tasks(job, request.tasks)
 
-    def _add_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> None:
+    def _adding_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> Pieces[None]:
         if job.unreadable_since is not None:
             raise BlockingIOError(errno.EAGAIN, "somebody else is writing tasks.json")
-        added = _not_there_yet(tasks, job.tasks)
-        if added:
-            job.add(added)
+        added = yield from _not_there_yet(tasks, job.tasks)
+        job.is_growing = True  # nothing may start that the next manager would not know of
         try:
-            job.snapshot()
-        except OSError:
-            job.withdraw(added)  # nothing may start that the next manager would not know of
-            raise
+            if added:
+                yield from job.adding(added)
+            try:
+                yield from job.snapshotting()
+            except BaseException:
+                job.withdraw(added)
+                raise
+        finally:
+            job.is_growing = False
         self._enqueue(job)
         self._touched.add(job.name)
+        yield from dropping(added)
 
-    def _reopen(self, job: Job, added: tuple[Task, ...]) -> None:
+    def _reopening(self, job: Job, added: Sequence[Task]) -> Pieces[None]:
         """Let a job that has ended go on: with what failed, or with tasks that were added too late."""
         try:
-            tasks, _ = self._store.load_tasks(job.name)
+            tasks, _ = yield from self._store.loading_task_list(job.name, self._store.tasks_path(job.name))
         except CorruptFileError as error:
             self._reject(job, str(error))
             return
         if added:
             if job.reason not in _REOPENED:
                 raise InvalidJobError(f"job {job.name} has ended ({job.reason}) and takes no more tasks")
-            added = _not_there_yet(added, {task.id: task for task in tasks})
-            for task in added:
-                check_task_id(task.id)
-            tasks = (*tasks, *added)
-            check_task_list(tasks)
+            added = yield from _not_there_yet(added, {task.id: task for task in tasks})
+            yield from checking_ids(added)
+            tasks += added
+            yield from checking_task_list(tasks)
             if all(task.status.is_terminal for task in tasks):
                 return
         elif job.state is not JobState.FAILED:
             return
         else:
-            tasks = reset_failed(tasks)
-        self._drop_outdated(job.name)
-        self._store.reset_tasks(job.name, tasks)
+            before, tasks = tasks, (yield from resetting_failed(tasks))
+            yield from dropping(before)
+        yield from self._dropping_outdated(job.name)
+        yield from self._store.resetting_tasks(job.name, tasks)
+        yield from dropping(tasks)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), started_at=None, reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
-        self._look_at(job.name, is_settled=True)
+        yield from self._looking_at(job.name, self._store.state_path(job.name), is_settled=True)
 
     # -- publishing ----------------------------------------------------------------------------------------
 
@@ -1005,17 +1066,21 @@ class Manager:
             job = self._active.get(name)
             if job is None or self._troubles.is_waiting(name, Step.WRITE):
                 continue
-            try:
-                self._publish(job)
-                self._troubles.over(name, Step.WRITE)
-            except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
-                self._guard(name, partial(self._abandon_if_gone, job, error))
-            except OSError as error:
-                self._met(name, Step.WRITE, error, partial(self._touched.add, name))
-            except Exception as error:  # noqa: BLE001 - see _guard
-                self._spoil(name, error)
+            if self._turns.is_busy(name):
+                self._touched.add(name)
+            else:
+                self._turns.do(name, self._publishing_as_far_as_possible(job))
 
-    def _publish(self, job: ActiveJob) -> None:
+    def _publishing_as_far_as_possible(self, job: ActiveJob) -> Pieces[None]:
+        try:
+            yield from self._publishing(job)
+            self._troubles.over(job.name, Step.WRITE)
+        except (FileNotFoundError, NotADirectoryError, JobNotFoundError) as error:
+            self._guard(job.name, partial(self._abandon_if_gone, job, error))
+        except OSError as error:
+            self._met(job.name, Step.WRITE, error, partial(self._touched.add, job.name))
+
+    def _publishing(self, job: ActiveJob) -> Pieces[None]:
         if job.state_is_changed and not job.is_over and self._may_publish_state(job):
             if not job.is_in_place():
                 self._abandon(job)
@@ -1025,30 +1090,31 @@ class Manager:
             if not job.is_in_place():
                 self._abandon(job)
                 return
-            if not self._merge_foreign(job):
+            if not (yield from self._merging_foreign(job)):
                 return
             job.may_have_changed = False
         self._enqueue(job)
         if job.is_over:
-            if not self._conclude_job(job):
+            if not (yield from self._concluding(job)):
                 self._touched.add(job.name)
                 self._timers.after(0, lambda: None)
                 return
             del self._active[job.name]
+            self._turns.do(_GONE, job.dropping())
             self._timers.cancel(job.name)
             self._remember(job.name, job.state_stamp)
             self._troubles.over(job.name)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
         elif job.is_dirty and not job.snapshot_due:
             job.snapshot_due = True
-            self._later(job.name, job.snapshot_interval, lambda: self._snapshot(job))
+            self._later(job.name, job.snapshot_interval, partial(self._snapshot, job))
 
-    def _conclude_job(self, job: ActiveJob) -> bool:
+    def _concluding(self, job: ActiveJob) -> Pieces[bool]:
         """Publish the end of a job; False if it is not the end, for something was added at the last moment."""
         try:
-            return job.conclude()
+            return (yield from job.concluding())
         except InvalidJobError as problem:
-            self._discard_foreign(job, problem)
+            yield from self._discarding_foreign(job, problem)
             return False
 
     def _may_publish_state(self, job: ActiveJob) -> bool:
@@ -1059,6 +1125,9 @@ class Manager:
         return time.monotonic() >= job.state_due
 
     def _snapshot(self, job: ActiveJob) -> None:
+        self._turns.do(job.name, self._snapshotting(job))
+
+    def _snapshotting(self, job: ActiveJob) -> Pieces[None]:
         job.snapshot_due = False
         if self._active.get(job.name) is not job or job.unreadable_since is not None:
             return
@@ -1067,28 +1136,28 @@ class Manager:
         if not job.is_in_place():
             return
         try:
-            job.snapshot()
+            yield from job.snapshotting()
             self._troubles.over(job.name, Step.LIST)
         except FileNotFoundError as error:
-            self._abandon_if_gone(job, error)
+            self._guard(job.name, partial(self._abandon_if_gone, job, error))
         except OSError as error:
             job.snapshot_due = True
-            self._met(job.name, Step.LIST, error, lambda: self._guard(job.name, partial(self._snapshot, job)))
+            self._met(job.name, Step.LIST, error, partial(self._snapshot, job))
 
-    def _merge_foreign(self, job: ActiveJob) -> bool:
+    def _merging_foreign(self, job: ActiveJob) -> Pieces[bool]:
         """Take in tasks that a running task has added; False while the list is half-written."""
         try:
-            if job.merge_foreign():
+            if (yield from job.merging_foreign()):
                 return True
             if time.monotonic() - (job.unreadable_since or 0) < self._settings.poll_interval:
                 self._timers.after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
                 return False
-            self._discard_foreign(job)
+            yield from self._discarding_foreign(job)
         except InvalidJobError as problem:
-            self._discard_foreign(job, problem)
+            yield from self._discarding_foreign(job, problem)
         return True
 
-    def _discard_foreign(self, job: ActiveJob, problem: InvalidJobError | None = None) -> None:
+    def _discarding_foreign(self, job: ActiveJob, problem: InvalidJobError | None = None) -> Pieces[None]:
         """Go back to our own list of tasks, and end the job.
 
         :param problem: what is wrong with the tasks that were added; None if there is no list at all.
@@ -1096,7 +1165,7 @@ class Manager:
         error = "tasks.json was overwritten with something that is not a list of tasks"
         if problem is not None:
             error = f"tasks were added to tasks.json that are not valid: {problem}"
-        job.discard_foreign()
+        yield from job.discarding_foreign()
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
@@ -1111,8 +1180,10 @@ class Manager:
         """The directory of a job is gone: somebody has removed it while it ran."""
         log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
         del self._active[job.name]
+        self._turns.drop(job.name)
         self._timers.cancel(job.name)
         self._forget(job.name)
+        self._turns.do(_GONE, job.dropping())
         for attempt in job.running:
             self._runners.disown(attempt)
             self._guard(job.name, partial(self._kill, attempt, Reason.CANCELLED, "its job was removed"))
@@ -1129,19 +1200,21 @@ class _Turn(NamedTuple):
     name: str
 
 
-def _not_there_yet(tasks: Iterable[Task], present: Mapping[str, Task]) -> tuple[Task, ...]:
+def _not_there_yet(tasks: Iterable[Task], present: Mapping[str, Task]) -> Pieces[list[Task]]:
     """The tasks without those that have been added before, by the same request.
 
     :raises InvalidJobError: if another task has the id of one.
     """
     added = []
-    for task in tasks:
+    for number, task in enumerate(tasks, 1):
+        if not number % ITEMS:
+            yield False
         there = present.get(task.id)
         if there is None:
             added.append(task)
         elif (there.command, there.args, there.dependencies) != (task.command, task.args, task.dependencies):
             raise InvalidJobError(f"task id {task.id!r} is taken by another task of this job")
-    return tuple(added)
+    return added
 
 
 def _explain(exit_code: int) -> tuple[Reason, str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 
 
 class TaskGraph:
@@ -15,25 +16,56 @@ class TaskGraph:
     Each change costs what it touches, not the length of the list. The tasks must have been checked
     (:func:`~airflow_provider_air_executor.jobs.models.check_task_list`).
 
-    :param tasks: the tasks of the job.
-    :param delayed: ids of tasks that are not to start yet; :meth:`add_ready` lets them.
+    :param tasks: all tasks of the job, by their ids; :meth:`add` takes them in.
     """
 
-    def __init__(self, tasks: Sequence[Task], delayed: Collection[str] = ()) -> None:
-        self._position = {task.id: position for position, task in enumerate(tasks)}
-        self._ids = [task.id for task in tasks]
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self._tasks = tasks
+        self._position: dict[str, int] = {}
+        self._ids: list[str] = []
         self._dependents: dict[str, list[str]] = {}
         self._missing: dict[str, int] = {}
         self._ready: list[int] = []
         self._is_ready: set[int] = set()
-        completed = {task.id for task in tasks if task.status is TaskStatus.COMPLETED}
-        for task in tasks:
-            missing = {name for name in task.dependencies if name not in completed}
-            for name in missing:
-                self._dependents.setdefault(name, []).append(task.id)
-            self._missing[task.id] = len(missing)
-            if task.status is TaskStatus.PENDING and not missing and task.id not in delayed:
-                self.add_ready(task.id)
+
+    def dropping(self) -> Pieces[None]:
+        """Let go of everything; the graph is not needed any more."""
+        for part in (self._position, self._ids, self._dependents, self._missing):
+            yield from dropping(part)
+
+    def begin_anew(self) -> None:
+        """Forget which tasks can start: :meth:`add` takes in all of them again. Their places stay as they are."""
+        self._dependents = {}
+        self._missing = {}
+        self.drop_ready()
+
+    def add(self, task: Task, *, is_delayed: bool = False) -> None:
+        """Take in a task; one that is not known comes behind all others.
+
+        :param is_delayed: whether it is not to start yet; :meth:`add_ready` lets it.
+        """
+        if task.id not in self._position:
+            self._position[task.id] = len(self._ids)
+            self._ids.append(task.id)
+        missing = {name for name in task.dependencies if self._tasks[name].status is not TaskStatus.COMPLETED}
+        for name in missing:
+            self._dependents.setdefault(name, []).append(task.id)
+        self._missing[task.id] = len(missing)
+        if task.status is TaskStatus.PENDING and not missing and not is_delayed:
+            self.add_ready(task.id)
+
+    def withdraw(self, task_id: str) -> None:
+        """Take back the task that was added last."""
+        position = self._position.pop(task_id)
+        self._ids.pop()
+        if position in self._is_ready:
+            self._is_ready.discard(position)
+            self._ready.remove(position)
+            heapq.heapify(self._ready)
+        del self._missing[task_id]
+        for name in set(self._tasks[task_id].dependencies):
+            if task_id in self._dependents.get(name, ()):
+                self._dependents[name].remove(task_id)
 
     def position(self, task_id: str) -> int:
         """The place of a task in the list."""
@@ -57,12 +89,14 @@ class TaskGraph:
             self._is_ready.add(position)
             heapq.heappush(self._ready, position)
 
-    def complete(self, task_id: str) -> None:
+    def completing(self, task_id: str) -> Pieces[None]:
         """Let the dependents of a completed task come nearer to their start."""
-        for dependent in self._dependents.pop(task_id, ()):
+        for number, dependent in enumerate(self._dependents.pop(task_id, ()), 1):
             self._missing[dependent] -= 1
             if not self._missing[dependent]:
                 self.add_ready(dependent)
+            if not number % ITEMS:
+                yield False
 
     def drop_ready(self) -> None:
         """Let no task start any more."""
@@ -92,36 +126,45 @@ class Outcome(NamedTuple):
     error: str | None
 
 
-def outcome(tasks: Iterable[Task]) -> Outcome:
+def outcome(tasks: Iterable[Task]) -> Pieces[Outcome]:
     """How a job has ended whose tasks have all ended. ``completed`` only if every single one has completed."""
-    tasks = list(tasks)
-    if not tasks:
+    total = failed = 0
+    first: Task | None = None  # to blame
+    for total, task in enumerate(tasks, 1):
+        if task.status is not TaskStatus.COMPLETED:
+            failed += 1
+            if first is None or (first.reason is Reason.DEPENDENCY and task.reason is not Reason.DEPENDENCY):
+                first = task
+        if not total % (10 * ITEMS):
+            yield False
+    if not total:
         return Outcome(JobState.FAILED, Reason.INVALID, "the list of tasks is empty")
-    failed = [task for task in tasks if task.status is not TaskStatus.COMPLETED]
-    if not failed:
+    if first is None:
         return Outcome(JobState.COMPLETED, None, None)
-    culprits = [task for task in failed if task.reason is not Reason.DEPENDENCY] or failed
-    first = culprits[0]
-    others = f"; {len(failed) - 1} more of {len(tasks)} tasks did not complete" if len(failed) > 1 else ""
+    others = f"; {failed - 1} more of {total} tasks did not complete" if failed > 1 else ""
     return Outcome(
         JobState.FAILED, first.reason or Reason.INVALID, f"task {first.id}: {first.error or 'failed'}{others}"
     )
 
 
-def reset_failed(tasks: Iterable[Task]) -> tuple[Task, ...]:
+def resetting_failed(tasks: Iterable[Task]) -> Pieces[list[Task]]:
     """The tasks for another run of their job: what has not completed is pending again."""
-    return tuple(
-        task
-        if task.status is TaskStatus.COMPLETED
-        else task.evolve(
-            status=TaskStatus.PENDING,
-            started_at=None,
-            completed_at=None,
-            error=None,
-            exit_code=None,
-            reason=None,
-            where=None,
-            attempts_before=task.attempt,
-        )
-        for task in tasks
+    found = []
+    for number, task in enumerate(tasks, 1):
+        found.append(task if task.status is TaskStatus.COMPLETED else _reset(task))
+        if not number % ITEMS:
+            yield False
+    return found
+
+
+def _reset(task: Task) -> Task:
+    return task.evolve(
+        status=TaskStatus.PENDING,
+        started_at=None,
+        completed_at=None,
+        error=None,
+        exit_code=None,
+        reason=None,
+        where=None,
+        attempts_before=task.attempt,
     )

@@ -173,7 +173,8 @@ class TestSteps:
         return managers.start()
 
     @pytest.mark.parametrize(
-        "step", ["__init__", "begin", "complete", "conclude", "snapshot", "merge_foreign", "publish_state", "stop"]
+        "step",
+        ["__init__", "begin", "complete", "concluding", "snapshotting", "merging_foreign", "publish_state", "stop"],
     )
     def test_the_job_ends_and_all_others_go_on(
         self, store: JobStore, managers: Managers, tmp_path: Path, step: str
@@ -193,7 +194,7 @@ active.ActiveJob.{step} = raising
         if step == "stop":
             runner_pid(store, "bad", "task-1")
             store.cancel("bad")
-        if step in ("snapshot", "merge_foreign", "publish_state"):
+        if step in ("snapshotting", "merging_foreign", "publish_state"):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
             store.submit("bad-too", [line, line], max_parallel_tasks=1)
             assert ended(store, "bad-too").state == "failed"
@@ -406,7 +407,9 @@ def test_a_chain_of_failed_tasks_is_walked_once() -> None:
     """The walk from each failed task passes over what the walk from another one has seen."""
     number = 3_000
     chain = [Task(id=f"t{i}", command="true", dependencies=(f"t{i - 1}",) if i else ()) for i in range(number)]
-    graph = TaskGraph(chain)
+    graph = TaskGraph({task.id: task for task in chain})
+    for link in chain:
+        graph.add(link)
     seen: set[str] = set()
     visited = [name for task in chain if task.id not in seen for name in graph.descendants(task.id, seen)]
     assert visited == [f"t{i}" for i in range(1, number)]

@@ -17,18 +17,21 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from airflow_provider_air_executor.exceptions import JobStateError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, models
 from airflow_provider_air_executor.jobs.models import JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import active as active_module
 from airflow_provider_air_executor.manager import manager as manager_module
+from airflow_provider_air_executor.manager import schedule, turns
 from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager.manager import Manager
+from airflow_provider_air_executor.manager.runners import registry
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Running
 from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
@@ -125,6 +128,8 @@ class Runner:
 class Promises(RuleBasedStateMachine):
     """What users, tasks and misfortune may do, in any order."""
 
+    ticks = 100  # in which all must have come to its end
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.mkdtemp()
@@ -153,7 +158,7 @@ class Promises(RuleBasedStateMachine):
             shutil.rmtree(self.directory)
 
     def let_all_end(self) -> None:
-        for _ in range(100):  # after a fault, the manager tries again in a second
+        for _ in range(self.ticks):  # after a fault, the manager tries again in a second
             for key in list(self.machine.running):
                 self.end(key, 0)
             self.clock.now += 0.1
@@ -223,7 +228,7 @@ class Promises(RuleBasedStateMachine):
     @rule(number=st.integers(1, 3), error=st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE]))
     def a_write_fails(self, number: int, error: int) -> None:
         """The Nth write from now on fails, in the midst of a tick, or the manager is killed there."""
-        real, left = files.write_beside, [number]
+        real, left = files.writing_beside, [number]
 
         def failing(*args: Any, **kwargs: Any) -> Any:
             left[0] -= 1
@@ -231,15 +236,15 @@ class Promises(RuleBasedStateMachine):
                 raise OSError(error, os.strerror(error))
             return real(*args, **kwargs)
 
-        files.write_beside = failing
+        files.writing_beside = failing
         try:
             self.manager.tick()
         finally:
-            files.write_beside = real
+            files.writing_beside = real
 
     @rule(number=st.integers(1, 4))
     def manager_is_killed_at_a_write(self, number: int) -> None:
-        real, left = files.write_beside, [number]
+        real, left = files.writing_beside, [number]
 
         class Killed(BaseException):
             pass
@@ -250,13 +255,13 @@ class Promises(RuleBasedStateMachine):
                 raise Killed
             return real(*args, **kwargs)
 
-        files.write_beside = failing
+        files.writing_beside = failing
         try:
             self.manager.tick()
         except Killed:
             self.manager._notifier.close()
         finally:
-            files.write_beside = real
+            files.writing_beside = real
         if left[0] <= 0:
             self.start_manager()
 
@@ -281,5 +286,27 @@ class Promises(RuleBasedStateMachine):
                 assert all((job.name, task.id) in done for task in tasks)
 
 
+class PromisesInPieces(Promises):
+    """The same where each step on a job is cut in the smallest pieces, and anything may happen in between."""
+
+    ticks = 1000
+
+    def __init__(self) -> None:
+        self.patches = pytest.MonkeyPatch()
+        self.patches.setattr(turns, "_SECONDS", -1.0)
+        for module in (models, active_module, manager_module, registry, schedule):
+            self.patches.setattr(module, "ITEMS", 1)
+        super().__init__()
+
+    def teardown(self) -> None:
+        try:
+            super().teardown()
+        finally:
+            self.patches.undo()
+
+
 TestPromises = Promises.TestCase
-TestPromises.settings = settings(stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck))
+TestPromisesInPieces = PromisesInPieces.TestCase
+TestPromises.settings = TestPromisesInPieces.settings = settings(
+    stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
+)

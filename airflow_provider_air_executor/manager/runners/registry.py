@@ -5,6 +5,7 @@ Runners other than the local one are found as entry points of the group ``air_ex
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -15,6 +16,7 @@ from importlib.metadata import entry_points
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Job, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces
 from airflow_provider_air_executor.jobs.records import FILE
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
@@ -113,23 +115,27 @@ class Runners:
 
     # -- what an earlier manager may have left -----------------------------------------------------------------
 
-    def recorded(self, name: str) -> list[Attempt]:
+    def recording(self, name: str) -> Pieces[list[Attempt]]:
         """The attempts of a job that have left something in ``runs/``, in their order."""
-        found: dict[tuple[str, int], str] = {}
+        found: dict[int, dict[str, str]] = {}  # by their numbers
         path = self._store.runs_path(name)
         if not files.is_real_directory(path):
             return []
-        try:
-            listed = os.listdir(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        for file in listed:
-            match = FILE.fullmatch(file)
-            if match:
-                key = match[1], int(match[2])
-                found[key] = match[3] or found.get(key, LOCAL)
-        keys = sorted(found, key=lambda key: key[1])
-        return [Attempt.of(name, task_id, number, found[task_id, number]) for task_id, number in keys]
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as listed:
+            for number, entry in enumerate(listed, 1):
+                match = FILE.fullmatch(entry.name)
+                if match:
+                    runners = found.setdefault(int(match[2]), {})
+                    runners[match[1]] = match[3] or runners.get(match[1], LOCAL)
+                if not number % ITEMS:
+                    yield False
+        attempts = []
+        for number in sorted(found):
+            for task_id, runner in found[number].items():
+                attempts.append(Attempt.of(name, task_id, number, runner))
+                if not len(attempts) % ITEMS:
+                    yield False
+        return attempts
 
     def discard(self, attempt: Attempt) -> None:
         """Remove what an attempt has left."""

@@ -1,0 +1,91 @@
+"""Long work on single jobs, a piece at a time and in turns, so that no job holds up the manager's only thread."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections import deque
+from collections.abc import Callable
+
+from airflow_provider_air_executor.jobs.pieces import Pieces
+
+_SECONDS = 0.01  # that work may take at a time
+_PAUSE = 0.005  # before work goes on that waits for the disk
+
+
+class Turns:
+    """Work that has been begun, by the jobs that it is for. What is for the same job is done in its order.
+
+    :param failed: told the name of the job, and what its work has raised.
+    """
+
+    def __init__(self, failed: Callable[[str, Exception], None]) -> None:
+        self._failed = failed
+        self._begun: dict[str, deque[Pieces[None]]] = {}
+        self._order: deque[str] = deque()
+        self._is_waiting = False  # whether none of it has used its time
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`go_on` must be called; None: there is nothing to do."""
+        if not self._begun:
+            return None
+        return _PAUSE if self._is_waiting else 0.0
+
+    def is_busy(self, name: str) -> bool:
+        """Whether something has been begun for this job."""
+        return name in self._begun
+
+    def do(self, name: str, work: Pieces[None]) -> None:
+        """Begin with some work, and finish it at once if it is short."""
+        if name in self._begun:
+            self._begun[name].append(work)
+            return
+        self._begun[name] = deque([work])
+        self._order.append(name)
+        self._go_on_with(name)
+
+    def drop(self, name: str) -> None:
+        """Leave what has been begun for a job."""
+        works = self._begun.get(name)
+        if works is None:
+            return
+        self._end(name, works)
+        for work in works:
+            with contextlib.suppress(ValueError):  # who asks for it may be this work itself
+                work.close()
+        works.clear()
+
+    def go_on(self) -> None:
+        """Do the next pieces, of each job some."""
+        began = time.perf_counter()
+        names = list(self._order)
+        for name in names:
+            if name in self._begun:
+                self._go_on_with(name)
+        self._is_waiting = time.perf_counter() - began < _SECONDS / 2
+
+    def _go_on_with(self, name: str) -> None:
+        until = time.perf_counter() + _SECONDS
+        works = self._begun[name]
+        while works:
+            error = None
+            try:
+                for waits in works[0]:
+                    if waits or time.perf_counter() >= until:
+                        gc.freeze()  # or the collector would look at all the tasks of a long list again and again
+                        return
+            except Exception as problem:  # noqa: BLE001 - whatever the files of a job lead to
+                error = problem
+            if works:  # it has not been dropped
+                works.popleft()
+            if not works:
+                self._end(name, works)
+            if error is not None:
+                self._failed(name, error)
+
+    def _end(self, name: str, works: deque[Pieces[None]]) -> None:
+        if self._begun.get(name) is works:  # there may be others by now
+            del self._begun[name]
+            self._order.remove(name)
