@@ -54,6 +54,8 @@ def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
         return f"whether a manager runs cannot be told: {error}"
     place = _place(job)
     before = sum(other.state is JobState.WAITING and _place(other) < place for other in jobs)
+    if not before:
+        return "waits for room: it is next"
     return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
 
 

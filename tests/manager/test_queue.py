@@ -156,6 +156,10 @@ class TestWaiting:
         job = store.get_job("j")
         assert (job.state, job.started_at, job.attempt) == (JobState.WAITING, None, 0)
         assert store.get_job("late").state == "waiting"
+        next_one = subprocess.run(
+            [*CLI, "status", "j", "--base-path", str(store.base_path)], capture_output=True, text=True, check=True
+        )
+        assert "waits for room: it is next" in next_one.stdout
         shown = [*CLI, "status", "late", "--base-path", str(store.base_path)]
         said = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
         assert "waits for room: 1 job before it" in said
