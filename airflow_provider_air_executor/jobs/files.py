@@ -259,7 +259,7 @@ def make_directory(path: Path, *, exist_ok: bool = False) -> None:
         if exist_ok and path.is_dir():
             return
         raise
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.stat(path.parent).st_uid:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             give(descriptor, path.parent)
@@ -342,12 +342,24 @@ def open_regular(path: Path | str) -> int:
     :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, descriptor)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            stack.pop_all()
-            return descriptor
+    try:
+        is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if is_regular:
+        return descriptor
+    os.close(descriptor)
     raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_start(path: Path | str, length: int) -> bytes:
+    """The first bytes of a regular file, which is opened as by :func:`open_regular`."""
+    descriptor = open_regular(path)
+    try:
+        return os.read(descriptor, length)
+    finally:
+        os.close(descriptor)
 
 
 def open_file(path: Path | str) -> FileIO:

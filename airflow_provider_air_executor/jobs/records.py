@@ -52,14 +52,13 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     :raises OSError: if it cannot be read now, so that nothing is known.
     """
     try:
-        with files.open_file(path) as file:
-            data = file.read(_RECORD_BYTES)
+        data = files.read_start(path, _RECORD_BYTES)
     except OSError as error:
         if error.errno not in files.ABSENT:
             raise
         return None
     # What follows the last newline may be half a number.
-    lines = (data or b"").decode(errors="replace").split("\n")[:-1]
+    lines = data.decode(errors="replace").split("\n")[:-1]
     runner = _RUNNER.fullmatch(lines[0]) if lines else None
     if runner is None:
         return None

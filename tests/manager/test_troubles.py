@@ -260,9 +260,9 @@ class TestFiles:
         """Python looks at it once more."""
         (tmp_path / "file").write_text("x")
         before = len(os.listdir("/proc/self/fd"))
-        with monkeypatch.context() as patch:
-            patch.setattr(files, "FileIO", _fails(STALE))
-            for read in (files.read, read_record):
+        for where, name, read in ((files, "FileIO", files.read), (os, "fstat", files.read), (os, "fstat", read_record)):
+            with monkeypatch.context() as patch:
+                patch.setattr(where, name, _fails(STALE))
                 with pytest.raises(OSError, match="Stale"):
                     read(tmp_path / "file")
         assert len(os.listdir("/proc/self/fd")) == before

@@ -68,6 +68,7 @@ class Runners:
         self._limits = {LOCAL: settings.max_concurrent_runners}
         self._failures: dict[str, str] = {}  # runners that could not be asked the last time, and why
         self._placed: set[Attempt] = set()
+        self._work_paths: dict[str, str] = {}  # of the job whose task was started last
         self._in_use: Counter[str] = Counter()
         for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
             self._load(name)
@@ -179,7 +180,11 @@ class Runners:
         """Where a task is to run; None: where the manager does."""
         if not job.work_directory or (task.cwd is not None and task.cwd.startswith("/")):
             return task.cwd
-        return os.path.join(self._store.work_path(job.name), task.cwd or "").rstrip("/")
+        if job.name not in self._work_paths:
+            self._work_paths.clear()  # of one job the tasks come one after the other
+            self._work_paths[job.name] = str(self._store.work_path(job.name))
+        path = self._work_paths[job.name]
+        return f"{path}/{task.cwd}".rstrip("/") if task.cwd else path
 
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
