@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -31,9 +32,10 @@ class TestAsItsOwner:
         except PermissionError:
             return ""
 
-    def test_it_can_be_cancelled(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
-        store.submit("j", [task("a", 'chmod a-w "$AIR_EXECUTOR_JOB_DIR"; sleep 1000')])
-        wait_until(lambda: not os.access(store.job_path("j"), os.W_OK), what="it is read-only")
+    def test_it_can_be_cancelled(self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
+        line = f'chmod a-w "$AIR_EXECUTOR_JOB_DIR"; echo >> {tmp_path}/locked; sleep 1000'
+        store.submit("j", [task("a", line)])
+        wait_until((tmp_path / "locked").exists, what="it has been made read-only")
         store.cancel("j")
         assert ended(store, "j").reason == "cancelled"
 
