@@ -41,8 +41,7 @@ STREAM_READER = "airflow"  # whose position in the logs of a job is kept
 # What is logged here goes through a socket to another process, which writes it into the log of the task. When the
 # triggerer is told to end, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
 ARRIVAL_SECONDS = 2.0
-# And a trigger's log is closed when its end is heard of, which may be before what is still in there is read (4 KiB for
-# each look into the database, same version).
+# And a trigger's log is closed when its end is heard of, through another socket (same version).
 _READ_PAUSE = 0.02  # seconds
 _READ_SECONDS = 60.0  # that Airflow has for the rest; with many triggers that log all the time it is never at the end
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
