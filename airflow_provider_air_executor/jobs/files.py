@@ -259,7 +259,7 @@ def make_directory(path: Path, *, exist_ok: bool = False) -> None:
         if exist_ok and path.is_dir():
             return
         raise
-    if os.geteuid() == 0 and os.stat(path.parent).st_uid:
+    if _heir(path.parent) is not None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             give(descriptor, path.parent)
@@ -269,10 +269,15 @@ def make_directory(path: Path, *, exist_ok: bool = False) -> None:
 
 def give(descriptor: int, directory: Path) -> None:
     """Let what root has made belong to whom its directory belongs to, who could not use it otherwise."""
-    if os.geteuid() == 0:
-        owner = os.stat(directory)
-        if owner.st_uid:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+    heir = _heir(directory)
+    if heir is not None:
+        os.fchown(descriptor, heir.st_uid, heir.st_gid)
+
+
+def _heir(directory: Path) -> os.stat_result | None:
+    """Whom what we make in a directory is to be given to: its owner, if we are root and that is somebody else."""
+    owner = os.stat(directory) if os.geteuid() == 0 else None
+    return owner if owner is not None and owner.st_uid else None
 
 
 def _aside(size: int, work: Callable[[], T]) -> Pieces[T]:

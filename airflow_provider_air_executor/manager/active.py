@@ -35,7 +35,7 @@ class ActiveJob:
     """A job that has not ended.
 
     While it is active the tasks in memory are the truth. ``tasks.json`` is a snapshot of them, to which a running
-    task may append; see :meth:`merge_foreign`.
+    task may append; see :meth:`merging_foreign`.
 
     What takes longer the more tasks there are is done in pieces. :meth:`loading` makes one.
 
@@ -333,7 +333,7 @@ class ActiveJob:
             )
 
     def publish_state(self) -> None:
-        """Publish ``state.json`` while the job has not ended; :meth:`conclude` publishes the end."""
+        """Publish ``state.json`` while the job has not ended; :meth:`concluding` publishes the end."""
         self.state_stamp = self._store.write_job(self.job)
         self.state_is_changed = False
 

@@ -711,7 +711,7 @@ class Manager:
             if job.job.state is JobState.WAITING:
                 job.begin_to_work()  # published in a moment, when its first tasks are under way already
             if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
-                job.publish_state()  # before anything starts: see _take_over what the next manager would make of it
+                job.publish_state()  # before anything starts: see _taking_over what the next manager would make of it
             waits = self._runners.start(attempt, job.job, task, started_at)
         except NoRoomError as error:
             job.graph.add_ready(task.id)

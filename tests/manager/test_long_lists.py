@@ -18,7 +18,7 @@ from airflow_provider_air_executor.manager.runners import registry
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
-from tests.manager.test_state_machine import Machine, Runner
+from tests.support.machine import Machine, Runner
 
 NUMBER = 1_200
 LINES = 1_150  # of our code that may be run at a time; less than one for each task
