@@ -17,6 +17,7 @@ import contextlib
 import enum
 import errno
 import fcntl
+import functools
 import io
 import json
 import os
@@ -116,6 +117,25 @@ class LogChunk(NamedTuple):
         return [line.decode(errors="replace") for line in split_lines(self.data)]
 
 
+class _Paths(NamedTuple):
+    """Where the files of a job are that are looked at most."""
+
+    directory: Path
+    state: Path
+    tasks: Path
+    previous_tasks: Path
+
+
+@functools.lru_cache(maxsize=256)
+def _paths(jobs_path: Path, name: str) -> _Paths:
+    """The same for the jobs that were asked about last: joining paths takes longer than looking at a file.
+
+    :raises InvalidJobError: if no job can be called so.
+    """
+    directory = jobs_path / check_stored_name(name)
+    return _Paths(directory, *(directory / file for file in ("state.json", "tasks.json", ".tasks.json.previous")))
+
+
 class Pruned(NamedTuple):
     """What :meth:`JobStore.prune` has done."""
 
@@ -153,19 +173,19 @@ class JobStore:
 
         :raises InvalidJobError: if no job can be called so.
         """
-        return self.jobs_path / check_stored_name(name)
+        return _paths(self.jobs_path, name).directory
 
     def state_path(self, name: str) -> Path:
         """The ``state.json`` of a job."""
-        return self.job_path(name) / "state.json"
+        return _paths(self.jobs_path, name).state
 
     def tasks_path(self, name: str) -> Path:
         """The ``tasks.json`` of a job."""
-        return self.job_path(name) / "tasks.json"
+        return _paths(self.jobs_path, name).tasks
 
     def previous_tasks_path(self, name: str) -> Path:
         """Where the manager keeps the ``tasks.json`` it replaced last, lest somebody was writing it."""
-        return self.job_path(name) / ".tasks.json.previous"
+        return _paths(self.jobs_path, name).previous_tasks
 
     def logs_path(self, name: str) -> Path:
         """The directory of the logs of a job's tasks."""

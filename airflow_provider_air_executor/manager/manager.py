@@ -76,6 +76,7 @@ _RETRY_SECONDS = 1.0  # after the machine was short of something
 _LONGEST_ASK_PAUSE = 30.0  # seconds between two tries to carry out requests
 _LOG_SIZE_SECONDS = 1.0
 _RECORDS = 10  # of runners that are looked at before something else is done
+_WAKEUP_BYTES = 4096  # read at a time of those that signals leave
 _CHECKED_A_PASS = 200  # ended jobs looked at in one slow pass, lest it grow with the history
 _REOPENED = (None, Reason.EXIT, Reason.SIGNAL, Reason.DEPENDENCY, Reason.LOST, Reason.SPAWN)
 
@@ -149,7 +150,7 @@ class Manager:
                     watched.add(descriptor)
                 selector.select(self._sleep_seconds())
                 with contextlib.suppress(BlockingIOError):
-                    while wakeup.recv(4096):
+                    while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
                         pass
         self.close()
 
