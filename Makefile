@@ -115,8 +115,9 @@ $(BIN)/uv: $(CONSTRAINTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) uv
 	@touch $@
 
-$(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS)
+$(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS) tests/support/in_tests.pth
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
+	@cp tests/support/in_tests.pth `$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
 	$(BIN)/python -m compileall -q airflow_provider_air_executor
 	@touch $@
 
