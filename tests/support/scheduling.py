@@ -38,9 +38,17 @@ def group_of(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest groups first."""
+    """Put the longest groups first.
+
+    In that of Kubernetes, the tests that need an Airflow come last: when a run begins, all other groups start theirs.
+    """
     places = {name: place for place, name in enumerate(_GROUPS)}
-    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(places)))
+
+    def place_of(item: pytest.Item) -> tuple[int, bool]:
+        group = group_of(item.nodeid)
+        return places.get(group, len(places)), group == "kubernetes" and "acceptance/" in item.nodeid
+
+    items.sort(key=place_of)
 
 
 @pytest.hookimpl(optionalhook=True)
