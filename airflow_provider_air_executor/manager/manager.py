@@ -116,6 +116,7 @@ class Manager:
         self._rotation: list[str] = []
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
         self._idle_since = time.monotonic()
+        self._is_notified = True  # whether there may be something to read from the notifier
         self._has_missed_some = False  # whether changes were not told, since there were too many
         self._is_asked = False  # whether there may be requests
         self._answered: dict[str, str] = {}  # those that are carried out and still there, and their jobs
@@ -148,10 +149,12 @@ class Manager:
                 for descriptor in set(self._runners.descriptors) - watched:  # a runner may have come along meanwhile
                     selector.register(descriptor, selectors.EVENT_READ)
                     watched.add(descriptor)
-                selector.select(self._sleep_seconds())
-                with contextlib.suppress(BlockingIOError):
-                    while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
-                        pass
+                ready = {key.fd for key, _ in selector.select(self._sleep_seconds())}
+                self._is_notified = self._notifier.fileno() in ready
+                if wakeup.fileno() in ready:
+                    with contextlib.suppress(BlockingIOError):
+                        while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
+                            pass
         self.close()
 
     def go_round(self, lock: ManagerLock) -> bool:
@@ -382,7 +385,7 @@ class Manager:
 
     def _accept(self) -> None:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""
-        changes, lost = self._notifier.read()
+        changes, lost = self._notifier.read() if self._is_notified else (set(), False)
         for key, _ in (change for change in changes if not change.name and change.key in self._active):
             self._abandon(self._active[key])
         for key, name in changes:
@@ -918,15 +921,18 @@ class Manager:
     # -- requests ------------------------------------------------------------------------------------------
 
     def _answer_requests(self) -> None:
-        has_failed = False
+        is_open = False
         for path in self._store.requests():
-            reading = f"{_INBOX}/{path.name}"  # no job can be called so
-            if not (self._turns.is_busy(reading) or self._turns.is_busy(self._in_work.get(path.name, ""))):
-                self._turns.do(reading, self._taking_up(path))
-                has_failed = has_failed or self._will_ask_again
-        if not has_failed:
+            if not self._is_in_work(path):
+                self._turns.do(f"{_INBOX}/{path.name}", self._taking_up(path))  # no job can be called so
+            is_open = is_open or self._will_ask_again or self._is_in_work(path)
+        if not is_open:
             self._ask_pause = _RETRY_SECONDS
             self._troubles.over_everywhere(Step.REQUEST)
+
+    def _is_in_work(self, path: Path) -> bool:
+        """Whether a request is being read or carried out, so that it is not known yet what becomes of it."""
+        return self._turns.is_busy(f"{_INBOX}/{path.name}") or self._turns.is_busy(self._in_work.get(path.name, ""))
 
     def _taking_up(self, path: Path) -> Pieces[None]:
         """Read a request, and begin to carry it out."""

@@ -163,6 +163,33 @@ class TestManager:
         go_rounds(site)
         assert [line.rpartition(": ")[2] for line in site.lines.lines[1:]] == ["that is over"]
 
+    def test_a_request_that_waits_for_its_turn_is_not_said_to_be_carried_out(self, site: SteppedManager) -> None:
+        """On a slow machine, reading the job that it is about may take more than one round."""
+        site.start_manager()
+        submit(site, waits=True)
+        wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
+        site.kill_manager()
+        site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
+        site.faults.trouble = Trouble("manager.active", "open", errno.EIO)
+        wait_until(site.start_manager, what="a child of the one before has closed the lock")
+        wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be taken in")
+        assert site.manager is not None
+        is_read: list[bool] = []
+
+        def reading() -> Iterator[bool]:
+            while not is_read:
+                yield True
+
+        site.manager._turns.do("j", reading())  # type: ignore[arg-type]
+        go_rounds(site)
+        assert "job j: a request cannot be carried out" in site.lines.wrong
+        is_read.append(True)
+        site.faults.trouble = None
+        assert site.let_all_end()
+        assert not site.lines.repeated
+        assert not site.lines.wrong
+        assert sorted(site.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
+
     def test_a_request_that_cannot_be_removed_is_carried_out_once(self, site: SteppedManager) -> None:
         """Otherwise a job that fails again would be retried for ever."""
         site.start_manager()

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.exceptions import NoLocksError
 from airflow_provider_air_executor.jobs import store as store_module
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import active as active_module
@@ -147,7 +148,7 @@ class SteppedManager:
             try:
                 if not lock.acquire():
                     return False
-            except OSError:
+            except (OSError, NoLocksError):
                 return False
             environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
             self.lock, self.runner = lock, LocalRunner(self.store, environment, children)
