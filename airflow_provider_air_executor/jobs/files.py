@@ -216,6 +216,26 @@ def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> N
         sync_directory(path.parent)
 
 
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file of mode 0600 into a directory that nobody else knows of yet.
+
+    :raises FileExistsError: if it is there.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        give(descriptor, path.parent)
+        _write(descriptor, data)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write all of some data."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
 def write_beside(path: Path, data: bytes, *, durable: bool) -> tuple[str, Stamp]:
     """Write ``data`` to a new file of mode 0600 in the directory of ``path``; its name begins with a dot."""
     return finish(writing_beside(path, (data,), durable=durable))
@@ -234,9 +254,7 @@ def writing_beside(path: Path, data: Iterable[bytes], *, durable: bool) -> Piece
             for number, piece in enumerate(data):
                 if number:
                     yield False
-                view = memoryview(piece)
-                while view:
-                    view = view[os.write(descriptor, view) :]
+                _write(descriptor, piece)
             if durable:
                 yield from _aside(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
             version = Stamp.of(os.fstat(descriptor))

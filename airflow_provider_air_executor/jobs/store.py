@@ -334,8 +334,7 @@ class JobStore:
                 files.make_directory(build / directory)
             written = {**attached, "tasks.json": listed, "state.json": state}
             for file, data in written.items():
-                temporary, _ = files.write_beside(build / file, data, durable=False)
-                os.rename(temporary, build / file)
+                files.write_new(build / file, data)
             if durable:
                 files.flush(*(build / file for file in written))
             files.publish_directory(build, path, durable=durable)
@@ -810,6 +809,8 @@ class JobStore:
         name = job.name
         own = [self.work_path(name)] if job.work_directory else []
         for path in (self.logs_path(name), self.runs_path(name), *own):
+            if files.is_real_directory(path):
+                continue
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
             if not files.is_real_directory(path):

@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, utc_now
@@ -134,6 +134,8 @@ class LocalRunner:
         self._reaper = children
         self._environment = inherited(environment, str(store.base_path))
         self._environment.setdefault("PATH", os.defpath)
+        # As the system wants it, which takes longer than all else in starting a shell if it is done for each.
+        self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._environment.items()}
         self._script = script_here(self._environment)
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
@@ -348,7 +350,7 @@ class LocalRunner:
                 os.set_blocking(pipe, False)
                 os.write(pipe, os.fsencode(self._script))
                 arguments = ["-s", "air-executor-runner", token]
-                pid = _spawn_shell(arguments, self._environment, token, (os.POSIX_SPAWN_DUP2, task, 0))
+                pid = _spawn_shell(arguments, self._encoded, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
                 self._reaper.add(pid, self._standby_ended)
             except OSError:
@@ -693,9 +695,15 @@ def _has_been_read(pipe: int) -> bool:
 
 
 def _spawn_shell(
-    arguments: list[str], environment: Mapping[str, str], token: str, standard_input: tuple[object, ...]
+    arguments: list[str],
+    environment: Mapping[Any, Any],
+    token: str,
+    standard_input: tuple[object, ...],
 ) -> int:
-    """Start ``sh`` in a session of its own, known by a token: its process id."""
+    """Start ``sh`` in a session of its own, known by a token: its process id.
+
+    :param environment: names and values, as str or as bytes.
+    """
     return os.posix_spawn(
         _SHELL,
         ["sh", *arguments],
