@@ -25,7 +25,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, task
-from tests.support.managers import CLI, Managers
+from tests.support.managers import CLI, Managers, run_cli
 from tests.support.waiting import PATIENCE, until, wait_until
 
 
@@ -35,16 +35,7 @@ def run(store: JobStore, managers: Managers) -> Any:
 
     def call(*arguments: str, text: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
         environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
-        return subprocess.run(
-            [*CLI, *arguments],
-            input=text,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-            **more,
-        )
+        return run_cli(arguments, environment, text=text, **more)
 
     return call
 

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import prepared
 from tests.support.kubernetes_cluster import KubernetesCluster
 from tests.support.slurm_cluster import RUNNING, SiteCluster, Slurm, SlurmCluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prepared_processes() -> Iterator[None]:
+    """Processes of the command line that are forked from one that has imported it, see :mod:`.prepared`."""
+    yield
+    prepared.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,41 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.prepared import Prepared, can_be_prepared
 from tests.support.processes import kill_all_with_environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
+_LONG = 10_000  # characters, more than which a pipe may not hold
 CLI = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli"]
+
+
+def run_cli(
+    arguments: Sequence[str], environment: Mapping[str, str], *, text: str = "", **more: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run ``air-executor``, as :func:`subprocess.run` does with ``capture_output=True, text=True``.
+
+    :param text: what it reads.
+    :param more: what else it is given, if it is to be started as a user starts it. A manager is, since `stop` looks at
+        its command line.
+    """
+    if not more and arguments[0] != "manager" and len(text) < _LONG and can_be_prepared(environment):
+        process = Prepared(arguments, environment, text=text, stdout=True)
+        output, errors = process.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess([*CLI, *arguments], process.wait(), output, errors)
+    return subprocess.run(
+        [*CLI, *arguments],
+        input=text,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        **more,
+    )
 
 
 class Managers:
@@ -24,15 +52,28 @@ class Managers:
 
     def launch(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
         """Start a manager, without waiting for it."""
-        command = [*CLI, "manager", "--base-path", str(self.store.base_path), "--kill-grace", "0.5"]
-        process = subprocess.Popen(
-            [*command, "--poll-interval", "0.5", *flags],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            **kwargs,
-        )
+        arguments = [
+            "manager",
+            "--base-path",
+            str(self.store.base_path),
+            "--kill-grace",
+            "0.5",
+            "--poll-interval",
+            "0.5",
+        ]
+        arguments += flags
+        process: subprocess.Popen[str]
+        if not kwargs and can_be_prepared(self.environment):
+            process = Prepared(arguments, self.environment)
+        else:
+            process = subprocess.Popen(
+                [*CLI, *arguments],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                **kwargs,
+            )
         self._processes.append(process)
         return process
 
