@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.installation import Installation
@@ -22,31 +23,48 @@ PORT = 8080  # Airflow's own
 
 
 def main(dag_id: str) -> int:
-    """Run one of the example DAGs and show what happens.
+    """Start an Airflow, run one of the example DAGs and show what happens.
 
     :return: the exit code.
     """
-    began = time.monotonic()
-
-    def say(text: str = "") -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {text}" if text else "", flush=True)
-
+    say = _Clock().say
     say("starting Airflow: API server, scheduler, triggerer, dag-processor")
     with Installation(HERE / "example_dags") as airflow:
         say(f"Airflow runs at {airflow.url}")
-        run_id = airflow.trigger(dag_id)
-        say(f"DAG {dag_id}, run {run_id}")
-        state, seen = airflow.follow(
-            dag_id, run_id, on_change=lambda task, task_state: say(f"  Airflow task {task}: {task_state}")
-        )
-        say(f"DAG run: {state}")
-        say()
-        show_jobs(airflow)
-        show_logs(airflow, dag_id, run_id, list(seen))
-        deferred = any("deferred" in states for states in seen.values())
-        if not deferred:
-            say("no task was seen deferred")
+        code = show(airflow, dag_id, say)
         print(f"The jobs' page was at {airflow.jobs_url}. To keep Airflow running and look at it: make up")
+    return code
+
+
+class _Clock:
+    """Prints lines with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        print(f"{time.monotonic() - self._began:6.1f} s  {text}", flush=True)
+
+
+def show(airflow: Installation, dag_id: str, say: Callable[[str], None]) -> int:
+    """Run a DAG and show what happens.
+
+    :param say: prints a line.
+    :return: 0 if the DAG succeeds and its wait was seen deferred, 1 otherwise.
+    """
+    run_id = airflow.trigger(dag_id)
+    say(f"DAG {dag_id}, run {run_id}")
+    state, seen = airflow.follow(
+        dag_id, run_id, on_change=lambda task, task_state: say(f"  Airflow task {task}: {task_state}")
+    )
+    say(f"DAG run: {state}")
+    print()
+    show_jobs(airflow, run_id)
+    show_logs(airflow, dag_id, run_id, list(seen))
+    deferred = any("deferred" in states for states in seen.values())
+    if not deferred:
+        say("no task was seen deferred")
     return 0 if state == "success" and deferred else 1
 
 
@@ -82,15 +100,16 @@ def is_free(port: int) -> bool:
     return True
 
 
-def show_jobs(airflow: Installation) -> None:
-    """Print each job: how its tasks ended, and what they printed."""
+def show_jobs(airflow: Installation, run_id: str) -> None:
+    """Print each job of a DAG run: how its tasks ended, and what they printed."""
     from airflow_provider_air_executor.jobs.store import JobStore
 
-    for name in JobStore(airflow.base_path).job_names():
-        print(f"$ air-executor status {name}")
-        print(airflow.air_executor("status", name))
-        print(f"$ air-executor logs {name}")
-        print(airflow.air_executor("logs", name))
+    for job in JobStore(airflow.base_path).list_jobs():
+        if job.submitted_by is not None and job.submitted_by.run_id == run_id:
+            print(f"$ air-executor status {job.name}")
+            print(airflow.air_executor("status", job.name))
+            print(f"$ air-executor logs {job.name}")
+            print(airflow.air_executor("logs", job.name))
 
 
 def show_logs(airflow: Installation, dag_id: str, run_id: str, tasks: list[str]) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.acceptance.evidence import DAGS
 from tests.support.installation import EXAMPLES, EXECUTOR, Installation
+from tests.support.scheduling import close_after_group
 
 
 @pytest.fixture(scope="session")
@@ -31,4 +32,5 @@ def with_executor(executor_marks: Path, tmp_path_factory: pytest.TempPathFactory
         "EXECUTOR_TEST_MARKS": str(executor_marks),
     }
     with Installation(dags, settings, postgresql=True) as installation:
+        close_after_group(installation.close)
         yield installation

@@ -232,7 +232,7 @@ class Installation:
         return all(health.get(part, {}).get("status") == "healthy" for part in parts)
 
     def close(self) -> None:
-        """End everything that was started here, the embedded manager and what it runs included."""
+        """End everything that was started here, the embedded manager and what it runs included; once is enough."""
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
@@ -252,6 +252,7 @@ class Installation:
             self._engine.dispose()
         if self._server is not None:
             self._server.__exit__(None, None, None)
+            self._server = None
         shutil.rmtree(self.home, ignore_errors=True)
 
     def air_executor(self, *arguments: str, check: bool = True) -> str:

@@ -7,6 +7,7 @@ marker ``xdist_group`` for this, but its 3.8.0 does not see it with pytest 9.2.0
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ _GROUPS = {
         ("kubernetes", r"runners/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
         ("operator", r"acceptance/test_operator\.py"),
         ("crashes", r"acceptance/test_executor_crashes\.py"),
-        ("executor", r"acceptance/test_executor\.py|acceptance/test_example_dags\.py.*\[embedded\]"),
+        (
+            "executor",
+            r"acceptance/(test_executor\.py|test_example_dags\.py.*\[embedded\]|test_demo\.py::test_a_dag_that_fails)",
+        ),
         ("slurm_site", r"runners/test_slurm\.py::TestSite"),
         ("slurm", r"runners/test_slurm\.py"),
         ("browser", r"acceptance/test_browser\.py"),
@@ -30,6 +34,27 @@ _GROUPS = {
         ("registration", r"provider/test_registration\.py::test_(example_dags|the_dag_of_the_readme)_parse"),
     )
 }
+
+
+_to_close: list[Callable[[], None]] = []
+
+
+def close_after_group(close: Callable[[], None]) -> None:
+    """Let a fixture of the session end with the group that is running: all that share it are in that group.
+
+    What an Airflow does without tasks takes a minute of processor time in half an hour.
+
+    :param close: may be called again at the end of the session.
+    """
+    _to_close.append(close)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Close what the group has shared, if this was its last test."""
+    if nextitem is not None and group_of(nextitem.nodeid) != group_of(item.nodeid):
+        while _to_close:
+            _to_close.pop()()
 
 
 def group_of(nodeid: str) -> str:
