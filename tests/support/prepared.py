@@ -25,7 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 MODULE = "airflow_provider_air_executor.manager.cli"
-_IMPORTED = (f"{MODULE}", "airflow_provider_air_executor.manager.manager")
+_IMPORTED = (MODULE, "airflow_provider_air_executor.manager.manager")
 _MOST = 1_000_000  # bytes of a request
 # What Python itself reads at its start.
 _READ_AT_START = ("LANG", "LC_", "PYTHON")
