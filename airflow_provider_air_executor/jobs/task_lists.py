@@ -15,7 +15,7 @@ from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.models import TASK_LIST, Task, describe_validation_error
 from airflow_provider_air_executor.jobs.pieces import Pieces
 
-AT_ONCE = 200_000  # bytes of a file that are parsed without doing something else in between
+AT_ONCE = 400_000  # bytes of a file that are parsed without doing something else in between
 LONGEST = 4_000_000  # characters of one task; Linux starts no command of half that length
 _MOST = 16_384  # that nearly all tasks are shorter than
 _PIECE = 50_000  # bytes, or characters

@@ -94,6 +94,13 @@ class ActiveJob:
         return not self._unfinished and not self.running
 
     @property
+    def has_news(self) -> bool:
+        """Whether something is to be published or read."""
+        return (
+            self.state_is_changed or self.may_have_changed or (self.is_dirty and not self.snapshot_due) or self.is_over
+        )
+
+    @property
     def snapshot_interval(self) -> float:
         """Seconds that must lie between two snapshots."""
         return max(_SNAPSHOT_SECONDS, _SNAPSHOT_SHARE * self._snapshot_cost)
@@ -219,7 +226,7 @@ class ActiveJob:
         """
         self.stopping = (reason, error)
         self.graph.drop_ready()
-        return self._failing(tuple(self.tasks))
+        return self._failing(self.tasks)
 
     def _failing(self, ids: Iterable[str]) -> Pieces[None]:
         """Let those of some tasks fail that have not started, as the job is stopped."""
@@ -289,7 +296,7 @@ class ActiveJob:
 
     def building_graph(self) -> Pieces[None]:
         """Find out anew which tasks can start. Some may end meanwhile, but no tasks may be added."""
-        self.graph.begin_anew()
+        yield from self.graph.beginning_anew()
         failed = []
         for number, task in enumerate(self.tasks.values(), 1):
             self.graph.add(task, is_delayed=task.id in self.delayed)
@@ -342,9 +349,11 @@ class ActiveJob:
         began = time.perf_counter()
         if self.state_is_changed:
             self.publish_state()
-        tasks, self.is_dirty = tuple(self.tasks.values()), False  # what changes meanwhile is for the next one
+        # What changes meanwhile may be in it or not, and is in the next one. A copy would take as long as a whole piece of
+        # work, and longer to let go of. Nothing can be added: what is done for the same job is done in turn.
+        self.is_dirty = False
         try:
-            self._took_place(*(yield from self._store.writing_tasks(self.name, tasks)))
+            self._took_place(*(yield from self._store.writing_tasks(self.name, self.tasks.values())))
         except BaseException:
             self.is_dirty = True
             raise
@@ -430,8 +439,8 @@ class ActiveJob:
         ended = self._changed(state=state, reason=reason, error=error and printable(error))
         if self.state_is_changed and state is JobState.FAILED:
             self.publish_state()  # what failed would start again if its list were found beside a state of waiting
-        tasks, self.is_dirty = tuple(self.tasks.values()), False
-        version = yield from self._store.writing_outcome(ended, tasks, self._is_over_indeed)
+        self.is_dirty = False
+        version = yield from self._store.writing_outcome(ended, self.tasks.values(), self._is_over_indeed)
         if version is None:
             return False
         self.job, self.state_stamp, self.state_is_changed = ended, version, False

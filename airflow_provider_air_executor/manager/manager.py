@@ -13,7 +13,7 @@ import heapq
 import itertools
 import logging
 import os
-import selectors
+import select
 import signal
 import socket
 import time
@@ -138,23 +138,25 @@ class Manager:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # it only has to end the sleep
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        with selectors.DefaultSelector() as selector:
-            selector.register(wakeup, selectors.EVENT_READ)
-            if self._notifier.works:
-                selector.register(self._notifier, selectors.EVENT_READ)
-            watched: set[int] = set()
-            self.recover()
-            log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
-            while not self._stopping and self.go_round(lock):
-                for descriptor in set(self._runners.descriptors) - watched:  # a runner may have come along meanwhile
-                    selector.register(descriptor, selectors.EVENT_READ)
+        watched = {wakeup.fileno()}
+        if self._notifier.works:
+            watched.add(self._notifier.fileno())
+        poll = select.poll()
+        for descriptor in watched:
+            poll.register(descriptor, select.POLLIN)
+        self.recover()
+        log.info("manager %d runs the jobs of %s", os.getpid(), self._store.base_path)
+        while not self._stopping and self.go_round(lock):
+            for descriptor in self._runners.descriptors:
+                if descriptor not in watched:  # a runner may have come along meanwhile
+                    poll.register(descriptor, select.POLLIN)
                     watched.add(descriptor)
-                ready = {key.fd for key, _ in selector.select(self._sleep_seconds())}
-                self._is_notified = self._notifier.fileno() in ready
-                if wakeup.fileno() in ready:
-                    with contextlib.suppress(BlockingIOError):
-                        while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
-                            pass
+            ready = [descriptor for descriptor, _ in poll.poll(1000 * self._sleep_seconds())]
+            self._is_notified = self._notifier.fileno() in ready
+            if wakeup.fileno() in ready:
+                with contextlib.suppress(BlockingIOError):
+                    while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
+                        pass
         self.close()
 
     def go_round(self, lock: ManagerLock) -> bool:
@@ -201,7 +203,7 @@ class Manager:
                 log.exception("something could not be done (%s); it is tried again", name)
             self._timers.after(_RETRY_SECONDS, lambda: None)
             return False
-        if self._failures.pop(name, None) is not None:
+        if self._failures and self._failures.pop(name, None) is not None:
             log.info("%s: that is over", name)
         return True
 
@@ -298,10 +300,10 @@ class Manager:
         self._stopping = True
 
     def _sleep_seconds(self) -> float:
-        due = [self._next_pass, self._timers.next_due]
+        due = min(self._next_pass, self._timers.next_due)
         if self._settings.idle_timeout is not None:
-            due.append(self._idle_since + self._settings.idle_timeout)
-        seconds = min(due) - time.monotonic()
+            due = min(due, self._idle_since + self._settings.idle_timeout)
+        seconds = due - time.monotonic()
         for poll_after in (self._runners.poll_after, self._turns.poll_after):
             if poll_after is not None:
                 seconds = min(seconds, poll_after)
@@ -632,7 +634,7 @@ class Manager:
                 ended.append(found)
             elif not found.waits:
                 self._set_limits(job.tasks[task.id], attempt, ran=found.age)
-        for number, task in enumerate(tuple(job.tasks.values()), 1):
+        for number, task in enumerate(job.tasks.values(), 1):
             if not number % ITEMS:
                 yield False
             if task.status is TaskStatus.RUNNING and task.id not in recorded:
@@ -687,9 +689,11 @@ class Manager:
 
     def _next_turns(self) -> list[_Turn] | None:
         """The queue whose first turn is next: what has just come, or what waits for a runner that has room again."""
-        found = [self._queue] if self._queue else []
-        found += [turns for runner, turns in self._held_up.items() if turns and self._runners.has_room(runner)]
-        return min(found, key=lambda turns: turns[0], default=None)
+        found = self._queue or None
+        for runner, turns in self._held_up.items():
+            if turns and (found is None or turns[0] < found[0]) and self._runners.has_room(runner):
+                found = turns
+        return found
 
     def _take_turn(self, turn: _Turn) -> None:
         """Start the next task of a job, or let it wait until its runner has room."""
@@ -700,8 +704,11 @@ class Manager:
         task = job.tasks[job.graph.take_ready()]
         runner = self._runners.name_for(job.job, task)
         if self._runners.has_room(runner):
-            heapq.heappush(self._queue, turn)
             self._start(job, task, runner)
+            if job.can_start:
+                heapq.heappush(self._queue, turn)
+            else:
+                self._queued.discard(turn.name)
         else:
             job.graph.add_ready(task.id)
             heapq.heappush(self._held_up.setdefault(runner, []), turn)
@@ -817,7 +824,9 @@ class Manager:
             error = (ended.error or ended.reason.value) + left
             self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=may_repeat)
         elif exit_code == 0:
-            self._turns.do(job.name, job.complete(attempt, ended_at))
+            rest = job.complete(attempt, ended_at)
+            if job.graph.has_dependents(attempt.task_id) or self._turns.is_busy(job.name):
+                self._turns.do(job.name, rest)
         elif exit_code is None:
             error = f"its runner was killed, or the machine restarted, and left no result{left}"
             self._fail(job, attempt, Reason.LOST, error, None, ended_at, may_repeat=may_repeat)
@@ -1075,8 +1084,10 @@ class Manager:
                 continue
             if self._turns.is_busy(name):
                 self._touched.add(name)
-            else:
+            elif job.has_news:
                 self._turns.do(name, self._publishing_as_far_as_possible(job))
+            else:
+                self._enqueue(job)
 
     def _publishing_as_far_as_possible(self, job: ActiveJob) -> Pieces[None]:
         try:

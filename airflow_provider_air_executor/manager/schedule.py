@@ -33,11 +33,13 @@ class TaskGraph:
         for part in (self._position, self._ids, self._dependents, self._missing):
             yield from dropping(part)
 
-    def begin_anew(self) -> None:
+    def beginning_anew(self) -> Pieces[None]:
         """Forget which tasks can start: :meth:`add` takes in all of them again. Their places stay as they are."""
-        self._dependents = {}
-        self._missing = {}
         self.drop_ready()
+        before = self._dependents, self._missing
+        self._dependents, self._missing = {}, {}
+        for part in before:
+            yield from dropping(part)
 
     def add(self, task: Task, *, is_delayed: bool = False) -> None:
         """Take in a task; one that is not known comes behind all others.
@@ -88,6 +90,10 @@ class TaskGraph:
         if position not in self._is_ready:
             self._is_ready.add(position)
             heapq.heappush(self._ready, position)
+
+    def has_dependents(self, task_id: str) -> bool:
+        """Whether a task depends on this one that has not completed yet."""
+        return task_id in self._dependents
 
     def completing(self, task_id: str) -> Pieces[None]:
         """Let the dependents of a completed task come nearer to their start."""

@@ -97,7 +97,7 @@ def test_the_place_is_named(monkeypatch: pytest.MonkeyPatch, text: str, why: str
 
 def test_a_task_that_is_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task_lists, "LONGEST", 100_000)
-    tasks = [Task(id=name, command="x" * length) for name, length in (("a", 99_000), ("b", 200_000))]
+    tasks = [Task(id=name, command="x" * length) for name, length in (("a", 99_000), ("b", task_lists.AT_ONCE))]
     with pytest.raises(InvalidJobError, match="longer than 100000 characters"):
         finish(task_lists.parsing([dump_tasks(tasks)]))
 

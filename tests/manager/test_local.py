@@ -243,7 +243,7 @@ def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, m
 def _said() -> str:
     """What a runner writes that cannot fork; root's processes can."""
     line = next(line for line in script_here({}).splitlines() if "cannot fork" in line)
-    return line.partition("'")[2].partition("'")[0]
+    return line.partition('"')[2].partition('"')[0]
 
 
 def test_a_shell_that_cannot_be_on_standby_is_given_nothing(

@@ -18,7 +18,6 @@ import logging
 import os
 import secrets
 import select
-import shlex
 import shutil
 import signal
 import sys
@@ -71,7 +70,7 @@ _MAX_UNCLAIMED = 5
 _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
-_DEFAULT_SIGNALS = [signal.SIGPIPE, signal.SIGXFSZ]  # Python ignores them
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _KILL_SECONDS = 20.0  # in which what was killed must be gone
 _LOOK_SECONDS = 0.03  # that looks for it may take at a time
 # Where a container sees its limit; without one there is a word, or a number beyond all memory.
@@ -137,6 +136,13 @@ class LocalRunner:
         # As the system wants it, which takes longer than all else in starting a shell if it is done for each.
         self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in self._environment.items()}
         self._script = script_here(self._environment)
+        # What whoever has started the manager lets it ignore, a task ignores too. About each other signal the C library
+        # would ask, whenever it starts a shell, what this process does about it, if it were not named.
+        self._default_signals = [
+            number
+            for number in signal.valid_signals()
+            if number in _IGNORED_BY_PYTHON or signal.getsignal(number) != signal.SIG_IGN
+        ]
         self._pids: dict[Attempt, int] = {}
         self._children: dict[int, Attempt] = {}
         self._adopted: dict[Attempt, int] = {}
@@ -333,7 +339,28 @@ class LocalRunner:
         """Start a runner that has its task: its process id, and its token."""
         token = secrets.token_hex(8)
         arguments = ["-c", f'{self._script}shift; run "$@"', "air-executor-runner", token, *words]
-        return _spawn_shell(arguments, environment, token, _NO_INPUT), token
+        return self._spawn_shell(arguments, environment, token, _NO_INPUT), token
+
+    def _spawn_shell(
+        self,
+        arguments: list[str],
+        environment: Mapping[Any, Any],
+        token: str,
+        standard_input: tuple[object, ...],
+    ) -> int:
+        """Start ``sh`` in a session of its own, known by a token: its process id.
+
+        :param environment: names and values, as str or as bytes.
+        """
+        return os.posix_spawn(
+            _SHELL,
+            ["sh", *arguments],
+            {**environment, RUN_VARIABLE: token},
+            file_actions=[standard_input, *_NO_OUTPUT],
+            setsid=True,
+            setsigdef=self._default_signals,
+            setsigmask=(),  # whoever has started the manager may have blocked some
+        )
 
     def prepare(self) -> None:
         """Start a runner that waits for the next task, if there is none.
@@ -350,7 +377,7 @@ class LocalRunner:
                 os.set_blocking(pipe, False)
                 os.write(pipe, os.fsencode(self._script))
                 arguments = ["-s", "air-executor-runner", token]
-                pid = _spawn_shell(arguments, self._encoded, token, (os.POSIX_SPAWN_DUP2, task, 0))
+                pid = self._spawn_shell(arguments, self._encoded, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
                 self._reaper.add(pid, self._standby_ended)
             except OSError:
@@ -364,9 +391,10 @@ class LocalRunner:
         self._may_prepare = True
         if self._standby is None:
             return None
-        exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+        given = _quoted([*variables.values(), *words])
+        exports = " ".join(map("=".join, zip(variables, given, strict=False)))
         # In braces, so that half of it, should that ever arrive, is not a command.
-        text = os.fsencode(f"{{ export {exports}; run {shlex.join(words)}; }}\n")
+        text = os.fsencode(f"{{ export {exports}; run {' '.join(given[len(variables) :])}; }}\n")
         if len(text) > select.PIPE_BUF:  # more could be written in part
             return None
         pid, token, pipe = self._standby
@@ -503,7 +531,10 @@ class LocalRunner:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
-        due = [] if self._warm.poll_after is None else [self._warm.poll_after]
+        warm = self._warm.poll_after
+        if warm is None and not (self._adopted or self._events or self._unread or self._ending):
+            return None
+        due = [] if warm is None else [warm]
         if self._adopted:
             due.append(self._next_look - time.monotonic())
         if self._events:
@@ -689,27 +720,12 @@ def _memory() -> int:
     return found
 
 
+def _quoted(words: list[str]) -> list[str]:
+    """Words as ``sh`` is to be given them. None holds a NUL; one by one they would take longer than all else here."""
+    quoted = "\0".join(words).replace("'", "'\"'\"'")
+    return [f"'{word}'" for word in quoted.split("\0")]
+
+
 def _has_been_read(pipe: int) -> bool:
     """Whether what was written into a pipe has been read."""
     return not int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def _spawn_shell(
-    arguments: list[str],
-    environment: Mapping[Any, Any],
-    token: str,
-    standard_input: tuple[object, ...],
-) -> int:
-    """Start ``sh`` in a session of its own, known by a token: its process id.
-
-    :param environment: names and values, as str or as bytes.
-    """
-    return os.posix_spawn(
-        _SHELL,
-        ["sh", *arguments],
-        {**environment, RUN_VARIABLE: token},
-        file_actions=[standard_input, *_NO_OUTPUT],
-        setsid=True,
-        setsigdef=_DEFAULT_SIGNALS,
-        setsigmask=(),  # whoever has started the manager may have blocked some
-    )

@@ -38,26 +38,7 @@ done
 return 1
 }
 """
-# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
-# Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
-# Output of the command is descriptor 3, the log; what sh itself has to say does not belong there. But a dash says
-# in the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
-# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
-# The record is written through descriptor 4, not by its name: if the job is removed and submitted again meanwhile, that
-# name is the record of another run.
-# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
-# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
-# begun does not begin.
-# A shell that cannot fork ends by itself, and has closed descriptor 4 by then. One that a signal ends has a status of
-# 128 and more (bash says 254 where it cannot fork), and what it has started may go on.
-_TEMPLATE = """\
-trap : HUP INT QUIT USR1 USR2 ALRM
-air_executor_ended=
-trap 'air_executor_ended=" told"' TERM
-set -C
-air_executor_left() {
-[ $1 -ge 128 ] && [ $1 != 254 ] || command echo '%(cannot_fork)s' >&5
-}
+_REFUSE = """\
 air_executor_refuse() {
 case $1 in
 */*) ae_why="was not found"; [ ! -e "$1" ] || ae_why="is not an executable file" ;;
@@ -65,26 +46,49 @@ case $1 in
 esac
 command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
 }
+"""
+# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
+# Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
+# Descriptor 1 is the record, and 3 the log: what sh itself has to say does not belong into either. But a dash says in
+# the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
+# Each redirection of a single command costs it five system calls, so they are made once, by exec. With ``command``
+# before it, a file that cannot be opened does not end sh. What cd prints must not come into the record: it would where
+# CDPATH leads it elsewhere, and if it were given a dash alone.
+# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
+# The record is written through its descriptor, not by its name: if the job is removed and submitted again meanwhile,
+# that name is the record of another run.
+# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
+# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
+# begun does not begin.
+# What is seldom needed is a text and not a function, which would have to be understood each time.
+# A shell that cannot fork ends by itself. One that a signal ends has a status of 128 and more (bash says 254 where it
+# cannot fork), and what it has started may go on.
+_TEMPLATE = """\
+trap : HUP INT QUIT USR1 USR2 ALRM
+ae_told=
+trap 'ae_told=" told"' TERM
+set -C
+ae_rare=%(rare)s
 run() {
-{
-%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" >&4 || exit 97
-if [ -n "$4" ]; then command cd "$4" 2>&3 || {
-command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4" >&4
+command exec </dev/null 3>>"$3" >"$1" || exit 97
+%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" || exit 97
+if [ -n "$4" ]; then CDPATH= command cd "$4/." || {
+command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4"
 exit 126
 }; fi
 shift 4
-if [ -n "$air_executor_ended" ]; then command echo 143 >&4; exit 143; fi
-air_executor_find "$1" || { air_executor_refuse "$1" >&4; exit 127; }
+if [ -n "$ae_told" ]; then command echo 143; exit 143; fi
+case $1 in
+*/*) ae_found=$1; [ -f "$1" ] && [ -x "$1" ] ;;
+*) false ;;
+esac || { eval "$ae_rare"; air_executor_find "$1" || { air_executor_refuse "$1"; exit 127; }; }
 shift
-exec 5>&4
-trap 'air_executor_left $?' EXIT
-air_executor_code=0
-%(through)s"$ae_found" "$@" </dev/null >&3 2>&3 3>&- 4>&- 5>&- || air_executor_code=$?
+trap 'ae_code=$?; [ $ae_code -ge 128 ] && [ $ae_code != 254 ] || command echo "%(cannot_fork)s"' EXIT
+ae_code=0
+%(through)s"$ae_found" "$@" >&3 2>&3 3>&- || ae_code=$?
 trap - EXIT
-command echo "$air_executor_code$air_executor_ended" >&4
-exit $air_executor_code
-} 3>> "$3" 4> "$1"
-exit 97
+command echo "$ae_code$ae_told"
+exit $ae_code
 }
 """
 _CANNOT_FORK = "no more processes could be started there (cannot fork)"
@@ -114,8 +118,9 @@ def script_elsewhere(identity: str, begin: str) -> str:
 
 
 def _script(identity: str, *, through: str = "", begin: str = "", there: str = "") -> str:
-    values = {"id": identity, "begin": begin, "through": through, "there": there}
-    return FIND + _TEMPLATE % {**values, "cannot_fork": f"{SPAWN}{_CANNOT_FORK}"}
+    rare = shlex.quote(FIND + _REFUSE % {"there": there})
+    values = {"id": identity, "begin": begin, "through": through, "there": there, "rare": rare}
+    return _TEMPLATE % {**values, "cannot_fork": f"{SPAWN}{_CANNOT_FORK}"}
 
 
 def could_not_fork(record: Record) -> bool:
