@@ -349,8 +349,8 @@ class ActiveJob:
         began = time.perf_counter()
         if self.state_is_changed:
             self.publish_state()
-        # What changes meanwhile may be in it or not, and is in the next one. A copy would take as long as a whole piece of
-        # work, and longer to let go of. Nothing can be added: what is done for the same job is done in turn.
+        # What changes meanwhile may be in it or not, and is in the next one. A copy would take as long as a whole piece
+        # of work, and longer to let go of. Nothing can be added: what is done for the same job is done in turn.
         self.is_dirty = False
         try:
             self._took_place(*(yield from self._store.writing_tasks(self.name, self.tasks.values())))
