@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from tests.support.slurm_cluster import RUNNING, SiteCluster, Slurm, SlurmCluste
 
 @pytest.fixture(scope="session", autouse=True)
 def prepared_processes() -> Iterator[None]:
-    """Processes of the command line that are forked from one that has imported it, see :mod:`.prepared`."""
+    """Processes of the command line and of Airflow are forked from one that has imported it, see :mod:`.prepared`."""
+    prepared.in_use = sys.platform.startswith("linux")
     yield
+    prepared.in_use = False
     prepared.close()
 
 

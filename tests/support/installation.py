@@ -24,8 +24,10 @@ from urllib.parse import quote
 
 import sqlalchemy
 
+from tests.support import prepared
 from tests.support.ports import free_port
 from tests.support.postgresql import PostgreSQL
+from tests.support.prepared import Forked, Prepared, Server
 from tests.support.processes import kill, kill_all_with_environment, pids, session
 from tests.support.run import directory, only_one
 from tests.support.waiting import PATIENCE, wait_until
@@ -38,6 +40,18 @@ EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 SINCE_3_3 = tuple(map(int, version("apache-airflow").split(".")[:2])) >= (3, 3)
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
+# What several of them import, and the command line.
+_IMPORTED = (
+    "airflow.cli.cli_parser",
+    "airflow.api_fastapi.app",
+    "airflow.api_fastapi.core_api.routes.public",
+    "airflow.api_fastapi.core_api.routes.ui",
+    "airflow.api_fastapi.execution_api.routes",
+    "airflow.dag_processing.manager",
+    "airflow.jobs.scheduler_job_runner",
+    "airflow.jobs.triggerer_job_runner",
+    "airflow.providers_manager",
+)
 _OVER = {"success", "failed", "skipped", "upstream_failed", "removed"}  # states that a task instance ends with
 _STOP_SECONDS = 20
 _DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
@@ -113,7 +127,8 @@ class Installation:
         self._has_server = postgresql
         self._server: PostgreSQL | None = None
         self._engine: sqlalchemy.Engine | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: dict[str, subprocess.Popen[Any]] = {}
+        self._prepared: list[tuple[dict[str, str], Server]] = []  # by the environment that it was started with
         self._token = ""
 
     def __enter__(self) -> Self:
@@ -169,13 +184,28 @@ class Installation:
         :return: what it prints.
         :raises subprocess.CalledProcessError: if it fails; its output is shown.
         """
-        command = [sys.executable, "-m", "airflow", *arguments]
         environment = {**self.environment, **(settings or {})}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stdout + done.stderr)
-            done.check_returncode()
-        return done.stdout
+        server = None if settings else self._server_of_prepared()
+        if server is None:
+            command = [sys.executable, "-m", "airflow", *arguments]
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+        else:
+            process = Prepared(arguments, environment, stdout=True, server=server)
+        stdout, stderr = process.communicate()
+        if process.returncode:
+            print(stdout + stderr)
+            raise subprocess.CalledProcessError(process.returncode, process.args, stdout, stderr)
+        return stdout
+
+    def _server_of_prepared(self) -> Server | None:
+        """What the processes of this Airflow are forked from; None if they are started as a user starts them."""
+        if not prepared.in_use:
+            return None
+        if not self._prepared or self._prepared[-1][0] != self.environment:
+            self._prepared.append((dict(self.environment), Server("airflow", _IMPORTED, self.environment)))
+        return self._prepared[-1][1]
 
     def start_component(self, component: str, *, name: str = "", settings: Mapping[str, str] | None = None) -> int:
         """Start one of Airflow's processes; its output goes to a file in the home.
@@ -185,16 +215,23 @@ class Installation:
         :return: its process id.
         """
         name = name or component
-        with (self.home / f"{name}.out").open("ab") as output:
-            process = self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "airflow", component],
-                env={**self.environment, **(settings or {})},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        return process.pid
+        server = None if settings else self._server_of_prepared()
+        with (self.home / f"{name}.out").open("ab") as output, open(os.devnull, "rb") as nothing:
+            if server is not None:
+                descriptors = [nothing.fileno(), output.fileno(), output.fileno()]
+                self._processes[name] = Forked(
+                    server, [component], self.environment, descriptors, start_new_session=True
+                )
+            else:
+                self._processes[name] = subprocess.Popen(
+                    [sys.executable, "-m", "airflow", component],
+                    env={**self.environment, **(settings or {})},
+                    stdin=nothing,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        return self._processes[name].pid
 
     def pid_of(self, name: str) -> int:
         """The process id of one of Airflow's processes."""
@@ -247,6 +284,8 @@ class Installation:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        while self._prepared:
+            self._prepared.pop()[1].close()
         kill_all_with_environment(f"AIRFLOW_HOME={self.home}")
         if self._engine is not None:
             self._engine.dispose()

@@ -1,8 +1,9 @@
-"""Processes of the command line ``air-executor`` that need not import it, since they are forked from one that has.
+"""Processes that need not import what they run, since they are forked from one that has: ``air-executor``, and Airflow.
 
-Importing takes most of the processor time that starting a manager costs, and the tests start many hundreds. What such
-a process runs is the same: its ``__main__`` is the module, with arguments, environment, directory and descriptors of
-its own. What it does not have is its own command line and environment in ``/proc``.
+Importing takes most of the processor time that starting a manager costs, and the tests start many hundreds; an Airflow
+is four processes that import the same. What such a process runs is the same: its ``__main__`` is the module, with
+arguments, environment, directory and descriptors of its own. What it does not have is its own command line in
+``/proc``; the environment there is that of the process it was forked from.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 MODULE = "airflow_provider_air_executor.manager.cli"
 _IMPORTED = (MODULE, "airflow_provider_air_executor.manager.manager")
@@ -31,39 +32,70 @@ _MOST = 1_000_000  # bytes of a request
 _READ_AT_START = ("LANG", "LC_", "PYTHON")
 
 
-class Prepared(subprocess.Popen[str]):
-    """A process as :class:`subprocess.Popen` starts it, with ``text=True``.
+class Server:
+    """A process that has imported a module, and is forked for each process that is to run it.
 
-    :param arguments: of ``air-executor``.
+    :param module: which is run as ``python -m`` does it.
+    :param imported: all that is imported before.
+    :param environment: all that it has; default: that of this process.
+    """
+
+    def __init__(self, module: str, imported: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        self.owner = os.getpid()
+        self.module = module
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), *imported],
+                env=environment,
+                pass_fds=[theirs.fileno()],
+            )
+
+    def fork(self, request: Mapping[str, object], descriptors: list[int]) -> int:
+        """Let it fork: the process id."""
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        self._socket.sendmsg([json.dumps({**request, "module": self.module}).encode()], rights)
+        return int(self._socket.recv(100))
+
+    def close(self) -> None:
+        """End it. What it has forked goes on."""
+        if os.getpid() == self.owner:
+            self._socket.close()
+            self._process.wait()
+
+
+class Forked(subprocess.Popen[str]):
+    """A process that a server has forked.
+
     :param environment: all that it has.
-    :param text: what it can read, at most some ten thousand characters.
-    :param stdout: whether its output can be read; otherwise it goes to where that of this process goes.
+    :param descriptors: its standard input, output and error.
+    :param start_new_session: whether it leads a session of its own.
     """
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str], *, text: str = "", stdout: bool = False
+        self,
+        server: Server,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        descriptors: Sequence[int],
+        *,
+        start_new_session: bool = False,
     ) -> None:
         self._child_created = False  # as far as Popen is concerned, whose child it is not
-        self.args = [MODULE, *arguments]
+        self.args = [server.module, *arguments]
         self.returncode = None
-        self.stdin = self.stdout = None
-        with contextlib.ExitStack() as ours:
-            given, giving = os.pipe()
-            ours.callback(os.close, given)
-            with open(giving, "w", encoding="utf-8") as file:
-                file.write(text)
-            errors, error = os.pipe()
-            ours.callback(os.close, error)
-            self._status, status = os.pipe()
-            ours.callback(os.close, status)
-            output = 1
-            if stdout:
-                outputs, output = os.pipe()
-                ours.callback(os.close, output)
-                self.stdout = open(outputs, encoding="utf-8")  # noqa: SIM115
-            self.stderr = open(errors, encoding="utf-8")  # noqa: SIM115
-            request = {"arguments": list(arguments), "environment": dict(environment), "cwd": os.getcwd()}
-            self.pid = _server().fork(request, [given, output, error, status])
+        self.stdin = self.stdout = self.stderr = None
+        self._status, status = os.pipe()
+        try:
+            request = {
+                "arguments": list(arguments),
+                "environment": dict(environment),
+                "cwd": os.getcwd(),
+                "start_new_session": start_new_session,
+            }
+            self.pid = server.fork(request, [*descriptors, status])
+        finally:
+            os.close(status)
 
     def poll(self) -> int | None:
         """The exit code, negative for a signal; None while it runs."""
@@ -113,6 +145,41 @@ class Prepared(subprocess.Popen[str]):
                 os.close(self._status)
 
 
+class Prepared(Forked):
+    """A process as :class:`subprocess.Popen` starts it, with ``text=True``; its standard error can be read.
+
+    :param arguments: of ``air-executor``, or of what the server runs.
+    :param environment: all that it has.
+    :param text: what it can read, at most some ten thousand characters.
+    :param stdout: whether its output can be read; otherwise it goes to where that of this process goes.
+    :param server: default: that of ``air-executor``.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        text: str = "",
+        stdout: bool = False,
+        server: Server | None = None,
+    ) -> None:
+        with contextlib.ExitStack() as ours:
+            given, giving = os.pipe()
+            ours.callback(os.close, given)
+            with open(giving, "w", encoding="utf-8") as file:
+                file.write(text)
+            errors, error = os.pipe()
+            ours.callback(os.close, error)
+            outputs, output = os.pipe() if stdout else (None, 1)
+            if outputs is not None:
+                ours.callback(os.close, output)
+            super().__init__(server or _server(), arguments, environment, [given, output, error])
+            self.stderr = open(errors, encoding="utf-8")  # noqa: SIM115
+            if outputs is not None:
+                self.stdout = open(outputs, encoding="utf-8")  # noqa: SIM115
+
+
 def can_be_prepared(environment: Mapping[str, str]) -> bool:
     """Whether a process with this environment would be the same if it were forked."""
 
@@ -122,36 +189,13 @@ def can_be_prepared(environment: Mapping[str, str]) -> bool:
     return sys.platform.startswith("linux") and read_at_start(environment) == read_at_start(os.environ)
 
 
-class _Server:
-    """The one that has imported everything, of this process."""
-
-    def __init__(self) -> None:
-        self.owner = os.getpid()
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
-            )
-
-    def fork(self, request: object, descriptors: list[int]) -> int:
-        """Let it fork: the process id."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
-        self._socket.sendmsg([json.dumps(request).encode()], rights)
-        return int(self._socket.recv(100))
-
-    def close(self) -> None:
-        """End it. What it has forked goes on."""
-        if os.getpid() == self.owner:
-            self._socket.close()
-            self._process.wait()
+in_use = False  # whether an Airflow is started so, too
+_servers: list[Server] = []
 
 
-_servers: list[_Server] = []
-
-
-def _server() -> _Server:
+def _server() -> Server:
     if not _servers or _servers[0].owner != os.getpid():
-        _servers[:] = [_Server()]
+        _servers[:] = [Server(MODULE, _IMPORTED)]
     return _servers[0]
 
 
@@ -165,6 +209,7 @@ def close() -> None:
 
 
 def _serve(requests: socket.socket) -> None:
+    import_time = set(os.listdir("/proc/self/fd"))  # what modules have opened, among others
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         while True:
@@ -175,6 +220,11 @@ def _serve(requests: socket.socket) -> None:
                         return
                     pid = os.fork()
                     if pid == 0:
+                        for number in set(os.listdir("/proc/self/fd")) - import_time:
+                            if int(number) not in descriptors:
+                                with contextlib.suppress(OSError):  # that of the listing itself
+                                    os.close(int(number))
+                        requests.close()
                         _run(json.loads(data), descriptors)
                     for descriptor in descriptors[:3]:
                         os.close(descriptor)
@@ -190,20 +240,26 @@ def _serve(requests: socket.socket) -> None:
                 os.close(status)
 
 
-def _run(request: Mapping[str, object], descriptors: list[int]) -> NoReturn:
+def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
     """Be the process that was asked for."""
     code = 1
     try:
+        module: str = request["module"]
+        if request["start_new_session"]:
+            os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         for number, descriptor in enumerate(descriptors[:3]):
             os.dup2(descriptor, number)
-        os.closerange(3, 1000)
-        os.chdir(str(request["cwd"]))
+        for descriptor in descriptors:
+            if descriptor > 2:
+                os.close(descriptor)
+        os.chdir(request["cwd"])
         os.environ.clear()
-        os.environ.update(request["environment"])  # type: ignore[call-overload]
-        sys.argv = [MODULE, *request["arguments"]]  # type: ignore[misc]
-        sys.modules.pop(MODULE)  # as -m does, it runs the module anew
+        os.environ.update(request["environment"])
+        sys.argv = [module, *request["arguments"]]
+        sys.modules.pop(module if module == MODULE else f"{module}.__main__", None)  # as -m does, it is run anew
         try:
-            runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -220,8 +276,7 @@ def _run(request: Mapping[str, object], descriptors: list[int]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    for module in _IMPORTED:
-        __import__(module)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is forked has Python's own again
-    requests = socket.socket(fileno=int(sys.argv[1]))
-    _serve(requests)
+    for imported in sys.argv[2:]:
+        __import__(imported)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nobody needs a traceback of this one
+    _serve(socket.socket(fileno=int(sys.argv[1])))
