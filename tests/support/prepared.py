@@ -11,6 +11,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -26,7 +27,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 MODULE = "airflow_provider_air_executor.manager.cli"
-_IMPORTED = (MODULE, "airflow_provider_air_executor.manager.manager")
+_IMPORTED = (
+    MODULE,
+    "airflow_provider_air_executor.manager.manager",
+    "airflow_provider_air_executor.manager.runners.local",
+    "inotify_simple",
+)
 _MOST = 1_000_000  # bytes of a request
 # What Python itself reads at its start.
 _READ_AT_START = ("LANG", "LC_", "PYTHON")
@@ -278,5 +284,6 @@ def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
 if __name__ == "__main__":
     for imported in sys.argv[2:]:
         __import__(imported)
+    gc.freeze()  # or each of them has a copy of all these objects as soon as it looks for garbage
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nobody needs a traceback of this one
     _serve(socket.socket(fileno=int(sys.argv[1])))
