@@ -35,7 +35,7 @@ def run(store: JobStore, managers: Managers) -> Any:
 
     def call(*arguments: str, text: str = "", **more: Any) -> subprocess.CompletedProcess[str]:
         environment = {**managers.environment, "AIR_EXECUTOR_BASE_PATH": str(store.base_path), "COLUMNS": "80"}
-        return run_cli(arguments, environment, text=text, **more)
+        return run_cli(arguments, environment, text=text, patch=managers.patch, **more)
 
     return call
 
@@ -353,8 +353,7 @@ def test_nothing_is_folded_into_a_pipe(store: JobStore, managers: Managers) -> N
     store.submit(name, [task(task_id)])
     environment = {key: value for key, value in managers.environment.items() if key != "COLUMNS"}
     for arguments, word in (([], name), ([name], task_id)):
-        command = [*CLI, "status", *arguments, "--base-path", str(store.base_path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        done = run_cli(["status", *arguments, "--base-path", str(store.base_path)], environment)
         assert any(line.startswith(word) for line in done.stdout.splitlines())
 
 
@@ -375,9 +374,8 @@ def test_a_narrow_terminal_shows_names_before_all_else(
         store.reset_tasks(name, [found.evolve(status=TaskStatus.COMPLETED) for found in store.get_tasks(name)])
     problem = {"problem": "cannot be written " + "x" * 99, "since": "now"}
     store.problems_path.write_text(json.dumps({"bulk-04999": problem}))
-    command = [*CLI, "status", "--base-path", str(store.base_path)]
     environment = {**managers.environment, "COLUMNS": str(columns)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    done = run_cli(["status", "--base-path", str(store.base_path)], environment)
     heading, second, first, *_ = lines = done.stdout.splitlines()
     assert " ".join(heading.split()) == headings
     assert max(map(len, lines)) <= columns
@@ -423,12 +421,10 @@ def test_who_waits_is_told_what_the_manager_cannot_do(
 
 
 @pytest.fixture
-def no_locks(managers: Managers, tmp_path: Path) -> None:
+def no_locks(managers: Managers) -> None:
     """As on a network file system without a lock service."""
-    (tmp_path / "patch").mkdir()
     lines = "import errno, fcntl, os", "def flock(*_): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))"
-    (tmp_path / "patch" / "sitecustomize.py").write_text("\n".join([*lines, "fcntl.flock = flock", ""]))
-    managers.environment["PYTHONPATH"] = str(tmp_path / "patch")
+    managers.patch = "\n".join([*lines, "fcntl.flock = flock"])
 
 
 @pytest.mark.usefixtures("no_locks")

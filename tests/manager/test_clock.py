@@ -33,12 +33,11 @@ models.datetime = clock.datetime = Set
 
 
 @pytest.fixture
-def set_by(managers: Managers, tmp_path: Path) -> SetBy:
+def set_by(managers: Managers) -> SetBy:
     """Set the clock of the next managers, by so many seconds."""
 
     def set_clock(seconds: int) -> None:
-        (tmp_path / "sitecustomize.py").write_text(_SET.format(seconds))
-        managers.environment["PYTHONPATH"] = str(tmp_path)
+        managers.patch = _SET.format(seconds)
 
     return set_clock
 

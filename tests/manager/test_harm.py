@@ -22,7 +22,7 @@ from airflow_provider_air_executor.manager.runners.processes import is_runner, k
 from airflow_provider_air_executor.manager.schedule import TaskGraph
 from airflow_provider_air_executor.manager.settings import load_settings
 from tests.support.jobs import ended, outcomes, plain, runner_pid, task, write_job
-from tests.support.managers import CLI, Managers
+from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until
 
 NOW = "2026-11-28T12:00:00+00:00"
@@ -165,11 +165,9 @@ class TestNumbers:
 class TestSteps:
     """Whatever a step on a job raises."""
 
-    def _manager(self, managers: Managers, tmp_path: Path, patch: str) -> subprocess.Popen[str]:
+    def _manager(self, managers: Managers, patch: str) -> subprocess.Popen[str]:
         """A manager in which a function raises for job ``bad``."""
-        code = "from airflow_provider_air_executor.manager import active, manager\n" + patch
-        (tmp_path / "sitecustomize.py").write_text(code)
-        managers.environment["PYTHONPATH"] = str(tmp_path)
+        managers.patch = "from airflow_provider_air_executor.manager import active, manager\n" + patch
         return managers.start()
 
     @pytest.mark.parametrize(
@@ -189,7 +187,7 @@ def raising(self, *args, **kwargs):
     return real(self, *args, **kwargs)
 active.ActiveJob.{step} = raising
 """
-        process = self._manager(managers, tmp_path, patch)
+        process = self._manager(managers, patch)
         store.submit("bad", ["sleep 0.5", "exit 1" if step == "stop" else "true"], max_parallel_tasks=1)
         if step == "stop":
             runner_pid(store, "bad", "task-1")
@@ -223,7 +221,7 @@ def adopt(self, attempt):
     return real(self, attempt)
 LocalRunner.adopt = adopt
 """
-        process = self._manager(managers, tmp_path, patch)
+        process = self._manager(managers, patch)
         (tmp_path / "go").touch()
         job = ended(store, "bad")
         assert (job.state, job.reason) == (("completed", None) if "OSError" in error else ("failed", "invalid"))
@@ -243,7 +241,7 @@ def listdir(path="."):
 os.listdir = listdir
 """
         (tmp_path / "trouble").touch()
-        process = self._manager(managers, tmp_path, patch)
+        process = self._manager(managers, patch)
         store.submit("j", ["sleep 1000"])
         runner_pid(store, "j", "task-1")
         store.cancel("j")
@@ -265,7 +263,7 @@ def start(self, attempt, task, started_at):
     return real(self, attempt, task, started_at)
 LocalRunner.start = start
 """
-        process = self._manager(managers, tmp_path, patch)
+        process = self._manager(managers, patch)
         store.submit("j", [task("bad"), task("worse"), task("good")])
         assert ended(store, "j").reason == "spawn"
         assert outcomes(store, "j") == {
@@ -290,13 +288,12 @@ def start(self, attempt, task, started_at):
 LocalRunner.start = start
 """
         (tmp_path / "trouble").touch()
-        process = self._manager(managers, tmp_path, patch)
+        process = self._manager(managers, patch)
         store.submit("j", [task("a"), task("b", after="a")])
         wait_until(lambda: "j" in store.problems(), what="it is said what is wrong")
         assert os.strerror(getattr(errno, name)) in store.problems()["j"]
         for flags in ([], ["--json"]):
-            command = [*CLI, "status", "j", "--base-path", str(store.base_path), *flags]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = run_cli(["status", "j", "--base-path", str(store.base_path), *flags], managers.environment)
             assert os.strerror(getattr(errno, name)) in done.stdout.replace("\n", " ")
         assert goes_on(store, process)
         assert not store.get_job("j").state.is_terminal

@@ -83,8 +83,7 @@ def test_what_may_not_be_killed_is_said_and_not_repeated_beside(
     store: JobStore, managers: Managers, tmp_path: Path, how: str
 ) -> None:
     """A setuid program is such a one, if the manager is not root."""
-    (tmp_path / "sitecustomize.py").write_text(UNTOUCHABLE)
-    managers.environment["PYTHONPATH"] = str(tmp_path)
+    managers.patch = UNTOUCHABLE
     managers.start()
     limit = {"timeout": 1} if how == "timeout" else {}
     store.submit(JOB, [task("a", "sleep 1234567 & wait", retries=1, **limit)])

@@ -24,7 +24,7 @@ from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ende
 from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.jobs import ended, task
-from tests.support.managers import CLI, Managers
+from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until
 
 
@@ -156,14 +156,13 @@ class TestWaiting:
         job = store.get_job("j")
         assert (job.state, job.started_at, job.attempt) == (JobState.WAITING, None, 0)
         assert store.get_job("late").state == "waiting"
-        next_one = subprocess.run(
-            [*CLI, "status", "j", "--base-path", str(store.base_path)], capture_output=True, text=True, check=True
-        )
-        assert "waits for room: it is next" in next_one.stdout
-        shown = [*CLI, "status", "late", "--base-path", str(store.base_path)]
-        said = subprocess.run(shown, capture_output=True, text=True, check=True).stdout
-        assert "waits for room: 1 job before it" in said
-        found = json.loads(subprocess.run([*shown, "--json"], capture_output=True, check=True).stdout)
+
+        def status(*words: str) -> str:
+            return run_cli(["status", *words, "--base-path", str(store.base_path)], managers.environment).stdout
+
+        assert "waits for room: it is next" in status("j")
+        assert "waits for room: 1 job before it" in status("late")
+        found = json.loads(status("late", "--json"))
         assert found["held_up"] == "waits for room: 1 job before it"
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"

@@ -346,10 +346,8 @@ class TestWithoutNotification:
     """As on macOS, or on a network file system: everything is found by the slow pass."""
 
     @pytest.fixture
-    def manager(self, store: JobStore, managers: Managers, tmp_path: Path) -> subprocess.Popen[str]:
-        (tmp_path / "patch").mkdir()
-        (tmp_path / "patch" / "sitecustomize.py").write_text("import sys\nsys.modules['inotify_simple'] = None\n")
-        managers.environment["PYTHONPATH"] = str(tmp_path / "patch")
+    def manager(self, managers: Managers) -> subprocess.Popen[str]:
+        managers.patch = "import sys\nsys.modules['inotify_simple'] = None\n"
         return managers.start("--poll-interval", "0.2")
 
     def test_jobs_requests_and_changes_are_found(self, store: JobStore, manager: subprocess.Popen[str]) -> None:

@@ -9,29 +9,38 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.prepared import Prepared, can_be_prepared
+from tests.support.prepared import MODULE, Prepared, can_be_prepared
 from tests.support.processes import kill_all_with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
 _LONG = 10_000  # characters, more than which a pipe may not hold
-CLI = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli"]
+CLI = [sys.executable, "-m", MODULE]
+
+
+def _command(arguments: Sequence[str], patch: str) -> list[str]:
+    """``air-executor`` with arguments; with a patch, a Python that runs this first."""
+    if not patch:
+        return [*CLI, *arguments]
+    begin = f"import runpy; runpy.run_module({MODULE!r}, run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", f"{patch}\n{begin}", *arguments]
 
 
 def run_cli(
-    arguments: Sequence[str], environment: Mapping[str, str], *, text: str = "", **more: Any
+    arguments: Sequence[str], environment: Mapping[str, str], *, text: str = "", patch: str = "", **more: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run ``air-executor``, as :func:`subprocess.run` does with ``capture_output=True, text=True``.
 
     :param text: what it reads.
+    :param patch: code that it runs first.
     :param more: what else it is given, if it is to be started as a user starts it. A manager is, since `stop` looks at
         its command line.
     """
     if not more and arguments[0] != "manager" and len(text) < _LONG and can_be_prepared(environment):
-        process = Prepared(arguments, environment, text=text, stdout=True)
+        process = Prepared(arguments, environment, text=text, patch=patch, stdout=True)
         output, errors = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess([*CLI, *arguments], process.wait(), output, errors)
     return subprocess.run(
-        [*CLI, *arguments],
+        _command(arguments, patch),
         input=text,
         env=environment,
         capture_output=True,
@@ -48,6 +57,7 @@ class Managers:
     def __init__(self, store: JobStore) -> None:
         self.store = store
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
+        self.patch = ""  # code that the next ones run before they begin, so that something is other than it is
         self._processes: list[subprocess.Popen[str]] = []
 
     def launch(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
@@ -64,10 +74,10 @@ class Managers:
         arguments += flags
         process: subprocess.Popen[str]
         if not kwargs and can_be_prepared(self.environment):
-            process = Prepared(arguments, self.environment)
+            process = Prepared(arguments, self.environment, patch=self.patch)
         else:
             process = subprocess.Popen(
-                [*CLI, *arguments],
+                _command(arguments, self.patch),
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -31,7 +31,10 @@ _IMPORTED = (
     MODULE,
     "airflow_provider_air_executor.manager.manager",
     "airflow_provider_air_executor.manager.runners.local",
+    "airflow_provider_air_executor.manager.settings",
+    "airflow_provider_air_executor.manager.display",
     "inotify_simple",
+    "yaml",
 )
 _MOST = 1_000_000  # bytes of a request
 # What Python itself reads at its start.
@@ -75,6 +78,7 @@ class Forked(subprocess.Popen[str]):
 
     :param environment: all that it has.
     :param descriptors: its standard input, output and error.
+    :param patch: code that it runs before it begins.
     :param start_new_session: whether it leads a session of its own.
     """
 
@@ -85,6 +89,7 @@ class Forked(subprocess.Popen[str]):
         environment: Mapping[str, str],
         descriptors: Sequence[int],
         *,
+        patch: str = "",
         start_new_session: bool = False,
     ) -> None:
         self._child_created = False  # as far as Popen is concerned, whose child it is not
@@ -97,6 +102,7 @@ class Forked(subprocess.Popen[str]):
                 "arguments": list(arguments),
                 "environment": dict(environment),
                 "cwd": os.getcwd(),
+                "patch": patch,
                 "start_new_session": start_new_session,
             }
             self.pid = server.fork(request, [*descriptors, status])
@@ -157,6 +163,7 @@ class Prepared(Forked):
     :param arguments: of ``air-executor``, or of what the server runs.
     :param environment: all that it has.
     :param text: what it can read, at most some ten thousand characters.
+    :param patch: code that it runs before it begins.
     :param stdout: whether its output can be read; otherwise it goes to where that of this process goes.
     :param server: default: that of ``air-executor``.
     """
@@ -167,6 +174,7 @@ class Prepared(Forked):
         environment: Mapping[str, str],
         *,
         text: str = "",
+        patch: str = "",
         stdout: bool = False,
         server: Server | None = None,
     ) -> None:
@@ -180,7 +188,7 @@ class Prepared(Forked):
             outputs, output = os.pipe() if stdout else (None, 1)
             if outputs is not None:
                 ours.callback(os.close, output)
-            super().__init__(server or _server(), arguments, environment, [given, output, error])
+            super().__init__(server or _server(), arguments, environment, [given, output, error], patch=patch)
             self.stderr = open(errors, encoding="utf-8")  # noqa: SIM115
             if outputs is not None:
                 self.stdout = open(outputs, encoding="utf-8")  # noqa: SIM115
@@ -265,6 +273,7 @@ def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
         sys.argv = [module, *request["arguments"]]
         sys.modules.pop(module if module == MODULE else f"{module}.__main__", None)  # as -m does, it is run anew
         try:
+            exec(request["patch"], {})
             runpy.run_module(module, run_name="__main__", alter_sys=True)
             code = 0
         except SystemExit as end:
