@@ -310,3 +310,21 @@ def test_variables_for_which_a_shell_has_no_word_reach_the_command(
     store.submit("j", [{"id": "a", "command": sys.executable, "args": ["-m", "show"], "runner": runner}])
     assert only_task(store).status == "completed", store.read_log("j", "a").text
     assert store.read_log("j", "a").text == "x 'y\n100%\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["-", "-x", "a"])
+def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str, shell: str) -> None:
+    """To cd, a dash is where it was before or begins an option; other names are looked for in CDPATH."""
+    for place in (tmp_path / name, tmp_path / "elsewhere" / name):
+        place.mkdir(parents=True)
+    variables = {"CDPATH": f"{tmp_path}/elsewhere", "OLDPWD": f"{tmp_path}/elsewhere"}
+    environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **variables}
+    words = ["token", "record", "2026-01-01T00:00:00+00:00", "log", name, "/bin/pwd"]
+    (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
+    command = ["./sh", "-c", f'{script_here({})}shift; run "$@"', "runner", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    found = read_record(tmp_path / "record")
+    assert found is not None, done.stderr
+    assert found.exit_code == 0
+    assert (tmp_path / "log").read_text() == f"{tmp_path}/{name}\n"

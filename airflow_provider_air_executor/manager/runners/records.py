@@ -53,7 +53,7 @@ command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
 # the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
 # Each redirection of a single command costs it five system calls, so they are made once, by exec. With ``command``
 # before it, a file that cannot be opened does not end sh. What cd prints must not come into the record: it would where
-# CDPATH leads it elsewhere, and if it were given a dash alone.
+# CDPATH leads it elsewhere, and if it were given a dash alone, which is no directory to it.
 # Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
 # The record is written through its descriptor, not by its name: if the job is removed and submitted again meanwhile,
 # that name is the record of another run.
@@ -72,7 +72,7 @@ ae_rare=%(rare)s
 run() {
 command exec </dev/null 3>>"$3" >"$1" || exit 97
 %(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" || exit 97
-if [ -n "$4" ]; then CDPATH= command cd "$4/." || {
+if [ -n "$4" ]; then CDPATH= command cd -- "$4/." || {
 command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4"
 exit 126
 }; fi

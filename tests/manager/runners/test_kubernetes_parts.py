@@ -1037,10 +1037,13 @@ def test_a_note_that_cannot_be_read(store: JobStore) -> None:
 SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
 
 
-def run_container(directory: Path, shell: str, line: str, number: int | None = None) -> tuple[int, str, bytes]:
+def run_container(
+    directory: Path, shell: str, line: str, number: int | None = None, *, cwd: str = ""
+) -> tuple[int, str, bytes]:
     """What the first process of a container makes of a line of bash: its exit code, message, and output.
 
     :param number: a signal that it gets when the line has printed `ready`.
+    :param cwd: that of the task.
     """
     message = directory / "message"
     message.touch()
@@ -1048,10 +1051,13 @@ def run_container(directory: Path, shell: str, line: str, number: int | None = N
         "PATH": os.environ["PATH"],
         "AIR_EXECUTOR_RUN": TOKEN,
         "AIR_EXECUTOR_OUTPUT": f"{directory}/result",
+        "CDPATH": f"{directory}/elsewhere",
     }
     script = pods._SCRIPT.replace(pods.MESSAGE_PATH, str(message))
-    words = [*shlex.split(shell), "-c", script, "air-executor", "", "bash", "-c", line]
-    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, start_new_session=True) as first:
+    words = [*shlex.split(shell), "-c", script, "air-executor", cwd, "bash", "-c", line]
+    with subprocess.Popen(
+        words, cwd=directory, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as first:
         assert first.stdout is not None
         try:
             if number is not None:
@@ -1082,6 +1088,17 @@ def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
     code, message, output = run_container(tmp_path, shell, "echo text; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit 4")
     assert (code, message) == (4, "end 4 0\n[1]\n")
     assert output == BEGINNING + b"text\n" + MARKER + b"[1]\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["-", "-x", "a"])
+def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str, shell: str) -> None:
+    """To cd, a dash is where it was before or begins an option; other names are looked for in CDPATH."""
+    for place in (tmp_path / name, tmp_path / "elsewhere" / name):
+        place.mkdir(parents=True)
+    code, _, output = run_container(tmp_path, shell, "pwd", cwd=name)
+    assert code == 0
+    assert output == BEGINNING + f"{tmp_path}/{name}\n".encode() + MARKER
 
 
 # -- Pods ------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ ae_kill_later() {{ (sleep $ae_grace; kill -KILL $ae_child) & }}
 {PRINT_BEGINNING} $ae_token
 frame() {{ printf '\\000air-executor %s\\n' "$*"; }}
 start() {{
-if [ -n "$1" ]; then cd "$1" || {{ frame $AIR_EXECUTOR_RUN spawn {_DIRECTORY} "$1"; exit 126; }}; fi
+if [ -n "$1" ]; then CDPATH= cd -- "$1/." || {{ frame $AIR_EXECUTOR_RUN spawn {_DIRECTORY} "$1"; exit 126; }}; fi
 shift
 air_executor_find "$1" || {{ unset IFS; frame $AIR_EXECUTOR_RUN spawn {_COMMAND} "$1"; exit 127; }}
 shift

@@ -81,7 +81,7 @@ _SCRIPT = (
     + f"""\
 {PRINT_BEGINNING} $AIR_EXECUTOR_RUN
 ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
-if [ -n "$1" ]; then cd "$1" || {{ echo "$ae_no_directory" >$ae_say; exit 126; }}; fi
+if [ -n "$1" ]; then CDPATH= cd -- "$1/." || {{ echo "$ae_no_directory" >$ae_say; exit 126; }}; fi
 shift
 air_executor_find "$1" || {{ printf 'spawn command %s was not found in its Pod\\n' "$1" >$ae_say; exit 127; }}
 shift
