@@ -298,6 +298,16 @@ def _heir(directory: Path) -> os.stat_result | None:
     return owner if owner is not None and owner.st_uid else None
 
 
+def unlinking(path: Path) -> Pieces[None]:
+    """Remove a file, if it is there, in pieces: what it takes grows with its length.
+
+    :raises OSError: if it is there and cannot be removed.
+    """
+    found = stamp(path)
+    if found is not None:
+        yield from _aside(found.size, partial(path.unlink, missing_ok=True))
+
+
 def _aside(size: int, work: Callable[[], T]) -> Pieces[T]:
     """Do what takes long with a long file in another thread.
 

@@ -445,7 +445,7 @@ class ActiveJob:
             return False
         self.job, self.state_stamp, self.state_is_changed = ended, version, False
         with contextlib.suppress(OSError):  # the next run of the job removes it
-            self._previous_path.unlink()
+            yield from files.unlinking(self._previous_path)
         return True
 
     def _is_over_indeed(self, tasks_stamp: files.Stamp, existed: bool) -> Pieces[bool]:

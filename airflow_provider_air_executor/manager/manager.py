@@ -595,7 +595,7 @@ class Manager:
         previous = self._store.previous_tasks_path(name)
         replaced = files.stamp(previous)
         if replaced is not None and (has_ended or replaced.mtime_ns / 1e9 < since):
-            previous.unlink(missing_ok=True)
+            yield from files.unlinking(previous)
         kept = []
         for number, attempt in enumerate((yield from self._runners.recording(name)), 1):
             if not number % _RECORDS:
