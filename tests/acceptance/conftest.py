@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.evidence import DAGS
+from tests.acceptance.with_users import WithUsers
 from tests.support.installation import EXAMPLES, EXECUTOR, Installation
 from tests.support.scheduling import close_after_group
 
@@ -33,4 +34,17 @@ def with_executor(executor_marks: Path, tmp_path_factory: pytest.TempPathFactory
     }
     with Installation(dags, settings, postgresql=True) as installation:
         close_after_group(installation.close)
+        yield installation
+
+
+@pytest.fixture(scope="session")
+def airflow_with_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithUsers]:
+    """An Airflow for the tests of the pages, with the DAGs of all of them."""
+    dags = tmp_path_factory.mktemp("dags")
+    for name in ("browser_dags.py", "plugin_dags.py"):
+        (dags / name).symlink_to(DAGS / name)
+    with WithUsers(dags) as installation:
+        close_after_group(installation.close)
+        for dag_id in ("hidden", "seen", "waiting", "watched"):
+            installation.wait_for_dag(dag_id)
         yield installation

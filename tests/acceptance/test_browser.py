@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -16,11 +15,10 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwr
 
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.installation import Installation
+from tests.acceptance.with_users import WithUsers
 from tests.support.waiting import PATIENCE, until, wait_until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.browser]
-DAG_FILE = Path(__file__).parent / "dags" / "browser_dags.py"
 ARTIFACTS = Path(os.environ.get("TEST_ARTIFACTS") or Path(__file__).resolve().parents[2] / "test-artifacts")
 USER = "ada"
 HOSTILE = "<img src=x onerror='window.hacked = true'>"
@@ -37,32 +35,13 @@ COLOUR = """element => {
 expect.set_options(timeout=1000 * PATIENCE)
 
 
-class WithLogin(Installation):
-    """Airflow with a user who has a password."""
-
-    def start(self) -> None:
-        passwords = self.home / "passwords.json"
-        passwords.write_text(json.dumps({USER: USER}))
-        self.environment |= {
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:ADMIN",
-        }
-        super().start()
-        self._token = self._request("/auth/token", {"username": USER, "password": USER}, "POST", {})["access_token"]
+@pytest.fixture(scope="module")
+def airflow(airflow_with_users: WithUsers) -> WithUsers:
+    return airflow_with_users
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WithLogin]:
-    dags = tmp_path_factory.mktemp("dags")
-    (dags / DAG_FILE.name).symlink_to(DAG_FILE)
-    with WithLogin(dags) as installation:
-        installation.wait_for_dag("waiting")
-        yield installation
-
-
-@pytest.fixture(scope="module")
-def store(airflow: WithLogin) -> JobStore:
+def store(airflow: WithUsers) -> JobStore:
     """The job filesystem of the embedded manager, which runs."""
     found = JobStore(airflow.base_path)
     start_manager_if_none(found)
@@ -82,7 +61,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def cookies(airflow: WithLogin, browser: Browser) -> Any:
+def cookies(airflow: WithUsers, browser: Browser) -> Any:
     """What the browser has after somebody logged in, from a page of ours that asked for it."""
     context = browser.new_context(viewport=WIDE)
     context.set_default_timeout(1000 * PATIENCE)
@@ -125,7 +104,7 @@ def keep(page: Page, name: str) -> None:
     page.screenshot(path=ARTIFACTS / f"{re.sub('[^a-z0-9-]+', '-', name)}.png")
 
 
-def job_url(airflow: WithLogin, name: str) -> str:
+def job_url(airflow: WithUsers, name: str) -> str:
     return f"{airflow.url}/air-executor/jobs/{name}"
 
 
@@ -139,7 +118,7 @@ def go_on(store: JobStore, name: str) -> None:
     (store.job_path(name) / "go").touch()
 
 
-def start(airflow: WithLogin, store: JobStore, name: str) -> str:
+def start(airflow: WithUsers, store: JobStore, name: str) -> str:
     """Start a DAG run that submits the job, and wait until its second task runs."""
     run_id = airflow.trigger("watched", {"job": name})
 
@@ -152,7 +131,7 @@ def start(airflow: WithLogin, store: JobStore, name: str) -> str:
     return run_id
 
 
-def test_a_running_job_progresses_without_reload(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_running_job_progresses_without_reload(airflow: WithUsers, store: JobStore, page: Page) -> None:
     start(airflow, store, "progress")
     page.goto(job_url(airflow, "progress"))
     page.evaluate("window.notLoadedAgain = true")
@@ -171,7 +150,7 @@ def test_a_running_job_progresses_without_reload(airflow: WithLogin, store: JobS
     assert page.evaluate("window.notLoadedAgain") is True
 
 
-def test_a_log_is_followed(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_log_is_followed(airflow: WithUsers, store: JobStore, page: Page) -> None:
     start(airflow, store, "followed")
     page.goto(job_url(airflow, "followed"))
     log = page.get_by_label("What transform-a has printed")  # what runs is shown first
@@ -197,7 +176,7 @@ def test_a_log_is_followed(airflow: WithLogin, store: JobStore, page: Page) -> N
     assert Path(download.value.path()).read_text() == store.read_log("followed", "transform-a").text
 
 
-def test_the_end_of_a_log_is_shown_first(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_the_end_of_a_log_is_shown_first(airflow: WithUsers, store: JobStore, page: Page) -> None:
     """Also of a task that has ended, whose log comes in one piece; and no half of a line at the beginning."""
     line = "for i in $(seq 9000); do echo INFO step $i; done; echo FATAL; exit 9"
     store.submit("noisy", [{"id": "a", "bash": line}])
@@ -211,7 +190,7 @@ def test_the_end_of_a_log_is_shown_first(airflow: WithLogin, store: JobStore, pa
 
 
 def test_a_line_that_is_written_over_and_a_log_that_is_truncated(
-    airflow: WithLogin, store: JobStore, page: Page, tmp_path: Path
+    airflow: WithUsers, store: JobStore, page: Page, tmp_path: Path
 ) -> None:
     """Of a progress bar there is its last state; a log that was truncated begins anew, with a note."""
     bar = "for i in $(seq 20); do printf 'step %s\\r' $i; done"
@@ -226,7 +205,7 @@ def test_a_line_that_is_written_over_and_a_log_that_is_truncated(
     expect(log).to_have_text("first\nstep 20\n(The log has been truncated; it begins anew.)\nstep 21\nlast\n")
 
 
-def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_job_is_cancelled_and_retried(airflow: WithUsers, store: JobStore, page: Page) -> None:
     start(airflow, store, "cancelled")
     page.goto(job_url(airflow, "cancelled"))
     page.get_by_role("button", name="Cancel job").click()
@@ -249,7 +228,7 @@ def test_a_job_is_cancelled_and_retried(airflow: WithLogin, store: JobStore, pag
     assert [task.attempt for task in tasks] == [1, 2, *(task.attempt for task in tasks[2:])]
 
 
-def test_a_server_that_is_away_for_a_while(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_server_that_is_away_for_a_while(airflow: WithUsers, store: JobStore, page: Page) -> None:
     start(airflow, store, "away")
     page.route("**/api/jobs/**", lambda route: route.fulfill(status=502))
     page.goto(job_url(airflow, "away"))
@@ -265,7 +244,7 @@ def test_a_server_that_is_away_for_a_while(airflow: WithLogin, store: JobStore, 
     expect(page.locator("header.job")).to_contain_text("completed")
 
 
-def test_a_job_that_is_replaced_by_another_one(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_job_that_is_replaced_by_another_one(airflow: WithUsers, store: JobStore, page: Page) -> None:
     for text in ("the old one", "the new one"):
         if text != "the old one":
             store.delete("replaced")
@@ -277,7 +256,7 @@ def test_a_job_that_is_replaced_by_another_one(airflow: WithLogin, store: JobSto
         expect(log).to_have_text(re.compile(rf"^{text}\s*$"))  # and nothing of the other one
 
 
-def test_what_failed_of_a_large_job(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_what_failed_of_a_large_job(airflow: WithUsers, store: JobStore, page: Page) -> None:
     tasks = [{"id": f"t{number}", "command": "false" if number == 750 else "true"} for number in range(1000)]
     for number in range(1, 1000):
         tasks[number]["dependencies"] = [f"t{number - 1}"] if number % 100 else []
@@ -296,7 +275,7 @@ def test_what_failed_of_a_large_job(airflow: WithLogin, store: JobStore, page: P
     expect(page.get_by_label("Task t960")).to_contain_text("completed")
 
 
-def test_times_are_in_the_zone_that_was_chosen(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_times_are_in_the_zone_that_was_chosen(airflow: WithUsers, store: JobStore, page: Page) -> None:
     finished(store, "zone")
     page.goto(job_url(airflow, "zone"))
     page.evaluate("""localStorage.setItem("timezone", '"Asia/Tokyo"')""")  # as Airflow does
@@ -308,7 +287,7 @@ def test_times_are_in_the_zone_that_was_chosen(airflow: WithLogin, store: JobSto
     page.evaluate("localStorage.removeItem('timezone')")
 
 
-def test_the_tabs_of_task_instance_and_run(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_the_tabs_of_task_instance_and_run(airflow: WithUsers, store: JobStore, page: Page) -> None:
     run_id = start(airflow, store, "tabs")
     run = f"{airflow.url}/dags/watched/runs/{quote(run_id, safe='')}"
     page.goto(f"{run}/tasks/process")
@@ -329,7 +308,7 @@ def test_the_tabs_of_task_instance_and_run(airflow: WithLogin, store: JobStore, 
     expect(row(frame, "load")).to_contain_text("completed")
 
 
-def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithUsers, store: JobStore, page: Page) -> None:
     store.submit("of-nobody", [{"id": "tick", "bash": 'until [ -e "$AIR_EXECUTOR_JOB_DIR/go" ]; do sleep 0.2; done'}])
     run_id = airflow.trigger("waiting")
     page.goto(f"{airflow.url}/dags/waiting/runs/{quote(run_id, safe='')}/tasks/wait")
@@ -340,7 +319,7 @@ def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithLogin, sto
     expect(frame.locator("header.job")).to_contain_text("completed")
 
 
-def test_the_list_of_jobs(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_the_list_of_jobs(airflow: WithUsers, store: JobStore, page: Page) -> None:
     for number in range(120):
         command = "true" if number % 10 else "false"
         store.submit(f"row-{number:03}", [command], labels={"kind": "odd" if number % 2 else "even"})
@@ -371,7 +350,7 @@ def test_the_list_of_jobs(airflow: WithLogin, store: JobStore, page: Page) -> No
     expect(rows.first).to_contain_text("row-new")  # by itself
 
 
-def test_light_and_dark_as_airflow_is(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_light_and_dark_as_airflow_is(airflow: WithUsers, store: JobStore, page: Page) -> None:
     page.goto(airflow.url)
     for theme, others in (("dark", "light"), ("light", "dark")):
         page.evaluate("theme => localStorage.setItem('theme', theme)", theme)
@@ -393,7 +372,7 @@ def test_light_and_dark_as_airflow_is(airflow: WithLogin, store: JobStore, page:
     expect(page.locator("html")).to_have_class("dark")
 
 
-def test_nothing_in_a_job_becomes_markup(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_nothing_in_a_job_becomes_markup(airflow: WithUsers, store: JobStore, page: Page) -> None:
     task_id = HOSTILE.replace("/", "")
     script = r"""printf '%s\n\033[1mbold\033[0m \000end' "$0"; exit 3"""
     task = {"id": task_id, "command": "bash", "args": ["-c", script, HOSTILE]}
@@ -410,7 +389,7 @@ def test_nothing_in_a_job_becomes_markup(airflow: WithLogin, store: JobStore, pa
     assert page.evaluate("window.hacked") is None
 
 
-def test_a_narrow_screen(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_a_narrow_screen(airflow: WithUsers, store: JobStore, page: Page) -> None:
     finished(store, "narrow")
     page.set_viewport_size(NARROW)
     fits = "document.documentElement.scrollWidth <= document.documentElement.clientWidth"
@@ -437,7 +416,7 @@ def finished(store: JobStore, name: str) -> None:
     wait_until(lambda: store.get_job(job.name).state.is_terminal, what="it has ended")
 
 
-def test_the_keyboard_and_a_screen_reader_are_enough(airflow: WithLogin, store: JobStore, page: Page) -> None:
+def test_the_keyboard_and_a_screen_reader_are_enough(airflow: WithUsers, store: JobStore, page: Page) -> None:
     finished(store, "keys")
     page.goto(job_url(airflow, "keys"))
     expect(page.get_by_label("Task second")).to_be_visible()  # what went wrong is shown first

@@ -6,12 +6,9 @@ import json
 import re
 import subprocess
 import sys
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
-from http.client import HTTPMessage
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -21,99 +18,27 @@ from airflow_provider_air_executor.jobs.models import JobState, Reason, Submitte
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
-from tests.support.installation import Installation
+from tests.acceptance.with_users import BELOW, Answer, WithUsers
 from tests.support.waiting import PATIENCE, wait_until
 
 pytestmark = pytest.mark.airflow
-DAG_FILE = Path(__file__).parent / "dags" / "plugin_dags.py"
-ROOT = Path(__file__).resolve().parents[2]
 
-USERS = {"ada": "ADMIN", "bob": "VIEWER", "eve": "USER", WITHOUT_LOGS: "VIEWER"}
 PLAIN = "plain"  # a connection to a job filesystem whose manager nobody starts
-BELOW = "/airflow"  # the path that Airflow is served at
 HOSTILE = "<script>alert(1)</script>"
 
 
-class Answer(NamedTuple):
-    status: int
-    text: str
-    headers: HTTPMessage
-
-
-class ApiServer(Installation):
-    """An API server alone, below a path, with users that have a password."""
-
-    def start(self) -> None:
-        passwords = self.home / "passwords.json"
-        passwords.write_text(json.dumps({name: name for name in USERS}))
-        self.lineage = self.home / "lineage.jsonl"
-        self.environment |= {
-            "AIRFLOW__API__BASE_URL": f"{self.url}{BELOW}",
-            "AIRFLOW__CORE__AUTH_MANAGER": "tests.acceptance.auth_manager.PerDagAuthManager",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
-            "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
-                {"type": "file", "log_file_path": str(self.lineage), "append": True}
-            ),
-            "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",  # a listener that is slower is killed
-            "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
-            "PYTHONPATH": str(ROOT),
-        }
-        self.tokens: dict[str, str] = {}
-        self.create_database()
-        self.start_component("api-server")
-        self.airflow("connections", "add", "other", "--conn-type", "http", "--conn-extra", '{"base_path": "/tmp"}')
-        wait_until(self._answers, what="the API server answers", interval=0.5)
-
-    def _answers(self) -> bool:
-        try:
-            return self.get("/api/v2/version").status == 200
-        except (urllib.error.URLError, ConnectionError):
-            return False
-
-    def get(
-        self, path: str, user: str = "", *, method: str = "GET", headers: Mapping[str, str] | None = None
-    ) -> Answer:
-        """Ask for a page; its path is below Airflow's, or one that was found in a page."""
-        path = path.removeprefix(BELOW)
-        cookie = {"Cookie": f"_token={self.token(user)}"} if user else {}
-        request = urllib.request.Request(
-            f"{self.url}{BELOW}{path}", headers={**cookie, **(headers or {})}, method=method
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return Answer(answer.status, answer.read().decode(errors="replace"), answer.headers)
-        except urllib.error.HTTPError as error:
-            return Answer(error.code, error.read().decode(errors="replace"), error.headers)
-
-    def token(self, user: str) -> str:
-        if user not in self.tokens:
-            body = json.dumps({"username": user, "password": user}).encode()
-            request = urllib.request.Request(
-                f"{self.url}{BELOW}/auth/token", body, {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                self.tokens[user] = json.load(answer)["access_token"]
-        return self.tokens[user]
+@pytest.fixture(scope="module")
+def airflow(airflow_with_users: WithUsers) -> WithUsers:
+    return airflow_with_users
 
 
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
-    dags = tmp_path_factory.mktemp("dags")
-    (dags / DAG_FILE.name).symlink_to(DAG_FILE)
-    with ApiServer(dags) as installation:
-        installation.airflow("dags", "reserialize")
-        yield installation
-
-
-@pytest.fixture(scope="module")
-def store(airflow: ApiServer) -> JobStore:
+def store(airflow: WithUsers) -> JobStore:
     """A job filesystem without a manager, with jobs that have failed."""
     found = JobStore(airflow.home / "plain")
     found.create_directories()
-    extra = json.dumps({"base_path": str(found.base_path)})
-    airflow.airflow("connections", "add", PLAIN, "--conn-type", "air_executor", "--conn-extra", extra)
+    airflow.add_connection(PLAIN, "air_executor", base_path=str(found.base_path))
+    airflow.add_connection("other", "http", base_path="/tmp")
     tasks = [{"id": "talk", "command": HOSTILE, "args": ["a b"], "env": {"SECRET": "hunter2"}}]
     for name, dag_id in (("of-seen", "seen"), ("of-hidden", "hidden"), ("of-unknown", "unknown"), ("of-none", "")):
         owner = SubmittedBy(dag_id=dag_id, run_id="r/1", task_id="t", map_index=2) if dag_id else None
@@ -143,7 +68,7 @@ def routes() -> Iterator[tuple[str, str]]:
             yield method, route.path  # type: ignore[attr-defined]
 
 
-def ask(airflow: ApiServer, method: str, route: str, job_name: str, user: str, conn_id: str = PLAIN) -> Answer:
+def ask(airflow: WithUsers, method: str, route: str, job_name: str, user: str, conn_id: str = PLAIN) -> Answer:
     path = route.replace("{path:path}", "app.js").format(job_name=job_name, task_id="talk")
     return airflow.get(f"/air-executor{path}?conn_id={quote(conn_id, safe='')}", user, method=method)
 
@@ -157,7 +82,7 @@ def test_each_route_is_about_a_job_or_listed_here() -> None:
 
 
 @pytest.mark.parametrize(("method", "route"), sorted(routes()))
-def test_every_route_needs_a_login(airflow: ApiServer, store: JobStore, method: str, route: str) -> None:
+def test_every_route_needs_a_login(airflow: WithUsers, store: JobStore, method: str, route: str) -> None:
     for job_name in ("of-seen", "of-none", "no-such-job"):
         assert ask(airflow, method, route, job_name, "").status == 401
     airflow.tokens["mallory"] = airflow.token("ada")[:-4] + "AAAA"
@@ -183,20 +108,20 @@ def test_every_route_needs_a_login(airflow: ApiServer, store: JobStore, method: 
 )
 @pytest.mark.parametrize(("method", "route"), sorted(route for route in routes() if "{job_name}" in route[1]))
 def test_who_may_see_and_edit_a_job(
-    airflow: ApiServer, store: JobStore, method: str, route: str, user: str, job_name: str, may_see: int, may_edit: int
+    airflow: WithUsers, store: JobStore, method: str, route: str, user: str, job_name: str, may_see: int, may_edit: int
 ) -> None:
     expected = may_edit if route in EDITING else may_see
     assert ask(airflow, method, route, job_name, user).status == expected
 
 
 @pytest.mark.parametrize(("method", "route"), sorted(route for route in routes() if "{job_name}" in route[1]))
-def test_who_may_not_see_the_dags_logs(airflow: ApiServer, store: JobStore, method: str, route: str) -> None:
+def test_who_may_not_see_the_dags_logs(airflow: WithUsers, store: JobStore, method: str, route: str) -> None:
     answer = ask(airflow, method, route, "of-seen", WITHOUT_LOGS)
     assert answer.status == (403 if route in OF_LOGS | EDITING else 200)
     assert "0123456789" not in answer.text
 
 
-def test_what_a_user_may_do_is_told_to_the_page(airflow: ApiServer, store: JobStore) -> None:
+def test_what_a_user_may_do_is_told_to_the_page(airflow: WithUsers, store: JobStore) -> None:
     def told(user: str) -> tuple[bool, bool]:
         job = json.loads(airflow.get(api("/jobs/of-seen"), user).text)
         return job["may_edit"], job["may_read_logs"]
@@ -204,13 +129,13 @@ def test_what_a_user_may_do_is_told_to_the_page(airflow: ApiServer, store: JobSt
     assert (told("ada"), told("bob"), told(WITHOUT_LOGS)) == ((True, True), (False, True), (False, False))
 
 
-def listed(airflow: ApiServer, user: str, **query: Any) -> list[str]:
+def listed(airflow: WithUsers, user: str, **query: Any) -> list[str]:
     found = json.loads(airflow.get(api("/jobs", **query), user).text)
     assert sum(found["state_counts"].values()) >= found["total"] >= len(found["jobs"])
     return sorted(job["name"] for job in found["jobs"] if job["name"].startswith("of-"))
 
 
-def test_the_list_has_what_the_user_may_see(airflow: ApiServer, store: JobStore) -> None:
+def test_the_list_has_what_the_user_may_see(airflow: WithUsers, store: JobStore) -> None:
     wait_until(lambda: len(listed(airflow, "ada")) == 3, what="the index has seen the jobs")
     assert listed(airflow, "ada") == ["of-hidden", "of-none", "of-seen"]
     assert listed(airflow, "bob") == ["of-seen"]
@@ -239,41 +164,39 @@ def test_the_list_has_what_the_user_may_see(airflow: ApiServer, store: JobStore)
         ({"limit": 0}, []),
     ],
 )
-def test_filters_and_pages(airflow: ApiServer, store: JobStore, query: dict[str, Any], names: list[str]) -> None:
+def test_filters_and_pages(airflow: WithUsers, store: JobStore, query: dict[str, Any], names: list[str]) -> None:
     assert listed(airflow, "ada", **query) == names
 
 
 @pytest.mark.parametrize("query", ["state=odd", "limit=-1", "limit=501", "offset=-1", "map_index=x"])
-def test_filters_that_are_none(airflow: ApiServer, store: JobStore, query: str) -> None:
+def test_filters_that_are_none(airflow: WithUsers, store: JobStore, query: str) -> None:
     assert airflow.get(f"/air-executor/api/jobs?{query}", "ada").status == 422
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc", "/openapi.json"])
-def test_nothing_is_public(airflow: ApiServer, path: str) -> None:
+def test_nothing_is_public(airflow: WithUsers, path: str) -> None:
     assert airflow.get(f"/air-executor{path}").status == 404
 
 
 @pytest.mark.parametrize("conn_id", ["other", "missing", "", "/tmp", "../air-executor"])
-def test_only_our_connections_lead_to_a_job_filesystem(airflow: ApiServer, store: JobStore, conn_id: str) -> None:
+def test_only_our_connections_lead_to_a_job_filesystem(airflow: WithUsers, store: JobStore, conn_id: str) -> None:
     for method, route in routes():
         if route not in OF_NO_JOB - {"/api/jobs"}:
             assert ask(airflow, method, route, "of-seen", "ada", conn_id).status == 404, route
 
 
-def test_the_connections_where_a_user_sees_a_job(airflow: ApiServer, store: JobStore, tmp_path: Path) -> None:
+def test_the_connections_where_a_user_sees_a_job(airflow: WithUsers, store: JobStore, tmp_path: Path) -> None:
     JobStore(tmp_path).submit("j", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
-    extra = json.dumps({"base_path": str(tmp_path)})
-    airflow.airflow("connections", "add", "secret-place", "--conn-type", "air_executor", "--conn-extra", extra)
+    airflow.add_connection("secret-place", "air_executor", base_path=str(tmp_path))
     bobs, adas = (json.loads(airflow.get("/air-executor/api/connections", user).text) for user in ("bob", "ada"))
     assert (bobs, adas) == (["air_executor_default", PLAIN], ["air_executor_default", PLAIN, "secret-place"])
 
 
-def test_a_job_filesystem_that_cannot_be_written_to(airflow: ApiServer, store: JobStore, tmp_path: Path) -> None:
+def test_a_job_filesystem_that_cannot_be_written_to(airflow: WithUsers, store: JobStore, tmp_path: Path) -> None:
     other = JobStore(tmp_path / "base")
     job = other.submit("j", ["true"])
     other.write_job(job.evolve(state=JobState.FAILED))
-    extra = json.dumps({"base_path": str(other.base_path)})
-    airflow.airflow("connections", "add", "read-only", "--conn-type", "air_executor", "--conn-extra", extra)
+    airflow.add_connection("read-only", "air_executor", base_path=str(other.base_path))
     other.inbox_path.rmdir()
     other.inbox_path.symlink_to("/proc")
     for action in ("retry", "cancel"):
@@ -300,17 +223,18 @@ def test_a_job_filesystem_that_cannot_be_written_to(airflow: ApiServer, store: J
     ],
 )
 def test_another_site_cannot_act_for_a_user(
-    airflow: ApiServer, store: JobStore, action: str, headers: dict[str, str], status: int
+    airflow: WithUsers, store: JobStore, action: str, headers: dict[str, str], status: int
 ) -> None:
     path = f"/air-executor/api/jobs/of-seen/{action}?conn_id={PLAIN}"
     assert airflow.get(path, "ada", method="POST", headers=headers).status == status
     assert airflow.get(path, "ada", method="GET").status == 405
-    assert airflow.get(path, "ada", method="POST", headers={"Origin": airflow.url}).status == 202
+    assert airflow.get(path, "ada", method="POST", headers={"Origin": airflow.origin}).status == 202
 
 
-def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server(airflow: ApiServer) -> None:
+def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server(airflow: WithUsers) -> None:
     """The connection to the database above all, which Airflow keeps from tasks."""
-    embedded = JobStore(airflow.home / "air-executor")
+    embedded = JobStore(airflow.base_path)
+    airflow.air_executor("stop", check=False)  # the one that other tests have started, if it runs
     job = embedded.submit("of-ours", [{"id": "shows", "command": "env"}])
     (shows,) = embedded.get_tasks("of-ours")
     embedded.write_tasks("of-ours", [shows.evolve(status=TaskStatus.FAILED, reason=Reason.LOST, attempt=1)])
@@ -324,7 +248,7 @@ def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server
     assert f"AIRFLOW_HOME={airflow.home}" in lines
 
 
-def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: ApiServer, store: JobStore) -> None:
+def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: WithUsers, store: JobStore) -> None:
     store.submit("of-eve", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
     before = set(store.requests())
     assert airflow.get(api("/jobs/of-eve/retry"), "eve", method="POST").status == 409
@@ -340,7 +264,7 @@ def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: ApiServer,
 # -- what is shown -----------------------------------------------------------------------------------------
 
 
-def test_a_page_has_no_data_but_the_name(airflow: ApiServer, store: JobStore) -> None:
+def test_a_page_has_no_data_but_the_name(airflow: WithUsers, store: JobStore) -> None:
     page = ask(airflow, "GET", "/jobs/{job_name}", "of-seen", "ada")
     assert page.headers.get_content_type() == "text/html"
     assert 'data-page="job" data-root="/airflow" data-job="of-seen"' in page.text
@@ -356,7 +280,7 @@ def test_a_page_has_no_data_but_the_name(airflow: ApiServer, store: JobStore) ->
         assert (file.status, file.headers["X-Content-Type-Options"]) == (200, "nosniff")
 
 
-def test_errors_are_pages_for_people(airflow: ApiServer, store: JobStore) -> None:
+def test_errors_are_pages_for_people(airflow: WithUsers, store: JobStore) -> None:
     people = {"Accept": "text/html,*/*"}
     login = airflow.get("/air-executor/jobs/of-seen?conn_id=plain", headers=people)
     assert login.status == 401
@@ -367,11 +291,11 @@ def test_errors_are_pages_for_people(airflow: ApiServer, store: JobStore) -> Non
 @pytest.mark.parametrize(
     "path", ["app.js%2f..%2fapp.js", "../app.py", "%2e%2e/app.py", "vendor", "vendor/dagre.LICENSE", "", "/etc/passwd"]
 )
-def test_only_the_pages_files_are_served(airflow: ApiServer, path: str) -> None:
+def test_only_the_pages_files_are_served(airflow: WithUsers, path: str) -> None:
     assert airflow.get(f"/air-executor/static/{path}", "ada").status == 404
 
 
-def test_what_a_job_says_is_data(airflow: ApiServer, store: JobStore) -> None:
+def test_what_a_job_says_is_data(airflow: WithUsers, store: JobStore) -> None:
     job, tasks = (airflow.get(api(f"/jobs/of-seen{rest}"), "bob") for rest in ("", "/tasks"))
     for answer in (job, tasks):
         assert answer.headers.get_content_type() == "application/json"
@@ -385,7 +309,7 @@ def test_what_a_job_says_is_data(airflow: ApiServer, store: JobStore) -> None:
     assert task["command"] == f"'{HOSTILE}' 'a b'"
 
 
-def test_tasks_come_in_pages(airflow: ApiServer, store: JobStore) -> None:
+def test_tasks_come_in_pages(airflow: WithUsers, store: JobStore) -> None:
     store.submit("many", [{"id": f"t{number}", "command": "true"} for number in range(2_500)])
 
     def found(**query: Any) -> tuple[list[str], int]:
@@ -402,7 +326,7 @@ def test_tasks_come_in_pages(airflow: ApiServer, store: JobStore) -> None:
     assert airflow.get(api("/jobs/many/tasks", limit=2_001), "ada").status == 422
 
 
-def test_events(airflow: ApiServer, store: JobStore) -> None:
+def test_events(airflow: WithUsers, store: JobStore) -> None:
     answer = airflow.get(api("/jobs/of-seen/tasks/talk/events", offset=4), "bob")
     assert answer.headers.get_content_type() == "text/event-stream"
     assert re.findall("event: (.*)", answer.text) == ["changed", "log", "end"]
@@ -423,7 +347,7 @@ def test_events(airflow: ApiServer, store: JobStore) -> None:
         ({"limit": 0}, ""),
     ],
 )
-def test_a_log_is_text(airflow: ApiServer, store: JobStore, query: dict[str, int], text: str) -> None:
+def test_a_log_is_text(airflow: WithUsers, store: JobStore, query: dict[str, int], text: str) -> None:
     log = airflow.get(api("/jobs/of-seen/tasks/talk/log", **query), "bob")
     assert log.text == text
     assert log.headers.get_content_type() == "text/plain"
@@ -432,7 +356,7 @@ def test_a_log_is_text(airflow: ApiServer, store: JobStore, query: dict[str, int
     assert ("X-Next-Offset" in log.headers) is ("limit" in query)
 
 
-def test_a_long_log_comes_in_pieces(airflow: ApiServer, store: JobStore) -> None:
+def test_a_long_log_comes_in_pieces(airflow: WithUsers, store: JobStore) -> None:
     store.submit("long", [{"id": "talk", "command": "true"}])
     store.log_path("long", "talk").write_bytes(b"x" * (MAX_LOG_BYTES + 5))
     pieces = [airflow.get(api("/jobs/long/tasks/talk/log", limit=9_999_999, offset=n), "ada") for n in (0, 2**20)]
@@ -443,7 +367,7 @@ def test_a_long_log_comes_in_pieces(airflow: ApiServer, store: JobStore) -> None
 
 
 @pytest.mark.parametrize("query", [{"offset": "x"}, {"limit": -1}, {"offset": 2**63}, {"offset": 1.5}])
-def test_numbers_that_are_none(airflow: ApiServer, store: JobStore, query: dict[str, Any]) -> None:
+def test_numbers_that_are_none(airflow: WithUsers, store: JobStore, query: dict[str, Any]) -> None:
     assert airflow.get(api("/jobs/of-seen/tasks/talk/log", **query), "ada").status == 422
 
 
@@ -469,7 +393,7 @@ def test_numbers_that_are_none(airflow: ApiServer, store: JobStore, query: dict[
         "/linked-job/tasks/talk/log",
     ],
 )
-def test_names_that_lead_elsewhere(airflow: ApiServer, store: JobStore, path: str, tmp_path: Path) -> None:
+def test_names_that_lead_elsewhere(airflow: WithUsers, store: JobStore, path: str, tmp_path: Path) -> None:
     for link, target in (
         (store.log_path("of-seen", "linked"), Path("/etc/passwd")),
         (store.jobs_path / "linked-job", store.job_path("of-seen")),
@@ -479,7 +403,7 @@ def test_names_that_lead_elsewhere(airflow: ApiServer, store: JobStore, path: st
     assert airflow.get(api(f"/jobs{path}"), "ada").status == 404
 
 
-def test_a_log_that_is_a_link_is_not_followed(airflow: ApiServer, store: JobStore) -> None:
+def test_a_log_that_is_a_link_is_not_followed(airflow: WithUsers, store: JobStore) -> None:
     job = store.submit("bad-log", [{"id": "talk", "command": "true"}])
     store.write_job(job.evolve(state=JobState.FAILED))
     store.log_path("bad-log", "talk").symlink_to("/etc/passwd")
@@ -487,7 +411,7 @@ def test_a_log_that_is_a_link_is_not_followed(airflow: ApiServer, store: JobStor
     assert "root:" not in airflow.get(api("/jobs/bad-log/tasks/talk/events"), "ada").text
 
 
-def test_files_that_cannot_be_read(airflow: ApiServer, store: JobStore) -> None:
+def test_files_that_cannot_be_read(airflow: WithUsers, store: JobStore) -> None:
     store.submit("half", [{"id": "talk", "command": "true"}])
     paths = [api(f"/jobs/half{rest}") for rest in ("", "/tasks", "/tasks/talk/log")]
     store.tasks_path("half").write_text("[{")
@@ -498,7 +422,7 @@ def test_files_that_cannot_be_read(airflow: ApiServer, store: JobStore) -> None:
     assert [airflow.get(path, "ada").status for path in paths] == [404, 404, 404]
 
 
-def test_the_api_describes_itself(airflow: ApiServer) -> None:
+def test_the_api_describes_itself(airflow: WithUsers) -> None:
     described = json.loads(airflow.get("/air-executor/api/openapi.json", "bob").text)
     assert set(described["paths"]) == {re.sub(":path}", "}", route) for _, route in routes()}
 
@@ -507,16 +431,28 @@ def test_the_api_describes_itself(airflow: ApiServer) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_id(airflow: ApiServer) -> str:
+def lineage(airflow: WithUsers) -> Path:
+    """What OpenLineage is told of a DAG run."""
+    return airflow.home / "lineage.jsonl"
+
+
+@pytest.fixture(scope="module")
+def run_id(airflow: WithUsers, lineage: Path) -> str:
     """A DAG run that has ended."""
+    settings = {
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(lineage), "append": True}),
+        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",  # a listener that is slower is killed
+        "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
+    }
     command = [sys.executable, "-m", "airflow", "dags", "test", "seen"]
-    subprocess.run(command, env=airflow.environment, capture_output=True, check=False, timeout=PATIENCE)
+    environment = {**airflow.environment, **settings}
+    subprocess.run(command, env=environment, capture_output=True, check=False, timeout=PATIENCE)
     (run,) = json.loads(airflow.get("/api/v2/dags/seen/dagRuns", "ada").text)["dag_runs"]
     found: str = run["dag_run_id"]
     return found
 
 
-def test_every_task_has_its_link(airflow: ApiServer, run_id: str) -> None:
+def test_every_task_has_its_link(airflow: WithUsers, run_id: str) -> None:
     """Complaint: links are missing when a task fails (#58227)."""
     tasks = f"/api/v2/dags/seen/dagRuns/{quote(run_id, safe='')}/taskInstances"
     states = {}
@@ -546,7 +482,7 @@ def printed(store: JobStore, name: str) -> str:
     return store.read_log(name, "task-1").text.strip()
 
 
-def test_callbacks_have_submitted_their_jobs(airflow: ApiServer, run_id: str) -> None:
+def test_callbacks_have_submitted_their_jobs(airflow: WithUsers, run_id: str) -> None:
     store = JobStore(airflow.base_path)
     found = {}
     for job in store.list_jobs():
@@ -560,32 +496,32 @@ def test_callbacks_have_submitted_their_jobs(airflow: ApiServer, run_id: str) ->
     assert (job["owner"]["task_id"], job["owner"]["map_index"]) == ("mapped", 1)
 
 
-def events(airflow: ApiServer, task_id: str) -> dict[str, Any]:
+def events(lineage: Path, task_id: str) -> dict[str, Any]:
     """The last event of each kind that OpenLineage was told of a task."""
-    lines = map(json.loads, airflow.lineage.read_text().splitlines())
+    lines = map(json.loads, lineage.read_text().splitlines())
     return {line["eventType"]: line for line in lines if line["job"]["name"] == f"seen.{task_id}"}
 
 
-def test_what_openlineage_is_told(airflow: ApiServer, run_id: str) -> None:
-    told = events(airflow, "submit")
+def test_what_openlineage_is_told(lineage: Path, run_id: str) -> None:
+    told = events(lineage, "submit")
     assert f"echo hello of {run_id}; env" in told["START"]["job"]["facets"]["sourceCode"]["sourceCode"]
     assert [(data["namespace"], data["name"]) for data in told["COMPLETE"]["inputs"]] == [("file://host", "/in.csv")]
     assert [(data["namespace"], data["name"]) for data in told["COMPLETE"]["outputs"]] == [("file://host", "/out.csv")]
     facet = told["COMPLETE"]["run"]["facets"]["airExecutor_job"]
     assert (facet["name"], facet["state"], facet["taskCounts"]) == ("seen", "completed", {"completed": 1})
     assert [(task["id"], task["status"], task["exitCode"]) for task in facet["tasks"]] == [("print", "completed", 0)]
-    assert "hunter2" not in airflow.lineage.read_text()
+    assert "hunter2" not in lineage.read_text()
 
 
-def test_openlineage_is_told_how_a_deferred_task_failed(airflow: ApiServer, run_id: str) -> None:
-    facet = events(airflow, "deferred")["FAIL"]["run"]["facets"]["airExecutor_job"]
+def test_openlineage_is_told_how_a_deferred_task_failed(lineage: Path, run_id: str) -> None:
+    facet = events(lineage, "deferred")["FAIL"]["run"]["facets"]["airExecutor_job"]
     assert (facet["state"], facet["reason"], facet["taskCounts"]) == ("failed", "exit", {"failed": 1, "completed": 1})
     assert [task["status"] for task in facet["tasks"]] == ["failed", "completed"]
 
 
-def test_the_tasks_of_a_job_know_their_openlineage_parent(airflow: ApiServer, run_id: str) -> None:
+def test_the_tasks_of_a_job_know_their_openlineage_parent(airflow: WithUsers, lineage: Path, run_id: str) -> None:
     log = JobStore(airflow.base_path).read_log("seen", "print").text
-    told = events(airflow, "submit")["START"]["run"]
+    told = events(lineage, "submit")["START"]["run"]
     root = told["facets"]["parent"]["run"]["runId"]
     assert f"OPENLINEAGE_PARENT_ID=tests/seen.submit/{told['runId']}\n" in log
     assert f"OPENLINEAGE_ROOT_PARENT_ID=tests/seen/{root}\n" in log

@@ -25,8 +25,7 @@ _GROUPS = {
         ),
         ("slurm_site", r"runners/test_slurm\.py::TestSite"),
         ("slurm", r"runners/test_slurm\.py"),
-        ("browser", r"acceptance/test_browser\.py"),
-        ("plugin", r"acceptance/test_plugin\.py"),
+        ("pages", r"acceptance/test_(browser|plugin)\.py"),
         ("alone", r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user"),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),
         ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),
