@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -39,6 +37,7 @@ from airflow_provider_air_executor.transfers import (
     _database,
 )
 from tests.support.contexts import context
+from tests.support.installation import Installation
 from tests.support.postgresql import PostgreSQL
 from tests.support.waiting import wait_until
 
@@ -859,30 +858,57 @@ class TestTables:
         assert rows_of(database, "error") == [("it said  '; DROP TABLE h; --",)]
 
 
-class Airflow:
-    """An Airflow with the DAGs of the documentation and the example, without a scheduler.
+COMMANDS = """
+import json, os, sys, traceback
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+from airflow.__main__ import main
 
-    :param home: its home; the database of the DAGs is there, too.
+for line in sys.stdin:
+    sys.argv = ["airflow", *json.loads(line)]
+    error = None
+    try:
+        main()
+    except BaseException:
+        error = traceback.format_exc()
+    print(json.dumps(error), file=answers, flush=True)
+"""
+
+
+class Airflow(Installation):
+    """An Airflow with the DAGs of the documentation and the example, of which no component runs.
+
+    The database of the DAGs is in its home. One process is its command line: most of what a command costs is importing.
     """
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.store = JobStore(home / "air-executor")
-        connection = json.dumps({"conn_type": "sqlite", "host": str(home / "shop.db")})
-        self.environment = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("AIRFLOW", "AIR_EXECUTOR"))},
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "200",
-            "AIRFLOW_CONN_SHOP": connection,
-            "AIRFLOW_CONN_EXAMPLE_SQL": connection,
-        }
+    def __init__(self, dags: Path) -> None:
+        super().__init__(dags)
+        self.store = JobStore(self.base_path)
+        connection = json.dumps({"conn_type": "sqlite", "host": str(self.home / "shop.db")})
+        self.environment |= {"AIRFLOW_CONN_SHOP": connection, "AIRFLOW_CONN_EXAMPLE_SQL": connection}
+        self.create_database()
+        with (self.home / "commands.out").open("w") as output:
+            self._commands = subprocess.Popen(
+                [sys.executable, "-c", COMMANDS],
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=output,
+                text=True,
+                bufsize=1,
+            )
 
-    def run(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "airflow", *arguments]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+    def close(self) -> None:
+        self._commands.communicate()
+        super().close()
+
+    def run(self, *arguments: str) -> None:
+        """Run ``airflow`` with these arguments."""
+        assert self._commands.stdin is not None
+        assert self._commands.stdout is not None
+        print(json.dumps(arguments), file=self._commands.stdin)
+        error = json.loads(self._commands.stdout.readline() or '"it has ended"')
+        assert error is None, f"{error}\n{(self.home / 'commands.out').read_text()}"
 
     def sql(self, script: str) -> list[tuple[Any, ...]]:
         """Run statements; the rows that the last one gives."""
@@ -902,20 +928,12 @@ class Airflow:
 
 @pytest.fixture(scope="module")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
-    found = Airflow(tmp_path_factory.mktemp("home"))
-    dags = found.home / "dags"
-    dags.mkdir()
+    dags = tmp_path_factory.mktemp("dags")
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(), flags=re.DOTALL)):
         (dags / f"documented_{number}.py").write_text(block)
     (dags / EXAMPLE.name).write_text(EXAMPLE.read_text())
-    found.run("db", "migrate")
-    found.run("dags", "reserialize")
-    yield found
-    pid = found.store.manager_pid()
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not found.store.manager_is_running(), what="the manager has ended")
+    with closing(Airflow(dags)) as installation:
+        yield installation
 
 
 @pytest.mark.airflow
