@@ -11,7 +11,7 @@ pytest_plugins = ["tests.support.run", "tests.support.fixtures", "tests.support.
 
 # How long an example takes is the machine's affair.
 settings.register_profile("tests", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("fast", settings.get_profile("tests"), max_examples=20)  # make test-fast
+settings.register_profile("fast", settings.get_profile("tests"), max_examples=8)  # make test-fast
 settings.load_profile("tests")
 
 # A shell without job control lets what it starts in the background ignore these, and all that is started there would.

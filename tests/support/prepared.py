@@ -39,6 +39,7 @@ _IMPORTED = (
 _MOST = 1_000_000  # bytes of a request
 # What Python itself reads at its start.
 _READ_AT_START = ("LANG", "LC_", "PYTHON")
+_PATH = "PYTHONPATH"  # but this can be made up for
 
 
 class Server:
@@ -198,7 +199,8 @@ def can_be_prepared(environment: Mapping[str, str]) -> bool:
     """Whether a process with this environment would be the same if it were forked."""
 
     def read_at_start(variables: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in variables.items() if name.startswith(_READ_AT_START)}
+        names = [name for name in variables if name.startswith(_READ_AT_START) and name != _PATH]
+        return {name: variables[name] for name in names}
 
     return sys.platform.startswith("linux") and read_at_start(environment) == read_at_start(os.environ)
 
@@ -268,6 +270,9 @@ def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
             if descriptor > 2:
                 os.close(descriptor)
         os.chdir(request["cwd"])
+        path = request["environment"].get(_PATH, "")
+        if path != os.environ.get(_PATH, ""):
+            sys.path[1:1] = filter(None, path.split(os.pathsep))
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [module, *request["arguments"]]

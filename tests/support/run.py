@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import select
 import shutil
@@ -100,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         return
     run = config.stash[_RUN] = Run()
+    gc.set_threshold(100_000, 50, 100)  # as in_tests.pth does in the processes of the run
     if config.option.basetemp is None:
         config.option.basetemp = run.directory / "pytest"
 
