@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +12,12 @@ from urllib.parse import quote, urlencode
 import pytest
 
 from airflow_provider_air_executor.jobs import masking
-from airflow_provider_air_executor.jobs.models import JobState, Reason, SubmittedBy, TaskStatus
+from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
 from tests.acceptance.with_users import BELOW, Answer, WithUsers
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
 
@@ -431,24 +429,10 @@ def test_the_api_describes_itself(airflow: WithUsers) -> None:
 
 
 @pytest.fixture(scope="module")
-def lineage(airflow: WithUsers) -> Path:
-    """What OpenLineage is told of a DAG run."""
-    return airflow.home / "lineage.jsonl"
-
-
-@pytest.fixture(scope="module")
-def run_id(airflow: WithUsers, lineage: Path) -> str:
+def run_id(airflow: WithUsers) -> str:
     """A DAG run that has ended."""
-    settings = {
-        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps({"type": "file", "log_file_path": str(lineage), "append": True}),
-        "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",  # a listener that is slower is killed
-        "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
-    }
-    command = [sys.executable, "-m", "airflow", "dags", "test", "seen"]
-    environment = {**airflow.environment, **settings}
-    subprocess.run(command, env=environment, capture_output=True, check=False, timeout=PATIENCE)
-    (run,) = json.loads(airflow.get("/api/v2/dags/seen/dagRuns", "ada").text)["dag_runs"]
-    found: str = run["dag_run_id"]
+    found = airflow.trigger("seen")
+    airflow.follow("seen", found)
     return found
 
 
@@ -484,10 +468,14 @@ def printed(store: JobStore, name: str) -> str:
 
 def test_callbacks_have_submitted_their_jobs(airflow: WithUsers, run_id: str) -> None:
     store = JobStore(airflow.base_path)
-    found = {}
-    for job in store.list_jobs():
-        if job.submitted_by is not None and job.submitted_by.callback is not None:
-            found[printed(store, job.name)] = job
+
+    def of_callbacks() -> list[Job]:
+        return [
+            job for job in store.list_jobs() if job.submitted_by is not None and job.submitted_by.callback is not None
+        ]
+
+    wait_until(lambda: len(of_callbacks()) >= 4, what="the callbacks have run, which they do after the tasks")
+    found = {printed(store, job.name): job for job in of_callbacks()}
     assert sorted(found) == ["another job", "fails has failed", "mapped 0", "mapped 1"]
     assert found["fails has failed"].name.startswith("failure__seen__fails__manual__")
     assert found["another job"].name.startswith("alert-manual__")
@@ -496,32 +484,37 @@ def test_callbacks_have_submitted_their_jobs(airflow: WithUsers, run_id: str) ->
     assert (job["owner"]["task_id"], job["owner"]["map_index"]) == ("mapped", 1)
 
 
-def events(lineage: Path, task_id: str) -> dict[str, Any]:
-    """The last event of each kind that OpenLineage was told of a task."""
-    lines = map(json.loads, lineage.read_text().splitlines())
-    return {line["eventType"]: line for line in lines if line["job"]["name"] == f"seen.{task_id}"}
+def told_of(airflow: WithUsers, task_id: str, kind: str) -> dict[str, Any]:
+    """The last event of a kind that OpenLineage was told of a task; of its end it is told after that."""
+
+    def last() -> dict[str, Any] | None:
+        lines = airflow.lineage.read_text().split("\n")[:-1] if airflow.lineage.exists() else []
+        events = [event for event in map(json.loads, lines) if event["job"]["name"] == f"seen.{task_id}"]
+        return next((event for event in reversed(events) if event["eventType"] == kind), None)
+
+    return wait_until(last, what=f"OpenLineage is told of the {kind} of {task_id}")
 
 
-def test_what_openlineage_is_told(lineage: Path, run_id: str) -> None:
-    told = events(lineage, "submit")
-    assert f"echo hello of {run_id}; env" in told["START"]["job"]["facets"]["sourceCode"]["sourceCode"]
-    assert [(data["namespace"], data["name"]) for data in told["COMPLETE"]["inputs"]] == [("file://host", "/in.csv")]
-    assert [(data["namespace"], data["name"]) for data in told["COMPLETE"]["outputs"]] == [("file://host", "/out.csv")]
-    facet = told["COMPLETE"]["run"]["facets"]["airExecutor_job"]
+def test_what_openlineage_is_told(airflow: WithUsers, run_id: str) -> None:
+    start, complete = (told_of(airflow, "submit", kind) for kind in ("START", "COMPLETE"))
+    assert f"echo hello of {run_id}; env" in start["job"]["facets"]["sourceCode"]["sourceCode"]
+    assert [(data["namespace"], data["name"]) for data in complete["inputs"]] == [("file://host", "/in.csv")]
+    assert [(data["namespace"], data["name"]) for data in complete["outputs"]] == [("file://host", "/out.csv")]
+    facet = complete["run"]["facets"]["airExecutor_job"]
     assert (facet["name"], facet["state"], facet["taskCounts"]) == ("seen", "completed", {"completed": 1})
     assert [(task["id"], task["status"], task["exitCode"]) for task in facet["tasks"]] == [("print", "completed", 0)]
-    assert "hunter2" not in lineage.read_text()
+    assert "hunter2" not in airflow.lineage.read_text()
 
 
-def test_openlineage_is_told_how_a_deferred_task_failed(lineage: Path, run_id: str) -> None:
-    facet = events(lineage, "deferred")["FAIL"]["run"]["facets"]["airExecutor_job"]
+def test_openlineage_is_told_how_a_deferred_task_failed(airflow: WithUsers, run_id: str) -> None:
+    facet = told_of(airflow, "deferred", "FAIL")["run"]["facets"]["airExecutor_job"]
     assert (facet["state"], facet["reason"], facet["taskCounts"]) == ("failed", "exit", {"failed": 1, "completed": 1})
     assert [task["status"] for task in facet["tasks"]] == ["failed", "completed"]
 
 
-def test_the_tasks_of_a_job_know_their_openlineage_parent(airflow: WithUsers, lineage: Path, run_id: str) -> None:
+def test_the_tasks_of_a_job_know_their_openlineage_parent(airflow: WithUsers, run_id: str) -> None:
     log = JobStore(airflow.base_path).read_log("seen", "print").text
-    told = events(lineage, "submit")["START"]["run"]
+    told = told_of(airflow, "submit", "START")["run"]
     root = told["facets"]["parent"]["run"]["runId"]
     assert f"OPENLINEAGE_PARENT_ID=tests/seen.submit/{told['runId']}\n" in log
     assert f"OPENLINEAGE_ROOT_PARENT_ID=tests/seen/{root}\n" in log

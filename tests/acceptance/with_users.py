@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.acceptance.auth_manager import WITHOUT_LOGS
-from tests.support.installation import Installation
+from tests.support.installation import EXECUTOR, Installation
 from tests.support.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,7 @@ class WithUsers(Installation):
         super().__init__(dags)
         self.origin = self.url
         self.url += BELOW
+        self.lineage = self.home / "lineage.jsonl"  # what OpenLineage is told
         self.tokens: dict[str, str] = {}
         passwords = self.home / "passwords.json"
         passwords.write_text(json.dumps({name: name for name in USERS}))
@@ -42,6 +43,12 @@ class WithUsers(Installation):
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:{role}" for name, role in USERS.items()),
+            "AIRFLOW__CORE__EXECUTOR": EXECUTOR,  # tasks defer
+            "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(
+                {"type": "file", "log_file_path": str(self.lineage), "append": True}
+            ),
+            "AIRFLOW__OPENLINEAGE__EXECUTION_TIMEOUT": "120",  # a listener that is slower is killed
+            "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
             "PYTHONPATH": str(ROOT),
         }
 

@@ -12,8 +12,7 @@ from airflow_provider_air_executor.sensors import AirExecutorJobSensor
 
 ARGUMENTS = {"start_date": datetime(2026, 1, 1, tzinfo=UTC), "schedule": None, "catchup": False}
 
-# Its run is one of ``airflow dags test``: a scheduler that is there as well must leave it alone.
-with DAG("seen", **ARGUMENTS, is_paused_upon_creation=True):
+with DAG("seen", **ARGUMENTS):
     submit = AirExecutorSubmitOperator(
         task_id="submit",
         job_name="seen",
