@@ -119,6 +119,7 @@ $(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS) tests/support/in_tests.pth
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@cp tests/support/in_tests.pth `$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
 	$(BIN)/python -m compileall -q airflow_provider_air_executor
+	@$(BIN)/python -m pytest --collect-only -qq tests/jobs tests/manager >/dev/null || true  # or each worker compiles them
 	@touch $@
 
 # The libraries of the pages, as their packages have them; needs npm. The result is committed, so nobody else does.

@@ -174,9 +174,7 @@ class TestSteps:
         "step",
         ["__init__", "begin", "complete", "concluding", "snapshotting", "merging_foreign", "publish_state", "stop"],
     )
-    def test_the_job_ends_and_all_others_go_on(
-        self, store: JobStore, managers: Managers, tmp_path: Path, step: str
-    ) -> None:
+    def test_the_job_ends_and_all_others_go_on(self, store: JobStore, managers: Managers, step: str) -> None:
         patch = f"""
 import functools
 real = active.ActiveJob.{step}
@@ -249,9 +247,7 @@ os.listdir = listdir
         (tmp_path / "trouble").unlink()
         assert ended(store, "j").reason == "cancelled"
 
-    def test_a_task_whose_start_raises_fails_with_a_sentence(
-        self, store: JobStore, managers: Managers, tmp_path: Path
-    ) -> None:
+    def test_a_task_whose_start_raises_fails_with_a_sentence(self, store: JobStore, managers: Managers) -> None:
         patch = """
 from airflow_provider_air_executor.manager.runners.local import LocalRunner
 real = LocalRunner.start

@@ -79,9 +79,7 @@ os.kill, os.killpg = kill, killpg
 
 
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "lost"])
-def test_what_may_not_be_killed_is_said_and_not_repeated_beside(
-    store: JobStore, managers: Managers, tmp_path: Path, how: str
-) -> None:
+def test_what_may_not_be_killed_is_said_and_not_repeated_beside(store: JobStore, managers: Managers, how: str) -> None:
     """A setuid program is such a one, if the manager is not root."""
     managers.patch = UNTOUCHABLE
     managers.start()
