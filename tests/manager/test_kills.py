@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.runners import processes
 from airflow_provider_air_executor.manager.runners.processes import Kill
 from tests.support.jobs import ended, only_task, runner_pid, task
 from tests.support.managers import CLI, Managers
@@ -175,3 +176,28 @@ def test_a_kill_is_over_when_nothing_is_left() -> None:
         one.wait()
         wait_until(kill.look, what="a look finds nothing more")
     assert is_gone(one.pid)
+
+
+def test_only_what_is_new_is_looked_at_until_nothing_more_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are many others, and little time, a chain of processes outran the looks at all of them."""
+    looked_at: list[int] = []
+    status = processes._status
+
+    def count(pid: int) -> object:
+        looked_at.append(pid)
+        return status(pid)
+
+    monkeypatch.setattr(processes, "_status", count)
+    token = secrets.token_hex(8)
+    environment = {**os.environ, "AIR_EXECUTOR_RUN": token}
+    with subprocess.Popen(["sleep", "1000"], env=environment) as one:
+        wait_until(lambda: token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes(), what="it is there")
+        kill = Kill(token, None)
+        assert not kill.look(60)
+        assert looked_at.index(one.pid) < looked_at.index(1)  # what is new may be gone in a moment
+        one.wait()
+        looked_at.clear()
+        assert not kill.look(60)
+        assert 1 not in looked_at
+        assert wait_until(lambda: kill.look(60), what="a look finds nothing more")
+        assert 1 in looked_at  # in the end, all are looked at

@@ -72,6 +72,7 @@ _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _KILL_SECONDS = 20.0  # in which what was killed must be gone
+_FEWEST_LOOKS = 100  # at it, however long they take on a busy machine
 _LOOK_SECONDS = 0.03  # that looks for it may take at a time
 # Where a container sees its limit; without one there is a word, or a number beyond all memory.
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -109,6 +110,10 @@ class _Ending(NamedTuple):
     kill: Kill
     result: Ended | NotStarted
     give_up_at: float
+
+    def has_failed(self, now: float) -> bool:
+        """Whether it has been tried long enough."""
+        return now >= self.give_up_at and self.kill.looks >= _FEWEST_LOOKS
 
 
 class LocalRunner:
@@ -505,7 +510,7 @@ class LocalRunner:
 
     def _tell_what_has_ended(self) -> None:
         now = time.monotonic()
-        over = [ending for ending in self._ending if ending.kill.is_over or now >= ending.give_up_at]
+        over = [ending for ending in self._ending if ending.kill.is_over or ending.has_failed(now)]
         for ending in over:
             self._ending.remove(ending)
             self._events.append(self._with_what_is_left(ending))

@@ -129,7 +129,8 @@ class Kill:
 
     A process may start another one in a session of its own and end, again and again, and outrun who looks at all
     processes one after the other. So what is new since then is looked at until nothing of it is among that, twice; one
-    that is gone before it could be looked at may have been of it.
+    that is gone before it could be looked at may have been of it. All are looked at again in the end only, since
+    numbers are given out again: who looks at hundreds of others each time is outrun where the machine is busy.
 
     :param token: of the runner.
     :param session: the session to be ended; None: what is in it may be others by now.
@@ -144,9 +145,11 @@ class Kill:
         self._parent = parent
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
+        self.looks = 0  # how often it has been looked
+        self._has_found_some = False  # whether something was killed since all were looked at
         self._had_found_nothing = False  # whether that was so at the last look
         self._doubts: Counter[int] = Counter()  # how often it could not be told of a process
-        self._seen: set[int] = set()  # processes that do not belong to it, or have been killed
+        self._seen: set[int] = set()  # processes that do not belong to it, or may not be killed
         self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
         self._looked_at = self._found_at
 
@@ -161,14 +164,16 @@ class Kill:
             return True
         began = time.monotonic()
         quiet = 0
+        self.looks += 1
+        killed: set[int] = set()  # that they are gone is seen the next time
         while quiet < _QUIET_LOOKS:
             quiet += 1
             try:
                 listed = [int(name) for name in os.listdir("/proc") if name.isdigit()]
             except OSError:  # we are short of something, and have seen nothing
                 return False
-            for pid in listed:
-                if pid in self._seen or pid in self._spared:
+            for pid in reversed(listed):  # what was started last has the best chance to be met alive
+                if pid in self._seen or pid in killed or pid in self._spared:
                     continue
                 try:
                     is_meant = self._is_meant(pid)
@@ -176,19 +181,26 @@ class Kill:
                     return False
                 # One that has just been forked has no environment for a moment; others never have one.
                 self._doubts[pid] += is_meant is None
-                if is_meant is not None or self._doubts[pid] > _MOST_DOUBTS:
+                if is_meant is False or self._doubts[pid] > _MOST_DOUBTS:
                     self._seen.add(pid)
                 if is_meant is None:
                     quiet = 0
                 elif is_meant and self._kill(pid):
+                    killed.add(pid)
                     self._found_at, quiet = time.monotonic(), 0
             if time.monotonic() - began > seconds:
                 break
-        if self._found_at >= began:
-            self._doubts.clear()
-            self._seen.clear()  # what was killed must be seen to be gone
         self._looked_at = time.monotonic()
         has_found_nothing = quiet >= _QUIET_LOOKS and self._found_at < began
+        if killed:
+            self._doubts.clear()
+            self._has_found_some = True
+        elif has_found_nothing and self._has_found_some:
+            self._doubts.clear()
+            self._seen.clear()  # next time, all are looked at
+            self._has_found_some = False
+        if killed and self._parent is not None:
+            self._seen.clear()  # what was another one's child may be an orphan now
         self.is_over = has_found_nothing and self._had_found_nothing  # twice, with some time between
         self._had_found_nothing = has_found_nothing
         return self.is_over
@@ -204,6 +216,7 @@ class Kill:
             os.kill(pid, signal.SIGKILL)
         except PermissionError:
             self.untouchable.add(pid)
+            self._seen.add(pid)
             return False
         except OSError:  # it has just ended
             return True
