@@ -231,7 +231,8 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     async def _cancel_if_ended_by_user(self) -> None:
         try:
-            await asyncio.wait_for(self.on_kill(), _CANCEL_SECONDS)
+            async with asyncio.timeout(_CANCEL_SECONDS):
+                await self.on_kill()
         except Exception as error:  # noqa: BLE001 - the triggerer ends, most likely, and nobody answers any more
             self.log.info("job %s goes on: the state of its task is not known (%r)", self.job_name, error)
 

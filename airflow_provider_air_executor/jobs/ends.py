@@ -120,7 +120,8 @@ class JobEnds:
     async def _changes(self, notifier: Notifier, changed: asyncio.Event) -> set[str] | None:
         """Wait until jobs may have changed: their names, or None if all must be looked at."""
         try:
-            await asyncio.wait_for(changed.wait(), self._pause)
+            async with asyncio.timeout(self._pause):
+                await changed.wait()
         except TimeoutError:
             return None
         changes, lost = notifier.read()

@@ -45,7 +45,9 @@ class Waiter:
         :return: False if nothing has changed in that time.
         """
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout)
+            # Not wait_for, which before Python 3.12 loses a cancellation that comes with the change.
+            async with asyncio.timeout(timeout):
+                await self._changed.wait()
         except TimeoutError:
             return False
         self._changed.clear()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
 from airflow_provider_air_executor.jobs import notify, watch
+from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import PATIENCE
@@ -91,3 +93,29 @@ def test_a_thousand_waiters_share_one_watcher(store: JobStore) -> None:
         store.submit(f"j{number}", ["true"])
     started = asyncio.Semaphore(0)
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("rounds", range(4))
+@pytest.mark.parametrize("who", ["a waiter", "a reader of ends"])
+def test_a_cancellation_that_comes_with_a_change_is_not_lost(store: JobStore, who: str, rounds: int) -> None:
+    """Or a trigger that Airflow has ended would go on."""
+
+    async def scenario() -> None:
+        if who == "a waiter":
+            waiter = watch.Waiter()
+            change, waiting = waiter.wake, asyncio.create_task(waiter.wait(FOREVER))
+        else:
+            changed, ends = asyncio.Event(), JobEnds(store, "r", interval=FOREVER, matches=lambda _: True)
+            change, waiting = changed.set, asyncio.create_task(ends._changes(notifier, changed))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        change()
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        if waiting.cancel():
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+
+    notifier = notify.Notifier()
+    with contextlib.closing(notifier):
+        asyncio.run(scenario())
