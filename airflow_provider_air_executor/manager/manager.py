@@ -647,7 +647,8 @@ class Manager:
             self._end(end)
             if not number % _RECORDS:
                 yield False
-        yield from job.building_graph()  # not before: what has ended may depend on each other
+        if recorded or job.delayed or not job.is_fresh:
+            yield from job.building_graph()  # not before: what has ended may depend on each other
 
     def _kill_stray(self, found: Ended | Running) -> None:
         """A runner works for a task that is not there any more, or has been settled otherwise."""
@@ -824,8 +825,11 @@ class Manager:
             error = (ended.error or ended.reason.value) + left
             self._fail(job, attempt, ended.reason, error, exit_code, ended_at, may_repeat=may_repeat)
         elif exit_code == 0:
+            is_short = job.graph.number_of_dependents(attempt.task_id) <= ITEMS and not self._turns.is_busy(job.name)
             rest = job.complete(attempt, ended_at)
-            if job.graph.has_dependents(attempt.task_id) or self._turns.is_busy(job.name):
+            if is_short:
+                finish(rest)
+            else:
                 self._turns.do(job.name, rest)
         elif exit_code is None:
             error = f"its runner was killed, or the machine restarted, and left no result{left}"

@@ -91,9 +91,9 @@ class TaskGraph:
             self._is_ready.add(position)
             heapq.heappush(self._ready, position)
 
-    def has_dependents(self, task_id: str) -> bool:
-        """Whether a task depends on this one that has not completed yet."""
-        return task_id in self._dependents
+    def number_of_dependents(self, task_id: str) -> int:
+        """How many tasks wait for this one, which has not completed yet."""
+        return len(self._dependents.get(task_id, ()))
 
     def completing(self, task_id: str) -> Pieces[None]:
         """Let the dependents of a completed task come nearer to their start."""

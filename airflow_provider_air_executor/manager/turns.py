@@ -22,8 +22,7 @@ class Turns:
 
     def __init__(self, failed: Callable[[str, Exception], None]) -> None:
         self._failed = failed
-        self._begun: dict[str, deque[Pieces[None]]] = {}
-        self._order: deque[str] = deque()
+        self._begun: dict[str, deque[Pieces[None]]] = {}  # in the order in which they have begun
         self._is_waiting = False  # whether none of it has used its time
 
     @property
@@ -42,8 +41,7 @@ class Turns:
         if name in self._begun:
             self._begun[name].append(work)
             return
-        self._begun[name] = deque([work])
-        self._order.append(name)
+        self._begun[name] = deque((work,))
         self._go_on_with(name)
 
     def drop(self, name: str) -> None:
@@ -59,9 +57,10 @@ class Turns:
 
     def go_on(self) -> None:
         """Do the next pieces, of each job some."""
+        if not self._begun:
+            return
         began = time.perf_counter()
-        names = list(self._order)
-        for name in names:
+        for name in list(self._begun):
             if name in self._begun:
                 self._go_on_with(name)
         self._is_waiting = time.perf_counter() - began < _SECONDS / 2
@@ -88,4 +87,3 @@ class Turns:
     def _end(self, name: str, works: deque[Pieces[None]]) -> None:
         if self._begun.get(name) is works:  # there may be others by now
             del self._begun[name]
-            self._order.remove(name)
