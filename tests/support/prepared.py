@@ -225,7 +225,8 @@ def close() -> None:
 
 
 def _serve(requests: socket.socket) -> None:
-    import_time = set(os.listdir("/proc/self/fd"))  # what modules have opened, among others
+    listed = os.listdir("/proc/self/fd")
+    opened_before = {number for number in listed if os.path.exists(f"/proc/self/fd/{number}")}
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
         while True:
@@ -236,7 +237,7 @@ def _serve(requests: socket.socket) -> None:
                         return
                     pid = os.fork()
                     if pid == 0:
-                        for number in set(os.listdir("/proc/self/fd")) - import_time:
+                        for number in set(os.listdir("/proc/self/fd")) - opened_before:
                             if int(number) not in descriptors:
                                 with contextlib.suppress(OSError):  # that of the listing itself
                                     os.close(int(number))
