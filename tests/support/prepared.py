@@ -77,6 +77,7 @@ class Server:
 class Forked(subprocess.Popen[str]):
     """A process that a server has forked.
 
+    :param arguments: of what the server runs.
     :param environment: all that it has.
     :param descriptors: its standard input, output and error.
     :param patch: code that it runs before it begins.
@@ -205,7 +206,7 @@ def can_be_prepared(environment: Mapping[str, str]) -> bool:
     return sys.platform.startswith("linux") and read_at_start(environment) == read_at_start(os.environ)
 
 
-in_use = False  # whether an Airflow is started so, too
+in_use = False  # whether the parts of an Airflow are forked, too
 _servers: list[Server] = []
 
 
