@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
 _STOP_SECONDS = 20.0
+_TOLD_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.2
 _LOG_BYTES = 10_000_000  # a manager.log longer than this is put aside when a detached manager starts
 
@@ -299,11 +300,9 @@ def stop(base_path: str | None) -> None:
 
 def _stop(store: JobStore) -> int | None:
     """End the manager of a base path; its process id, if there was one."""
-    pid = store.manager_pid()
+    pid = _number(store)
     if pid is None:
         return None
-    if not _is_manager(pid):
-        raise exceptions.ManagerError(f"manager {pid} of {store.base_path} runs in another container; end it there")
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     give_up = time.monotonic() + _STOP_SECONDS
@@ -312,6 +311,25 @@ def _stop(store: JobStore) -> int | None:
             raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.02)
     return pid
+
+
+def _number(store: JobStore) -> int | None:
+    """The process id of the manager that runs, if one does.
+
+    One that begins tells its number a moment after it has the lock. Until then there is none, or the one of a manager
+    that was killed.
+    """
+    give_up = time.monotonic() + _TOLD_SECONDS
+    while store.manager_is_running():
+        pid = store.manager_pid()
+        if pid is not None and _is_manager(pid):
+            return pid
+        if time.monotonic() > give_up:
+            if pid is None:
+                raise exceptions.ManagerError(f"the manager of {store.base_path} has not told its process id")
+            raise exceptions.ManagerError(f"manager {pid} of {store.base_path} runs in another container; end it there")
+        time.sleep(0.02)
+    return None
 
 
 def _is_manager(pid: int) -> bool:

@@ -22,8 +22,10 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.exceptions import ManagerError
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager import cli
 from tests.support.jobs import ended, task
 from tests.support.managers import CLI, Managers, run_cli
 from tests.support.waiting import PATIENCE, until, wait_until
@@ -528,6 +530,34 @@ time.sleep(60)
         started = run("manager", "--replace", "--detach")
         assert started.returncode == 0, started.stderr
         assert run("stop").returncode == 0
+
+
+def test_a_manager_that_has_just_begun_is_stopped(
+    store: JobStore, managers: Managers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment the number of its predecessor, which was killed, is still there."""
+    process = managers.start()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    store.pid_path.write_text(str(gone.pid))
+
+    def is_manager(pid: int) -> bool:
+        store.pid_path.write_text(str(process.pid))  # only now it tells its own
+        return pid == process.pid
+
+    monkeypatch.setattr(cli, "_is_manager", is_manager)
+    assert cli._stop(store) == process.pid
+    assert process.wait(PATIENCE) == 0
+
+
+def test_a_manager_that_tells_no_number_is_not_taken_for_none(
+    store: JobStore, managers: Managers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    managers.start()
+    monkeypatch.setattr(cli, "_TOLD_SECONDS", 0.0)
+    store.pid_path.unlink()
+    with pytest.raises(ManagerError, match="has not told its process id"):
+        cli._stop(store)
 
 
 def test_many_start_at_once_and_one_runs(store: JobStore, managers: Managers) -> None:

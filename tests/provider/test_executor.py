@@ -129,15 +129,16 @@ def test_a_manager_that_is_gone_is_started_by_a_scheduler_before_others(
 ) -> None:
     """For it is the scheduler's environment that the tasks to come are to have."""
     other = start(None)
-    os.kill(managed.manager_pid() or 0, signal.SIGKILL)
+    first = managed.manager_pid() or 0
+    os.kill(first, signal.SIGKILL)
     wait_until(lambda: not managed.manager_is_running(), what="it is gone")
     other._look_after_managers()
     assert other._helper is None
     scheduler = AirExecutorExecutor(parallelism=8)
     scheduler.job_id = 1
     scheduler._look_after_managers()
-    wait_until(managed.manager_is_running, what="another one runs")
-    os.kill(wait_until(managed.manager_pid, what="its number is known"), signal.SIGKILL)
+    wait_until(lambda: managed.manager_pid() not in (first, None), what="another one runs and has told its number")
+    os.kill(managed.manager_pid() or 0, signal.SIGKILL)
     wait_until(lambda: not managed.manager_is_running(), what="it is gone, too")
     monkeypatch.setattr("airflow_provider_air_executor.executor.executor._OTHERS_SECONDS", 0.0)
     other._look_after_managers()  # no scheduler has come
