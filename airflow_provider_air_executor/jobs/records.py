@@ -25,8 +25,10 @@ FILE = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.
 _RECORD_BYTES = 8000  # a PATH may be long
 _NOT_SAID = "-"
 SPAWN = "spawn "
-_RUNNER = re.compile(r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})", re.ASCII)
-_EXIT_CODE = re.compile(r"(-?\d{1,10})( told)?", re.ASCII)
+# Its two lines; of what follows the last newline, which may be half a number, nothing is known.
+_RECORD = re.compile(
+    r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})\n(?:(?:(-?\d{1,10})( told)?|" + SPAWN + r"([^\n]*))\n|[^\n]*\Z)", re.ASCII
+)
 
 
 class Record(NamedTuple):
@@ -57,30 +59,23 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
         if error.errno not in files.ABSENT:
             raise
         return None
-    # What follows the last newline may be half a number.
-    lines = data.decode(errors="replace").split("\n")[:-1]
-    runner = _RUNNER.fullmatch(lines[0]) if lines else None
-    if runner is None:
+    found = _RECORD.match(data.decode(errors="replace"))
+    if found is None:
         return None
-    exit_code, spawn_error, was_told = None, None, False
-    if len(lines) > 1 and lines[1].startswith(SPAWN):
-        spawn_error = lines[1].removeprefix(SPAWN)
-    elif len(lines) > 1:
-        end = _EXIT_CODE.fullmatch(lines[1])
-        if end is None:
-            return None
-        exit_code, was_told = int(end[1]), end[2] is not None
-    if runner[2] == _NOT_SAID:
+    pid, started, token, exit_code, told, spawn_error = found.groups()
+    if started == _NOT_SAID:
         started_at = None if note_path is None else _written_at(note_path)
     else:
         try:
-            started_at = datetime.fromisoformat(runner[2])
+            started_at = datetime.fromisoformat(started)
             if started_at.tzinfo is None:
                 return None
             started_at = started_at.astimezone(UTC)
         except (ValueError, OverflowError):
             return None
-    return Record(int(runner[1]), started_at, runner[3], exit_code, spawn_error, was_told)
+    return Record(
+        int(pid), started_at, token, None if exit_code is None else int(exit_code), spawn_error, told is not None
+    )
 
 
 def put_start(path: Path, record: Record) -> None:

@@ -330,7 +330,7 @@ class JobStore:
             raise self._exists(job)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
-            for directory in ("", "logs", "runs"):
+            for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
                 files.make_directory(build / directory)
             written = {**attached, "tasks.json": listed, "state.json": state}
             for file, data in written.items():

@@ -287,7 +287,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_base_path(store: JobStore) 
     store.cancel("j")
     store.keep_alive()
     made = [*store.base_path.rglob("*")]
-    assert len(made) == 13
+    assert len(made) == 14
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65534)}
 
 

@@ -21,7 +21,7 @@ from airflow_provider_air_executor.manager.runners import local
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.local import LocalRunner
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, Ended, Event, NotStarted
-from airflow_provider_air_executor.manager.runners.records import could_not_fork, script_here
+from airflow_provider_air_executor.manager.runners.records import FIND, could_not_fork, script_here
 from tests.support.jobs import ended, only_task, plain, runner_pid, task, write_job
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
@@ -179,7 +179,7 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
 
     words = ["record", "2026-01-01T00:00:00+00:00", "log", "", "sleep", "0"]
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8)}
-    text = f'{script_here({})}shift; run "$@"'
+    text = f'{FIND}{script_here({})}shift; run "$@"'
     command = ["./sh", "-c", text, "runner", "token", *words]
     # From a directory that it may be in, below one that it may not enter.
     done = subprocess.run(
@@ -322,7 +322,7 @@ def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str,
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **variables}
     words = ["token", "record", "2026-01-01T00:00:00+00:00", "log", name, "/bin/pwd"]
     (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
-    command = ["./sh", "-c", f'{script_here({})}shift; run "$@"', "runner", *words]
+    command = ["./sh", "-c", f'{FIND}{script_here({})}shift; run "$@"', "runner", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     found = read_record(tmp_path / "record")
     assert found is not None, done.stderr

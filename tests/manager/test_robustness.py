@@ -18,7 +18,7 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
-from airflow_provider_air_executor.manager.runners.records import script_here
+from airflow_provider_air_executor.manager.runners.records import FIND, script_here
 from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone
@@ -378,7 +378,7 @@ def test_what_bash_takes_from_the_environment_where_it_is_sh(tmp_path: Path, exp
     """The record says how the command has ended all the same."""
     record, log = tmp_path / "record", tmp_path / "log"
     (tmp_path / "sh").symlink_to(shutil.which("bash") or "")
-    text = f'{script_here(exported)}shift; run "$@"'
+    text = f'{FIND}{script_here(exported)}shift; run "$@"'
     words = ["token", str(record), "2026-01-01T00:00:00+00:00", str(log), str(tmp_path), "/bin/sh", "-c", "pwd; exit 3"]
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **exported}
     done = subprocess.run([tmp_path / "sh", "-c", text, "runner", *words], env=environment, check=False)

@@ -54,6 +54,7 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Running,
 )
 from airflow_provider_air_executor.manager.runners.records import (
+    FIND,
     LOG_FLAGS,
     could_not_fork,
     create_log,
@@ -78,6 +79,9 @@ _LOOK_SECONDS = 0.03  # that looks for it may take at a time
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 _READ_INTERVAL = 1.0  # seconds between two tries to read a record
+
+
+_COMMAND = 4  # its place among the words that a runner is given
 
 
 class Standby(NamedTuple):
@@ -343,7 +347,7 @@ class LocalRunner:
     def _spawn(self, environment: Mapping[str, str], words: list[str]) -> tuple[int, str]:
         """Start a runner that has its task: its process id, and its token."""
         token = secrets.token_hex(8)
-        arguments = ["-c", f'{self._script}shift; run "$@"', "air-executor-runner", token, *words]
+        arguments = ["-c", f'{FIND}{self._script}shift; run "$@"', "air-executor-runner", token, *words]
         return self._spawn_shell(arguments, environment, token, _NO_INPUT), token
 
     def _spawn_shell(
@@ -398,8 +402,9 @@ class LocalRunner:
             return None
         given = _quoted([*variables.values(), *words])
         exports = " ".join(map("=".join, zip(variables, given, strict=False)))
+        find = "" if "/" in words[_COMMAND] else FIND  # the shells on standby need not learn it, each of them
         # In braces, so that half of it, should that ever arrive, is not a command.
-        text = os.fsencode(f"{{ export {exports}; run {' '.join(given[len(variables) :])}; }}\n")
+        text = os.fsencode(f"{{ {find}export {exports}; run {' '.join(given[len(variables) :])}; }}\n")
         if len(text) > select.PIPE_BUF:  # more could be written in part
             return None
         pid, token, pipe = self._standby

@@ -38,19 +38,9 @@ done
 return 1
 }
 """
-_REFUSE = """\
-air_executor_refuse() {
-case $1 in
-*/*) ae_why="was not found"; [ ! -e "$1" ] || ae_why="is not an executable file" ;;
-*) ae_why="was not found in PATH=$PATH" ;;
-esac
-command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
-}
-"""
 # run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
-# Descriptor 1 is the record, and 3 the log: what sh itself has to say does not belong into either. But a dash says in
-# the log that a signal has ended the command ("Killed"), since it redirects its own output for as long as that runs.
+# Descriptor 1 is the record, 2 and 3 are the log, which gets what sh has to say of the command ("Killed").
 # Each redirection of a single command costs it five system calls, so they are made once, by exec. With ``command``
 # before it, a file that cannot be opened does not end sh. What cd prints must not come into the record: it would where
 # CDPATH leads it elsewhere, and if it were given a dash alone, which is no directory to it.
@@ -60,7 +50,6 @@ command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
 # the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
 # begun does not begin.
-# What is seldom needed is a text and not a function, which would have to be understood each time.
 # A shell that cannot fork ends by itself. One that a signal ends has a status of 128 and more (bash says 254 where it
 # cannot fork), and what it has started may go on.
 _TEMPLATE = """\
@@ -68,24 +57,28 @@ trap : HUP INT QUIT USR1 USR2 ALRM
 ae_told=
 trap 'ae_told=" told"' TERM
 set -C
-ae_rare=%(rare)s
 run() {
-command exec </dev/null 3>>"$3" >"$1" || exit 97
+command exec </dev/null 3>>"$3" >"$1" 2>&3 || exit 97
 %(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" || exit 97
-if [ -n "$4" ]; then CDPATH= command cd -- "$4/." || {
+case $4 in ?*) CDPATH= command cd -- "$4/." 2>/dev/null || {
 command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4"
 exit 126
-}; fi
+} ;; esac
 shift 4
-if [ -n "$ae_told" ]; then command echo 143; exit 143; fi
+case $ae_told in ?*) command echo 143; exit 143 ;; esac
 case $1 in
 */*) ae_found=$1; [ -f "$1" ] && [ -x "$1" ] ;;
-*) false ;;
-esac || { eval "$ae_rare"; air_executor_find "$1" || { air_executor_refuse "$1"; exit 127; }; }
+*) air_executor_find "$1" ;;
+esac || {
+ae_why="was not found in PATH=$PATH"
+case $1 in */*) ae_why="was not found"; [ ! -e "$1" ] || ae_why="is not an executable file" ;; esac
+command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
+exit 127
+}
 shift
 trap 'ae_code=$?; [ $ae_code -ge 128 ] && [ $ae_code != 254 ] || command echo "%(cannot_fork)s"' EXIT
 ae_code=0
-%(through)s"$ae_found" "$@" >&3 2>&3 3>&- || ae_code=$?
+%(through)s"$ae_found" "$@" >&3 3>&- || ae_code=$?
 trap - EXIT
 command echo "$ae_code$ae_told"
 exit $ae_code
@@ -96,7 +89,7 @@ _LONGEST_THROUGH = 30_000  # bytes; a script is written into a pipe at once
 
 
 def script_here(environment: Mapping[str, str]) -> str:
-    """The lines that run a command on this machine.
+    """The lines that run a command on this machine, if it is given by its path; other ones need :data:`FIND` besides.
 
     :param environment: what the command is to inherit. A shell does not hand on what it has no word for, such as
         functions that bash has exported, so they come from the command line.
@@ -109,17 +102,16 @@ def script_here(environment: Mapping[str, str]) -> str:
 
 
 def script_elsewhere(identity: str, begin: str) -> str:
-    """The same for another machine.
+    """The lines that run any command on another machine.
 
     :param identity: the shell expression of a number by which the runner is known.
     :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
     """
-    return _script(identity, begin=f"{begin}\n", there=" on '$(uname -n)'")
+    return FIND + _script(identity, begin=f"{begin}\n", there=" on '$(uname -n)'")
 
 
 def _script(identity: str, *, through: str = "", begin: str = "", there: str = "") -> str:
-    rare = shlex.quote(FIND + _REFUSE % {"there": there})
-    values = {"id": identity, "begin": begin, "through": through, "there": there, "rare": rare}
+    values = {"id": identity, "begin": begin, "through": through, "there": there}
     return _TEMPLATE % {**values, "cannot_fork": f"{SPAWN}{_CANNOT_FORK}"}
 
 
