@@ -161,7 +161,7 @@ def run(kind: str, number: int) -> None:
             time.sleep(5)
 
         measured("taken in, and running", store, directory, take_in)
-        print(f"  its list has {store.tasks_path('long').stat().st_size / 1e6:.0f} MB")
+        print(f"  its list has {store.paths('long').tasks.stat().st_size / 1e6:.0f} MB")
         measured("taken over", store, directory, take_over)
         measured("tasks are added", store, directory, add)
         measured("cancelled", store, directory, cancel)

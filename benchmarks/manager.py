@@ -61,7 +61,7 @@ class AirExecutor:
         name = f"j{next(self._numbers)}"
         began = time.perf_counter()
         self.store.submit(name, tasks, max_parallel_tasks=self._runners)
-        self._notifier.add(name, self.store.job_path(name))
+        self._notifier.add(name, self.store.paths(name).directory)
         while not (job := self.store.get_job(name)).state.is_terminal:
             select.select([self._notifier], [], [], 5)
             while ("state.json") not in {change.name for change in self._notifier.read()[0]}:

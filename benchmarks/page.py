@@ -176,7 +176,7 @@ def measure_followers(server: ApiServer, store: JobStore, followers: int, second
     time.sleep(3)
     before, began = server.cpu(), time.monotonic()
     while time.monotonic() - began < seconds:
-        with store.log_path("followed", f"task-{random.randint(1, followers)}").open("a") as log:
+        with store.paths("followed").log(f"task-{random.randint(1, followers)}").open("a") as log:
             log.write(f"{time.time()}\n")
         time.sleep(0.2)
     used, took = server.cpu() - before, time.monotonic() - began

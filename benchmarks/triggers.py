@@ -65,7 +65,7 @@ class PollTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until the job has ended."""
-        path = JobStore(self.base_path).state_path(self.job_name)
+        path = JobStore(self.base_path).paths(self.job_name).state
         while json.loads(await asyncio.to_thread(path.read_bytes))["state"] == "working":  # noqa: ASYNC110 - a poll
             await asyncio.sleep(POLL_SECONDS)
         yield TriggerEvent({"status": "completed", "job_name": self.job_name, "message": ""})

@@ -252,7 +252,7 @@ class AirExecutorExecutor(BaseExecutor):
                 store = self._find(name)
                 if store is None and name and ti.state == TaskInstanceState.QUEUED:
                     store, again_at = self.settings.store_of(ti.queue), time.monotonic()
-                    store.job_path(name)  # it must be the name of a job
+                    store.paths(name)  # it must be the name of a job
                 if store is None:
                     left.append(ti)
                     continue
@@ -372,7 +372,7 @@ class AirExecutorExecutor(BaseExecutor):
             return None
         for store in self.settings.stores:
             try:
-                if files.is_real_directory(store.job_path(name)):
+                if files.is_real_directory(store.paths(name).directory):
                     return store
             except InvalidJobError:
                 return None
@@ -394,7 +394,7 @@ class AirExecutorExecutor(BaseExecutor):
             return None
         if not submitted.has_started:
             self._see_start(submitted)
-        path = submitted.store.state_path(submitted.name)
+        path = submitted.store.paths(submitted.name).state
         found = files.stamp(path)
         if found is not None and found == submitted.version:
             return None
@@ -510,7 +510,7 @@ class AirExecutorExecutor(BaseExecutor):
             return False
         if task is not None and task.reason is Reason.SPAWN:  # it cannot be started, now or later
             return False
-        submitted.version = files.stamp(submitted.store.state_path(submitted.name))
+        submitted.version = files.stamp(submitted.store.paths(submitted.name).state)
         submitted.again_at = time.monotonic() + 2.0 ** (submitted.submissions - 1)
         return True
 

@@ -1,8 +1,7 @@
 """What is known of the attempts of a job's tasks.
 
-``tasks.json`` describes the latest attempt of each task. Of earlier ones there is what their runners have recorded in
-``runs/<task id>.<attempt>``, see :mod:`.records`. A job that was retried may have lost the records of what it had run
-before.
+``tasks.json`` describes the latest attempt of each task. Of earlier ones there is what their runners have recorded, see
+:mod:`.attempt_record`. A job that was retried may have lost the records of what it had run before.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
-from airflow_provider_air_executor.jobs.records import FILE, read_record
+from airflow_provider_air_executor.jobs.paths import parse_run
 
 
 class AttemptRecord(NamedTuple):
@@ -79,10 +79,10 @@ def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
         return {}
     found: dict[tuple[str, int], Path | None] = {}
     for name in os.listdir(runs_path):
-        match = FILE.fullmatch(name)
-        if match and match[2] == str(int(match[2])):
-            key = match[1], int(match[2])
-            found[key] = runs_path / name if match[3] else found.get(key)
+        run = parse_run(name)
+        if run is not None:
+            task_id, number, runner = run
+            found[task_id, number] = found.get((task_id, number)) if runner is None else runs_path / name
     return found
 
 

@@ -19,6 +19,7 @@ from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJo
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.paths import STATE
 from airflow_provider_air_executor.jobs.store import JobStore
 
 _JOBS = "/jobs"  # key of the notifier; no job can be called so
@@ -78,7 +79,7 @@ class JobEnds:
 
     def confirm(self, job: Job) -> None:
         """The end of this job has been dealt with for good."""
-        path = self._store.seen_path(job.name, self._reader)
+        path = self._store.paths(job.name).seen(self._reader)
         with contextlib.suppress(FileNotFoundError):  # the job has been removed since
             if files.is_real_directory(path.parent):
                 files.publish(path, _end_of(job).encode())
@@ -127,7 +128,7 @@ class JobEnds:
         changes, lost = notifier.read()
         if lost:
             return None
-        return {name if key == _JOBS else key for key, name in changes if key == _JOBS or name == "state.json"}
+        return {name if key == _JOBS else key for key, name in changes if key == _JOBS or name == STATE}
 
     def _look(self, notifier: Notifier, names: Iterable[str] | None) -> list[Job]:
         """The ends that are to be told; among some jobs, or among all."""
@@ -143,7 +144,7 @@ class JobEnds:
 
     def _look_at(self, notifier: Notifier, name: str) -> Job | None:
         try:
-            path = self._store.state_path(name)
+            path = self._store.paths(name).state
             stamp = files.stamp(path)
             if stamp is None or stamp == self._stamps.get(name):
                 return None
@@ -174,7 +175,7 @@ class JobEnds:
     def _confirmed(self, job: Job, reader: str) -> bytes:
         """The end of a job that a reader has confirmed."""
         try:
-            return files.read(self._store.seen_path(job.name, reader))[0]
+            return files.read(self._store.paths(job.name).seen(reader))[0]
         except OSError as error:
             if error.errno not in files.ABSENT:
                 raise

@@ -375,6 +375,23 @@ def open_regular(path: Path | str) -> int:
     :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    return _regular(descriptor, path)
+
+
+def open_log(path: Path | str, *, create: bool = True) -> int:
+    """Open a log to append to it: it is no symlink to elsewhere, and no pipe to wait for.
+
+    :param create: whether it is made where it is missing.
+    :return: a descriptor that does not block, which makes no difference to a regular file.
+    :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags | os.O_CREAT if create else flags, 0o600)
+    return _regular(descriptor, path)
+
+
+def _regular(descriptor: int, path: Path | str) -> int:
+    """A descriptor, if it is that of a regular file; otherwise it is closed, and the error EINVAL is raised."""
     try:
         is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
     except BaseException:

@@ -76,7 +76,7 @@ class JobIndex:
 
     def counts(self, job_name: str) -> TaskCounts:
         """How many tasks of a job have which status; empty if its list cannot be read."""
-        path = self._store.tasks_path(job_name)
+        path = self._store.paths(job_name).tasks
         try:
             stamp = files.stamp(path)
         except OSError:

@@ -1,4 +1,4 @@
-"""JobStore: every path, every read and every write of the job filesystem.
+"""JobStore: every read and every write of the job filesystem; see :mod:`.paths` for the names of all files.
 
 After a job is published, only the manager writes its ``state.json`` and ``tasks.json``; everybody else asks,
 through a file in ``inbox/``. Layout::
@@ -17,7 +17,6 @@ import contextlib
 import enum
 import errno
 import fcntl
-import functools
 import io
 import json
 import os
@@ -58,6 +57,7 @@ from airflow_provider_air_executor.jobs.models import (
     validate,
 )
 from airflow_provider_air_executor.jobs.outputs import why_unfit
+from airflow_provider_air_executor.jobs.paths import LOGS, OWN, RUNS, STATE, TASKS, WORK, JobPaths, paths_of
 from airflow_provider_air_executor.jobs.pieces import Pieces, finish
 
 T = TypeVar("T")
@@ -72,7 +72,6 @@ _ABANDONED_BUILD_SECONDS = 3600
 _LONGEST_STATE = 4_000_000  # bytes of a state.json; the manager reads it without doing something else in between
 _LONGEST_NEW = 1_000_000  # bytes of a task, or a state.json; they get longer when they have failed
 _MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
-_JOB_FILES = ("state.json", "tasks.json", "logs", "runs", "work")
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 _JOB = TypeAdapter(Job)
@@ -117,25 +116,6 @@ class LogChunk(NamedTuple):
         return [line.decode(errors="replace") for line in split_lines(self.data)]
 
 
-class _Paths(NamedTuple):
-    """Where the files of a job are that are looked at most."""
-
-    directory: Path
-    state: Path
-    tasks: Path
-    previous_tasks: Path
-
-
-@functools.lru_cache(maxsize=256)
-def _paths(jobs_path: Path, name: str) -> _Paths:
-    """The same for the jobs that were asked about last: joining paths takes longer than looking at a file.
-
-    :raises InvalidJobError: if no job can be called so.
-    """
-    directory = jobs_path / check_stored_name(name)
-    return _Paths(directory, *(directory / file for file in ("state.json", "tasks.json", ".tasks.json.previous")))
-
-
 class Pruned(NamedTuple):
     """What :meth:`JobStore.prune` has done."""
 
@@ -168,65 +148,16 @@ class JobStore:
 
     # -- paths ---------------------------------------------------------------------------------------------
 
-    def job_path(self, name: str) -> Path:
-        """The directory of a job.
+    def paths(self, name: str) -> JobPaths:
+        """Where the files of a job are.
 
         :raises InvalidJobError: if no job can be called so.
         """
-        return _paths(self.jobs_path, name).directory
-
-    def state_path(self, name: str) -> Path:
-        """The ``state.json`` of a job."""
-        return _paths(self.jobs_path, name).state
-
-    def tasks_path(self, name: str) -> Path:
-        """The ``tasks.json`` of a job."""
-        return _paths(self.jobs_path, name).tasks
-
-    def previous_tasks_path(self, name: str) -> Path:
-        """Where the manager keeps the ``tasks.json`` it replaced last, lest somebody was writing it."""
-        return _paths(self.jobs_path, name).previous_tasks
-
-    def logs_path(self, name: str) -> Path:
-        """The directory of the logs of a job's tasks."""
-        return self.job_path(name) / "logs"
-
-    def log_path(self, name: str, task_id: str) -> Path:
-        """The log of a task: what all its attempts printed, in order."""
-        return self.logs_path(name) / f"{task_id}.log"
-
-    def runs_path(self, name: str) -> Path:
-        """The directory in which the runners of a job leave their results."""
-        return self.job_path(name) / "runs"
-
-    def work_path(self, name: str) -> Path:
-        """The directory in which the tasks of a job run, unless they say otherwise."""
-        return self.job_path(name) / "work"
-
-    def run_path(self, name: str, task_id: str, attempt: int) -> Path:
-        """The file in which the runner of one attempt leaves its result."""
-        return self.runs_path(name) / f"{task_id}.{attempt}"
-
-    def note_path(self, name: str, task_id: str, attempt: int, runner: str) -> Path:
-        """Where a runner that is not the local one notes what it has handed to its engine."""
-        path = self.run_path(name, task_id, attempt)
-        return path.with_name(f"{path.name}.on-{runner}")
-
-    def waiter_path(self, name: str) -> Path:
-        """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
-        return self.job_path(name) / ".waiter"
-
-    def seen_path(self, name: str, reader: str) -> Path:
-        """What tells that a reader of :class:`~.ends.JobEnds` has been told of the end of this job."""
-        return self.job_path(name) / f".seen-{reader}"
+        return paths_of(self.jobs_path, name)
 
     def reader_path(self, reader: str) -> Path:
         """The file that a reader of :class:`~.ends.JobEnds` holds; it is as old as the reader."""
         return self.base_path / "readers" / reader
-
-    def output_path(self, name: str, task_id: str, attempt: int) -> Path:
-        """The file to which one attempt of a task may write its result, as JSON: its ``$AIR_EXECUTOR_OUTPUT``."""
-        return self.runs_path(name) / f"{task_id}.{attempt}.output"
 
     def create_directories(self) -> None:
         """Make the directories that all jobs share, each of mode 0700, where they are missing."""
@@ -322,7 +253,7 @@ class JobStore:
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:
         self.create_directories()
-        path, state, listed = self.job_path(job.name), dump_job(job), dump_tasks(tasks)
+        path, state, listed = self.paths(job.name).directory, dump_job(job), dump_tasks(tasks)
         _check_lengths(tasks, listed)
         if len(state) > _LONGEST_NEW:
             raise InvalidJobError(f"job {job.name}: its labels, outlets and what else is said of it are too long")
@@ -330,9 +261,9 @@ class JobStore:
             raise self._exists(job)
         build = self.jobs_path / files.unique_name(".submit-")
         try:
-            for directory in ("", "logs", "runs", *(["work"] if job.work_directory else [])):
+            for directory in ("", LOGS, RUNS, *([WORK] if job.work_directory else [])):
                 files.make_directory(build / directory)
-            written = {**attached, "tasks.json": listed, "state.json": state}
+            written = {**attached, TASKS: listed, STATE: state}
             for file, data in written.items():
                 files.write_new(build / file, data)
             if durable:
@@ -347,7 +278,7 @@ class JobStore:
 
     def attached_path(self, name: str, file: str) -> Path:
         """Where a file is that was attached to a job."""
-        return self.job_path(name) / _check_attached(file)
+        return self.paths(name).directory / _check_attached(file)
 
     def replace_attached(self, name: str, file: str, data: bytes) -> bool:
         """Put new content in place of an attached file, if it is still there.
@@ -371,7 +302,7 @@ class JobStore:
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
         try:
-            files.give(descriptor, self.job_path(name))
+            files.give(descriptor, self.paths(name).directory)
             os.write(descriptor, line)
         finally:
             os.close(descriptor)
@@ -441,22 +372,22 @@ class JobStore:
         :raises JobNotFoundError: if there is no such job.
         :raises CorruptFileError: if its ``tasks.json`` stays unreadable.
         """
-        return tuple(attempts_of(self.get_tasks(name) if tasks is None else tuple(tasks), self.runs_path(name)))
+        return tuple(attempts_of(self.get_tasks(name) if tasks is None else tuple(tasks), self.paths(name).runs))
 
     def load_job(self, name: str) -> tuple[Job, files.Stamp]:
         """Read ``state.json`` once; see :meth:`get_job`."""
-        path = self.state_path(name)
+        path = self.paths(name).state
         with self._reads(name, path):
             data, version = files.read(path, limit=_LONGEST_STATE)
         try:
             job: Job = _JOB.validate_json(data)
         except ValidationError as error:
-            raise CorruptFileError(path, describe_validation_error(error, "state.json")) from None
+            raise CorruptFileError(path, describe_validation_error(error, STATE)) from None
         return job, version
 
     def load_tasks(self, name: str) -> tuple[tuple[Task, ...], files.Stamp]:
         """Read ``tasks.json`` once; see :meth:`get_tasks`. The list is not checked as a whole."""
-        return self.load_task_list(name, self.tasks_path(name))
+        return self.load_task_list(name, self.paths(name).tasks)
 
     def load_task_list(self, name: str, path: Path) -> tuple[tuple[Task, ...], files.Stamp]:
         """Read a task list of a job from another file than its ``tasks.json``."""
@@ -496,13 +427,14 @@ class JobStore:
         :raises JobNotFoundError: if there is no such job.
         :raises InvalidJobError: if no task can be called so.
         """
-        if not files.is_real_directory(self.job_path(name)):
+        paths = self.paths(name)
+        if not files.is_real_directory(paths.directory):
             raise JobNotFoundError(name, self.base_path)
         check_task_id(task_id)
-        if not files.is_real_directory(self.logs_path(name)):
+        if not files.is_real_directory(paths.logs):
             return LogChunk(b"", max(offset, 0))
         try:
-            file = files.open_file(self.log_path(name, task_id))
+            file = files.open_file(paths.log(task_id))
         except FileNotFoundError:
             return LogChunk(b"", max(offset, 0))
         with file:
@@ -514,7 +446,7 @@ class JobStore:
 
     def log_size(self, name: str, task_id: str) -> int:
         """How many bytes a task has printed so far."""
-        stamp = files.stamp(self.log_path(name, check_task_id(task_id)))
+        stamp = files.stamp(self.paths(name).log(check_task_id(task_id)))
         return stamp.size if stamp is not None else 0
 
     def tail(self, name: str, task_id: str, lines: int = 20) -> str:
@@ -547,7 +479,7 @@ class JobStore:
         return outputs
 
     def _read_output(self, name: str, task: Task, limit: int, reserved: Iterable[frozenset[str]]) -> tuple[Any, int]:
-        path = self.output_path(name, check_task_id(task.id), task.attempt)
+        path = self.paths(name).output(check_task_id(task.id), task.attempt)
         try:
             if not files.is_real_directory(path.parent):
                 raise FileNotFoundError(path)
@@ -594,7 +526,7 @@ class JobStore:
         if owner is None or not job.belongs_to(owner):
             return owner is None
         try:
-            waiter = SubmittedBy.model_validate_json(files.read(self.waiter_path(job.name))[0])
+            waiter = SubmittedBy.model_validate_json(files.read(self.paths(job.name).waiter)[0])
         except (OSError, ValidationError) as error:
             if isinstance(error, OSError) and error.errno not in files.ABSENT:
                 raise  # there may be one
@@ -607,7 +539,7 @@ class JobStore:
         :raises JobNotFoundError: if there is no such job.
         """
         try:
-            files.publish(self.waiter_path(name), owner.model_dump_json().encode())
+            files.publish(self.paths(name).waiter, owner.model_dump_json().encode())
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
 
@@ -698,13 +630,13 @@ class JobStore:
             job = self.get_job(name)
             if not job.state.is_terminal:
                 raise JobStateError(f"job {name!r} is {job.state}; cancel it before it is deleted")
-        doomed = self.jobs_path / files.unique_name(f".deleted-{name}-")
+        directory, doomed = self.paths(name).directory, self.jobs_path / files.unique_name(f".deleted-{name}-")
         try:
-            os.rename(self.job_path(name), doomed)
+            os.rename(directory, doomed)
         except FileNotFoundError:
             raise JobNotFoundError(name, self.base_path) from None
         except PermissionError as error:
-            raise NotRemovedError(name, self.job_path(name), f"{self.job_path(name)}: {error.strerror}") from None
+            raise NotRemovedError(name, directory, f"{directory}: {error.strerror}") from None
         why = _remove_tree(doomed)
         if why:
             raise NotRemovedError(name, doomed, why)
@@ -746,7 +678,7 @@ class JobStore:
 
     def write_job(self, job: Job, *, durable: bool = False) -> files.Stamp:
         """Publish ``state.json``. For the manager only."""
-        return files.publish(self.state_path(job.name), dump_job(job), durable=durable)
+        return files.publish(self.paths(job.name).state, dump_job(job), durable=durable)
 
     def write_tasks(self, name: str, tasks: Iterable[Task]) -> tuple[files.Stamp, bool]:
         """Publish ``tasks.json``, and keep the one before (:func:`files.publish_and_keep`). For the manager only."""
@@ -756,7 +688,7 @@ class JobStore:
         """The same in pieces."""
         return (
             yield from files.publishing_and_keeping(
-                self.tasks_path(name), task_lists.dumping(tasks), self.previous_tasks_path(name)
+                self.paths(name).tasks, task_lists.dumping(tasks), self.paths(name).previous_tasks
             )
         )
 
@@ -766,7 +698,7 @@ class JobStore:
 
     def resetting_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[files.Stamp]:
         """The same in pieces."""
-        return (yield from files.publishing(self.tasks_path(name), task_lists.dumping(tasks)))
+        return (yield from files.publishing(self.paths(name).tasks, task_lists.dumping(tasks)))
 
     def writing_outcome(
         self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], Pieces[bool]]
@@ -777,16 +709,16 @@ class JobStore:
             job has ended indeed. If not, its state is left as it was.
         :return: the stamp of ``state.json``, or None.
         """
-        state_path, tasks_path = self.state_path(job.name), self.tasks_path(job.name)
-        state_draft, state_stamp = files.write_beside(state_path, dump_job(job), durable=False)
+        paths = self.paths(job.name)
+        state_draft, state_stamp = files.write_beside(paths.state, dump_job(job), durable=False)
         try:
             tasks_draft, tasks_stamp = yield from files.writing_beside(
-                tasks_path, task_lists.dumping(tasks), durable=False
+                paths.tasks, task_lists.dumping(tasks), durable=False
             )
             try:
                 yield from files.flushing(tasks_draft, state_draft)
                 existed = yield from files.putting_and_keeping(
-                    tasks_draft, tasks_path, self.previous_tasks_path(job.name), size=tasks_stamp.size
+                    tasks_draft, paths.tasks, paths.previous_tasks, size=tasks_stamp.size
                 )
             except BaseException:
                 files.remove(tasks_draft)
@@ -794,11 +726,11 @@ class JobStore:
             if not (yield from may_end(tasks_stamp, existed)):
                 files.remove(state_draft)
                 return None
-            files.put(state_draft, state_path)
+            files.put(state_draft, paths.state)
         except BaseException:
             files.remove(state_draft)
             raise
-        files.sync_directory(state_path.parent)
+        files.sync_directory(paths.directory)
         return state_stamp
 
     def prepare_job_directory(self, job: Job) -> None:
@@ -806,9 +738,8 @@ class JobStore:
 
         :raises InvalidJobError: if one of them is something else than a directory, a symlink for instance.
         """
-        name = job.name
-        own = [self.work_path(name)] if job.work_directory else []
-        for path in (self.logs_path(name), self.runs_path(name), *own):
+        paths = self.paths(job.name)
+        for path in (paths.logs, paths.runs, *([paths.work] if job.work_directory else [])):
             if files.is_real_directory(path):
                 continue
             with contextlib.suppress(FileExistsError):
@@ -821,9 +752,8 @@ class JobStore:
 
         :return: whether one of them was not as it must be, and is now.
         """
-        return files.put_modes_back(
-            self.job_path(name), self.logs_path(name), self.runs_path(name), self.work_path(name)
-        )
+        paths = self.paths(name)
+        return files.put_modes_back(paths.directory, paths.logs, paths.runs, paths.work)
 
     def requests(self) -> list[Path]:
         """The requests in the inbox, oldest first."""
@@ -998,7 +928,7 @@ def _unlock(path: Path | str) -> None:
 
 
 def _check_attached(file: str) -> str:
-    if not _ATTACHED.fullmatch(file) or file in _JOB_FILES:
+    if not _ATTACHED.fullmatch(file) or file in OWN:
         raise InvalidJobError(f"attached: {file!r} cannot be the name of an attached file")
     return file
 

@@ -80,7 +80,7 @@ class LogStream:
         self._arrival = arrival
         self._store = store
         self._job_name = job_name
-        self._path = store.logs_path(job_name) / f".{reader}.offsets"
+        self._path = store.paths(job_name).logs / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
         self._lines: defaultdict[str, Lines] = defaultdict(Lines)
         self._on_their_way: tuple[float, dict[str, int]] | None = None  # when they will have arrived, and up to where

@@ -134,7 +134,7 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
         lines += _last_lines(store, job.name, task.id, log_lines, mask)
     if len(failed) > _SHOWN:
         lines.append(f"and {len(failed) - _SHOWN} more tasks failed")
-    lines.append(f"logs: {store.logs_path(job.name)}")
+    lines.append(f"logs: {store.paths(job.name).logs}")
     return "\n".join(lines)
 
 
@@ -159,5 +159,5 @@ def describe(store: JobStore, job: Job, *, log_lines: int = 20) -> list[str]:
     for task in failed_first[:_LOGS] if log_lines else ():
         lines += _last_lines(store, job.name, task.id, log_lines, mask)
     if job.state is JobState.FAILED:
-        lines.append(f"logs: {store.logs_path(job.name)}")
+        lines.append(f"logs: {store.paths(job.name).logs}")
     return lines

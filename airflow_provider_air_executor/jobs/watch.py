@@ -16,12 +16,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
 _JOBS = "/jobs"  # key of the notifier; no job can be called so
-_WATCHED = ("state.json", "tasks.json")
+_WATCHED = (STATE, TASKS)
 _PASS_SHARE = 100  # a pass over all jobs may take one part of so many of the time
 
 _Key = tuple[str, float]
@@ -105,7 +106,7 @@ class JobWatcher:
     async def add(self, job_name: str, waiter: Waiter) -> None:
         """Wake this waiter when the job changes."""
         self._waiters.setdefault(job_name, set()).add(waiter)
-        state, tasks = self._store.state_path(job_name), self._store.tasks_path(job_name)
+        state, tasks = self._store.paths(job_name).state, self._store.paths(job_name).tasks
         self._paths[job_name] = (job_name, str(state), str(tasks))
         await asyncio.to_thread(self._watch, job_name)
 
@@ -134,7 +135,7 @@ class JobWatcher:
 
     def _watch(self, job_name: str) -> None:
         self._notifier.add(_JOBS, self._store.jobs_path)
-        self._notifier.add(job_name, self._store.job_path(job_name))
+        self._notifier.add(job_name, self._store.paths(job_name).directory)
 
     def _read(self) -> None:
         changes, lost = self._notifier.read()

@@ -61,10 +61,11 @@ class ActiveJob:
         self.state_is_changed = False  # whether state.json is still to be published
         self.state_due: float | None = None  # when it is, on the monotonic clock
         self.snapshot_due = False  # whether a timer is set for the next snapshot
-        self._path = store.job_path(job.name)
+        paths = store.paths(job.name)
+        self._path = paths.directory
         self._directory = directory
-        self._tasks_path = store.tasks_path(job.name)
-        self._previous_path = store.previous_tasks_path(job.name)
+        self._tasks_path = paths.tasks
+        self._previous_path = paths.previous_tasks
         self._tasks_stamp: files.Stamp | None = tasks_stamp
         # None, although there may be one: a manager that was killed may not have looked at what it had replaced.
         self._previous_stamp: files.Stamp | None = None
@@ -114,8 +115,9 @@ class ActiveJob:
         :raises CorruptFileError: if ``tasks.json`` cannot be read; it may be half-written.
         :raises InvalidJobError: if the tasks cannot be run.
         """
-        directory = files.stamp(store.job_path(job.name))
-        tasks, version = yield from store.loading_task_list(job.name, store.tasks_path(job.name))
+        paths = store.paths(job.name)
+        directory = files.stamp(paths.directory)
+        tasks, version = yield from store.loading_task_list(job.name, paths.tasks)
         yield from checking_task_list(tasks)
         return (yield from cls(store, job, directory, version).taking(tasks))
 

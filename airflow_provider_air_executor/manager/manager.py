@@ -43,6 +43,7 @@ from airflow_provider_air_executor.jobs.models import (
     utc_now,
 )
 from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, finish
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
 from airflow_provider_air_executor.manager import clock
@@ -70,7 +71,6 @@ log = logging.getLogger("air_executor.manager")
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _GONE = "/gone"  # what is let go of
-_JOB_FILES = ("state.json", "tasks.json")
 _STATE_SECONDS = 0.005  # after which a job that has begun is said to work
 _RETRY_SECONDS = 1.0  # after the machine was short of something
 _LONGEST_ASK_PAUSE = 30.0  # seconds between two tries to carry out requests
@@ -274,7 +274,7 @@ class Manager:
         except Exception as error:
             log.exception("job %s is left as it is, since its end cannot be written either", name, exc_info=error)
             with contextlib.suppress(OSError):
-                self._remember(name, files.stamp(self._store.state_path(name)))
+                self._remember(name, files.stamp(self._store.paths(name).state))
 
     def _known(self, name: str) -> Job:
         """What can be read of a job, or what stands for it."""
@@ -349,7 +349,7 @@ class Manager:
     def _has_work(self) -> bool:
         """Whether there is a request, or a job that has changed since it ended."""
         return bool(self._store.requests()) or any(
-            files.stamp(self._store.state_path(name)) != self._ended.get(name) for name in self._store.job_names()
+            files.stamp(self._store.paths(name).state) != self._ended.get(name) for name in self._store.job_names()
         )
 
     @staticmethod
@@ -395,7 +395,7 @@ class Manager:
                 self._is_asked = True
             elif key == _JOBS:
                 self._look_at(name)
-            elif name in _JOB_FILES:
+            elif name in (STATE, TASKS):
                 self._look_at(key)
         self._has_missed_some = self._has_missed_some or lost
         if lost or time.monotonic() >= self._next_pass:
@@ -444,7 +444,7 @@ class Manager:
         if self._troubles.is_waiting(name, Step.TAKE_IN) or self._troubles.is_waiting(name, Step.END):
             return
         try:
-            path = self._store.state_path(name)
+            path = self._store.paths(name).state
         except InvalidJobError:
             if not name.startswith("."):
                 log.warning("jobs/%s is passed over: no job can be called so", ascii(name))
@@ -508,7 +508,7 @@ class Manager:
         """A file of a job is missing or half-written: give its writer some time, then call it invalid."""
         if not self._has_settled(name):
             return
-        if error.path != self._store.state_path(name):
+        if error.path != self._store.paths(name).state:
             self._reject(self._store.load_job(name)[0], str(error))
         elif files.stamp(error.path) is None:  # nobody has called it a job yet
             self._remember(name, None)
@@ -590,9 +590,9 @@ class Manager:
         """
         # The time of the last change: that of the content may be older, if the file was prepared or copied.
         # Rounded as the times are that it is compared with, so that equal ones stay equal.
-        since = os.lstat(self._store.state_path(name)).st_ctime_ns / 1e9
+        since = os.lstat(self._store.paths(name).state).st_ctime_ns / 1e9
         has_ended = name in self._ended  # before our eyes, with all that was recorded
-        previous = self._store.previous_tasks_path(name)
+        previous = self._store.paths(name).previous_tasks
         replaced = files.stamp(previous)
         if replaced is not None and (has_ended or replaced.mtime_ns / 1e9 < since):
             yield from files.unlinking(previous)
@@ -600,7 +600,7 @@ class Manager:
         for number, attempt in enumerate((yield from self._runners.recording(name)), 1):
             if not number % _RECORDS:
                 yield False
-            path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
+            path = self._store.paths(attempt.job_name).record(attempt.task_id, attempt.number)
             found, record = self._runners.adopt(attempt), files.stamp(path)
             if isinstance(found, Ended) and record is not None:
                 started = found.started_at.timestamp() if found.started_at else record.mtime_ns / 1e9
@@ -925,7 +925,7 @@ class Manager:
         limit = self._settings.max_log_size
         if attempt not in self._running or limit is None:
             return
-        found = files.stamp(self._store.log_path(attempt.job_name, attempt.task_id))
+        found = files.stamp(self._store.paths(attempt.job_name).log(attempt.task_id))
         if found is not None and found.size > limit:
             self._kill(attempt, Reason.SIGNAL, f"its log grew over max_log_size ({limit} bytes), and it was killed")
         else:
@@ -1052,7 +1052,7 @@ class Manager:
     def _reopening(self, job: Job, added: Sequence[Task]) -> Pieces[None]:
         """Let a job that has ended go on: with what failed, or with tasks that were added too late."""
         try:
-            tasks, _ = yield from self._store.loading_task_list(job.name, self._store.tasks_path(job.name))
+            tasks, _ = yield from self._store.loading_task_list(job.name, self._store.paths(job.name).tasks)
         except CorruptFileError as error:
             self._reject(job, str(error))
             return
@@ -1075,7 +1075,7 @@ class Manager:
         yield from dropping(tasks)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), started_at=None, reason=None, error=None)
         self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
-        yield from self._looking_at(job.name, self._store.state_path(job.name), is_settled=True)
+        yield from self._looking_at(job.name, self._store.paths(job.name).state, is_settled=True)
 
     # -- publishing ----------------------------------------------------------------------------------------
 

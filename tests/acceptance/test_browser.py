@@ -115,7 +115,7 @@ def row(page: Page | FrameLocator, task_id: str) -> Any:
 
 def go_on(store: JobStore, name: str) -> None:
     """Let a job that waits for it go on."""
-    (store.job_path(name) / "go").touch()
+    (store.paths(name).directory / "go").touch()
 
 
 def start(airflow: WithUsers, store: JobStore, name: str) -> str:
@@ -199,7 +199,7 @@ def test_a_line_that_is_written_over_and_a_log_that_is_truncated(
     page.goto(job_url(airflow, "bar"))
     log = page.get_by_label("What a has printed")
     expect(log).to_have_text("first\nstep 20")
-    os.truncate(store.log_path("bar", "a"), 0)
+    os.truncate(store.paths("bar").log("a"), 0)
     expect(log).to_have_text("first\nstep 20\n(The log has been truncated; it begins anew.)\n")
     (tmp_path / "go").touch()
     expect(log).to_have_text("first\nstep 20\n(The log has been truncated; it begins anew.)\nstep 21\nlast\n")

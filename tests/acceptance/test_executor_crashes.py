@@ -125,7 +125,7 @@ def test_a_runner_is_killed(airflow: Installation, marks: Path, repetition: int)
         if job.submitted_by is not None and job.submitted_by.run_id == run_id
     }
     victim = evidence(marks, run_id)[0].split()[1].partition(".")[0]
-    runner = int((store.runs_path(jobs[victim]) / "workload.1").read_text().split()[0])
+    runner = int((store.paths(jobs[victim]).runs / "workload.1").read_text().split()[0])
     task = int(evidence(marks, run_id)[0].split()[3])
     os.kill(runner, signal.SIGKILL)
     wait_until(lambda: is_gone(task), what="its task is gone too")

@@ -127,7 +127,7 @@ def test_complaint_1_a_deferred_task_is_cleared_and_the_job_runs_on(
     """#36090, #20580, #19929. The new run gets a new job."""
     run_id = start_and_defer(airflow, store, "waits", go)
     (old,) = jobs_of(store, run_id)
-    pid = int((store.runs_path(old.name) / "work.1").read_text().split()[0])
+    pid = int((store.paths(old.name).runs / "work.1").read_text().split()[0])
     airflow.clear("waits", run_id, "submit")
     is_replaced = lambda: [job.id for job in jobs_of(store, run_id)] not in ([], [old.id])  # noqa: E731
     wait_until(is_replaced, what="the new run has a job of its own")
@@ -222,7 +222,7 @@ def test_complaint_3_a_lost_worker_means_a_second_submit(airflow: Installation, 
     (job,) = working(store, run_id)
     tasks = JobStore(airflow.tasks_path)
     (workload,) = working(tasks, run_id)
-    os.kill(int((tasks.runs_path(workload.name) / "workload.1").read_text().split()[0]), signal.SIGKILL)
+    os.kill(int((tasks.paths(workload.name).runs / "workload.1").read_text().split()[0]), signal.SIGKILL)
     has_a_second = lambda: [task["try_number"] for task in airflow.tasks("holds_a_worker", run_id)] == [2]  # noqa: E731
     wait_until(has_a_second, what="the next try has begun", interval=1)
     go.touch()
@@ -286,7 +286,7 @@ def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store
     """#67219, #46908: the state is half-written for a while, as foreign writers leave it."""
     run_id = start_and_defer(airflow, store, "waits", go)
     (job,) = jobs_of(store, run_id)
-    path = store.state_path(job.name)
+    path = store.paths(job.name).state
     whole = path.read_bytes()
     path.write_bytes(whole[:40])
     time.sleep(3)
@@ -345,7 +345,7 @@ def test_results_that_airflow_cannot_keep(airflow: Installation, store: JobStore
         assert (task["state"], task["try_number"]) == ("failed", 1), task["task_id"]
         assert store.get_job(name).state == "completed"
         log = airflow.log("unfit_results", run_id, task["task_id"])
-        assert f"{store.output_path(name, 'report', 1)} cannot be kept" in log, task["task_id"]
+        assert f"{store.paths(name).output('report', 1)} cannot be kept" in log, task["task_id"]
 
 
 @pytest.mark.skipif(not SINCE_3_3, reason="before Airflow 3.3 a worker begins")
@@ -436,7 +436,9 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     wait_until(all_are_told, what="the first ones are told", interval=0.5)
 
     def are_marked() -> bool:
-        marks = [len(list(store.job_path(name).glob(".seen-*"))) for name in ("watched-1", "watched-2", "unwatched")]
+        marks = [
+            len(list(store.paths(name).directory.glob(".seen-*"))) for name in ("watched-1", "watched-2", "unwatched")
+        ]
         return marks == [2, 1, 1]
 
     wait_until(are_marked, what="they are marked as told")  # a triggerer that ends before tells them again
@@ -449,7 +451,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     wait_until(all_are_told, what="those of the restart are told", interval=0.5)
     # Nothing comes twice, also if it is killed.
     names = ("watched-later", "watched-meanwhile", "watched-after")
-    wait_until(lambda: all(list(store.job_path(name).glob(".seen-*")) for name in names), what="they are marked")
+    wait_until(lambda: all(list(store.paths(name).directory.glob(".seen-*")) for name in names), what="they are marked")
     time.sleep(8)
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")

@@ -41,7 +41,7 @@ def store(airflow: WithUsers) -> JobStore:
     for name, dag_id in (("of-seen", "seen"), ("of-hidden", "hidden"), ("of-unknown", "unknown"), ("of-none", "")):
         owner = SubmittedBy(dag_id=dag_id, run_id="r/1", task_id="t", map_index=2) if dag_id else None
         job = found.submit(name, tasks, submitted_by=owner, labels={"of": dag_id or "none"})
-        found.log_path(name, "talk").write_bytes(b"0123456789\n\xff" + HOSTILE.encode() + b"\x1b[31m\n")
+        found.paths(name).log("talk").write_bytes(b"0123456789\n\xff" + HOSTILE.encode() + b"\x1b[31m\n")
         found.write_job(job.evolve(state=JobState.FAILED, error=HOSTILE))
     return found
 
@@ -356,7 +356,7 @@ def test_a_log_is_text(airflow: WithUsers, store: JobStore, query: dict[str, int
 
 def test_a_long_log_comes_in_pieces(airflow: WithUsers, store: JobStore) -> None:
     store.submit("long", [{"id": "talk", "command": "true"}])
-    store.log_path("long", "talk").write_bytes(b"x" * (MAX_LOG_BYTES + 5))
+    store.paths("long").log("talk").write_bytes(b"x" * (MAX_LOG_BYTES + 5))
     pieces = [airflow.get(api("/jobs/long/tasks/talk/log", limit=9_999_999, offset=n), "ada") for n in (0, 2**20)]
     assert [len(piece.text) for piece in pieces] == [MAX_LOG_BYTES, 5]
     assert [piece.headers["X-Next-Offset"] for piece in pieces] == [str(2**20), str(2**20 + 5)]
@@ -393,8 +393,8 @@ def test_numbers_that_are_none(airflow: WithUsers, store: JobStore, query: dict[
 )
 def test_names_that_lead_elsewhere(airflow: WithUsers, store: JobStore, path: str, tmp_path: Path) -> None:
     for link, target in (
-        (store.log_path("of-seen", "linked"), Path("/etc/passwd")),
-        (store.jobs_path / "linked-job", store.job_path("of-seen")),
+        (store.paths("of-seen").log("linked"), Path("/etc/passwd")),
+        (store.jobs_path / "linked-job", store.paths("of-seen").directory),
     ):
         if not link.is_symlink():
             link.symlink_to(target)
@@ -404,7 +404,7 @@ def test_names_that_lead_elsewhere(airflow: WithUsers, store: JobStore, path: st
 def test_a_log_that_is_a_link_is_not_followed(airflow: WithUsers, store: JobStore) -> None:
     job = store.submit("bad-log", [{"id": "talk", "command": "true"}])
     store.write_job(job.evolve(state=JobState.FAILED))
-    store.log_path("bad-log", "talk").symlink_to("/etc/passwd")
+    store.paths("bad-log").log("talk").symlink_to("/etc/passwd")
     assert airflow.get(api("/jobs/bad-log/tasks/talk/log"), "ada").status == 404
     assert "root:" not in airflow.get(api("/jobs/bad-log/tasks/talk/events"), "ada").text
 
@@ -412,11 +412,11 @@ def test_a_log_that_is_a_link_is_not_followed(airflow: WithUsers, store: JobStor
 def test_files_that_cannot_be_read(airflow: WithUsers, store: JobStore) -> None:
     store.submit("half", [{"id": "talk", "command": "true"}])
     paths = [api(f"/jobs/half{rest}") for rest in ("", "/tasks", "/tasks/talk/log")]
-    store.tasks_path("half").write_text("[{")
+    store.paths("half").tasks.write_text("[{")
     assert [airflow.get(path, "ada").status for path in paths] == [200, 404, 404]
     store.attached_path("half", masking.FILE).write_text("[")  # nobody knows what must not be shown
     assert airflow.get(paths[0], "ada").status == 404
-    store.state_path("half").write_text("{")
+    store.paths("half").state.write_text("{")
     assert [airflow.get(path, "ada").status for path in paths] == [404, 404, 404]
 
 

@@ -34,7 +34,7 @@ def stands(store: JobStore, **changes: Any) -> None:
 
 def record(store: JobStore, name: str, content: str, *, modified: datetime = NOON + timedelta(seconds=2)) -> None:
     """What a runner would leave."""
-    path = store.runs_path("j") / name
+    path = store.paths("j").runs / name
     path.write_text(content)
     os.utime(path, (modified.timestamp(), modified.timestamp()))
 
@@ -114,7 +114,7 @@ def test_a_list_of_another_system_that_counts_no_attempts(store: JobStore) -> No
 )
 def test_what_is_no_record_is_passed_over(store: JobStore, content: str) -> None:
     stands(store, status=RUNNING, attempt=2, started_at=NOON)
-    (store.runs_path("j") / "a.1").write_bytes(content.encode(errors="surrogateescape"))
+    (store.paths("j").runs / "a.1").write_bytes(content.encode(errors="surrogateescape"))
     assert numbers(store) == [(2, "running")]
 
 
@@ -143,10 +143,10 @@ def test_nothing_outside_the_job_is_read(store: JobStore, tmp_path: Path) -> Non
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "a.1").write_text(f"77 {NOON.isoformat()} token\n1\n")
-    (store.runs_path("j") / "a.1").symlink_to(outside / "a.1")
+    (store.paths("j").runs / "a.1").symlink_to(outside / "a.1")
     assert numbers(store) == [(2, "running")]
-    (store.runs_path("j") / "a.1").unlink()
-    store.runs_path("j").rmdir()
+    (store.paths("j").runs / "a.1").unlink()
+    store.paths("j").runs.rmdir()
     assert numbers(store) == [(2, "running")]
-    store.runs_path("j").symlink_to(outside)
+    store.paths("j").runs.symlink_to(outside)
     assert numbers(store) == [(2, "running")]

@@ -165,8 +165,8 @@ def test_nothing_is_written_through_a_link(store: JobStore, tmp_path: Path) -> N
     end(store, "a")
     job = store.get_job("a")
     elsewhere = tmp_path / "elsewhere"
-    os.rename(store.job_path("a"), elsewhere)
-    os.symlink(elsewhere, store.job_path("a"))
+    os.rename(store.paths("a").directory, elsewhere)
+    os.symlink(elsewhere, store.paths("a").directory)
     ends(store).confirm(job)
     assert not list(elsewhere.glob(".seen*"))
 

@@ -42,7 +42,7 @@ def test_it_sees_every_change(store: JobStore) -> None:
     store.write_job(first.evolve(state=JobState.FAILED, updated_at=utc_now()))
     store.delete("first")
     assert names(index) == ["second"]
-    store.state_path("second").write_text("{half")
+    store.paths("second").state.write_text("{half")
     assert names(index) == []
 
 
@@ -130,6 +130,6 @@ def test_counts_of_tasks(store: JobStore) -> None:
     assert index.counts("j") == {TaskStatus.PENDING: 2, TaskStatus.COMPLETED: 1}
     assert index.counts("missing") == {}
     for broken in ('{"half', '["x"]', '[{"status": "odd"}]', "3"):
-        store.tasks_path("j").write_text(broken)
-        os.utime(store.tasks_path("j"), ns=(1, hash(broken) % 10**18))
+        store.paths("j").tasks.write_text(broken)
+        os.utime(store.paths("j").tasks, ns=(1, hash(broken) % 10**18))
         assert index.counts("j") == {}

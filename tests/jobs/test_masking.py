@@ -41,7 +41,7 @@ def test_a_job_without_secrets(store: JobStore) -> None:
 
 def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -> None:
     store.attached_path("j", masking.FILE).write_text("{not json")
-    store.log_path("j", "task-1").write_text("text\n")
+    store.paths("j").log("task-1").write_text("text\n")
     with pytest.raises(AirExecutorError, match="cannot be read"):
         masking.load(store, "j")
     said: list[str] = []
@@ -89,7 +89,7 @@ def test_pieces_of_any_size_are_the_masked_whole(
     store = JobStore(tmp_path_factory.mktemp("base"))
     store.submit("j", ["true"])
     text, mask = "".join(parts), Mask([SECRET])
-    store.log_path("j", "task-1").write_text(text)
+    store.paths("j").log("task-1").write_text(text)
     assert pieces(store, mask, size, is_over=True) == text.replace(SECRET, "***")
     for offset in range(len(text.encode()) + 1):
         data = mask.read_log(store, "j", "task-1", offset, size, is_over=True).data
@@ -103,7 +103,7 @@ def test_a_log_that_grows_never_shows_the_beginning_of_a_secret(
     store = JobStore(tmp_path_factory.mktemp("base"))
     store.submit("j", ["true"])
     text, mask = text.replace("x", SECRET), Mask([SECRET])
-    log, shown, offset, written = store.log_path("j", "task-1"), "", 0, 0
+    log, shown, offset, written = store.paths("j").log("task-1"), "", 0, 0
     log.touch()
     for number in range(len(text) + 1):
         is_over = written >= len(text)
@@ -119,7 +119,7 @@ def test_a_log_that_grows_never_shows_the_beginning_of_a_secret(
 
 
 def test_half_a_secret_waits_for_the_other_half(store: JobStore) -> None:
-    log, mask = store.log_path("j", "task-1"), masking.load(store, "j")
+    log, mask = store.paths("j").log("task-1"), masking.load(store, "j")
     log.write_text("it is hunt")
     first = mask.read_log(store, "j", "task-1", 0, 1000, is_over=False)
     assert first == (b"it is ", 6)
@@ -138,7 +138,7 @@ def test_a_secret_of_many_lines(store: JobStore) -> None:
     (task,) = store.get_tasks("j")
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
     store.reset_tasks("j", [failed])
-    log = store.log_path("j", "task-1")
+    log = store.paths("j").log("task-1")
     said: list[str] = []
     stream = LogStream(store, "j", "reader")
     log.write_text(f"the key:\n{KEY[:100]}")
@@ -153,7 +153,7 @@ def test_a_secret_of_many_lines(store: JobStore) -> None:
 
 def test_a_secret_that_comes_later_and_a_line_without_an_end(store: JobStore) -> None:
     (task,) = (task.evolve(attempt=1) for task in store.get_tasks("j"))
-    log = store.log_path("j", "task-1")
+    log = store.paths("j").log("task-1")
     said: list[str] = []
     stream = LogStream(store, "j", "reader")
     log.write_text("plain\n")
@@ -168,7 +168,7 @@ def test_a_secret_that_comes_later_and_a_line_without_an_end(store: JobStore) ->
 
 def test_neither_the_airflow_log_nor_a_failure_shows_them(store: JobStore) -> None:
     (task,) = store.get_tasks("j")
-    store.log_path("j", "task-1").write_text(f"password {SECRET}\n")
+    store.paths("j").log("task-1").write_text(f"password {SECRET}\n")
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
     store.reset_tasks("j", [failed])
     said: list[str] = []

@@ -166,9 +166,9 @@ def test_a_fault_at_any_write_leaves_either_the_job_or_nothing(
 def test_a_half_written_file_is_read_again(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_provider_air_executor.jobs.store._HALF_WRITTEN_SECONDS", 30.0)
     store.submit("j", ["true"])
-    whole = store.state_path("j").read_bytes()
-    store.state_path("j").write_bytes(whole[:50])
-    threading.Timer(0.1, store.state_path("j").write_bytes, [whole]).start()
+    whole = store.paths("j").state.read_bytes()
+    store.paths("j").state.write_bytes(whole[:50])
+    threading.Timer(0.1, store.paths("j").state.write_bytes, [whole]).start()
     assert store.get_job("j").name == "j"
 
 
@@ -177,18 +177,18 @@ def test_a_half_written_file_is_read_again(store: JobStore, monkeypatch: pytest.
 )
 def test_a_corrupt_file_is_called_so(store: JobStore, text: bytes) -> None:
     store.submit("j", ["true"])
-    store.state_path("j").write_bytes(text)
+    store.paths("j").state.write_bytes(text)
     with pytest.raises(CorruptFileError, match="state.json"):
         store.get_job("j")
 
 
 def test_what_is_not_a_regular_file_does_not_block_a_reader(store: JobStore, tmp_path: Path) -> None:
     store.submit("pipe", ["true"])
-    store.state_path("pipe").unlink()
-    os.mkfifo(store.state_path("pipe"))
+    store.paths("pipe").state.unlink()
+    os.mkfifo(store.paths("pipe").state)
     store.submit("link", ["true"])
-    store.state_path("link").rename(tmp_path / "state.json")
-    store.state_path("link").symlink_to(tmp_path / "state.json")
+    store.paths("link").state.rename(tmp_path / "state.json")
+    store.paths("link").state.symlink_to(tmp_path / "state.json")
     for name in ("pipe", "link"):
         with pytest.raises(CorruptFileError):
             store.get_job(name)
@@ -219,7 +219,7 @@ def test_listing_passes_over_what_is_no_job(store: JobStore, tmp_path: Path) -> 
 def test_reading_a_log_by_offset(store: JobStore) -> None:
     store.submit("j", ["true"])
     assert store.read_log("j", "task-1") == (b"", 0)
-    store.log_path("j", "task-1").write_bytes(b"0123456789\xff")
+    store.paths("j").log("task-1").write_bytes(b"0123456789\xff")
     assert store.read_log("j", "task-1", 3, 4) == (b"3456", 7)
     assert store.read_log("j", "task-1", 7) == (b"789\xff", 11)
     assert store.read_log("j", "task-1", 11) == (b"", 11)
@@ -229,7 +229,7 @@ def test_reading_a_log_by_offset(store: JobStore) -> None:
 def test_a_log_that_leads_outside_is_not_read(store: JobStore, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     store.submit("j", ["true"])
-    store.log_path("j", "task-1").symlink_to(tmp_path / "secret")
+    store.paths("j").log("task-1").symlink_to(tmp_path / "secret")
     with pytest.raises(OSError, match="symbolic"):
         store.read_log("j", "task-1")
 
@@ -395,7 +395,7 @@ def test_a_read_that_fails_leaves_no_file_open(store: JobStore, monkeypatch: pyt
         patch.setattr(os, "fstat", fstat)
         for _ in range(5):
             with pytest.raises(OSError, match="Stale"):
-                files.open_regular(store.state_path("j"))
+                files.open_regular(store.paths("j").state)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

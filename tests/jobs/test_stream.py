@@ -31,7 +31,7 @@ def follow(store: JobStore, *, is_over: bool = False) -> list[str]:
 
 
 def write(store: JobStore, task_id: str, data: bytes) -> None:
-    with store.log_path("j", task_id).open("ab") as log:
+    with store.paths("j").log(task_id).open("ab") as log:
         log.write(data)
 
 
@@ -72,7 +72,7 @@ def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
     lines: list[str] = []
     stream = LogStream(store, "j", "test")
     stream.follow(tasks(store), lines.append)
-    store.log_path("j", "a").write_bytes(b"new\n")
+    store.paths("j").log("a").write_bytes(b"new\n")
     stream.follow(tasks(store), lines.append)
     assert lines == ["a | one", "a | two", "a | (the log has been truncated; it begins anew)", "a | new"]
 
@@ -190,5 +190,5 @@ def test_readers_do_not_disturb_each_other(store: JobStore) -> None:
 
 def test_a_position_that_is_spoiled_starts_over(store: JobStore) -> None:
     write(store, "a", b"one\n")
-    (store.logs_path("j") / ".test.offsets").write_text("[1")
+    (store.paths("j").logs / ".test.offsets").write_text("[1")
     assert follow(store) == ["a | one"]

@@ -128,7 +128,7 @@ def test_a_long_request_that_is_not_valid_is_refused(store: JobStore, text: str)
 
 def test_a_state_that_is_too_long_is_not_read(store: JobStore) -> None:
     store.submit("j", ["true"], durable=False)
-    path = Path(store.state_path("j"))
+    path = Path(store.paths("j").state)
     path.write_text(path.read_text() + " " * 4_000_000)
     with pytest.raises(CorruptFileError, match="longer than"):
         store.load_job("j")
@@ -138,7 +138,7 @@ def test_a_task_that_no_manager_would_take_is_not_submitted(store: JobStore) -> 
     long = {"id": "long", "command": "echo", "args": ["x" * 1_000_000]}
     with pytest.raises(InvalidJobError, match=r"tasks\[1\]: it is longer than 1000000 bytes"):
         store.submit("j", ["true", long], durable=False)
-    assert not store.job_path("j").exists()
+    assert not store.paths("j").directory.exists()
     store.submit("j", ["true"], durable=False)
     with pytest.raises(InvalidJobError, match=r"tasks\[0\]: it is longer than 1000000 bytes"):
         store.add_tasks("j", [long])
@@ -148,4 +148,4 @@ def test_a_task_that_no_manager_would_take_is_not_submitted(store: JobStore) -> 
 def test_a_job_whose_state_would_be_too_long_is_refused(store: JobStore) -> None:
     with pytest.raises(InvalidJobError, match="too long"):
         store.submit("j", ["true"], outlets=["file:///" + "x" * 1_000_000], durable=False)
-    assert not store.job_path("j").exists()
+    assert not store.paths("j").directory.exists()

@@ -212,11 +212,11 @@ def test_where_directories_cannot_be_flushed_an_end_is_written_once() -> None:
         site.submit("j", [{"id": "t", **site.command(waits=False)}], 1)
         assert site.let_all_end()
         assert site.store.get_job("j").state is JobState.COMPLETED
-        written = files.stamp(site.store.state_path("j"))
+        written = files.stamp(site.store.paths("j").state)
         for _ in range(10):
             site.clock.passed += 1.0
             site.go_round()
-        assert files.stamp(site.store.state_path("j")) == written
+        assert files.stamp(site.store.paths("j").state) == written
         assert site.faults.failed
         assert not site.lines.lines
     finally:

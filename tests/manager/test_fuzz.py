@@ -299,7 +299,7 @@ class Base:
         return [
             job.name
             for job in self.store.list_jobs()
-            if not job.state.is_terminal and job.name not in problems and self.store.job_path(job.name).exists()
+            if not job.state.is_terminal and job.name not in problems and self.store.paths(job.name).directory.exists()
         ]
 
     def all_end(self) -> None:

@@ -15,8 +15,8 @@ import pytest
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError, SettingsError
 from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, SubmittedBy, Task, TaskStatus, parse_tasks
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.processes import is_runner, kill_started_by
 from airflow_provider_air_executor.manager.schedule import TaskGraph
@@ -63,7 +63,7 @@ class TestRecords:
         first = managers.start()
         line = 'printf "%s\\n" "999999 2026-01-01T00:00:00 0123456789abcdef" 0 > $AIR_EXECUTOR_JOB_DIR/runs/b.1'
         store.submit("j", [task("a", f"{line}; {until(tmp_path / 'go')}"), task("b", after="a")])
-        wait_until(store.run_path("j", "b", 1).exists, what="it is written")
+        wait_until(store.paths("j").record("b", 1).exists, what="it is written")
         managers.kill(first)
         second = managers.start()
         (tmp_path / "go").touch()
@@ -317,7 +317,7 @@ def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, ma
     wait_until(lambda: "j" in store.problems(), what="it is seen that it fails")
     for _ in range(10):
         assert goes_on(store, manager)
-    (store.job_path("j") / ".tasks.json.previous").rmdir()
+    (store.paths("j").directory / ".tasks.json.previous").rmdir()
     assert ended(store, "j").state == "completed"
     wait_until(lambda: store.problems() == {}, what="that is over")
     manager.send_signal(signal.SIGTERM)
@@ -336,7 +336,7 @@ def test_a_result_that_is_nested_too_deep(store: JobStore) -> None:
     store.submit("j", [task("a")])
     (a,) = store.get_tasks("j")
     store.write_tasks("j", [a.evolve(status=TaskStatus.COMPLETED, attempt=1)])
-    store.output_path("j", "a", 1).write_bytes(b"[" * 100_000)
+    store.paths("j").output("a", 1).write_bytes(b"[" * 100_000)
     with pytest.raises(AirExecutorError, match="not JSON that can be read"):
         store.get_outputs("j")
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, utc_now
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import local
 from airflow_provider_air_executor.manager.runners.children import Children
@@ -128,7 +128,7 @@ def test_tasks_run_in_a_directory_of_their_job(
     others = [{**told, "id": "b", "cwd": "below", "dependencies": ["m"]}, {**told, "id": "c", "cwd": str(absolute)}]
     store.submit("j", [{**told, "id": "a"}, {"command": "mkdir", "args": ["below"], "id": "m"}, *others])
     assert ended(store, "j").state == "completed"
-    work = store.work_path("j")
+    work = store.paths("j").work
     printed = [store.read_log("j", name).text for name in ("a", "b", "c")]
     assert printed == [f"{work}\n", f"{work}/below\n", f"{absolute}\n"]
     assert {path.name for path in work.iterdir()} == {"config.yaml", "below"}
@@ -144,7 +144,7 @@ def test_jobs_of_the_existing_system_run_where_the_manager_was_started(
     write_job(store, "j", [plain("t", "pwd")])
     assert ended(store, "j").state == "completed"
     assert store.read_log("j", "t").text == f"{tmp_path}\n"
-    assert not store.work_path("j").exists()
+    assert not store.paths("j").work.exists()
 
 
 def test_a_job_directory_that_a_task_has_removed_is_there_again_for_a_retry(

@@ -192,9 +192,8 @@ class TestRunners:
 class TestLimits:
     def test_number_of_runners_is_limited(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         managers.start("--max-concurrent-runners", "3")
-        line = f"echo + >> {tmp_path}/out; sleep 0.3; echo - >> {tmp_path}/out"
         for number in range(4):
-            store.submit(f"j{number}", [line] * 5, max_parallel_tasks=5)
+            store.submit(f"j{number}", [meeting(tmp_path / "out", 3)] * 5, max_parallel_tasks=5)
         for number in range(4):
             assert ended(store, f"j{number}").state == "completed"
         assert highest((tmp_path / "out").read_text()) == 3
@@ -203,9 +202,8 @@ class TestLimits:
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
         """A file of the existing system does not have it."""
-        line = "echo + >> {0}; sleep 0.3; echo - >> {0}"
         for name, expected in (("one", 1), ("two", 2)):
-            lines = [line.format(tmp_path / name)] * 6
+            lines = [meeting(tmp_path / name, expected)] * 6
             if name == "two":
                 store.submit(name, lines, max_parallel_tasks=2)
             else:
@@ -240,6 +238,12 @@ class TestLimits:
         store.submit("j", [task("a", "sleep 1000"), task("b")], timeout=0.3, max_parallel_tasks=1)
         assert ended(store, "j").reason == "timeout"
         assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("failed", "timeout")}
+
+
+def meeting(file: Path, number: int) -> str:
+    """A line of sh that says in a file that it begins, waits until so many have, and a moment later that it ends."""
+    others = f"until [ $(grep -c + {file}) -ge {number} ]; do sleep 0.02; done"
+    return f"echo + >> {file}; {others}; sleep 0.1; echo - >> {file}"
 
 
 def highest(text: str) -> int:
@@ -365,8 +369,8 @@ class TestForeignFiles:
         """One that knows only the fields of the existing format, with their types."""
         store.submit("j", [task("a"), task("b", "exit 1", env={"A": "b"}), task("c", after="b")])
         ended(store, "j")
-        state = json.loads(store.state_path("j").read_text())
-        tasks = json.loads(store.tasks_path("j").read_text())
+        state = json.loads(store.paths("j").state.read_text())
+        tasks = json.loads(store.paths("j").tasks.read_text())
         assert list(state)[:5] == ["id", "name", "state", "created_at", "updated_at"]
         assert state["id"].startswith("j-")
         assert state["id"].removeprefix("j-").isdecimal()
@@ -398,8 +402,8 @@ class TestForeignFiles:
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"[ -e {tmp_path}/flag ]")])
         assert ended(store, "j").state == "failed"
         (tmp_path / "flag").touch()
-        state = json.loads(store.state_path("j").read_text())
-        store.state_path("j").write_text(json.dumps({**state, "state": "waiting"}))
+        state = json.loads(store.paths("j").state.read_text())
+        store.paths("j").state.write_text(json.dumps({**state, "state": "waiting"}))
         wait_until(lambda: store.get_job("j").state == "completed", what="it has completed")
         assert (tmp_path / "out").read_text() == "a\n"
 
@@ -463,7 +467,7 @@ class TestTasksAddedAtRuntime:
         job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "invalid")
         assert len(store.get_tasks("j")) == 2
-        assert [file.read_text() for file in store.job_path("j").glob(".tasks.json.invalid-*")] == ["[{\n"]
+        assert [file.read_text() for file in store.paths("j").directory.glob(".tasks.json.invalid-*")] == ["[{\n"]
 
     def test_added_by_request_with_dependencies_on_running_tasks(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
@@ -514,7 +518,7 @@ class TestCrashes:
         runner_pid(store, "j", "good")
         runner_pid(store, "j", "bad")
         managers.kill(process)
-        wait_until(lambda: store.run_path("j", "bad", 1).read_text().endswith("7\n"), what="both have ended")
+        wait_until(lambda: store.paths("j").record("bad", 1).read_text().endswith("7\n"), what="both have ended")
         wait_until((tmp_path / "ran").exists, what="both have ended")
         managers.start()
         assert ended(store, "j").reason == "exit"
@@ -552,7 +556,9 @@ class TestCrashes:
         os.killpg(pid, signal.SIGKILL)
         other = subprocess.Popen(["sleep", "1000"], start_new_session=True)
         try:
-            store.run_path("j", "a", 1).write_text(f"{other.pid} 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n")
+            store.paths("j").record("a", 1).write_text(
+                f"{other.pid} 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n"
+            )
             managers.start()
             assert ended(store, "j").reason == "lost"
             assert other.poll() is None
@@ -604,7 +610,7 @@ class TestCrashes:
             first = task("a", "until [ -e $AIR_EXECUTOR_JOB_DIR/go ]; do sleep 0.02; done")
             store.submit("j", [first, *["true"] * 20], max_parallel_tasks=1)
             runner_pid(store, "j", "a")
-            (store.job_path("j") / "go").touch()
+            (store.paths("j").directory / "go").touch()
             filler = store.base_path / "filler"
             subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
             assert any("cannot be written" in line for line in process.stderr or ())  # until it says so
@@ -626,7 +632,7 @@ class TestRequests:
             store.submit(name, [task("a", "sleep 2")], submitted_by=owners[0])
             assert not store.cancel(name, owners[1])
             assert store.cancel(name, owners[0])
-        os.rename(store.job_path("another"), store.base_path / "away")
+        os.rename(store.paths("another").directory, store.base_path / "away")
         store.submit("another", [task("a", "sleep 2")], submitted_by=owners[1])
         managers.start()
         assert ended(store, "mine").reason == "cancelled"

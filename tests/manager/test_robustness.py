@@ -15,8 +15,8 @@ import pytest
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
 from airflow_provider_air_executor.manager.runners.records import FIND, script_here
 from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
@@ -69,9 +69,9 @@ class TestSameNameAgain:
         store.submit("j", [task("a", "sleep 1000")])
         pid = runner_pid(store, "j", "a")
         managers.kill(first)
-        state = json.loads(store.state_path("j").read_text())
-        store.tasks_path("j").write_text(json.dumps([plain("b", "sleep", "0.5")]))
-        store.state_path("j").write_text(json.dumps({**state, "state": "waiting"}))
+        state = json.loads(store.paths("j").state.read_text())
+        store.paths("j").tasks.write_text(json.dumps([plain("b", "sleep", "0.5")]))
+        store.paths("j").state.write_text(json.dumps({**state, "state": "waiting"}))
         second = managers.start()
         assert ended(store, "j").state == "completed"
         wait_until(lambda: is_gone(pid), what="its runner is gone")
@@ -119,15 +119,15 @@ class TestOddFiles:
     ) -> None:
         store.submit("j", ["sleep 0.5", "true"], max_parallel_tasks=1)
         runner_pid(store, "j", "task-1")
-        shutil.move(store.job_path("j"), tmp_path / "moved")
-        store.job_path("j").symlink_to(tmp_path / "moved")
+        shutil.move(store.paths("j").directory, tmp_path / "moved")
+        store.paths("j").directory.symlink_to(tmp_path / "moved")
         assert is_alive(manager, store)
 
     def test_a_corrupt_list_at_retry_ends_the_retry(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         """Who waits for the next attempt sees it fail."""
         store.submit("j", ["exit 1"])
         before = ended(store, "j")
-        store.tasks_path("j").write_text("[{")
+        store.paths("j").tasks.write_text("[{")
         store.retry("j")
         wait_until(lambda: store.get_job("j").attempt > before.attempt, what="the attempt is over")
         assert (ended(store, "j").state, ended(store, "j").reason) == ("failed", "invalid")
@@ -205,7 +205,7 @@ class TestRestarts:
         wait_until(lambda: store.get_tasks("j")[0].status is TaskStatus.RUNNING, what="it runs")
         managers.kill(first)
         listed = store.get_tasks("j")
-        files.publish(store.previous_tasks_path("j"), json.dumps([plain("new", "echo", "new")]).encode())
+        files.publish(store.paths("j").previous_tasks, json.dumps([plain("new", "echo", "new")]).encode())
         managers.start()
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"
@@ -217,7 +217,7 @@ class TestRestarts:
         store.submit("j", [task("a", "true", retries=1)])
         ended(store, "j")
         managers.kill(first)
-        store.run_path("j", "a", 1).unlink()
+        store.paths("j").record("a", 1).unlink()
         old = utc_now().replace(year=2020)
         store.write_tasks("j", [store.get_tasks("j")[0].evolve(status=TaskStatus.RUNNING, started_at=old)])
         store.write_job(store.get_job("j").evolve(state=JobState.WORKING, started_clock="another 1.0"))
@@ -246,7 +246,7 @@ class TestRestarts:
     ) -> None:
         """The manager was killed between the start of a task and the publishing of the job's state."""
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out"), task("b", f"echo b >> {tmp_path}/out")])
-        store.run_path("j", "a", 1).write_text(f"1 {utc_now().isoformat()} {secrets.token_hex(8)}\n0\n")
+        store.paths("j").record("a", 1).write_text(f"1 {utc_now().isoformat()} {secrets.token_hex(8)}\n0\n")
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "b\n"
@@ -256,7 +256,7 @@ class TestRestarts:
     ) -> None:
         store.submit("j", [task("a", f"echo a >> {tmp_path}/out")])
         for number in (1, 2):
-            store.run_path("j", "a", number).write_text(f"1 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n1\n")
+            store.paths("j").record("a", number).write_text(f"1 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n1\n")
         time.sleep(0.02)
         store.write_job(store.get_job("j"))
         managers.start()
@@ -274,10 +274,10 @@ class TestRestarts:
         (tmp_path / "state.json").write_bytes(dump_job(prepared))
         ended(store, "j")
         managers.kill(first)
-        files.publish(store.previous_tasks_path("j"), dump_tasks([listed[0].evolve(id="stale")]))
+        files.publish(store.paths("j").previous_tasks, dump_tasks([listed[0].evolve(id="stale")]))
         time.sleep(0.02)
         store.reset_tasks("j", listed)
-        (tmp_path / "state.json").rename(store.state_path("j"))
+        (tmp_path / "state.json").rename(store.paths("j").state)
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "a\na\n"
@@ -289,8 +289,8 @@ class TestRestarts:
         store.submit("j", ["exit 1"])
         ended(store, "j")
         (tmp_path / "syslog.1").touch()
-        store.runs_path("j").rename(tmp_path / "runs")
-        store.runs_path("j").symlink_to(tmp_path)
+        store.paths("j").runs.rename(tmp_path / "runs")
+        store.paths("j").runs.symlink_to(tmp_path)
         store.retry("j")
         wait_until(lambda: store.get_job("j").reason == "invalid", what="it is refused")
         assert (tmp_path / "syslog.1").exists()
@@ -361,8 +361,8 @@ class TestWithoutNotification:
         wait_until(lambda: store.get_job("a").attempt == 2, what="it is retried")
         write_job(store, "c", [plain("t", "true")])
         assert ended(store, "c").state == "completed"
-        state = json.loads(store.state_path("c").read_text())
-        store.state_path("c").write_text(json.dumps({**state, "state": "waiting"}))
+        state = json.loads(store.paths("c").state.read_text())
+        store.paths("c").state.write_text(json.dumps({**state, "state": "waiting"}))
         wait_until(lambda: store.get_job("c").attempt == 2, what="it has been set back")
         assert manager.poll() is None
 

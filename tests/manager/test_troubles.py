@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.jobs import files, watch
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.notify import Notifier
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import clock
 from airflow_provider_air_executor.manager.runners import children, processes, slurm
@@ -70,7 +70,7 @@ class TestManager:
         site.start_manager()
         submit(site, waits=True)
         wait_until(lambda: site.go_round() or site.done(), what="it runs")
-        site.faults.trouble = Trouble("jobs.records", "open", STALE)
+        site.faults.trouble = Trouble("jobs.attempt_record", "open", STALE)
         wait_until(lambda: has_run(site) or site.faults.failed, what="its record was to be read")
         go_rounds(site)
         assert outcomes(site.store, "j") == {"t": ("running", None)}
@@ -84,7 +84,7 @@ class TestManager:
         submit(site, waits=True, retries=1)
         wait_until(lambda: site.go_round() or site.done(), what="it runs")
         site.kill_manager()
-        site.faults.trouble = Trouble("jobs.records", "open", error)
+        site.faults.trouble = Trouble("jobs.attempt_record", "open", error)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
         assert site.faults.failed
@@ -328,7 +328,7 @@ class TestReaders:
             with contextlib.closing(Notifier()) as notifier:
                 found = ends._look(notifier, None)
                 with monkeypatch.context() as patch:
-                    patch.setattr(JobStore, "load_job", lambda *_: (job, files.stamp(store.state_path("j"))))
+                    patch.setattr(JobStore, "load_job", lambda *_: (job, files.stamp(store.paths("j").state)))
                     patch.setattr(files, "read", _fails(STALE))
                     again = JobEnds(store, "r", interval=1, matches=lambda _: True)
                     assert again._look(notifier, None) == []

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Task
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import processes
-from tests.support.jobs import ended
+from tests.support.jobs import ended, task
 from tests.support.managers import Managers
 from tests.support.processes import command_line, is_gone, parent, pids
 from tests.support.waiting import wait_until
@@ -170,7 +170,7 @@ def test_a_task_is_forked_from_a_process_that_has_imported_its_module(
     assert report["args"] == ["x", "y z"]
     assert (report["cwd"], report["task"], report["main"], report["input"]) == (str(tmp_path), "a", "__main__", "")
     assert len(report["descriptors"]) <= 5  # standard streams, the record, the directory it looks at
-    record = read_record(str(store.run_path("one", "a", 1)))
+    record = read_record(str(store.paths("one").record("a", 1)))
     assert record is not None
     assert (record.pid, record.exit_code) == (report["pid"], 0)
     assert run(store, "two", warm("report")).exit_code == 0
@@ -350,14 +350,24 @@ def test_the_fork_server_may_be_killed(store: JobStore, managers: Managers, tmp_
 
 def test_many_at_once_and_the_limit_holds(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     managers.start("--max-concurrent-runners", "3")
-    line = (
-        "import os, sys, time; d=sys.argv[1]; open(f'{d}/{os.getpid()}','w'); n=len(os.listdir(d)); time.sleep(0.05); "
-    )
-    (tmp_path / "modules" / "counts.py").write_text(
-        line.replace("; ", "\n") + "os.unlink(f'{d}/{os.getpid()}')\nprint(n)\n"
-    )
+    (tmp_path / "modules" / "counts.py").write_text("""\
+import os, pathlib, sys, time
+running, all_are_there = map(pathlib.Path, sys.argv[1:])
+mine = running / str(os.getpid())
+mine.touch()
+while True:
+    number = len(os.listdir(running))
+    if number >= 3:
+        all_are_there.touch()
+    if all_are_there.exists():
+        break
+    time.sleep(0.02)
+mine.unlink()
+print(number)
+""")
     (tmp_path / "running").mkdir()
-    tasks = [{**warm("counts", tmp_path / "running"), "id": f"t{number}"} for number in range(40)]
+    given = (tmp_path / "running", tmp_path / "all-are-there")
+    tasks = [{**warm("counts", *given), "id": f"t{number}"} for number in range(40)]
     store.submit("job", tasks, max_parallel_tasks=40)
     assert ended(store, "job").state == "completed"
     seen = [int(store.read_log("job", task["id"]).text) for task in tasks]
@@ -408,6 +418,27 @@ def test_it_has_the_umask_and_the_locale_of_a_fresh_process(store: JobStore, man
         texts.append(store.read_log(runner, "a").text)
     assert texts[0] == texts[1]
     assert re.fullmatch("0o26 .*C.UTF-8.*\n", texts[0])
+
+
+@pytest.mark.parametrize(
+    ("instead", "why"),
+    [("mkfifo", "No such device or address"), ("ln -s /dev/null", "Too many levels of symbolic links")],
+)
+def test_its_log_is_looked_at_as_that_of_any_other_task(
+    store: JobStore, manager: subprocess.Popen[str], instead: str, why: str
+) -> None:
+    """Of a pipe it would wait for a reader for ever."""
+    store.submit(
+        "j",
+        [
+            task("a", f'{instead} "$AIR_EXECUTOR_JOB_DIR/logs/b.log"'),
+            {**warm("pooled"), "id": "b", "dependencies": ["a"]},
+        ],
+    )
+    ended(store, "j")
+    found = store.get_tasks("j")[1]
+    assert (found.reason, found.error) == ("spawn", f"the log or the shell cannot be opened: {why}")
+    assert run(store, "k", warm("pooled")).status == "completed"
 
 
 def test_each_draws_numbers_of_its_own(store: JobStore, managers: Managers) -> None:

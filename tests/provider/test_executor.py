@@ -239,7 +239,7 @@ def test_a_workload_becomes_a_job_of_its_external_executor_id(executor: AirExecu
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_bytes())["workload"]["token"] == "secret-token"
     for other in ("state.json", "tasks.json"):
-        assert "secret-token" not in (store.job_path(name) / other).read_text()
+        assert "secret-token" not in (store.paths(name).directory / other).read_text()
 
 
 def test_the_highest_priority_is_handed_over_first(executor: AirExecutorExecutor) -> None:
@@ -386,7 +386,7 @@ def test_why_tasks_start_cold_is_said_once(
     for item in given:
         name = str(item.ti.external_executor_id)
         task = store.get_tasks(name)[0]
-        log = store.log_path(name, task.id)
+        log = store.paths(name).log(task.id)
         log.parent.mkdir(exist_ok=True)
         if item is warm:
             log.write_text("what it prints\n")
@@ -508,7 +508,7 @@ def test_what_was_not_submitted_yet_is_submitted_on_adoption(
     unknown = [TI("../evil", "b", "queued"), TI(None, "c", "queued")]
     assert executor.try_adopt_task_instances([TI(name, "t", "queued"), *unknown]) == unknown  # type: ignore[list-item]
     believe(monkeypatch, "queued")
-    wait_until(lambda: (executor.sync(), store.job_path(name).exists())[1], what="it is submitted")
+    wait_until(lambda: (executor.sync(), store.paths(name).directory.exists())[1], what="it is submitted")
     content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_text())
     assert content["workload"]["token"].count(".") == 2  # a new one
     assert store.get_job(name).labels["airflow"] == "task"

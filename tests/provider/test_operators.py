@@ -296,7 +296,7 @@ class TestWaiting:
             operator(tasks, job_name="j").execute(context())
         assert "task break: exit code 3" in str(failed.value)
         assert "break | the disk is on fire" in str(failed.value)
-        assert str(store.logs_path("j")) in str(failed.value)
+        assert str(store.paths("j").logs) in str(failed.value)
 
     @pytest.mark.embedded
     def test_timeout_cancels_the_job(self, store: JobStore) -> None:

@@ -179,7 +179,7 @@ async def next_of(events: AsyncIterator[str]) -> tuple[str, int, dict[str, Any]]
 
 def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
     job = store.submit("j", ["true"], attached={masking.FILE: masking.dump(["hunter2"])})
-    log = store.log_path("j", "task-1")
+    log = store.paths("j").log("task-1")
     log.write_bytes(b"first\n")
 
     async def follow() -> None:
@@ -204,7 +204,7 @@ def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
 
 def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
     store.submit("j", ["true"])
-    log = store.log_path("j", "task-1")
+    log = store.paths("j").log("task-1")
     log.write_bytes(b"first\n")
 
     async def follow() -> None:
@@ -222,7 +222,7 @@ def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
 
 def test_a_long_log_does_not_hide_that_the_job_goes_on(store: JobStore) -> None:
     job = store.submit("j", ["true"])
-    with store.log_path("j", "task-1").open("wb") as log:
+    with store.paths("j").log("task-1").open("wb") as log:
         log.truncate(200_000_000)
 
     async def follow() -> None:

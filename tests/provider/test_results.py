@@ -45,7 +45,7 @@ def handed_over(store: JobStore, text: str, *, state: JobState = JobState.COMPLE
     submitted = store.submit("j", [{"id": "report", "command": "true"}], submitted_by=OWNER)
     (report,) = store.get_tasks("j")
     store.write_tasks("j", [report.evolve(status=TaskStatus.COMPLETED, attempt=1)])
-    store.output_path("j", "report", 1).write_text(text)
+    store.paths("j").output("report", 1).write_text(text)
     store.write_job(submitted.evolve(state=state, attempt=1, **job))
     return store
 
@@ -107,7 +107,7 @@ WAYS = [waits, is_deferred, starts_from_its_trigger, is_a_sensor, is_a_sensor_in
 @pytest.mark.parametrize("kind", UNFIT)
 def test_what_airflow_cannot_keep_is_refused_on_all_ways(store: JobStore, kind: str, way: Any) -> None:
     """And it is not retried: the job has completed, and would say the same again."""
-    path = handed_over(store, UNFIT[kind]).output_path("j", "report", 1)
+    path = handed_over(store, UNFIT[kind]).paths("j").output("report", 1)
     with pytest.raises(OutputError) as refused:
         way(store)
     assert isinstance(refused.value, AirflowFailException)
@@ -170,7 +170,7 @@ class TestTextsOfOtherSystems:
 
     def test_the_event_of_an_end_says_no_more_than_airflow_can_keep(self, store: JobStore) -> None:
         handed_over(store, "1", state=JobState.FAILED, error="a\0b", id="j\0")
-        path = store.state_path("j")
+        path = store.paths("j").state
         state = json.loads(path.read_text())
         state["submitted_by"]["more"] = float("nan")
         path.write_text(json.dumps(state))

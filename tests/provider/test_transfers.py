@@ -948,7 +948,7 @@ class TestDocumented:
         )
         airflow.run("dags", "test", "invoices", "2026-11-22")
         (name,) = {name for (name,) in airflow.sql("SELECT job_name FROM invoice_jobs")}
-        assert sorted((airflow.store.job_path(name) / "sent").read_text().splitlines()) == [
+        assert sorted((airflow.store.paths(name).directory / "sent").read_text().splitlines()) == [
             "invoice 7 of 12.5 to ada@example.com",
             "invoice 8 of 3 to $(id)",
         ]

@@ -109,10 +109,10 @@ def test_a_half_written_state_is_not_the_jobs_failure(store: JobStore, tmp_path:
     hook = AirExecutorHook()
     hook.create_job("j", [until(tmp_path / "go")])
     wait_until(lambda: store.get_job("j").state == "working", what="it works")  # nothing more is written until it ends
-    whole = store.state_path("j").read_bytes()
+    whole = store.paths("j").state.read_bytes()
 
     async def scenario() -> dict[str, str]:
-        store.state_path("j").write_bytes(whole[:30])
+        store.paths("j").state.write_bytes(whole[:30])
         waiting = asyncio.create_task(fired(trigger(store)))
         await asyncio.sleep(0.2)
         assert not waiting.done()
@@ -316,7 +316,7 @@ def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
     """The triggerer throws away what it has not yet read when the process of its triggers is gone."""
     from structlog.testing import capture_logs
 
-    position = store.logs_path("j") / ".airflow.offsets"
+    position = store.paths("j").logs / ".airflow.offsets"
     before: list[bool] = []
     monkeypatch.setattr(triggers, "ARRIVAL_SECONDS", 1000.0)
     monkeypatch.setattr(LogStream, "seconds_to_arrival", lambda self: before.append(position.exists()) or 0.0)
@@ -368,7 +368,7 @@ def test_a_trigger_fires_when_its_last_lines_have_been_read(store: JobStore) -> 
             read += log.recv(4096)
         assert process.communicate()[0] == b"completed\n"
     assert [f'| {number}"'.encode() in read for number in range(1, 101)] == [True] * 100
-    assert json.loads((store.logs_path("j") / ".airflow.offsets").read_text()) == {"task-1": 292}
+    assert json.loads((store.paths("j").logs / ".airflow.offsets").read_text()) == {"task-1": 292}
 
 
 def submitting(**kwargs: Any) -> AirExecutorSubmitTrigger:

@@ -57,7 +57,7 @@ def write_job(store: JobStore, name: str, tasks: object, *, state: str = "waitin
 
 def remove(store: JobStore, name: str) -> None:
     """Remove a job while the manager may be writing there."""
-    shutil.rmtree(store.job_path(name).rename(store.base_path / "removed"))
+    shutil.rmtree(store.paths(name).directory.rename(store.base_path / "removed"))
 
 
 def ended(store: JobStore, name: str, timeout: float = PATIENCE) -> Job:
@@ -84,7 +84,7 @@ def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:
 
 def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
     """The process id of the runner of a task, once it has started."""
-    path = store.run_path(name, task_id, attempt)
+    path = store.paths(name).record(task_id, attempt)
 
     def pid() -> str:
         return path.read_text().split(" ")[0] if path.exists() else ""

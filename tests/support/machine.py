@@ -33,7 +33,7 @@ class Runner:
         key = attempt[:3]
         assert key not in self.machine.ended, "an attempt is made twice"
         assert key not in self.machine.running, "an attempt runs twice at the same time"
-        self.store.run_path(*key).write_text("x")
+        self.store.paths(key[0]).record(*key[1:]).write_text("x")
         self.machine.running[key] = started_at
         self.machine.history.append(key)
         self.known[key] = attempt

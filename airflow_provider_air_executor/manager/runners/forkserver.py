@@ -29,9 +29,11 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NoReturn
 
-from airflow_provider_air_executor.jobs.records import SPAWN
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, claim
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, identity, kill_started_by
 
 # Threads that are started anew in a forked process by those who have started them (os.register_at_fork).
@@ -39,8 +41,6 @@ _SURVIVING_THREADS = ("OtelPeriodicExportingMetricReader", "OtelBatch")
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
 NOT_CLAIMED = 97
 _CANNOT_RUN = 126
-_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-_RECORD_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 _preloaded: set[str] = set()  # modules that were imported for the tasks
@@ -169,13 +169,19 @@ def _become_runner(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
 def _run_recorded(request: dict[str, Any]) -> int:
     """Claim the record of an attempt, run its task, and record how it has ended."""
     token = identity(os.getpid())
-    record = os.open(request["record"], _RECORD_FLAGS, 0o600)
-    os.write(record, f"{os.getpid()} {request['started_at']} {token}\n".encode())
-    code = _CANNOT_RUN
+    started_at = datetime.fromisoformat(request["started_at"])
+    record = claim(request["record"], Record(os.getpid(), started_at, token, None))
+    why = f"the log {request['log']} cannot be opened"
     try:
         _open_standard_streams(request["log"])
-        if request["cwd"] and not _enter(request["cwd"], record):
-            return _CANNOT_RUN
+        why = f"the directory {request['cwd']} (field cwd) cannot be entered"
+        if request["cwd"]:
+            os.chdir(request["cwd"])
+    except OSError as error:
+        os.write(record, os.fsencode(f"{SPAWN}{why}: {error.strerror}\n"))
+        return _CANNOT_RUN
+    code = _CANNOT_RUN
+    try:
         os.environ.update(request["variables"])
         os.environ[RUN_VARIABLE] = token
         _begin_anew()
@@ -189,19 +195,9 @@ def _run_recorded(request: dict[str, Any]) -> int:
     return code
 
 
-def _enter(directory: str, record: int) -> bool:
-    """Go to the directory of a task; False if it cannot be, and the record says so."""
-    try:
-        os.chdir(directory)
-    except OSError as error:
-        why = f"{SPAWN}the directory {directory} (field cwd) cannot be entered: {error.strerror}\n"
-        os.write(record, os.fsencode(why))
-        return False
-    return True
-
-
 def _open_standard_streams(log_path: str) -> None:
-    log = os.open(log_path, _LOG_FLAGS, 0o600)
+    log = files.open_log(log_path)
+    os.set_blocking(log, True)  # as it is for any other program
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)

@@ -24,14 +24,14 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, utc_now
-from airflow_provider_air_executor.jobs.records import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
@@ -55,9 +55,7 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 )
 from airflow_provider_air_executor.manager.runners.records import (
     FIND,
-    LOG_FLAGS,
     could_not_fork,
-    create_log,
     inherited,
     modified_at,
     script_here,
@@ -224,21 +222,11 @@ class LocalRunner:
     def _start_shell(self, what: Forking) -> None:
         attempt, task, words = what
         variables = self._variables(attempt)
-        try:
-            create_log(words[2])
+        with _starting():
+            os.close(files.open_log(words[2]))
             runner = None if task.env else self._hand_over(variables, words)
             if runner is None:
                 runner = self._spawn({**self._environment, **(task.env or {}), **variables}, words)
-        except OSError as error:
-            if error.errno in files.SHORTAGE:
-                raise NoRoomError(error.strerror) from error
-            if error.errno in (*files.AWAY, *files.FORBIDDEN):  # for this job; the manager tries it again
-                raise
-            if error.errno == errno.E2BIG:
-                raise CannotStartError("the arguments or the environment are too long for this system") from error
-            raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
-        except UnicodeEncodeError as error:
-            raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
         pid, self._tokens[attempt] = runner
         self._pids[attempt] = pid
         self._children[pid] = attempt
@@ -272,6 +260,8 @@ class LocalRunner:
     def _fork(self, what: Forking) -> None:
         attempt, task, (record, started_at, log_path, cwd, *_) = what
         module, *args = _python_module(task.args)
+        with _starting():
+            os.close(files.open_log(log_path))
         self._forking[attempt.serial] = what
         self._warm.request(
             attempt.serial,
@@ -432,7 +422,7 @@ class LocalRunner:
     def _directory(self, job_name: str) -> str:
         """The directory of a job, as text: joining paths would cost as much as all else here."""
         if self._last_directory[0] != job_name:
-            self._last_directory = job_name, str(self._store.job_path(job_name))
+            self._last_directory = job_name, str(self._store.paths(job_name).directory)
         return self._last_directory[1]
 
     def _record_path(self, attempt: Attempt) -> str:
@@ -531,7 +521,7 @@ class LocalRunner:
             left = f"what it has started may not be killed and lives on (process {numbers})"
         else:
             left = f"what it has started could not be killed within {_KILL_SECONDS:g} s and may live on"
-        _say_in_log(str(self._store.log_path(*result.attempt[:2])), left)
+        _say_in_log(str(self._store.paths(result.attempt.job_name).log(result.attempt.task_id)), left)
         return result._replace(left=left, may_repeat=False)
 
     def disown(self, attempt: Attempt) -> None:
@@ -587,7 +577,7 @@ class LocalRunner:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # created, but there was no space for its content
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-            descriptor = os.open(f"{path}.probe", LOG_FLAGS, 0o600)
+            descriptor = files.open_log(f"{path}.probe")
             try:
                 os.write(descriptor, b"0" * 4096)
             finally:
@@ -680,6 +670,28 @@ class LocalRunner:
             kill_started_by(record.token, record.pid)
 
 
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Start a runner.
+
+    :raises NoRoomError: if that may be possible later.
+    :raises CannotStartError: if it is not.
+    :raises OSError: if it is not possible for this job for the moment; the manager tries it again.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in files.SHORTAGE:
+            raise NoRoomError(error.strerror) from error
+        if error.errno in (*files.AWAY, *files.FORBIDDEN):
+            raise
+        if error.errno == errno.E2BIG:
+            raise CannotStartError("the arguments or the environment are too long for this system") from error
+        raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
+
+
 def _ended(attempt: Attempt, record: Record, ended_at: datetime) -> Ended:
     """How an attempt has ended whose runner has written that down."""
     if record.spawn_error is not None:
@@ -696,7 +708,7 @@ def _python_module(args: Sequence[str]) -> Sequence[str]:
 def _say_in_log(path: str, what: str) -> None:
     """Append a line of ours to the log of a task."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, LOG_FLAGS, 0o600)
+        descriptor = files.open_log(path)
         try:
             os.write(descriptor, f"air-executor: {what}\n".encode())
         finally:

@@ -1,25 +1,24 @@
 """The lines of ``sh`` by which a runner writes its record, and what else all runners prepare.
 
 The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
-what it left, see :mod:`~airflow_provider_air_executor.jobs.records`. The file is created exclusively by the runner
-itself, before the command starts: of two runners of the same attempt, started by two managers in a row, one gives up.
+what it left, see :mod:`~airflow_provider_air_executor.jobs.attempt_record`. The file is created exclusively by the
+runner itself, before the command starts: of two runners of the same attempt, started by two managers in a row, one
+gives up.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shlex
-import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record
 from airflow_provider_air_executor.jobs.models import utc_now
-from airflow_provider_air_executor.jobs.records import SPAWN, Record
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
 
@@ -131,7 +130,6 @@ TASK_VARIABLES = (
     "AIR_EXECUTOR_OUTPUT",
     RUN_VARIABLE,
 )
-LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
@@ -166,19 +164,6 @@ def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
     """What tasks inherit of the manager's environment."""
     kept = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
     return {**kept, "AIR_EXECUTOR_BASE_PATH": base_path}
-
-
-def create_log(path: str) -> None:
-    """Make sure that a runner can append to a log: it is no symlink to elsewhere, and no pipe to wait for.
-
-    :raises OSError: if it cannot.
-    """
-    log = os.open(path, LOG_FLAGS, 0o600)
-    try:
-        if not stat.S_ISREG(os.fstat(log).st_mode):
-            raise OSError(errno.EINVAL, "the log is not a regular file", path)
-    finally:
-        os.close(log)
 
 
 @contextlib.contextmanager

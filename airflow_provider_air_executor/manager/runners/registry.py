@@ -16,8 +16,8 @@ from importlib.metadata import entry_points
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import Job, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.paths import parse_run
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces
-from airflow_provider_air_executor.jobs.records import FILE
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -119,15 +119,16 @@ class Runners:
     def recording(self, name: str) -> Pieces[list[Attempt]]:
         """The attempts of a job that have left something in ``runs/``, in their order."""
         found: dict[int, dict[str, str]] = {}  # by their numbers
-        path = self._store.runs_path(name)
+        path = self._store.paths(name).runs
         if not files.is_real_directory(path):
             return []
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as listed:
             for number, entry in enumerate(listed, 1):
-                match = FILE.fullmatch(entry.name)
-                if match:
-                    runners = found.setdefault(int(match[2]), {})
-                    runners[match[1]] = match[3] or runners.get(match[1], LOCAL)
+                run = parse_run(entry.name)
+                if run is not None:
+                    task_id, attempt, runner = run
+                    runners = found.setdefault(attempt, {})
+                    runners[task_id] = runner or runners.get(task_id, LOCAL)
                 if not number % ITEMS:
                     yield False
         attempts = []
@@ -140,12 +141,10 @@ class Runners:
 
     def discard(self, attempt: Attempt) -> None:
         """Remove what an attempt has left."""
-        path = self._store.run_path(attempt.job_name, attempt.task_id, attempt.number)
-        path.unlink(missing_ok=True)
+        paths = self._store.paths(attempt.job_name)
+        paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
         if attempt.runner != LOCAL:
-            self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, attempt.runner).unlink(
-                missing_ok=True
-            )
+            paths.note(attempt.task_id, attempt.number, attempt.runner).unlink(missing_ok=True)
 
     # -- the methods of a runner -------------------------------------------------------------------------------
 
@@ -182,7 +181,7 @@ class Runners:
             return task.cwd
         if job.name not in self._work_paths:
             self._work_paths.clear()  # of one job the tasks come one after the other
-            self._work_paths[job.name] = str(self._store.work_path(job.name))
+            self._work_paths[job.name] = str(self._store.paths(job.name).work)
         path = self._work_paths[job.name]
         return f"{path}/{task.cwd}".rstrip("/") if task.cwd else path
 

@@ -34,8 +34,8 @@ from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record, claim, put_start, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, check_options, printable, utc_now
-from airflow_provider_air_executor.jobs.records import Record, put_start, read_record
 from airflow_provider_air_executor.manager.runners.children import Commands, Result
 from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -50,7 +50,6 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 )
 from airflow_provider_air_executor.manager.runners.records import (
     VARIABLE,
-    create_log,
     inherited,
     modified_at,
     preparing,
@@ -292,11 +291,9 @@ class SlurmRunner:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Hand an attempt to Slurm; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
-        path = self._store.job_path(job_name)
-        record_path = str(self._store.run_path(job_name, task_id, number))
-        note_path = self._store.note_path(job_name, task_id, number, NAME)
-        log_path = str(self._store.log_path(job_name, task_id))
-        output_path = str(self._store.output_path(job_name, task_id, number))
+        paths = self._store.paths(job_name)
+        record_path, log_path = str(paths.record(task_id, number)), str(paths.log(task_id))
+        note_path, output_path = paths.note(task_id, number, NAME), str(paths.output(task_id, number))
         words = [log_path, task.cwd or "", task.command, *task.args]
         token = secrets.token_hex(8)
         try:
@@ -305,11 +302,11 @@ class SlurmRunner:
             options = _nearest(self._options, sbatch_options(given), _resource_options(task.resources))
         except ValueError as error:
             raise CannotStartError(f"slurm.{error}") from None
-        variables = task_variables(attempt, str(path), output_path)
+        variables = task_variables(attempt, str(paths.directory), output_path)
         with preparing("Slurm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(output_path)
-            create_log(log_path)
+            os.close(files.open_log(log_path))
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
             files.publish(note_path, text)
         self._old_notes.pop(note_path, None)  # of a removed job of the same name
@@ -434,7 +431,7 @@ class SlurmRunner:
         if batch.is_disowned:
             return
         try:
-            record = read_record(batch.record_path, self._store.note_path(*batch.attempt[:3], NAME))
+            record = read_record(batch.record_path, self._note_path(batch.attempt))
         except OSError:
             batch.size = -1  # it is read again at the next look
             return
@@ -574,7 +571,7 @@ class SlurmRunner:
         del self._batches[batch.attempt]
         self._by_token.pop(batch.token, None)
         if not batch.is_disowned:
-            self._old_notes[self._store.note_path(*batch.attempt[:3], NAME)] = Path(batch.record_path), batch.record
+            self._old_notes[self._note_path(batch.attempt)] = Path(batch.record_path), batch.record
 
     def _remove_notes(self) -> None:
         """Remove the notes of what has ended: there is an environment in them, and nobody needs it any more.
@@ -754,21 +751,16 @@ class SlurmRunner:
         self._ended_by_us.update(numbers)
         self._commands.run(["scancel", *numbers], _ignore)
 
+    def _note_path(self, attempt: Attempt) -> Path:
+        return self._store.paths(attempt.job_name).note(attempt.task_id, attempt.number, NAME)
+
     def _claim(self, batch: _Batch) -> bool:
         """Write the record of an attempt that is not to run; False if it runs already, or nothing can be written."""
         if batch.is_disowned:
             return False
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            record = os.open(batch.record_path, flags, 0o600)
+            os.close(claim(batch.record_path, Record(0, utc_now(), batch.token, 128 + signal.SIGTERM)))
         except OSError:
-            return False
-        try:
-            with open(record, "wb") as file:
-                file.write(f"0 {utc_now().isoformat()} {batch.token}\n{128 + signal.SIGTERM}\n".encode())
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(batch.record_path)
             return False
         return True
 
@@ -782,8 +774,8 @@ class SlurmRunner:
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started."""
         job_name, task_id, number = attempt[:3]
-        record_path = str(self._store.run_path(job_name, task_id, number))
-        note_path = self._store.note_path(job_name, task_id, number, NAME)
+        paths = self._store.paths(job_name)
+        record_path, note_path = str(paths.record(task_id, number)), paths.note(task_id, number, NAME)
         token, options = _read_note(note_path)
         record = read_record(record_path, note_path)
         if record is not None and record.is_over and token is not None:
@@ -801,7 +793,7 @@ class SlurmRunner:
         if attempt not in self._batches:
             batch = _Batch(attempt, token, record_path, record=record, has_started=record is not None)
             batch.read_at = math.inf if record is None else time.monotonic()
-            log_path = str(self._store.log_path(job_name, task_id))
+            log_path = str(paths.log(task_id))
             batch.submit = _Submission(_name(attempt), str(note_path), log_path, options)
             self._batches[attempt] = self._by_token[token] = batch
             self._next_query = 0.0

@@ -131,7 +131,7 @@ class RunnerContract:
     def test_odd_bytes(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         run(engine.task(r"printf '\377\000\r\n[red]\033[1mx'; printf '\200' >&2"))
         expected = b"\xff\x00" + engine.carriage_return + b"\n[red]\033[1mx\x80"
-        assert store.log_path("j", "a").read_bytes() == expected
+        assert store.paths("j").log("a").read_bytes() == expected
 
     def test_much_output(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(
@@ -139,7 +139,7 @@ class RunnerContract:
         )
         assert task.status == "completed"
         expected = (b"0123456789abcde\n" * 625_000) + (b"error\n" * 16_667)[:100_000]
-        found = store.log_path("j", "a").read_bytes()
+        found = store.paths("j").log("a").read_bytes()
         assert (len(found), hashlib.sha256(found).digest()) == (len(expected), hashlib.sha256(expected).digest())
 
     def test_a_result(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:

@@ -240,7 +240,7 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
     store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; sleep 25; {more}; sleep 1")])
     running(store)
     (tmp_path / "go").touch()
-    log = store.log_path("j", "a")
+    log = store.paths("j").log("a")
     was_seen = lambda: log.exists() and log.read_bytes().endswith(b"middle\n")  # noqa: E731
     wait_until(was_seen, what="it is in the log while the task runs", interval=0.5)
     assert store.get_tasks("j")[0].status == "running"
@@ -354,7 +354,7 @@ def test_created_but_not_noted(
     store.submit("j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6")])
     running(store)
     managers.kill(manager)
-    (path,) = store.runs_path("j").glob("*.on-kubernetes")
+    (path,) = store.paths("j").runs.glob("*.on-kubernetes")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text(json.dumps({**json.loads(path.read_text()), "created": False}))
     managers.start()
@@ -362,7 +362,7 @@ def test_created_but_not_noted(
     done = only_task(store)
     assert (done.exit_code, done.attempt) == (6, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
-    wait_until(lambda: not list(store.runs_path("j").glob("*.on-*")), what="the note is removed")
+    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-*")), what="the note is removed")
 
 
 def test_the_api_server_is_away(
@@ -435,7 +435,7 @@ def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: Kuber
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
     store.submit("j", [task("a", "echo begun; sleep 1000")])
     running(store)
-    shutil.rmtree(store.job_path("j"))
+    shutil.rmtree(store.paths("j").directory)
     gone = lambda: not cluster.kubectl("get", "pods", "-l", "air-executor/job=j", "-o", "name")  # noqa: E731
     wait_until(gone, what="its Pod is gone", interval=0.3)
 
@@ -534,7 +534,7 @@ def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: Kubernet
         t.error for t in store.get_tasks("j")
     ]
     assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "x"]
-    notes = lambda: [path for path in store.runs_path("j").iterdir() if "bundle" in path.name]  # noqa: E731
+    notes = lambda: [path for path in store.paths("j").runs.iterdir() if "bundle" in path.name]  # noqa: E731
     wait_until(lambda: not notes(), what="the note is removed")
 
 

@@ -986,7 +986,7 @@ def noted(store: JobStore) -> tuple[Notes, list[Attempt], Pod]:
             None,
             f"{number:016x}",
             task_id=f"t{number}",
-            log_path=store.log_path("j", f"t{number}"),
+            log_path=store.paths("j").log(f"t{number}"),
             text="start '' true",
         )
         for number in range(2)
@@ -1003,7 +1003,7 @@ def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
     assert found is not None
     assert found[0].manifest == pod.manifest
     assert (found[0].is_created, found[1].token) == (False, pod.runs[1].token)
-    assert {stat.S_IMODE(path.stat().st_mode) for path in store.runs_path("j").iterdir()} == {0o600}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.paths("j").runs.iterdir()} == {0o600}
     pod.note_path.unlink()
     assert notes.read(attempts[1], {}) is None
     assert not notes.path(attempts[1]).exists()
@@ -1011,15 +1011,15 @@ def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
 
 def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
     notes, attempts, pod = noted(store)
-    store.run_path("j", "t0", 1).touch()
+    store.paths("j").record("t0", 1).touch()
     found = notes.read(attempts[1], {})
     assert found is not None
     assert found[0].is_created
     notes.forget(attempts[0])
     assert pod.note_path.exists()
-    store.run_path("j", "t1", 1).touch()
+    store.paths("j").record("t1", 1).touch()
     notes.forget(attempts[1])
-    assert [path.name for path in store.runs_path("j").iterdir() if ".on-" in path.name] == []
+    assert [path.name for path in store.paths("j").runs.iterdir() if ".on-" in path.name] == []
 
 
 def test_a_note_that_cannot_be_read(store: JobStore) -> None:

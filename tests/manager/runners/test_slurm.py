@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_air_executor.jobs.records import Record, read_record
+from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners import children
 from airflow_provider_air_executor.manager.runners.children import NOT_RUN, Children, Commands, Result
@@ -133,7 +133,7 @@ def test_its_time_when_no_manager_saw_it(
     store.submit("j", [task("a", line, slurm={"begin": "now+2"})])
     wait_until(lambda: store.get_tasks("j")[0].where, what="Slurm has it")
     managers.kill(manager)
-    record = store.run_path("j", "a", 1)
+    record = store.paths("j").record("a", 1)
     wait_until(lambda: record.exists() and record.read_text().endswith("\n0\n"), what="it is over")
     noticed = time.time()
     managers.start()
@@ -310,7 +310,7 @@ def test_a_node_is_lost(
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     store.submit("j", [task("a", "sleep 1000")])
     running(store)
-    shutil.rmtree(store.job_path("j"))
+    shutil.rmtree(store.paths("j").directory)
     wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone")
 
 
@@ -321,7 +321,7 @@ def test_nothing_is_left_for_others_to_read(
     store.submit("j", [task("a", line, env={"PASSWORD": "hunter2"})])
     running(store)
     assert "hunter2" not in cluster.call("scontrol", "show", "job", "--details")
-    notes = list(store.runs_path("j").glob("*.on-slurm"))
+    notes = list(store.paths("j").runs.glob("*.on-slurm"))
     assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
     (tmp_path / "go").touch()
     assert only_task(store).status == "completed"
@@ -331,13 +331,13 @@ def test_nothing_is_left_for_others_to_read(
 
 def no_note_is_left(store: JobStore) -> None:
     """Wait until what a task has in its environment stands nowhere any more."""
-    wait_until(lambda: not list(store.runs_path("j").glob("*.on-slurm")), what="no note is left")
+    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-slurm")), what="no note is left")
 
 
 def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
     """A manager that is killed before it publishes the end leaves that to the next one."""
     attempt = Attempt.of("j", "a", 1, "slurm")
-    note, record = store.note_path("j", "a", 1, "slurm"), store.run_path("j", "a", 1)
+    note, record = store.paths("j").note("a", 1, "slurm"), store.paths("j").record("a", 1)
     note.parent.mkdir(parents=True)
     note.write_bytes(_script("token", {}, {}, str(record), ["log", "", "true"]))
     os.utime(note, (0, 1_700_000_000))
@@ -362,7 +362,7 @@ def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
 
 def test_what_has_ended_without_a_result_is_not_run_again_when_its_note_has_gone(store: JobStore) -> None:
     attempt = Attempt.of("j", "a", 1, "slurm")
-    record = store.run_path("j", "a", 1)
+    record = store.paths("j").record("a", 1)
     record.parent.mkdir(parents=True)
     record.write_text("7 - token\n")
     found = SlurmRunner(Context(store, {"PATH": PATH}, {}, Children())).adopt(attempt)

@@ -43,11 +43,11 @@ class Notes:
 
     def path(self, attempt: Attempt) -> Path:
         """The note of an attempt."""
-        return self._store.note_path(attempt.job_name, attempt.task_id, attempt.number, NAME)
+        return self._store.paths(attempt.job_name).note(attempt.task_id, attempt.number, NAME)
 
     def _bundle_path(self, job_name: str, task_id: str, number: int) -> Path:
         """The note of a Pod that runs several, by the first of them."""
-        return self._store.note_path(job_name, check_task_id(task_id), int(number), _BUNDLE)
+        return self._store.paths(job_name).note(check_task_id(task_id), int(number), _BUNDLE)
 
     def others(self, pod: Pod) -> list[Path]:
         """The note of a Pod that runs several attempts, and of those that nobody has asked for."""
@@ -55,7 +55,7 @@ class Notes:
         found = [pod.note_path]
         for part in parts:
             if part.attempt is None:
-                path = self._store.note_path(pod.job_name, part.task_id, part.number, NAME)
+                path = self._store.paths(pod.job_name).note(part.task_id, part.number, NAME)
                 with contextlib.suppress(OSError, *_INVALID):
                     if json.loads(files.read(path)[0])["bundle"] == [parts[0].task_id, parts[0].number]:
                         found.append(path)
@@ -77,7 +77,7 @@ class Notes:
 
         :raises OSError: if it cannot be written.
         """
-        path = self._store.note_path(job_name, part.task_id, part.number, NAME)
+        path = self._store.paths(job_name).note(part.task_id, part.number, NAME)
         files.publish(path, _dump({"token": part.token, "bundle": [first.task_id, first.number]}))
 
     def write_bundle(self, job_name: str, manifest: dict[str, Any], parts: Sequence[Part]) -> Pod:
@@ -136,12 +136,12 @@ class Notes:
         remove(path)
 
     def _has_record(self, job_name: str, part: Mapping[str, Any]) -> bool:
-        return self._store.run_path(job_name, check_task_id(part["task_id"]), int(part["number"])).exists()
+        return self._store.paths(job_name).record(check_task_id(part["task_id"]), int(part["number"])).exists()
 
     def _read_bundle(self, job_name: str, path: Path) -> Pod:
         note = json.loads(files.read(path)[0])
         parts = [
-            Part(None, log_path=self._store.log_path(job_name, check_task_id(part["task_id"])), **part)
+            Part(None, log_path=self._store.paths(job_name).log(check_task_id(part["task_id"])), **part)
             for part in note["parts"]
         ]
         pod = self._pod_of_several(job_name, dict(note["pod"]), parts, path)
@@ -155,7 +155,7 @@ class Notes:
             job_name, task_id = annotations["air-executor/job"], check_task_id(annotations["air-executor/task"])
             number = int(annotations["air-executor/attempt"])
             name = _BUNDLE if pods.TASKS_ANNOTATION in annotations else NAME
-            note = json.loads(files.read(self._store.note_path(job_name, task_id, number, name))[0])
+            note = json.loads(files.read(self._store.paths(job_name).note(task_id, number, name))[0])
             return bool(note["pod"]["metadata"]["labels"][pods.RUN_LABEL] == token)
         except (OSError, *_INVALID):
             return False
@@ -163,7 +163,7 @@ class Notes:
     # -- Pods ------------------------------------------------------------------------------------------------
 
     def _pod_of_one(self, attempt: Attempt, token: str, log_start: int, manifest: Mapping[str, Any], path: Path) -> Pod:
-        log_path = self._store.log_path(*attempt[:2])
+        log_path = self._store.paths(attempt.job_name).log(attempt.task_id)
         output = TaskOutput(pods.beginning(token), log_path, log_start, pods.end_marker(token))
         return Pod(attempt.job_name, token, manifest, manifest, output, path, [Run(attempt, token)])
 

@@ -15,7 +15,7 @@ import os
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from airflow_provider_air_executor.manager.runners.records import LOG_FLAGS
+from airflow_provider_air_executor.jobs import files
 
 _HEAD = 4096  # bytes by which a file is known again
 _TAIL = 1024  # and a place in it
@@ -196,7 +196,7 @@ def append(log_path: Path, data: bytes) -> None:
     """Write all of it to a log, or nothing."""
     if not data:
         return
-    log = os.open(log_path, LOG_FLAGS & ~os.O_CREAT)
+    log = files.open_log(log_path, create=False)
     try:
         before = os.fstat(log).st_size
         written = 0

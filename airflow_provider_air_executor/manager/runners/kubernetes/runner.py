@@ -24,6 +24,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.models import (
     KubernetesOptions,
     Reason,
@@ -32,7 +33,6 @@ from airflow_provider_air_executor.jobs.models import (
     describe_validation_error,
     utc_now,
 )
-from airflow_provider_air_executor.jobs.records import read_record
 from airflow_provider_air_executor.manager.runners.kubernetes import bundles
 from airflow_provider_air_executor.manager.runners.kubernetes.api import Api
 from airflow_provider_air_executor.manager.runners.kubernetes.attendant import Attendant, Limits
@@ -50,7 +50,6 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Running,
 )
 from airflow_provider_air_executor.manager.runners.records import (
-    create_log,
     modified_at,
     preparing,
     task_variables,
@@ -196,11 +195,12 @@ class KubernetesRunner:
         """Hand an attempt to Kubernetes; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
         options = (task.kubernetes or KubernetesOptions()).over(self._options)
-        log_path = self._store.log_path(job_name, task_id)
+        paths = self._store.paths(job_name)
+        log_path = paths.log(task_id)
         with preparing("Kubernetes"):
             with contextlib.suppress(FileNotFoundError):
-                self._store.output_path(job_name, task_id, number).unlink()
-            create_log(str(log_path))
+                paths.output(task_id, number).unlink()
+            os.close(files.open_log(log_path))
             start = os.stat(log_path).st_size
         token = secrets.token_hex(8)
         if (options.bundle or 1) > 1 and bundles.can_share(task):
@@ -335,7 +335,7 @@ class KubernetesRunner:
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started."""
         job_name, task_id, number = attempt[:3]
-        record_path = str(self._store.run_path(job_name, task_id, number))
+        record_path = str(self._store.paths(job_name).record(task_id, number))
         record = read_record(record_path)
         if record is not None and record.exit_code is not None:
             if attempt not in self._pods:
@@ -413,12 +413,12 @@ class KubernetesRunner:
         if ended.exit_code is None or run.attempt is None:
             return
         job_name, task_id, number = run.attempt[:3]
+        paths = self._store.paths(job_name)
         if result is not None:
-            files.publish(self._store.output_path(job_name, task_id, number), result)
+            files.publish(paths.output(task_id, number), result)
         if ended.reason in _PLAIN:  # the next manager would not know of another reason, but it can ask the API server
-            started_at = (ended.started_at or ended.ended_at).isoformat()
-            record = f"0 {started_at} {run.token}\n{ended.exit_code}\n".encode()
-            files.publish(self._store.run_path(job_name, task_id, number), record)
+            record = Record(0, ended.started_at or ended.ended_at, run.token, ended.exit_code)
+            files.publish(paths.record(task_id, number), record.text)
 
 
 def _read_options(given: Mapping[str, Any]) -> RunnerOptions:

@@ -1,10 +1,13 @@
-"""What the runner of an attempt has recorded in ``runs/<task id>.<attempt>``, for everybody who wants to know.
+"""The record of an attempt, ``runs/<task id>.<attempt>``: who writes and reads one does it here.
 
 The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
 token; the second one the exit code, and ``told`` if the runner has got SIGTERM meanwhile, or ``spawn`` and why the
 command could not be started. Where to ask for the time would have cost a process, ``-`` stands for it: the attempt
 started when the note of what it runs was written last. When it is over, and before the note goes, the time is put there
 (:func:`put_start`).
+
+Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Runners
+that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.manager.runners.records`.
 
 A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
 """
@@ -19,12 +22,11 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.jobs import files
 
-# The names in ``runs/``: that of a record, and that of the note of an engine's runner beside it.
-FILE = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
+SPAWN = "spawn "  # how the second line begins if the command could not be started
 
-_RECORD_BYTES = 8000  # a PATH may be long
+_BYTES = 8000  # of a record; a PATH may be long
 _NOT_SAID = "-"
-SPAWN = "spawn "
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Its two lines; of what follows the last newline, which may be half a number, nothing is known.
 _RECORD = re.compile(
     r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})\n(?:(?:(-?\d{1,10})( told)?|" + SPAWN + r"([^\n]*))\n|[^\n]*\Z)", re.ASCII
@@ -46,6 +48,17 @@ class Record(NamedTuple):
         """Whether it says how the attempt has ended."""
         return self.exit_code is not None or self.spawn_error is not None
 
+    @property
+    def text(self) -> bytes:
+        """What stands in the file."""
+        started = _NOT_SAID if self.started_at is None else self.started_at.isoformat()
+        lines = f"{self.pid} {started} {self.token}\n"
+        if self.spawn_error is not None:
+            lines += f"{SPAWN}{self.spawn_error}\n"
+        elif self.exit_code is not None:
+            lines += f"{self.exit_code}{' told' if self.was_told else ''}\n"
+        return lines.encode(errors="replace")
+
 
 def read_record(path: Path | str, note_path: Path | None = None) -> Record | None:
     """What a runner has written so far; None if that is nothing, or not a record.
@@ -54,7 +67,7 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     :raises OSError: if it cannot be read now, so that nothing is known.
     """
     try:
-        data = files.read_start(path, _RECORD_BYTES)
+        data = files.read_start(path, _BYTES)
     except OSError as error:
         if error.errno not in files.ABSENT:
             raise
@@ -78,6 +91,24 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
     )
 
 
+def claim(path: Path | str, record: Record) -> int:
+    """Create a record, which makes the attempt that of whoever calls this.
+
+    :return: a descriptor, to which the second line is to be written.
+    :raises FileExistsError: if another one has the attempt.
+    :raises OSError: if it cannot be written; then nobody has it.
+    """
+    descriptor, text = os.open(path, _FLAGS, 0o600), memoryview(record.text)
+    try:
+        while text:
+            text = text[os.write(descriptor, text) :]
+    except BaseException:
+        os.close(descriptor)
+        files.remove(path)
+        raise
+    return descriptor
+
+
 def put_start(path: Path, record: Record) -> None:
     """Write into the record of an attempt that is over when that has started. Its own time stays: that of the end.
 
@@ -85,10 +116,8 @@ def put_start(path: Path, record: Record) -> None:
     """
     if not record.is_over or record.started_at is None:
         return
-    end = f"{SPAWN}{record.spawn_error}" if record.exit_code is None else f"{record.exit_code}"
-    text = f"{record.pid} {record.started_at.isoformat()} {record.token}\n{end}{' told' if record.was_told else ''}\n"
     before = os.lstat(path)
-    temporary, _ = files.write_beside(path, text.encode(errors="replace"), durable=False)
+    temporary, _ = files.write_beside(path, record.text, durable=False)
     try:
         os.utime(temporary, ns=(before.st_atime_ns, before.st_mtime_ns))
         os.rename(temporary, path)

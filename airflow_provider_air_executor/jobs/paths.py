@@ -1,0 +1,104 @@
+"""The names of all files and directories of a job, see :class:`JobPaths`."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+
+from airflow_provider_air_executor.jobs.models import check_stored_name
+
+STATE = "state.json"
+TASKS = "tasks.json"
+LOGS, RUNS, WORK = "logs", "runs", "work"
+OWN = (STATE, TASKS, LOGS, RUNS, WORK)  # what makes up a job, besides files that begin with a dot
+
+# The names in ``runs/``: that of the record of an attempt, and that of the note of an engine's runner beside it.
+_RUN = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
+
+
+class JobPaths:
+    """Where the files of one job are. Making one looks at nothing.
+
+    :param jobs_path: the directory of all jobs.
+    :param name: of the job.
+    :raises InvalidJobError: if no job can be called so.
+    """
+
+    def __init__(self, jobs_path: Path, name: str) -> None:
+        self.directory = jobs_path / check_stored_name(name)
+
+    @functools.cached_property
+    def state(self) -> Path:
+        """The state of the job."""
+        return self.directory / STATE
+
+    @functools.cached_property
+    def tasks(self) -> Path:
+        """The list of its tasks."""
+        return self.directory / TASKS
+
+    @functools.cached_property
+    def previous_tasks(self) -> Path:
+        """Where the manager keeps the list that it replaced last, lest somebody was writing it."""
+        return self.directory / f".{TASKS}.previous"
+
+    @functools.cached_property
+    def logs(self) -> Path:
+        """The directory of the logs of its tasks."""
+        return self.directory / LOGS
+
+    @functools.cached_property
+    def runs(self) -> Path:
+        """The directory of the records of its attempts, and of what belongs to them."""
+        return self.directory / RUNS
+
+    @functools.cached_property
+    def work(self) -> Path:
+        """The directory in which its tasks run, unless they say otherwise."""
+        return self.directory / WORK
+
+    @functools.cached_property
+    def waiter(self) -> Path:
+        """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
+        return self.directory / ".waiter"
+
+    def seen(self, reader: str) -> Path:
+        """What tells that a reader of :class:`~.ends.JobEnds` has been told of the end of the job."""
+        return self.directory / f".seen-{reader}"
+
+    def log(self, task_id: str) -> Path:
+        """The log of a task: what all its attempts printed, in order."""
+        return self.logs / f"{task_id}.log"
+
+    def record(self, task_id: str, attempt: int) -> Path:
+        """The record of an attempt, see :mod:`.attempt_record`."""
+        return self.runs / f"{task_id}.{attempt}"
+
+    def note(self, task_id: str, attempt: int, runner: str) -> Path:
+        """Where a runner that is not the local one notes what it has handed to its engine."""
+        return self.runs / f"{task_id}.{attempt}.on-{runner}"
+
+    def output(self, task_id: str, attempt: int) -> Path:
+        """The file to which an attempt may write its result, as JSON: its ``$AIR_EXECUTOR_OUTPUT``."""
+        return self.runs / f"{task_id}.{attempt}.output"
+
+
+@functools.lru_cache(maxsize=256)
+def paths_of(jobs_path: Path, name: str) -> JobPaths:
+    """The paths of a job. Those that were asked for last are kept: joining paths takes longer than looking at a file.
+
+    :raises InvalidJobError: if no job can be called so.
+    """
+    return JobPaths(jobs_path, name)
+
+
+def parse_run(name: str) -> tuple[str, int, str | None] | None:
+    """The task, the number of the attempt, and the runner of a note, by the name of a file in ``runs/``.
+
+    :return: None for a file that is neither a record nor a note; the runner is None for a record.
+    """
+    found = _RUN.fullmatch(name)
+    if found is None or found[2] != str(int(found[2])):
+        return None
+    return found[1], int(found[2]), found[3]
