@@ -24,9 +24,12 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "source-integration-name": source,
                 "target-integration-name": target,
-                "python-module": f"{module}.transfers",
+                "python-module": f"{module}.transfers.{file}",
             }
-            for source, target in (("Common SQL", name), (name, "Common SQL"))
+            for source, target, file in (
+                ("Common SQL", name, "sql_to_air_executor"),
+                (name, "Common SQL", "air_executor_to_sql"),
+            )
         ],
         "connection-types": [
             {

@@ -118,11 +118,12 @@ def _public() -> list[type]:
         notifications,
         operators,
         sensors,
-        transfers,
         triggers,
     )
+    from airflow_provider_air_executor.transfers import air_executor_to_sql, sql_to_air_executor
 
-    modules = (decorators, event_triggers, hooks, notifications, operators, sensors, transfers, triggers)
+    transfers = (air_executor_to_sql, sql_to_air_executor)
+    modules = (decorators, event_triggers, hooks, notifications, operators, sensors, *transfers, triggers)
     return [
         kind
         for module in modules

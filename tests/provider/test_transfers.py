@@ -29,13 +29,10 @@ from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
-from airflow_provider_air_executor.transfers import (
-    AirExecutorToSqlOperator,
-    SqlToAirExecutorOperator,
-    _as_text,
-    _create_sql,
-    _database,
-)
+from airflow_provider_air_executor.transfers import AirExecutorToSqlOperator, SqlToAirExecutorOperator
+from airflow_provider_air_executor.transfers.air_executor_to_sql import create_sql
+from airflow_provider_air_executor.transfers.databases import database_hook
+from airflow_provider_air_executor.transfers.sql_to_air_executor import as_text
 from tests.support.contexts import context
 from tests.support.installation import Installation
 from tests.support.postgresql import PostgreSQL
@@ -355,7 +352,7 @@ class TestTexts:
         ],
     )
     def test_whatever_a_driver_gives(self, value: Any, text: str) -> None:
-        assert _as_text(value, "") == text
+        assert as_text(value, "") == text
 
     @pytest.mark.parametrize(("kind", "value"), [("sqlite", "x'00ff'"), ("postgresql", "'\\x00ff'::bytea")])
     def test_binary_data_is_refused(self, request: pytest.FixtureRequest, kind: str, value: str) -> None:
@@ -481,7 +478,7 @@ class TestHowMany:
             tasks_of(from_rows("SELECT 1"))
 
     def test_the_hook_gets_its_parameters(self, database: Database) -> None:
-        assert _database("db", {"log_sql": False}).log_sql is False
+        assert database_hook("db", {"log_sql": False}).log_sql is False
         with pytest.raises(InvalidJobError, match="no rows"):
             tasks_of(from_rows("SELECT 1 WHERE 1 = 0", hook_params={"log_sql": False}, on_empty="fail"))
 
@@ -796,7 +793,7 @@ class TestTables:
     @pytest.mark.embedded
     @pytest.mark.parametrize("kind", ["TIMESTAMP", "TEXT"])
     def test_times_of_another_type(self, database: Database, store: JobStore, kind: str) -> None:
-        database.run(_create_sql("h").replace("TIMESTAMP WITH TIME ZONE", kind))
+        database.run(create_sql("h").replace("TIMESTAMP WITH TIME ZONE", kind))
         run([FLAKY])
         assert history_of() == 2
         assert history_of() == 0
@@ -836,7 +833,7 @@ class TestTables:
     @pytest.mark.embedded
     def test_a_failure_in_between_leaves_the_old_rows(self, database: Database, store: JobStore) -> None:
         """The old rows are out, and the new one of a is in, when that of b is refused."""
-        database.run(f"{_create_sql('h')[:-1]}, CHECK (task_id <> 'b' OR status <> 'completed'))")
+        database.run(f"{create_sql('h')[:-1]}, CHECK (task_id <> 'b' OR status <> 'completed'))")
         store.submit("j", [{"id": "a", "bash": "true"}, {"id": "b", "bash": "true"}])
         assert history_of() == 2
         before = rows_of(database, "*")
