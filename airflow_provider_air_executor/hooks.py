@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
@@ -27,8 +27,9 @@ from airflow_provider_air_executor.exceptions import (
 )
 from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
+from airflow_provider_air_executor.jobs.spec import JobSpec
 from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
-from airflow_provider_air_executor.manager.runners.records import as_given
+from airflow_provider_air_executor.system.environment import as_given
 
 log = logging.getLogger(__name__)
 
@@ -122,36 +123,31 @@ class AirExecutorHook(BaseHook):
         job_name: str,
         tasks: Iterable[Task | Mapping[str, Any] | str],
         *,
-        max_parallel_tasks: int | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        labels: Mapping[str, str] | None = None,
-        outlets: Iterable[str] = (),
-        runner: str | None = None,
         submitted_by: SubmittedBy | None = None,
+        **spec: Unpack[JobSpec],
     ) -> Job:
-        """Submit a job; it exists exactly once, or not at all. See :meth:`JobStore.submit` for the parameters.
+        """Submit a job; it exists exactly once, or not at all.
 
+        :param job_name: 1 to 100 ASCII letters, digits, ``-`` or ``_``.
+        :param tasks: a list of dicts, of :class:`~airflow_provider_air_executor.jobs.models.Task`, or of bash lines.
+        :param submitted_by: the Airflow task that submits it.
+        :param spec: what else is said of it, see :class:`~airflow_provider_air_executor.jobs.spec.JobSpec`.
         :raises InvalidJobError: naming the field that is not valid; nothing was written.
         :raises JobExistsError: if the name is taken.
         :raises NoLocksError: if no embedded manager can run there; nothing was written.
         """
         listed = _listed(tasks)
-        outlets = outlets if isinstance(outlets, str) else tuple(outlets)
-        secrets = _secrets_of(listed, labels, outlets)
+        given = spec.get("outlets", ())
+        spec["outlets"] = given if isinstance(given, str) else tuple(given)
+        secrets = _secrets_of(listed, spec.get("labels"), spec["outlets"])
         if self.location.embedded:
             self.store.check_locks()
         job = self.store.submit(
             job_name,
             listed,
-            max_parallel_tasks=max_parallel_tasks,
-            timeout=timeout,
-            priority=priority,
-            labels=labels,
-            outlets=outlets,
-            runner=runner,
             submitted_by=submitted_by,
             attached={masking.FILE: masking.dump(secrets)} if secrets else None,
+            **spec,
         )
         self.ensure_manager()
         return job

@@ -13,6 +13,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import known_installation
+from airflow_provider_air_executor.jobs import spec
 from airflow_provider_air_executor.jobs.models import (
     SubmittedBy,
     Task,
@@ -20,7 +21,7 @@ from airflow_provider_air_executor.jobs.models import (
     parse_tasks,
     valid_job_name,
 )
-from airflow_provider_air_executor.operators import check_arguments, check_before_rendering, list_of, without_records
+from airflow_provider_air_executor.operators import check_before_rendering, list_of, without_records
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -69,7 +70,6 @@ class AirExecutorNotifier(BaseNotifier):
     ) -> None:
         super().__init__(context)
         check_before_rendering(tasks)
-        check_arguments(max_parallel_tasks, priority, labels)
         self.tasks = without_records(tasks)
         self.job_name = job_name
         self.max_parallel_tasks = max_parallel_tasks
@@ -77,7 +77,16 @@ class AirExecutorNotifier(BaseNotifier):
         self.runner = runner
         self.labels = labels
         self.air_executor_conn_id = air_executor_conn_id
+        spec.check_before_rendering(self._spec())
         self._unrendered = json.dumps(self.tasks, default=repr)
+
+    def _spec(self) -> spec.JobSpec:
+        return {
+            "max_parallel_tasks": self.max_parallel_tasks,
+            "priority": self.priority,
+            "runner": self.runner,
+            "labels": self.labels,
+        }
 
     def __call__(self, *args: Any) -> None:
         """Render the templates, and submit the job.
@@ -108,11 +117,8 @@ class AirExecutorNotifier(BaseNotifier):
             hook.create_job(
                 name,
                 tasks,
-                max_parallel_tasks=self.max_parallel_tasks,
-                priority=self.priority,
-                runner=self.runner,
-                labels=self.labels,
                 submitted_by=event,
+                **self._spec(),
             )
         except JobExistsError:
             # Earlier versions did not say which Airflow it was.

@@ -32,7 +32,7 @@ from airflow_provider_air_executor.exceptions import (
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import default_name, installation_of
-from airflow_provider_air_executor.jobs import summary
+from airflow_provider_air_executor.jobs import spec, summary
 from airflow_provider_air_executor.jobs.models import (
     Job,
     JobState,
@@ -171,7 +171,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
                 raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
-        check_arguments(max_parallel_tasks, priority, labels)
+        spec.check_before_rendering({"max_parallel_tasks": max_parallel_tasks, "priority": priority, "labels": labels})
         if self.poll_interval <= 0:
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:
@@ -298,14 +298,9 @@ class AirExecutorSubmitOperator(BaseOperator):
             tasks=self.tasks,
             job_name=self.job_name,
             air_executor_conn_id=self.air_executor_conn_id,
-            max_parallel_tasks=self.max_parallel_tasks,
-            priority=self.priority,
-            runner=self.runner,
-            labels=self.labels,
-            job_outlets=self._declared_outlets(),
+            spec=self._spec(),
             retries=self.retries or 0,
             timeout=self._limit,
-            job_timeout=self._job_timeout,
             poll_interval=self.poll_interval,
             stream_logs=self.stream_logs,
             end_from_trigger=not self.outlets,
@@ -327,10 +322,17 @@ class AirExecutorSubmitOperator(BaseOperator):
             return self.timeout
         return self.timeout + _BACKSTOP_SECONDS
 
-    def _declared_outlets(self) -> list[str]:
-        """The URIs of what the job makes or changes."""
+    def _spec(self) -> spec.JobSpec:
+        """What is said of the job; the assets among the outlets of the task are outlets of the job too."""
         assets = [outlet.uri for outlet in self.outlets if isinstance(outlet, Asset)]
-        return list(dict.fromkeys([*self.job_outlets, *assets]))
+        return {
+            "max_parallel_tasks": self.max_parallel_tasks,
+            "timeout": self._job_timeout,
+            "priority": self.priority,
+            "labels": self.labels,
+            "outlets": list(dict.fromkeys([*self.job_outlets, *assets])),
+            "runner": self.runner,
+        }
 
     # -- submitting ----------------------------------------------------------------------------------------
 
@@ -391,13 +393,8 @@ class AirExecutorSubmitOperator(BaseOperator):
         job = self.hook.create_job(
             name,
             lineage.with_environment(tasks, self._lineage_parent),
-            max_parallel_tasks=self.max_parallel_tasks,
-            timeout=self._job_timeout,
-            priority=self.priority,
-            runner=self.runner,
-            labels=self.labels,
-            outlets=self._declared_outlets(),
             submitted_by=owner,
+            **self._spec(),
         )
         self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.store.base_path)
         return job
@@ -551,18 +548,3 @@ def _exit_codes(given: Any) -> set[int]:
         if isinstance(code, bool) or not isinstance(code, int):
             raise InvalidJobError(f"skip_on_exit_code: must be a number, or several, not {given!r}")
     return set(codes)
-
-
-def check_arguments(max_parallel_tasks: Any, priority: Any, labels: Any) -> None:
-    """Refuse when the DAG is parsed what would be refused, or misunderstood, when the job is submitted.
-
-    :raises InvalidJobError: naming the argument.
-    """
-    is_number = isinstance(max_parallel_tasks, int) and not isinstance(max_parallel_tasks, bool)
-    if max_parallel_tasks is not None and not (is_number and max_parallel_tasks >= 1):
-        raise InvalidJobError(f"max_parallel_tasks: must be a whole number from 1, not {max_parallel_tasks!r}")
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise InvalidJobError(f"priority: must be a whole number, not {priority!r}")
-    for key, value in labels.items() if isinstance(labels, Mapping) else ():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidJobError(f"labels: each is a text with a text, not {key!r}: {value!r}")

@@ -7,7 +7,7 @@ import fcntl
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_i
 from airflow_provider_air_executor.installation import default_name, installation_of
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, printable, valid_job_name
+from airflow_provider_air_executor.jobs.spec import JobSpec
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.jobs.watch import Waiter, watching
@@ -374,15 +375,10 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     :param job_name: the name of the job (templated); default: made of installation, DAG, run, task and map
         index.
     :param air_executor_conn_id: the connection (templated); default ``air_executor_default``.
-    :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
-    :param priority: jobs with a higher number start their tasks first; default 0.
-    :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager
-        has; default: what the manager's settings say.
-    :param labels: words by which the job can be found (templated); default: none.
-    :param job_outlets: the URIs of what the job makes or changes (templated); default: none.
+    :param spec: what else is said of the job (templated), see
+        :class:`~airflow_provider_air_executor.jobs.spec.JobSpec`; default: nothing.
     :param retries: of the Airflow task; default 0.
     :param timeout: seconds after its submission at which the job is given up; default: no limit.
-    :param job_timeout: seconds after its start at which the manager kills it by itself; default: no limit.
     :param poll_interval: seconds, see :class:`AirExecutorJobTrigger`; default 5.
     :param stream_logs: see there.
     :param end_from_trigger: see there; default True.
@@ -395,14 +391,9 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         tasks: Sequence[Any],
         job_name: str | None = None,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
-        max_parallel_tasks: int | None = None,
-        priority: int = 0,
-        runner: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        job_outlets: Collection[str] = (),
+        spec: JobSpec | None = None,
         retries: int = 0,
         timeout: float | None = None,
-        job_timeout: float | None = None,
         poll_interval: float = 5.0,
         stream_logs: bool = False,
         end_from_trigger: bool = True,
@@ -417,14 +408,9 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             push_results=push_results,
         )
         self.tasks = tasks
-        self.max_parallel_tasks = max_parallel_tasks
-        self.priority = priority
-        self.runner = runner
-        self.labels = labels
-        self.job_outlets = list(job_outlets)
+        self.spec: JobSpec = spec or {}
         self.retries = retries
         self.timeout = timeout
-        self.job_timeout = job_timeout
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class and its arguments, to be made again in the triggerer."""
@@ -434,20 +420,20 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
                 "tasks": list(self.tasks),
                 "job_name": self.job_name or None,
                 "air_executor_conn_id": self.air_executor_conn_id,
-                "max_parallel_tasks": self.max_parallel_tasks,
-                "priority": self.priority,
-                "runner": self.runner,
-                "labels": self.labels,
-                "job_outlets": self.job_outlets,
+                "spec": self.spec,
                 "retries": self.retries,
                 "timeout": self.timeout,
-                "job_timeout": self.job_timeout,
                 "poll_interval": self.poll_interval,
                 "stream_logs": self.stream_logs,
                 "end_from_trigger": self.end_from_trigger,
                 "push_results": self.push_results,
             },
         )
+
+    def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
+        """Render the templates, those in :attr:`spec` too, which the operator has under other names."""
+        self.template_fields = (*self.template_fields, "spec")
+        super().render_template_fields(context, jinja_env)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Submit the job, or find it submitted, and wait for it."""
@@ -485,13 +471,8 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             job = self._store.submit(
                 self.job_name,
                 tasks,
-                max_parallel_tasks=self.max_parallel_tasks,
-                timeout=self.job_timeout,
-                priority=self.priority,
-                runner=self.runner,
-                labels=self.labels,
-                outlets=self.job_outlets,
                 submitted_by=owner,
+                **self.spec,
             )
             self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.base_path)
         except JobExistsError:

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, kill_what_else_was_started_by
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE
+from airflow_provider_air_executor.system.processes import kill_what_else_was_started_by
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteCallback, ExecuteTask

@@ -360,12 +360,27 @@ class Task(Record):
         rest = {key: value for key, value in data.items() if key != "bash"}
         return {**rest, "command": "bash", "args": ["-c", data["bash"]]}
 
+    def fresh(self, job_name: str, created_at: datetime) -> Self:
+        """The task as it was described, for a job of this name, without what an earlier run has left in it."""
+        return self.evolve(**_NOT_STARTED, attempt=0, attempts_before=0, job_name=job_name, created_at=created_at)
+
+    def reset(self) -> Self:
+        """The task for another run of its job, which counts its attempts on."""
+        return self.evolve(**_NOT_STARTED, attempts_before=self.attempt)
+
     @property
     def seconds(self) -> float | None:
         """How long the latest attempt ran, in seconds, once it has ended."""
         if self.started_at is None or self.completed_at is None:
             return None
         return (self.completed_at - self.started_at).total_seconds()
+
+
+# How a task stands before an attempt; the other fields say what it is, but for the numbers of its attempts.
+_NOT_STARTED: dict[str, Any] = {
+    "status": TaskStatus.PENDING,
+    **dict.fromkeys(("started_at", "completed_at", "error", "exit_code", "reason", "where")),
+}
 
 
 class SubmittedBy(Record):

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -41,7 +41,6 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files, task_lists
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
-    ALL_AT_ONCE,
     Job,
     Record,
     SubmittedBy,
@@ -59,6 +58,7 @@ from airflow_provider_air_executor.jobs.models import (
 from airflow_provider_air_executor.jobs.outputs import why_unfit
 from airflow_provider_air_executor.jobs.paths import LOGS, OWN, RUNS, STATE, TASKS, WORK, JobPaths, paths_of
 from airflow_provider_air_executor.jobs.pieces import Pieces, finish
+from airflow_provider_air_executor.jobs.spec import JobSpec, fields_of
 
 T = TypeVar("T")
 
@@ -172,32 +172,22 @@ class JobStore:
         name: str,
         tasks: Iterable[Task | Mapping[str, Any] | str],
         *,
-        max_parallel_tasks: int | None = None,
-        timeout: float | None = None,
-        priority: int = 0,
-        labels: Mapping[str, str] | None = None,
-        outlets: Iterable[str] = (),
-        runner: str | None = None,
         submitted_by: SubmittedBy | None = None,
         attached: Mapping[str, bytes] | None = None,
         work_directory: bool = True,
         durable: bool = True,
+        **spec: Unpack[JobSpec],
     ) -> Job:
         """Publish a job: it appears whole, durable, and exactly once, or not at all.
 
         :param name: 1 to 100 ASCII letters, digits, ``-`` or ``_``.
         :param tasks: the tasks, see :func:`~airflow_provider_air_executor.jobs.models.parse_tasks`.
-        :param max_parallel_tasks: how many tasks may run side by side; default: all that are independent.
-        :param timeout: seconds from its start after which the whole job is killed; default: no limit.
-        :param priority: jobs with a higher number start their tasks first.
-        :param labels: words by which the job can be found.
-        :param outlets: the URIs of what it makes or changes.
-        :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
         :param submitted_by: the Airflow task that submits it.
         :param attached: files for its tasks, by name, that are published with it in its directory, of mode 0600.
         :param work_directory: whether its tasks run in a directory of the job, ``work/``, which is removed with it;
             otherwise in the one in which the manager was started.
         :param durable: whether it must survive a power cut; False for who would submit it again after one.
+        :param spec: what else is said of it, see :class:`~.spec.JobSpec`.
         :raises InvalidJobError: naming the field; nothing was written.
         :raises JobExistsError: if the name is taken; nothing was changed.
         """
@@ -212,44 +202,16 @@ class JobStore:
                 "name": name,
                 "created_at": now,
                 "updated_at": now,
-                "max_parallel_tasks": ALL_AT_ONCE if max_parallel_tasks is None else max_parallel_tasks,
-                "timeout": timeout,
-                "priority": priority,
-                "labels": dict(labels or {}),
-                "outlets": outlets if isinstance(outlets, str) else tuple(outlets),
-                "runner": runner,
+                **fields_of(spec),
                 "work_directory": work_directory,
                 "submitted_by": submitted_by,
             },
             "",
         )
         listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
-        records = tuple(self._fresh(task, name, now) for task in parse_tasks(listed))
+        records = tuple(task.fresh(name, now) for task in parse_tasks(listed))
         self._publish_job(job, records, attached or {}, durable=durable)
         return job
-
-    @staticmethod
-    def _fresh(task: Task, job_name: str, now: datetime) -> Task:
-        """The task as it was described, without what an earlier run left in it."""
-        return Task.model_construct(
-            **(task.model_extra or {}),  # the options of other runners
-            id=task.id,
-            job_name=job_name,
-            command=task.command,
-            args=task.args,
-            dependencies=task.dependencies,
-            created_at=now,
-            env=task.env,
-            cwd=task.cwd,
-            timeout=task.timeout,
-            retries=task.retries,
-            retry_delay=task.retry_delay,
-            runner=task.runner,
-            preload=task.preload,
-            resources=task.resources,
-            slurm=task.slurm,
-            kubernetes=task.kubernetes,
-        )
 
     def _publish_job(self, job: Job, tasks: tuple[Task, ...], attached: Mapping[str, bytes], *, durable: bool) -> None:
         self.create_directories()
@@ -574,7 +536,7 @@ class JobStore:
         present += tuple(task for task in asked if task.id not in known)
         now = utc_now()
         listed = tasks if isinstance(tasks, str | bytes | Mapping) else list(tasks)
-        added = [self._fresh(task, name, now) for task in parse_tasks(listed, present=present)]
+        added = [task.fresh(name, now) for task in parse_tasks(listed, present=present)]
         given = {task.id for task in listed if isinstance(task, Task)} | {
             task.get("id") for task in listed if isinstance(task, Mapping)
         }

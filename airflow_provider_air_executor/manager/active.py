@@ -251,19 +251,7 @@ class ActiveJob:
         yield from checking_task_list(added, present=self.tasks)
         self.is_dirty = True
         for number, task in enumerate(added, 1):
-            self.tasks[task.id] = task.evolve(
-                job_name=self.name,
-                status=TaskStatus.PENDING,
-                created_at=task.created_at or utc_now(),
-                started_at=None,
-                completed_at=None,
-                error=None,
-                attempt=0,
-                attempts_before=0,
-                exit_code=None,
-                reason=None,
-                where=None,
-            )
+            self.tasks[task.id] = task.fresh(self.name, task.created_at or utc_now())
             self._unfinished += 1
             if not number % ITEMS:
                 yield False

@@ -194,9 +194,9 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     from airflow_provider_air_executor.manager.manager import Manager
     from airflow_provider_air_executor.manager.runners.children import Children
     from airflow_provider_air_executor.manager.runners.local import LocalRunner
-    from airflow_provider_air_executor.manager.runners.processes import can_look
-    from airflow_provider_air_executor.manager.runners.records import as_given
     from airflow_provider_air_executor.manager.runners.registry import Runners
+    from airflow_provider_air_executor.system.environment import as_given
+    from airflow_provider_air_executor.system.processes import can_look
 
     _set_up_logging(settings)
     if not can_look():
@@ -212,7 +212,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
 
 def _leave_task() -> None:
     """Begin anew without what marks a process as one of a task, at whose end it would be ended."""
-    from airflow_provider_air_executor.manager.runners.records import TASK_VARIABLES, as_given
+    from airflow_provider_air_executor.system.environment import TASK_VARIABLES, as_given
 
     if not os.environ.keys().isdisjoint(TASK_VARIABLES):
         environment = {key: value for key, value in as_given(os.environ).items() if key not in TASK_VARIABLES}
@@ -380,6 +380,8 @@ def _say_if_none_runs(store: JobStore) -> None:
 
 
 def _read_job(file: Any, name: str | None) -> dict[str, Any]:
+    from airflow_provider_air_executor.jobs.spec import FIELDS
+
     try:
         content = json.load(file)
     except ValueError as error:
@@ -388,7 +390,7 @@ def _read_job(file: Any, name: str | None) -> dict[str, Any]:
         raise exceptions.InvalidJobError(f"{file.name}: must be an object with name and tasks")
     if name is not None:
         content["name"] = name
-    allowed = {"name", "tasks", "max_parallel_tasks", "timeout", "priority", "labels", "outlets", "runner"}
+    allowed = {"name", "tasks", *FIELDS}
     for key in content.keys() - allowed:
         raise exceptions.InvalidJobError(f"{key}: there is no such field; a job has {', '.join(sorted(allowed))}")
     for key in ("name", "tasks"):

@@ -46,7 +46,6 @@ from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, finish
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
-from airflow_provider_air_executor.manager import clock
 from airflow_provider_air_executor.manager.active import ActiveJob
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.runners.protocol import (
@@ -66,6 +65,7 @@ from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.timers import Timers
 from airflow_provider_air_executor.manager.troubles import Step, Troubles
 from airflow_provider_air_executor.manager.turns import Turns
+from airflow_provider_air_executor.system import clock
 
 log = logging.getLogger("air_executor.manager")
 

@@ -157,20 +157,7 @@ def resetting_failed(tasks: Iterable[Task]) -> Pieces[list[Task]]:
     """The tasks for another run of their job: what has not completed is pending again."""
     found = []
     for number, task in enumerate(tasks, 1):
-        found.append(task if task.status is TaskStatus.COMPLETED else _reset(task))
+        found.append(task if task.status is TaskStatus.COMPLETED else task.reset())
         if not number % ITEMS:
             yield False
     return found
-
-
-def _reset(task: Task) -> Task:
-    return task.evolve(
-        status=TaskStatus.PENDING,
-        started_at=None,
-        completed_at=None,
-        error=None,
-        exit_code=None,
-        reason=None,
-        where=None,
-        attempts_before=task.attempt,
-    )

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager import clock
+from airflow_provider_air_executor.system import clock
 from tests.support.jobs import ended, runner_pid, task
 from tests.support.managers import Managers
 from tests.support.waiting import until, wait_until
@@ -21,7 +21,7 @@ SetBy = Callable[[int], None]
 # What time it is, for our own modules.
 _SET = """
 from airflow_provider_air_executor.jobs import models
-from airflow_provider_air_executor.manager import clock
+from airflow_provider_air_executor.system import clock
 
 class Set(models.datetime):
     @classmethod

@@ -18,9 +18,9 @@ from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, SubmittedBy, Task, TaskStatus, parse_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.processes import is_runner, kill_started_by
 from airflow_provider_air_executor.manager.schedule import TaskGraph
 from airflow_provider_air_executor.manager.settings import load_settings
+from airflow_provider_air_executor.system.processes import is_runner, kill_started_by
 from tests.support.jobs import ended, outcomes, plain, runner_pid, task, write_job
 from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until

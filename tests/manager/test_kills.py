@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners import processes
-from airflow_provider_air_executor.manager.runners.processes import Kill
+from airflow_provider_air_executor.system import processes
+from airflow_provider_air_executor.system.processes import Kill
 from tests.support.jobs import ended, only_task, runner_pid, task
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from airflow_provider_air_executor.jobs.models import JobState, Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager import clock
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended
 from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
+from airflow_provider_air_executor.system import clock
 from tests.support.jobs import ended, task
 from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until

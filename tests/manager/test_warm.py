@@ -16,7 +16,7 @@ import pytest
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners import processes
+from airflow_provider_air_executor.system import processes
 from tests.support.jobs import ended, task
 from tests.support.managers import Managers
 from tests.support.processes import command_line, is_gone, parent, pids

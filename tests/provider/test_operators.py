@@ -420,7 +420,7 @@ class TestStartingInTheTriggerer:
         assert tested.start_trigger_args is not None
         arguments = tested.start_trigger_args.trigger_kwargs or {}
         assert (arguments["tasks"], arguments["job_name"]) == (["echo {{ ds }}"], "x-{{ run_id }}")
-        assert (arguments["timeout"], arguments["job_outlets"]) == (60, ["file:///report"])
+        assert (arguments["timeout"], arguments["spec"]["outlets"]) == (60, ["file:///report"])
         assert arguments["end_from_trigger"] is False  # outlets are told of by a worker
 
     @pytest.mark.parametrize(

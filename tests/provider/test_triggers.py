@@ -465,6 +465,18 @@ class TestSubmitting:
         assert asyncio.run(ended(tested)).payload["status"] == "not_submitted"
         assert store.job_names() == []
 
+    @pytest.mark.skipif(not triggers._STARTS, reason="before Airflow 3.3 a worker begins")
+    def test_templates_in_what_is_said_of_the_job_are_rendered(self, here: None, store: JobStore) -> None:
+        """The operator has them as fields of its own, which the trigger does not have."""
+        tested = submitting(
+            tasks=["true"], spec={"labels": {"day": "{{ ds }}"}, "outlets": ["{{ ds }}.csv"], "priority": 2}
+        )
+        tested.template_fields = ("tasks",)
+        tested.render_template_fields({"ds": "2026-11-29"})
+        asyncio.run(ended(tested))
+        (job,) = store.list_jobs()
+        assert (job.labels, job.outlets, job.priority) == ({"day": "2026-11-29"}, ("2026-11-29.csv",), 2)
+
     @pytest.mark.embedded
     def test_a_task_that_is_ended_while_it_is_submitted_leaves_no_job(
         self, store: JobStore, monkeypatch: pytest.MonkeyPatch

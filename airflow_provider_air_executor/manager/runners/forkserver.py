@@ -34,7 +34,8 @@ from typing import Any, NoReturn
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, claim
-from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE, identity, kill_started_by
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE
+from airflow_provider_air_executor.system.processes import identity, kill_started_by
 
 # Threads that are started anew in a forked process by those who have started them (os.register_at_fork).
 _SURVIVING_THREADS = ("OtelPeriodicExportingMetricReader", "OtelBatch")

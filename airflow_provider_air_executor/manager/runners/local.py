@@ -35,15 +35,6 @@ from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, u
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.runners.children import Children
 from airflow_provider_air_executor.manager.runners.forkserver import NOT_CLAIMED
-from airflow_provider_air_executor.manager.runners.processes import (
-    RUN_VARIABLE,
-    Kill,
-    age,
-    is_of_this_boot,
-    is_runner,
-    kill_family,
-    kill_started_by,
-)
 from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
     CannotStartError,
@@ -56,12 +47,20 @@ from airflow_provider_air_executor.manager.runners.protocol import (
 from airflow_provider_air_executor.manager.runners.records import (
     FIND,
     could_not_fork,
-    inherited,
     modified_at,
     script_here,
     task_variables,
 )
 from airflow_provider_air_executor.manager.runners.warm import Exited, Forked, Refused, WarmRunners
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE, inherited
+from airflow_provider_air_executor.system.processes import (
+    Kill,
+    age,
+    is_of_this_boot,
+    is_runner,
+    kill_family,
+    kill_started_by,
+)
 
 log = logging.getLogger("air_executor.manager")
 

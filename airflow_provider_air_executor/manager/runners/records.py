@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record
 from airflow_provider_air_executor.jobs.models import utc_now
-from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError, NoRoomError
+from airflow_provider_air_executor.system.environment import VARIABLE
 
 # Found by the path and not by sh, which would take `echo` or `exit` for its own commands. Names of variables begin in a
 # way of our own: if one were in the environment of the task, sh would hand on what we put in it.
@@ -119,19 +117,6 @@ def could_not_fork(record: Record) -> bool:
     return record.spawn_error == _CANNOT_FORK
 
 
-# A variable that sh can set.
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# What a task is told about itself; a manager that a task has started must not hand it on.
-TASK_VARIABLES = (
-    "AIR_EXECUTOR_JOB",
-    "AIR_EXECUTOR_TASK",
-    "AIR_EXECUTOR_ATTEMPT",
-    "AIR_EXECUTOR_JOB_DIR",
-    "AIR_EXECUTOR_OUTPUT",
-    RUN_VARIABLE,
-)
-
-
 def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
     """What a task is told about itself.
 
@@ -146,24 +131,6 @@ def task_variables(attempt: Attempt, directory: str | None, output_path: str | N
         "AIR_EXECUTOR_JOB_DIR": directory,
     }
     return {name: value for name, value in variables.items() if value is not None}
-
-
-def as_given(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of this process without what Python has put in at its start.
-
-    Where the locale is C, it sets LC_CTYPE for itself and its children (PEP 538). Linux shows what was there before.
-    """
-    kept = dict(environment)
-    with contextlib.suppress(OSError):
-        if not any(item.startswith(b"LC_CTYPE=") for item in Path("/proc/self/environ").read_bytes().split(b"\0")):
-            kept.pop("LC_CTYPE", None)
-    return kept
-
-
-def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
-    """What tasks inherit of the manager's environment."""
-    kept = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
-    return {**kept, "AIR_EXECUTOR_BASE_PATH": base_path}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
@@ -87,7 +88,7 @@ class Runners:
             limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
-            make = found[name].load()
+            make = _load(found[name])
             self._runners[name] = make(
                 Context(self._store, self._environment, options, self._children, self._settings.kill_grace)
             )
@@ -240,3 +241,17 @@ class Runners:
         """Let go of everything. What runs goes on."""
         for runner in self._runners.values():
             runner.close()
+
+
+def _load(point: EntryPoint) -> Any:
+    """What makes a runner.
+
+    :raises SettingsError: if what it needs is not installed, with the line that installs it if its package says so.
+    """
+    try:
+        return point.load()
+    except ImportError as error:
+        line = ""
+        if point.dist is not None and point.name in (point.dist.metadata.get_all("Provides-Extra") or ()):
+            line = f"; pip install '{point.dist.name}[{point.name}]'"
+        raise SettingsError(f"runner {point.name!r} cannot be loaded: {error}{line}") from error

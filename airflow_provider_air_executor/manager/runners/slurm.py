@@ -37,7 +37,6 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, claim, put_start, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Resources, Task, check_options, printable, utc_now
 from airflow_provider_air_executor.manager.runners.children import Commands, Result
-from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import (
     Attempt,
     CannotStartError,
@@ -49,13 +48,12 @@ from airflow_provider_air_executor.manager.runners.protocol import (
     Started,
 )
 from airflow_provider_air_executor.manager.runners.records import (
-    VARIABLE,
-    inherited,
     modified_at,
     preparing,
     script_elsewhere,
     task_variables,
 )
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE, VARIABLE, inherited
 
 log = logging.getLogger("air_executor.manager")
 

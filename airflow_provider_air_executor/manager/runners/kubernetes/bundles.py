@@ -36,7 +36,8 @@ from airflow_provider_air_executor.manager.runners.kubernetes.pods import (
     pod_name,
 )
 from airflow_provider_air_executor.manager.runners.protocol import Attempt
-from airflow_provider_air_executor.manager.runners.records import FIND, TASK_VARIABLES, VARIABLE
+from airflow_provider_air_executor.manager.runners.records import FIND
+from airflow_provider_air_executor.system.environment import TASK_VARIABLES, VARIABLE
 
 # Characters of what becomes one argument of a command line, of which Linux takes 128 KiB.
 LARGEST_SCRIPT = 20_000

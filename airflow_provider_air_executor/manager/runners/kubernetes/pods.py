@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Resources, Task
-from airflow_provider_air_executor.manager.runners.processes import RUN_VARIABLE
 from airflow_provider_air_executor.manager.runners.protocol import Attempt, CannotStartError
 from airflow_provider_air_executor.manager.runners.records import FIND, task_variables
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 
 OWNER_LABEL = "air-executor/owner"  # which installation a Pod belongs to
 RUN_LABEL = "air-executor/run"  # which attempt it is, by a word that is used once

@@ -20,9 +20,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-from airflow_provider_air_executor.manager.clock import boot, seconds_since_boot
+from airflow_provider_air_executor.system.clock import boot, seconds_since_boot
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 
-RUN_VARIABLE = "AIR_EXECUTOR_RUN"
 _LOOK_SECONDS = 0.03
 _QUIET_LOOKS = 2
 _MOST_DOUBTS = 3
