@@ -7,7 +7,7 @@
 #   make test-errno          calls of the system that fail, in EXAMPLES=2000 orders
 #   make fuzz                files of jobs that hold anything, in EXAMPLES=8000 mixtures
 #   make coverage            all tests, and which lines and branches they reach
-#   make check   ruff and mypy
+#   make check   ruff, mypy, import-linter, and how large classes and functions are
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
@@ -96,6 +96,8 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tests.support.house
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,9 @@
-"""What a request to the API server of Kubernetes costs, by our transport and by the one that httpx brings.
+"""What a request to the API server of Kubernetes costs, by our transport, by the one that httpx brings, and by aiohttp.
 
 A server in a process of its own answers over TLS: a stream of short pieces, as a log that is followed, and small
 requests, eight at a time. Prints the processor time of the client for each piece and for each request, the best of some
-rounds in which the two take turns, and how many pieces came in a second.
+rounds in which all take turns, and how many pieces came in a second. aiohttp takes part, by its own client and as a
+transport of httpx, where it is installed (``pip install aiohttp httpx-aiohttp``).
 
     python benchmarks/http_transport.py [--pieces 50000] [--requests 1000] [--rounds 3]
 """
@@ -20,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -59,18 +62,50 @@ async def serve(directory: Path, pieces: int) -> None:
     await server.serve_forever()
 
 
-async def ask(client: httpx.AsyncClient, pieces: int, requests: int) -> tuple[float, float, float]:
+class ByHttpx:
+    """What is asked, by a client of httpx."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def read(self) -> int:
+        """The bytes of a stream, as many as come at a time."""
+        async with self._client.stream("GET", "/") as response:
+            return sum([len(chunk) async for chunk in response.aiter_bytes()])
+
+    async def create(self) -> object:
+        """What a request is answered with."""
+        return (await self._client.post("/", json=POD)).json()
+
+
+class ByAiohttp:
+    """The same by a client of aiohttp."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    async def read(self) -> int:
+        """The bytes of a stream, as many as come at a time."""
+        async with self._session.get("/") as response:
+            return sum([len(chunk) async for chunk in response.content.iter_any()])
+
+    async def create(self) -> object:
+        """What a request is answered with."""
+        async with self._session.post("/", json=POD) as response:
+            answer: object = await response.json(content_type=None)
+            return answer
+
+
+async def ask(client: ByHttpx | ByAiohttp, pieces: int, requests: int) -> tuple[float, float, float]:
     """Microseconds for a piece and for a request, and pieces in a second."""
     begun, used = time.perf_counter(), time.process_time()
-    async with client.stream("GET", "/") as response:
-        length = sum([len(chunk) async for chunk in response.aiter_bytes()])
-    assert length == pieces * len(PIECE)
+    assert await client.read() == pieces * len(PIECE)
     piece, took = time.process_time() - used, time.perf_counter() - begun
     at_a_time = asyncio.Semaphore(8)
 
     async def create() -> None:
         async with at_a_time:
-            assert (await client.post("/", json=POD)).json() == POD
+            assert await client.create() == POD
 
     used = time.process_time()
     await asyncio.gather(*[create() for _ in range(requests)])
@@ -96,24 +131,44 @@ def main() -> None:
             address = f"https://127.0.0.1:{int(server.stdout.readline())}"
             tls = ssl.create_default_context(cafile=f"{name}/ca.crt")
 
-            async def once(transport: httpx.AsyncBaseTransport) -> tuple[float, float, float]:
-                async with httpx.AsyncClient(base_url=address, transport=transport, timeout=30) as client:
-                    return await ask(client, options.pieces, options.requests)
+            async def by_httpx(make: Callable[[], httpx.AsyncBaseTransport]) -> tuple[float, float, float]:
+                async with httpx.AsyncClient(base_url=address, transport=make(), timeout=30) as client:
+                    return await ask(ByHttpx(client), options.pieces, options.requests)
 
-            makers: dict[str, Callable[[], httpx.AsyncBaseTransport]]
-            makers = {"httpx": lambda: httpx.AsyncHTTPTransport(verify=tls), "ours": lambda: Transport(tls, keep=60)}
-            found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in makers}
+            async def by_aiohttp() -> tuple[float, float, float]:
+                import aiohttp
+
+                async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(ssl=tls)) as session:
+                    return await ask(ByAiohttp(session), options.pieces, options.requests)
+
+            def over_aiohttp() -> httpx.AsyncBaseTransport:
+                import aiohttp
+                import httpx_aiohttp
+
+                session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls))
+                transport: httpx.AsyncBaseTransport = httpx_aiohttp.AiohttpTransport(client=session)
+                return transport
+
+            kinds: dict[str, Callable[[], Coroutine[Any, Any, tuple[float, float, float]]]] = {
+                "httpx": lambda: by_httpx(lambda: httpx.AsyncHTTPTransport(verify=tls)),
+                "ours": lambda: by_httpx(lambda: Transport(tls, keep=60)),
+            }
+            if find_spec("aiohttp"):
+                kinds["aiohttp"] = by_aiohttp
+            if find_spec("httpx_aiohttp"):
+                kinds["httpx-aiohttp"] = lambda: by_httpx(over_aiohttp)
+            found: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in kinds}
             for _ in range(options.rounds):
-                for kind, make in makers.items():
-                    found[kind].append(asyncio.run(once(make())))
+                for kind, run in kinds.items():
+                    found[kind].append(asyncio.run(run()))
         finally:
-            server.kill()
+            server.terminate()
             server.wait()
     print(f"Python {platform.python_version()}, httpx {httpx.__version__}")
     for kind, rounds in found.items():
         piece, request = (min(item[place] for item in rounds) for place in (0, 1))
         rate = max(item[2] for item in rounds)
-        print(f"{kind:6} {piece:6.1f} µs for a piece, {rate:9,.0f} pieces/s; {request:6.0f} µs for a request")
+        print(f"{kind:13} {piece:6.1f} µs for a piece, {rate:9,.0f} pieces/s; {request:6.0f} µs for a request")
 
 
 if __name__ == "__main__":
