@@ -23,12 +23,12 @@ def begin(tmp_path: Path, runner: str) -> Any:
 
 
 def test_one_whose_library_is_missing_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if "runners.kubernetes" in name or name.partition(".")[0] == "httpx"]:
+    for name in [name for name in sys.modules if "runners.kubernetes" in name or name.partition(".")[0] == "aiohttp"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "httpx", None)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(SettingsError) as found:
         begin(tmp_path, "kubernetes")
-    assert "httpx" in str(found.value)
+    assert "aiohttp" in str(found.value)
     assert str(found.value).endswith("; pip install 'airflow-provider-air-executor[kubernetes]'")
 
 

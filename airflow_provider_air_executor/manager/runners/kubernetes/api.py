@@ -11,19 +11,20 @@ import json
 import logging
 import math
 import re
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-from urllib.parse import quote, urlsplit
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NoReturn
+from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import aiohttp
+from yarl import URL
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import printable
 from airflow_provider_air_executor.manager.runners.kubernetes.credentials import Access
 from airflow_provider_air_executor.manager.runners.kubernetes.pods import quantity
-from airflow_provider_air_executor.manager.runners.kubernetes.transport import Transport
 
 log = logging.getLogger("air_executor.manager")
 
@@ -31,10 +32,7 @@ _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
 _KEEP_SECONDS = 60.0  # an API server lets go of a connection that has been idle for 90 s
-
-
-for _name in ("httpx", "httpcore"):  # they tell of each request
-    logging.getLogger(_name).setLevel(logging.WARNING)
+_KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and how often
 
 
 class ApiError(Exception):
@@ -87,11 +85,13 @@ class Api:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._renewing = asyncio.Lock()
-        self._client, self._transport = _connect(access)
+        self._proxy = _proxy_for(access)
+        self._connections: _Connections | None = None  # there is no event loop yet
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        if self._connections is not None:
+            await self._connections.session.close()
 
     # All of them raise ApiError and UnreachableError.
 
@@ -170,39 +170,61 @@ class Api:
         path = f"{_pods(namespace)}/{quote(name)}/log"
         patience = None if follow else _ANSWER_SECONDS
         async with self._stream(path, params, patience=patience) as response:
-            yield _bytes(response)
+            yield response.content.iter_any()
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        how = {**await self._credentials(), **request}
-        try:
-            response = await self._client.request(method, path, **how)
-            content = response.json() if response.content else {}
-        except (httpx.HTTPError, ValueError) as error:
-            raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
-        self._check(response.status_code, content)
-        return content if isinstance(content, dict) else {}
+        async with self._request(method, path, patience=_ANSWER_SECONDS, **request) as response:
+            text = await response.read()
+            try:
+                content = json.loads(text) if text else {}
+            except ValueError as error:
+                raise self._unreachable(error) from error
+            return content if isinstance(content, dict) else {}
+
+    def _stream(
+        self, path: str, params: dict[str, str], *, patience: float | None
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        return self._request("GET", path, patience=patience, params=params)
 
     @asynccontextmanager
-    async def _stream(
-        self, path: str, params: dict[str, str], *, patience: float | None
-    ) -> AsyncIterator[httpx.Response]:
-        how = {**await self._credentials(), "params": params}
-        how["timeout"] = httpx.Timeout(patience, connect=_CONNECT_SECONDS)
-        try:
-            async with self._client.stream("GET", path, **how) as response:
-                if response.status_code >= 400:
-                    text = await response.aread()
-                    try:
-                        content = json.loads(text)
-                    except ValueError:
-                        content = {"message": text.decode(errors="replace")}
-                    self._check(response.status_code, content)
-                yield response
-        except httpx.HTTPError as error:
-            raise UnreachableError(f"the API server {self._access.server} does not answer: {error!r}") from error
+    async def _request(
+        self, method: str, path: str, *, patience: float | None, **request: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Send a request, and read its answer from what is given.
 
-    async def _credentials(self) -> dict[str, Any]:
-        """What a request needs so that the server knows us, and we know it."""
+        :param patience: seconds within which the next piece of the answer must come; None: for ever.
+        """
+        await self._renew_credentials()
+        if self._connections is None:
+            self._connections = _Connections(self._access)
+        value, name = self._access.authorization, self._access.server_name
+        async with self._connections.in_use() as session:
+            try:
+                response = await session.request(
+                    method,
+                    self._access.server.rstrip("/") + path,
+                    headers={"Authorization": value} if value else {},
+                    server_hostname=name or None,
+                    proxy=self._proxy,
+                    allow_redirects=False,
+                    timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=patience),
+                    **request,
+                )
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:  # a token may hold a line break
+                raise self._unreachable(error) from error
+            async with response:
+                try:
+                    if response.status >= 400:
+                        await self._refused(response.status, await response.read())
+                    yield response
+                except aiohttp.ClientError as error:  # other errors are those of who reads
+                    raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> UnreachableError:
+        return UnreachableError(f"the API server {self._access.server} does not answer: {error!r}")
+
+    async def _renew_credentials(self) -> None:
+        """Have what a request needs so that the server knows us, and we know it."""
         async with self._renewing:
             if self._access.is_outdated:
                 await self._read_access_again()
@@ -211,63 +233,103 @@ class Api:
                     await asyncio.to_thread(self._access.renew)
                 except OSError as error:
                     raise UnreachableError(f"there are no credentials for {self._access.server}: {error}") from error
-        value, name = self._access.authorization, self._access.server_name
-        return {
-            "headers": {"Authorization": value} if value else {},
-            "extensions": {"sni_hostname": name} if name else {},
-        }
 
     async def _read_access_again(self) -> None:
         found = await asyncio.to_thread(self._access.read_again)
         if found.tls is not self._access.tls:
             try:
-                client, transport = _connect(found)
+                self._proxy = _proxy_for(found)
             except SettingsError as error:
                 log.warning("Kubernetes: %s; going on with what was read before", error)
                 return
             log.info("Kubernetes: the API server is now asked as the changed kubeconfig says: %s", found.server)
-            before, self._client, self._transport = self._client, client, transport
-            await before.aclose()  # what is being read by our own transport is read to its end
+            await self._let_go()
         self._access = found
 
-    def _check(self, status: int, content: Any) -> None:
+    async def _let_go(self) -> None:
+        """Open new connections for what is asked from now on; what is being read is read to its end."""
+        before, self._connections = self._connections, None
+        if before is not None:
+            await before.retire()
+
+    async def _refused(self, status: int, text: bytes) -> NoReturn:
+        try:
+            content = json.loads(text)
+        except ValueError:
+            content = {"message": text.decode(errors="replace")}
         if status == 401:
             self._access.forget()
-            if self._transport is not None:  # a new client certificate counts for new connections only
-                self._transport.let_go()
-        if status >= 400:
-            raise _error(status, content)
+            await self._let_go()  # a new client certificate counts for new connections only
+        raise _error(status, content)
 
 
-def _connect(access: Access) -> tuple[httpx.AsyncClient, Transport | None]:
-    """A client, and our own transport if it has that.
+class _Connections:
+    """Those to one API server, by one way, within one event loop."""
 
-    :raises SettingsError: if the address of the API server or of a proxy cannot be one.
-    """
-    if urlsplit(access.server).scheme not in {"http", "https"}:
-        raise SettingsError(f"the API server {access.server} cannot be asked: its address must begin with https://")
-    transport = None if _is_behind_proxy(access) else Transport(access.tls, keep=_KEEP_SECONDS)
-    try:
-        client = httpx.AsyncClient(
-            base_url=access.server,
-            transport=transport,
-            verify=access.tls,
-            proxy=access.proxy,
-            limits=httpx.Limits(keepalive_expiry=_KEEP_SECONDS),
-            timeout=httpx.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
-            headers={"User-Agent": "air-executor", "Accept": "application/json"},
+    def __init__(self, access: Access) -> None:
+        connector = aiohttp.TCPConnector(
+            ssl=access.tls, limit=0, keepalive_timeout=_KEEP_SECONDS, socket_factory=_make_socket
         )
-    except (ValueError, httpx.InvalidURL, ImportError) as error:
-        way = f" by the proxy {access.proxy}" if access.proxy else ""
-        raise SettingsError(f"the API server {access.server} cannot be asked{way}: {error}") from error
-    return client, transport
+        headers = {"User-Agent": "air-executor", "Accept": "application/json"}
+        self.session = aiohttp.ClientSession(connector=connector, headers=headers)
+        self._users = 0
+        self._is_retired = False
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """What a request is made with; it is not closed before that is over."""
+        self._users += 1
+        try:
+            yield self.session
+        finally:
+            self._users -= 1
+            if self._is_retired:
+                await self.retire()
+
+    async def retire(self) -> None:
+        """Close them when the last request is over."""
+        self._is_retired = True
+        if not self._users:
+            await self.session.close()
 
 
-def _is_behind_proxy(access: Access) -> bool:
-    """Whether the API server is asked by way of a proxy: that of the kubeconfig, or that of the environment."""
-    server = urlsplit(access.server)
-    names = getproxies().keys() & {server.scheme, "all"}
-    return access.proxy is not None or (bool(names) and not proxy_bypass(server.netloc))
+def _make_socket(address: tuple[Any, ...]) -> socket.socket:
+    """A socket that finds out if the other side is gone without a word: a followed log may be silent for days."""
+    family, kind, protocol = address[:3]
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return made
+
+
+def _proxy_for(access: Access) -> str | None:
+    """The proxy by which the API server is asked: that of the kubeconfig, or that of the environment.
+
+    :raises SettingsError: if its address, or that of the API server, cannot be one.
+    """
+    try:
+        server = _address(access.server)
+    except ValueError as error:
+        raise SettingsError(f"the API server {access.server} cannot be asked: {error}") from None
+    proxies = {} if proxy_bypass(server.authority) else getproxies()
+    proxy = access.proxy or proxies.get(server.scheme) or proxies.get("all")
+    try:
+        return str(_address(proxy)) if proxy else None
+    except ValueError as error:
+        raise SettingsError(f"the API server {access.server} cannot be asked by the proxy {proxy}: {error}") from None
+
+
+def _address(text: str) -> URL:
+    """The address of a server.
+
+    :raises ValueError: if it cannot be one.
+    """
+    found = URL(text)
+    if found.scheme not in {"http", "https"} or not found.host:
+        raise ValueError("its address must begin with https:// or http://, and have a host")
+    return found
 
 
 def _pods(namespace: str) -> str:
@@ -280,15 +342,10 @@ def _error(status: int, content: Any) -> ApiError:
     return ApiError(status, message[:2000], str(content.get("reason") or ""))
 
 
-async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     rest = b""
-    async for chunk in response.aiter_bytes():
+    async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line:
                 yield line
-
-
-async def _bytes(response: httpx.Response) -> AsyncIterator[bytes]:
-    async for chunk in response.aiter_bytes():
-        yield chunk
