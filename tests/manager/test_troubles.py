@@ -22,8 +22,8 @@ from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners import children, processes, slurm
-from airflow_provider_air_executor.system import clock
+from airflow_provider_air_executor.manager.runners import children, slurm
+from airflow_provider_air_executor.system import clock, processes
 from tests.support.jobs import outcomes
 from tests.support.stepped_manager import SteppedManager
 from tests.support.system_calls import Trouble

@@ -105,7 +105,7 @@ import json, runpy, sys, traceback
 found = {}
 for path in sys.argv[1:]:
     try:
-        runpy.paths(path).record()
+        runpy.run_path(path)
     except BaseException:
         found[path] = traceback.format_exc()
 print("FOUND", json.dumps(found))

@@ -465,6 +465,7 @@ class TestSubmitting:
         assert asyncio.run(ended(tested)).payload["status"] == "not_submitted"
         assert store.job_names() == []
 
+    @pytest.mark.embedded
     @pytest.mark.skipif(not triggers._STARTS, reason="before Airflow 3.3 a worker begins")
     def test_templates_in_what_is_said_of_the_job_are_rendered(self, here: None, store: JobStore) -> None:
         """The operator has them as fields of its own, which the trigger does not have."""

@@ -237,13 +237,15 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
     lines = "for n in $(seq {} {}); do printf '%08000d\\n' $n; done"
     much, more = lines.format(1, 8000), lines.format(8001, 9000)
     begin = f"echo begun; {until(tmp_path / 'go')}"  # it is followed from the beginning
-    store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; sleep 25; {more}; sleep 1")])
+    go_on = until(tmp_path / "go-on")
+    store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; {go_on}; {more}; sleep 1")])
     running(store)
     (tmp_path / "go").touch()
     log = store.paths("j").log("a")
-    was_seen = lambda: log.exists() and log.read_bytes().endswith(b"middle\n")  # noqa: E731
-    wait_until(was_seen, what="it is in the log while the task runs", interval=0.5)
+    length = len(b"begun\n") + 8000 * 8001 + len(b"middle\n")
+    wait_until(lambda: log.exists() and log.stat().st_size == length, what="it is in the log while the task runs")
     assert store.get_tasks("j")[0].status == "running"
+    (tmp_path / "go-on").touch()
     ended(store, "j")
     first, rest = (b"".join(b"%08000d\n" % n for n in numbers) for numbers in (range(1, 8001), range(8001, 9001)))
     found = log.read_bytes()
