@@ -137,7 +137,7 @@ class AirExecutorHook(BaseHook):
         :raises NoLocksError: if no embedded manager can run there; nothing was written.
         """
         listed = _listed(tasks)
-        given = spec.get("outlets", ())
+        given = spec.get("outlets") or ()
         spec["outlets"] = given if isinstance(given, str) else tuple(given)
         secrets = _secrets_of(listed, spec.get("labels"), spec["outlets"])
         if self.location.embedded:

@@ -77,7 +77,7 @@ class AirExecutorNotifier(BaseNotifier):
         self.runner = runner
         self.labels = labels
         self.air_executor_conn_id = air_executor_conn_id
-        spec.check_before_rendering(self._spec())
+        spec.check_spec(self._spec())
         self._unrendered = json.dumps(self.tasks, default=repr)
 
     def _spec(self) -> spec.JobSpec:

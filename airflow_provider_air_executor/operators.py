@@ -171,7 +171,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         for name, given, known in (("on_retry", on_retry, get_args(OnRetry)), ("on_kill", on_kill, get_args(OnKill))):
             if given not in known:
                 raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
-        spec.check_before_rendering({"max_parallel_tasks": max_parallel_tasks, "priority": priority, "labels": labels})
+        spec.check_spec({"max_parallel_tasks": max_parallel_tasks, "priority": priority, "labels": labels})
         if self.poll_interval <= 0:
             raise InvalidJobError(f"poll_interval: must be greater than 0 seconds, not {self.poll_interval!r}")
         if self.timeout is not None and self.timeout <= 0:

@@ -48,7 +48,7 @@ def fields_of(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def check_before_rendering(spec: JobSpec) -> None:
+def check_spec(spec: JobSpec) -> None:
     """Refuse when a DAG is parsed what would be refused, or misunderstood, when the job is submitted.
 
     Texts may hold templates and are checked then.

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, Job, JobState, Task, TaskStatus, utc_now
-from airflow_provider_air_executor.jobs.spec import FIELDS, JobSpec, check_before_rendering
+from airflow_provider_air_executor.jobs.spec import FIELDS, JobSpec, check_spec
 from airflow_provider_air_executor.jobs.store import JobStore
 
 ALL: JobSpec = {
@@ -63,8 +63,8 @@ def test_a_field_that_there_is_not_is_refused(store: JobStore) -> None:
 )
 def test_a_slip_is_told_when_the_dag_is_parsed(given: Any) -> None:
     with pytest.raises(InvalidJobError, match=next(iter(given))):
-        check_before_rendering(given)
-    check_before_rendering({**ALL, "labels": "{{ params.labels }}"})  # type: ignore[typeddict-item]
+        check_spec(given)
+    check_spec({**ALL, "labels": "{{ params.labels }}"})  # type: ignore[typeddict-item]
 
 
 def test_a_fresh_task_is_as_it_was_described() -> None:

@@ -76,8 +76,6 @@ _LOOK_SECONDS = 0.03  # that looks for it may take at a time
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _ADOPTED_INTERVAL = 0.2  # seconds between two looks at runners that are not our children
 _READ_INTERVAL = 1.0  # seconds between two tries to read a record
-
-
 _COMMAND = 4  # its place among the words that a runner is given
 
 

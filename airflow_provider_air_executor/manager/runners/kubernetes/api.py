@@ -13,7 +13,7 @@ import math
 import re
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 from urllib.parse import quote
 from urllib.request import getproxies, proxy_bypass
@@ -146,7 +146,7 @@ class Api:
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
         patience = _WATCH_SECONDS + _ANSWER_SECONDS
-        async with self._stream(_pods(namespace), params, patience=patience) as response:
+        async with self._request("GET", _pods(namespace), params=params, patience=patience) as response:
             async for line in _lines(response):
                 event = json.loads(line)
                 if event["type"] == "ERROR":
@@ -169,7 +169,7 @@ class Api:
             params["limitBytes"] = str(limit)
         path = f"{_pods(namespace)}/{quote(name)}/log"
         patience = None if follow else _ANSWER_SECONDS
-        async with self._stream(path, params, patience=patience) as response:
+        async with self._request("GET", path, params=params, patience=patience) as response:
             yield response.content.iter_any()
 
     async def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
@@ -180,11 +180,6 @@ class Api:
             except ValueError as error:
                 raise self._unreachable(error) from error
             return content if isinstance(content, dict) else {}
-
-    def _stream(
-        self, path: str, params: dict[str, str], *, patience: float | None
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._request("GET", path, patience=patience, params=params)
 
     @asynccontextmanager
     async def _request(
