@@ -44,7 +44,7 @@ test: $(READY) postgresql chromium slurm
 test-fast: $(READY)
 	@provider=$$(mktemp); second=; trap 'kill $$second 2>/dev/null; rm -f $$provider' EXIT; trap 'exit 130' INT TERM; \
 	  $(FAST) tests/provider >$$provider 2>&1 & second=$$!; status=0; \
-	  $(FAST) -n $(WORKERS) tests/jobs tests/manager || status=$$?; \
+	  $(FAST) -n $(WORKERS) tests/jobs tests/engines tests/manager || status=$$?; \
 	  wait $$second || status=$$?; second=; cat $$provider; exit $$status
 
 test-slow-machine: $(READY)
@@ -121,7 +121,7 @@ $(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS) tests/support/in_tests.pth
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@cp tests/support/in_tests.pth `$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'`
 	$(BIN)/python -m compileall -q airflow_provider_air_executor
-	@$(BIN)/python -m pytest --collect-only -qq tests/jobs tests/manager >/dev/null || true  # or each worker compiles them
+	@$(BIN)/python -m pytest --collect-only -qq tests/jobs tests/engines tests/manager >/dev/null || true  # or each worker compiles them
 	@touch $@
 
 # The libraries of the pages, as their packages have them; needs npm. The result is committed, so nobody else does.

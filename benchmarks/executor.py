@@ -214,7 +214,7 @@ def end_the_rest() -> None:
 def comes_from_fork_server(pid: int) -> bool:
     """Whether a process is the fork server, or has been forked from it and not been given another title."""
     with contextlib.suppress(OSError):
-        return b"runners.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"local.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return False
 
 

@@ -6,8 +6,8 @@ command could not be started. Where to ask for the time would have cost a proces
 started when the note of what it runs was written last. When it is over, and before the note goes, the time is put there
 (:func:`put_start`).
 
-Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Runners
-that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.manager.runners.records`.
+Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Engines
+that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.engines.records`.
 
 A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
 """

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import CorruptFileError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import (
@@ -23,7 +24,6 @@ from airflow_provider_air_executor.jobs.models import (
 )
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.protocol import Attempt
 from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome, resetting_failed
 
 # Between two snapshots of a job's tasks lie at least so many seconds, and so many times what the last one took.

@@ -190,11 +190,11 @@ def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> N
 
 
 def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
+    from airflow_provider_air_executor.engines.children import Children
+    from airflow_provider_air_executor.engines.local.engine import LocalEngine
+    from airflow_provider_air_executor.engines.registry import Engines
     from airflow_provider_air_executor.manager.lock import ManagerLock
     from airflow_provider_air_executor.manager.manager import Manager
-    from airflow_provider_air_executor.manager.runners.children import Children
-    from airflow_provider_air_executor.manager.runners.local import LocalRunner
-    from airflow_provider_air_executor.manager.runners.registry import Runners
     from airflow_provider_air_executor.system.environment import as_given
     from airflow_provider_air_executor.system.processes import can_look
 
@@ -206,8 +206,8 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
         children, environment = Children(), as_given(os.environ)
-        local = LocalRunner(store, environment, children, preload=settings.preload)
-        Manager(store, settings, Runners(store, settings, local, environment, children)).run(lock)
+        local = LocalEngine(store, environment, children, preload=settings.preload)
+        Manager(store, settings, Engines(store, settings, local, environment, children)).run(lock)
 
 
 def _leave_task() -> None:

@@ -24,6 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from airflow_provider_air_executor.engines.protocol import (
+    Attempt,
+    CannotStartError,
+    Ended,
+    Event,
+    NoRoomError,
+    NotStarted,
+    Placed,
+    Running,
+    Started,
+)
+from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
     CorruptFileError,
@@ -48,18 +60,6 @@ from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, f
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
 from airflow_provider_air_executor.manager.active import ActiveJob
 from airflow_provider_air_executor.manager.lock import ManagerLock
-from airflow_provider_air_executor.manager.runners.protocol import (
-    Attempt,
-    CannotStartError,
-    Ended,
-    Event,
-    NoRoomError,
-    NotStarted,
-    Placed,
-    Running,
-    Started,
-)
-from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.schedule import resetting_failed
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.timers import Timers
@@ -89,7 +89,7 @@ class Manager:
     :param runners: how tasks run.
     """
 
-    def __init__(self, store: JobStore, settings: Settings, runners: Runners) -> None:
+    def __init__(self, store: JobStore, settings: Settings, runners: Engines) -> None:
         self._store = store
         self._settings = settings
         self._runners = runners

@@ -24,11 +24,6 @@ from tests.support.waiting import wait_until
 FOREVER = 3600.0
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path / "base")
-
-
 def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED, **more: Any) -> None:
     """A job comes and ends, or ends again."""
     if name not in store.job_names():

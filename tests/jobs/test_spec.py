@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +19,6 @@ ALL: JobSpec = {
     "outlets": ("file:///report",),
     "runner": "slurm",
 }
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path / "base")
 
 
 def test_each_field_reaches_the_job(store: JobStore) -> None:

@@ -31,11 +31,6 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import wait_until
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path / "base")
-
-
 def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED) -> None:
     """What the manager would do."""
     store.write_job(store.get_job(name).evolve(state=state))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
 
 import pytest
 
@@ -15,11 +14,6 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import PATIENCE
 
 FOREVER = 3600.0
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> JobStore:
-    return JobStore(tmp_path / "base")
 
 
 def touch(store: JobStore, name: str) -> None:

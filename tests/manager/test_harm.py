@@ -210,14 +210,14 @@ active.ActiveJob.{step} = raising
         wait_until(lambda: outcomes(store, "bad")["a"][0] == "running", what="its list says so")
         managers.kill(first)
         patch = f"""
-from airflow_provider_air_executor.manager.runners.local import LocalRunner
-real, failed = LocalRunner.adopt, []
+from airflow_provider_air_executor.engines.local.engine import LocalEngine
+real, failed = LocalEngine.adopt, []
 def adopt(self, attempt):
     if not failed:
         failed.append(attempt)
         raise {error}
     return real(self, attempt)
-LocalRunner.adopt = adopt
+LocalEngine.adopt = adopt
 """
         process = self._manager(managers, patch)
         (tmp_path / "go").touch()
@@ -249,15 +249,15 @@ os.listdir = listdir
 
     def test_a_task_whose_start_raises_fails_with_a_sentence(self, store: JobStore, managers: Managers) -> None:
         patch = """
-from airflow_provider_air_executor.manager.runners.local import LocalRunner
-real = LocalRunner.start
+from airflow_provider_air_executor.engines.local.engine import LocalEngine
+real = LocalEngine.start
 def start(self, attempt, task, started_at):
     if task.id == "bad":
         raise IsADirectoryError(21, "Is a directory")
     if task.id == "worse":
         raise RuntimeError("nobody has thought of this")
     return real(self, attempt, task, started_at)
-LocalRunner.start = start
+LocalEngine.start = start
 """
         process = self._manager(managers, patch)
         store.submit("j", [task("bad"), task("worse"), task("good")])
@@ -275,13 +275,13 @@ LocalRunner.start = start
     ) -> None:
         patch = f"""
 import errno, os
-from airflow_provider_air_executor.manager.runners.local import LocalRunner
-real = LocalRunner.start
+from airflow_provider_air_executor.engines.local.engine import LocalEngine
+real = LocalEngine.start
 def start(self, attempt, task, started_at):
     if task.id == "a" and os.path.exists({str(tmp_path / "trouble")!r}):
         raise OSError(errno.{name}, os.strerror(errno.{name}))
     return real(self, attempt, task, started_at)
-LocalRunner.start = start
+LocalEngine.start = start
 """
         (tmp_path / "trouble").touch()
         process = self._manager(managers, patch)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.engines import registry
+from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.jobs import files, models, pieces, task_lists
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import active, manager, schedule, turns
 from airflow_provider_air_executor.manager.lock import ManagerLock
-from airflow_provider_air_executor.manager.runners import registry
-from airflow_provider_air_executor.manager.runners.children import Children
-from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.machine import Machine, Runner
 
@@ -41,7 +41,7 @@ class Stepped:
         self.machine = machine
         settings = Settings(base_path=str(store.base_path), max_concurrent_runners=4)
         self.runner = Runner(machine, store)
-        self.manager = manager.Manager(store, settings, Runners(store, settings, self.runner, {}, Children()))
+        self.manager = manager.Manager(store, settings, Engines(store, settings, self.runner, {}, Children()))
         self.longest = (0, "nothing")
         self.counted("recovers", self.manager.recover)
 

@@ -27,7 +27,7 @@ def waiting_runners(manager: subprocess.Popen[str]) -> list[int]:
     return [pid for pid in map(int, children) if "-s" in command_line(pid)]
 
 
-class TestRunners:
+class TestEngines:
     def test_killed_runner_fails_the_attempt_as_lost_and_takes_its_group_along(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:

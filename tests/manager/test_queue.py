@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended
+from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.jobs.models import JobState, Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
-from airflow_provider_air_executor.manager.runners.children import Children
-from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended
-from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.system import clock
 from tests.support.jobs import ended, task
@@ -58,7 +58,7 @@ class Recorder:
 
 def manager_with(store: JobStore, runner: Any, limit: int) -> Manager:
     settings = Settings(base_path=str(store.base_path), max_concurrent_runners=limit)
-    return Manager(store, settings, Runners(store, settings, runner, {}, Children()))
+    return Manager(store, settings, Engines(store, settings, runner, {}, Children()))
 
 
 STEPS = st.lists(
@@ -104,7 +104,7 @@ def test_what_waits_for_one_runner_holds_up_no_other(store: JobStore) -> None:
     """And has its turn before what came later, as soon as there is room."""
     runner = Recorder()
     manager = manager_with(store, runner, 1)
-    manager._runners._runners["other"] = runner  # type: ignore[assignment]
+    manager._runners._engines["other"] = runner  # type: ignore[assignment]
     manager._runners._limits["other"] = 1
     with ManagerLock(store):
         manager.recover()
@@ -200,8 +200,8 @@ def test_warm_is_understood_of_jobs_and_settings_too() -> None:
     runners: Any = SimpleNamespace(_settings=Settings(runner="warm"))
     words: Mapping[str, Any] = {"job": SimpleNamespace(runner="warm"), "plain": SimpleNamespace(runner=None)}
     plain = Task(id="a", command="true")
-    assert Runners.word_for(runners, words["plain"], plain) == "warm"
+    assert Engines.word_for(runners, words["plain"], plain) == "warm"
     runners._settings = Settings()
-    assert Runners.word_for(runners, words["plain"], plain) == "local"
-    assert Runners.word_for(runners, words["job"], plain) == "warm"
-    assert Runners.word_for(runners, words["job"], plain.evolve(runner="slurm")) == "slurm"
+    assert Engines.word_for(runners, words["plain"], plain) == "local"
+    assert Engines.word_for(runners, words["job"], plain) == "warm"
+    assert Engines.word_for(runners, words["job"], plain.evolve(runner="slurm")) == "slurm"

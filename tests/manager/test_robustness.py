@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.engines.records import FIND, script_here
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
-from airflow_provider_air_executor.manager.runners.records import FIND, script_here
 from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone

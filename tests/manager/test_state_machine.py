@@ -21,6 +21,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from airflow_provider_air_executor.engines import registry
+from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import JobStateError
 from airflow_provider_air_executor.jobs import files, models
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus
@@ -30,8 +32,6 @@ from airflow_provider_air_executor.manager import manager as manager_module
 from airflow_provider_air_executor.manager import schedule, turns
 from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager.manager import Manager
-from airflow_provider_air_executor.manager.runners import registry
-from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.machine import Machine, Runner
 
@@ -84,7 +84,7 @@ class Promises(RuleBasedStateMachine):
     def start_manager(self) -> None:
         self.runner = Runner(self.machine, self.store)
         settings_ = Settings(poll_interval=0.05, max_concurrent_runners=LIMIT, kill_grace=0)
-        self.manager = Manager(self.store, settings_, Runners(self.store, settings_, self.runner))
+        self.manager = Manager(self.store, settings_, Engines(self.store, settings_, self.runner))
         self.manager.recover()
 
     def teardown(self) -> None:

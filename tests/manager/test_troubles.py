@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.engines import children
+from airflow_provider_air_executor.engines.slurm import engine as slurm
 from airflow_provider_air_executor.jobs import files, watch
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.ends import JobEnds
@@ -22,7 +24,6 @@ from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners import children, slurm
 from airflow_provider_air_executor.system import clock, processes
 from tests.support.jobs import outcomes
 from tests.support.stepped_manager import SteppedManager
@@ -138,7 +139,7 @@ class TestManager:
 
     def test_what_the_machine_is_short_of_is_said_once_and_so_is_its_end(self, site: SteppedManager) -> None:
         site.start_manager()
-        site.faults.trouble = Trouble("manager.runners.local", "posix_spawn", errno.EAGAIN)
+        site.faults.trouble = Trouble("engines.local.engine", "posix_spawn", errno.EAGAIN)
         submit(site)
         go_rounds(site, 10)
         assert site.lines.lines == [
@@ -210,7 +211,7 @@ class TestManager:
         self, site: SteppedManager
     ) -> None:
         site.start_manager()
-        site.faults.trouble = Trouble("manager.runners.local", "posix_spawn", errno.EAGAIN)
+        site.faults.trouble = Trouble("engines.local.engine", "posix_spawn", errno.EAGAIN)
         submit(site)
         go_rounds(site)
         assert site.store.problems()

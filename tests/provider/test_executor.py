@@ -20,14 +20,14 @@ from airflow.executors import workloads
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
+from airflow_provider_air_executor.engines.local.engine import Forking, LocalEngine
+from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.executor import AirExecutorExecutor, database
 from airflow_provider_air_executor.executor.database import Instance
 from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.local import Forking, LocalRunner
-from airflow_provider_air_executor.manager.runners.protocol import Attempt
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
 from tests.support.installation import SINCE_3_3
 from tests.support.processes import kill_all_with_environment
@@ -393,7 +393,7 @@ def test_why_tasks_start_cold_is_said_once(
         else:
             why = "its environment differs" if task.env else "importing x has started threads (y)"
             log.touch()
-            LocalRunner._say_cold(Forking(Attempt(name, task.id, 1, 0, "local"), task, ["", "", str(log)]), why)
+            LocalEngine._say_cold(Forking(Attempt(name, task.id, 1, 0, "local"), task, ["", "", str(log)]), why)
         end(store, name, ExitCode.REPORTED)
     executor.sync()
     (line,) = (line for line in said if "cold" in line)

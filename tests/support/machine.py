@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Running
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.runners.protocol import Attempt, Ended, Running
 
 
 class Machine:

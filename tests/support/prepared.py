@@ -30,7 +30,7 @@ MODULE = "airflow_provider_air_executor.manager.cli"
 _IMPORTED = (
     MODULE,
     "airflow_provider_air_executor.manager.manager",
-    "airflow_provider_air_executor.manager.runners.local",
+    "airflow_provider_air_executor.engines.local.engine",
     "airflow_provider_air_executor.manager.settings",
     "airflow_provider_air_executor.manager.display",
     "inotify_simple",

@@ -16,15 +16,15 @@ import pytest
 _GROUPS = {
     name: re.compile(pattern)
     for name, pattern in (
-        ("kubernetes", r"runners/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
+        ("kubernetes", r"engines/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
         ("operator", r"acceptance/test_operator\.py"),
         ("crashes", r"acceptance/test_executor_crashes\.py"),
         (
             "executor",
             r"acceptance/(test_executor\.py|test_example_dags\.py.*\[embedded\]|test_demo\.py::test_a_dag_that_fails)",
         ),
-        ("slurm_site", r"runners/test_slurm\.py::TestSite"),
-        ("slurm", r"runners/test_slurm\.py"),
+        ("slurm_site", r"engines/test_slurm\.py::TestSite"),
+        ("slurm", r"engines/test_slurm\.py"),
         ("pages", r"acceptance/test_(browser|plugin)\.py"),
         ("alone", r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user"),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),

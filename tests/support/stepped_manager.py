@@ -15,6 +15,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.local.engine import LocalEngine
+from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import NoLocksError
 from airflow_provider_air_executor.jobs import store as store_module
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -24,9 +27,6 @@ from airflow_provider_air_executor.manager import timers as timers_module
 from airflow_provider_air_executor.manager import troubles as troubles_module
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
-from airflow_provider_air_executor.manager.runners.children import Children
-from airflow_provider_air_executor.manager.runners.local import LocalRunner
-from airflow_provider_air_executor.manager.runners.registry import Runners
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.managers import end_tasks_of
 from tests.support.system_calls import Faults
@@ -116,7 +116,7 @@ class SteppedManager:
         self.clock = Clock()
         self.lines = Lines()
         self.manager: Manager | None = None
-        self.runner: LocalRunner | None = None
+        self.runner: LocalEngine | None = None
         self.lock: ManagerLock | None = None
         self.has_ended = False
         for module in MODULES:
@@ -151,9 +151,9 @@ class SteppedManager:
             except (OSError, NoLocksError):
                 return False
             environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
-            self.lock, self.runner = lock, LocalRunner(self.store, environment, children)
+            self.lock, self.runner = lock, LocalEngine(self.store, environment, children)
             self.manager = Manager(
-                self.store, settings_, Runners(self.store, settings_, self.runner, environment, children)
+                self.store, settings_, Engines(self.store, settings_, self.runner, environment, children)
             )
             try:
                 self.manager.recover()

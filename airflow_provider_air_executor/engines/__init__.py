@@ -1,0 +1,1 @@
+"""How attempts run: on this machine, or by an engine elsewhere, all behind one protocol."""

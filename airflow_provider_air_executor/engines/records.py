@@ -1,0 +1,159 @@
+"""The lines of ``sh`` by which a runner writes its record, and what else all runners prepare.
+
+The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
+what it left, see :mod:`~airflow_provider_air_executor.jobs.attempt_record`. The file is created exclusively by the
+runner itself, before the command starts: of two runners of the same attempt, started by two managers in a row, one
+gives up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError, NoRoomError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record
+from airflow_provider_air_executor.jobs.models import utc_now
+from airflow_provider_air_executor.system.environment import VARIABLE
+
+# Found by the path and not by sh, which would take `echo` or `exit` for its own commands. Names of variables begin in a
+# way of our own: if one were in the environment of the task, sh would hand on what we put in it.
+FIND = """\
+air_executor_find() {
+case $1 in
+*/*) ae_found=$1; [ -f "$ae_found" ] && [ -x "$ae_found" ]; return ;;
+esac
+set -f; IFS=:
+for ae_directory in $PATH; do
+ae_found=${ae_directory:-.}/$1
+if [ -f "$ae_found" ] && [ -x "$ae_found" ]; then set +f; unset IFS; return 0; fi
+done
+return 1
+}
+"""
+# run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
+# Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
+# Descriptor 1 is the record, 2 and 3 are the log, which gets what sh has to say of the command ("Killed").
+# Each redirection of a single command costs it five system calls, so they are made once, by exec. With ``command``
+# before it, a file that cannot be opened does not end sh. What cd prints must not come into the record: it would where
+# CDPATH leads it elsewhere, and if it were given a dash alone, which is no directory to it.
+# Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
+# The record is written through its descriptor, not by its name: if the job is removed and submitted again meanwhile,
+# that name is the record of another run.
+# Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
+# the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
+# begun does not begin.
+# A shell that cannot fork ends by itself. One that a signal ends has a status of 128 and more (bash says 254 where it
+# cannot fork), and what it has started may go on.
+_TEMPLATE = """\
+trap : HUP INT QUIT USR1 USR2 ALRM
+ae_told=
+trap 'ae_told=" told"' TERM
+set -C
+run() {
+command exec </dev/null 3>>"$3" >"$1" 2>&3 || exit 97
+%(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" || exit 97
+case $4 in ?*) CDPATH= command cd -- "$4/." 2>/dev/null || {
+command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4"
+exit 126
+} ;; esac
+shift 4
+case $ae_told in ?*) command echo 143; exit 143 ;; esac
+case $1 in
+*/*) ae_found=$1; [ -f "$1" ] && [ -x "$1" ] ;;
+*) air_executor_find "$1" ;;
+esac || {
+ae_why="was not found in PATH=$PATH"
+case $1 in */*) ae_why="was not found"; [ ! -e "$1" ] || ae_why="is not an executable file" ;; esac
+command printf 'spawn command %%.1000s %%.4000s%(there)s\n' "$1" "$ae_why"
+exit 127
+}
+shift
+trap 'ae_code=$?; [ $ae_code -ge 128 ] && [ $ae_code != 254 ] || command echo "%(cannot_fork)s"' EXIT
+ae_code=0
+%(through)s"$ae_found" "$@" >&3 3>&- || ae_code=$?
+trap - EXIT
+command echo "$ae_code$ae_told"
+exit $ae_code
+}
+"""
+_CANNOT_FORK = "no more processes could be started there (cannot fork)"
+_LONGEST_THROUGH = 30_000  # bytes; a script is written into a pipe at once
+
+
+def script_here(environment: Mapping[str, str]) -> str:
+    """The lines that run a command on this machine, if it is given by its path; other ones need :data:`FIND` besides.
+
+    :param environment: what the command is to inherit. A shell does not hand on what it has no word for, such as
+        functions that bash has exported, so they come from the command line.
+    """
+    unnamed = [f"{name}={value}" for name, value in environment.items() if not VARIABLE.fullmatch(name)]
+    through = shlex.join(["/usr/bin/env", *unnamed]) + " " if unnamed else ""
+    if len(through) > _LONGEST_THROUGH:
+        through = ""
+    return _script("$$", through=through)
+
+
+def script_elsewhere(identity: str, begin: str) -> str:
+    """The lines that run any command on another machine.
+
+    :param identity: the shell expression of a number by which the runner is known.
+    :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
+    """
+    return FIND + _script(identity, begin=f"{begin}\n", there=" on '$(uname -n)'")
+
+
+def _script(identity: str, *, through: str = "", begin: str = "", there: str = "") -> str:
+    values = {"id": identity, "begin": begin, "through": through, "there": there}
+    return _TEMPLATE % {**values, "cannot_fork": f"{SPAWN}{_CANNOT_FORK}"}
+
+
+def could_not_fork(record: Record) -> bool:
+    """Whether there was no room for one more process where a runner was to start its command."""
+    return record.spawn_error == _CANNOT_FORK
+
+
+def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
+    """What a task is told about itself.
+
+    :param directory: that of its job; None if the task cannot see it.
+    :param output_path: where it may leave a result; None if it is told so elsewhere.
+    """
+    variables = {
+        "AIR_EXECUTOR_JOB": attempt.job_name,
+        "AIR_EXECUTOR_TASK": attempt.task_id,
+        "AIR_EXECUTOR_ATTEMPT": str(attempt.number),
+        "AIR_EXECUTOR_OUTPUT": output_path,
+        "AIR_EXECUTOR_JOB_DIR": directory,
+    }
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+@contextlib.contextmanager
+def preparing(engine: str) -> Iterator[None]:
+    """Write what an engine is to run.
+
+    :param engine: its name, for people.
+    :raises NoRoomError: if it may be possible later.
+    :raises CannotStartError: if it is not.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in files.TRANSIENT:
+            raise NoRoomError(error.strerror) from error
+        raise CannotStartError(f"what {engine} is to run cannot be written: {error.strerror}") from error
+    except UnicodeEncodeError as error:
+        raise CannotStartError(f"an argument cannot be encoded: {error}") from error
+
+
+def modified_at(path: str) -> datetime:
+    """When a record was written last."""
+    try:
+        return datetime.fromtimestamp(os.stat(path).st_mtime, tz=UTC)
+    except OSError:
+        return utc_now()

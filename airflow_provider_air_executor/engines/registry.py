@@ -1,0 +1,276 @@
+"""The runners of one manager: which one a task gets, how much room each has, and where an earlier attempt is.
+
+Engines other than the local one are found as entry points of the group ``air_executor.runners``, by their name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections import Counter
+from collections.abc import Mapping
+from datetime import datetime
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Protocol
+
+from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.protocol import (
+    LOCAL,
+    Attempt,
+    CannotStartError,
+    Context,
+    Ended,
+    Engine,
+    Event,
+    NotStarted,
+    Running,
+)
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Job, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.paths import parse_run
+from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces
+from airflow_provider_air_executor.jobs.store import JobStore
+
+log = logging.getLogger("air_executor.manager")
+
+ENTRY_POINTS = "air_executor.runners"
+
+_WARM = "warm"  # tasks that the local runner forks
+_MAX_CONCURRENT = "max_concurrent"  # the one option that is the same for all engines
+_DEFAULT_MAX_CONCURRENT = 1000
+
+
+class EngineSettings(Protocol):
+    """What the settings of a manager say of its engines."""
+
+    @property
+    def runner(self) -> str:
+        """The default of tasks and jobs that do not say."""
+
+    @property
+    def runners(self) -> Mapping[str, Mapping[str, Any]]:
+        """The options of each engine, by its name."""
+
+    @property
+    def max_concurrent_runners(self) -> int:
+        """How many attempts run at a time on this machine."""
+
+    @property
+    def kill_grace(self) -> float:
+        """Seconds after which an attempt that was cancelled will be killed."""
+
+
+class Engines:
+    """The engines of one manager, behind the same few methods that each of them has.
+
+    :param settings: which engine is the default, and what each is told.
+    :param local: the engine of this machine.
+    :param environment: what commands inherit.
+    :param children: through which engines start processes.
+    :raises SettingsError: if a runner that the settings name is not there, or cannot work here.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        settings: EngineSettings,
+        local: Engine,
+        environment: Mapping[str, str] = os.environ,
+        children: Children | None = None,
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._environment = environment
+        self._children = children or Children()
+        self._engines: dict[str, Engine] = {LOCAL: local}
+        self._limits = {LOCAL: settings.max_concurrent_runners}
+        self._failures: dict[str, str] = {}  # runners that could not be asked the last time, and why
+        self._placed: set[Attempt] = set()
+        self._work_paths: dict[str, str] = {}  # of the job whose task was started last
+        self._in_use: Counter[str] = Counter()
+        for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
+            self._load(name)
+
+    def _load(self, name: str) -> Engine:
+        """The runner of a name.
+
+        :raises SettingsError: if there is none, or it cannot work here.
+        """
+        if name not in self._engines:
+            found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+            if name not in found:
+                known = ", ".join(sorted({LOCAL, _WARM, *found}))
+                raise SettingsError(f"there is no runner {name!r}; there are {known}")
+            options = dict(self._settings.runners.get(name) or {})
+            limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+                raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
+            make = _load(found[name])
+            self._engines[name] = make(
+                Context(self._store, self._environment, options, self._children, self._settings.kill_grace)
+            )
+            self._limits[name] = limit
+        return self._engines[name]
+
+    # -- which one, and whether it has room ------------------------------------------------------------------
+
+    def word_for(self, job: Job, task: Task) -> str:
+        """How a task is to be run: what it says itself, or its job, or the settings."""
+        return task.runner or job.runner or self._settings.runner
+
+    def name_for(self, job: Job, task: Task) -> str:
+        """The runner of a task; those that are to be warm are run by the local one."""
+        word = self.word_for(job, task)
+        return LOCAL if word == _WARM else word
+
+    def has_room(self, name: str) -> bool:
+        """Whether a runner may be given one more attempt; one that is not there says itself why it cannot."""
+        return name not in self._limits or self._in_use[name] < self._limits[name]
+
+    def _place(self, attempt: Attempt) -> None:
+        if attempt not in self._placed:
+            self._placed.add(attempt)
+            self._in_use[attempt.runner] += 1
+
+    # -- what an earlier manager may have left -----------------------------------------------------------------
+
+    def recording(self, name: str) -> Pieces[list[Attempt]]:
+        """The attempts of a job that have left something in ``runs/``, in their order."""
+        found: dict[int, dict[str, str]] = {}  # by their numbers
+        path = self._store.paths(name).runs
+        if not files.is_real_directory(path):
+            return []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as listed:
+            for number, entry in enumerate(listed, 1):
+                run = parse_run(entry.name)
+                if run is not None:
+                    task_id, attempt, runner = run
+                    runners = found.setdefault(attempt, {})
+                    runners[task_id] = runner or runners.get(task_id, LOCAL)
+                if not number % ITEMS:
+                    yield False
+        attempts = []
+        for number in sorted(found):
+            for task_id, runner in found[number].items():
+                attempts.append(Attempt.of(name, task_id, number, runner))
+                if not len(attempts) % ITEMS:
+                    yield False
+        return attempts
+
+    def discard(self, attempt: Attempt) -> None:
+        """Remove what an attempt has left."""
+        paths = self._store.paths(attempt.job_name)
+        paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
+        if attempt.runner != LOCAL:
+            paths.note(attempt.task_id, attempt.number, attempt.runner).unlink(missing_ok=True)
+
+    # -- the methods of a runner -------------------------------------------------------------------------------
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Descriptors that become readable when there is something to :meth:`poll`, besides SIGCHLD."""
+        found = [runner.descriptor for runner in self._engines.values()]
+        return [descriptor for descriptor in found if descriptor is not None]
+
+    @property
+    def poll_after(self) -> float | None:
+        """Seconds after which :meth:`poll` must be called in any case; None: never."""
+        due = [runner.poll_after for runner in self._engines.values()]
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    def start(self, attempt: Attempt, job: Job, task: Task, started_at: datetime) -> bool:
+        """Start an attempt; see :meth:`Engine.start`.
+
+        :param job: whose words are those of a task that has none itself.
+        """
+        try:
+            runner = self._load(attempt.runner)
+        except SettingsError as error:
+            raise CannotStartError(str(error)) from None
+        has_own_files = getattr(runner, "has_own_files", False)
+        directory = task.cwd if has_own_files else self._directory(job, task)
+        waits = runner.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
+        self._place(attempt)
+        return bool(waits)
+
+    def _directory(self, job: Job, task: Task) -> str | None:
+        """Where a task is to run; None: where the manager does."""
+        if not job.work_directory or (task.cwd is not None and task.cwd.startswith("/")):
+            return task.cwd
+        if job.name not in self._work_paths:
+            self._work_paths.clear()  # of one job the tasks come one after the other
+            self._work_paths[job.name] = str(self._store.paths(job.name).work)
+        path = self._work_paths[job.name]
+        return f"{path}/{task.cwd}".rstrip("/") if task.cwd else path
+
+    def poll(self) -> list[Event]:
+        """What has happened since the last call."""
+        self._children.reap()
+        events: list[Event] = []
+        for name, runner in list(self._engines.items()):
+            try:
+                events += runner.poll()
+            except Exception as error:  # the others have their events all the same
+                if self._failures.get(name) != repr(error):
+                    self._failures[name] = repr(error)
+                    log.exception("the runner %s cannot say what has happened; it is asked again", name)
+            else:
+                if self._failures.pop(name, None) is not None:
+                    log.info("the runner %s can say again what has happened", name)
+        for event in events:
+            if isinstance(event, Ended | NotStarted) and event.attempt in self._placed:
+                self._placed.discard(event.attempt)
+                self._in_use[event.attempt.runner] -= 1
+        return events
+
+    def adopt(self, attempt: Attempt) -> Ended | Running | None:
+        """Take over an attempt that an earlier manager may have started; see :meth:`Engine.adopt`."""
+        try:
+            found = self._load(attempt.runner).adopt(attempt)
+        except SettingsError as error:
+            why = f"it was handed to the runner {attempt.runner}, which this manager does not have: {error}"
+            return Ended(attempt, None, utc_now(), reason=Reason.LOST, error=why, may_repeat=False)
+        if isinstance(found, Running):
+            self._place(attempt)
+        return found
+
+    def cancel(self, attempt: Attempt, *, kill: bool) -> None:
+        """End an attempt; see :meth:`Engine.cancel`."""
+        self._engines[attempt.runner].cancel(attempt, kill=kill)
+
+    def disown(self, attempt: Attempt) -> None:
+        """The job of an attempt is gone."""
+        self._engines[attempt.runner].disown(attempt)
+
+    def kill_recorded(self, attempt: Attempt) -> None:
+        """Kill what an attempt has started, whether it runs or is over."""
+        try:
+            self._load(attempt.runner).kill_recorded(attempt)
+        except SettingsError:
+            return
+
+    def prepare(self) -> None:
+        """Do ahead what makes the next start faster."""
+        for runner in self._engines.values():
+            runner.prepare()
+
+    def close(self) -> None:
+        """Let go of everything. What runs goes on."""
+        for runner in self._engines.values():
+            runner.close()
+
+
+def _load(point: EntryPoint) -> Any:
+    """What makes a runner.
+
+    :raises SettingsError: if what it needs is not installed, with the line that installs it if its package says so.
+    """
+    try:
+        return point.load()
+    except ImportError as error:
+        line = ""
+        if point.dist is not None and point.name in (point.dist.metadata.get_all("Provides-Extra") or ()):
+            line = f"; pip install '{point.dist.name}[{point.name}]'"
+        raise SettingsError(f"runner {point.name!r} cannot be loaded: {error}{line}") from error

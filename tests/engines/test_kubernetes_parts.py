@@ -1,0 +1,1259 @@
+"""The parts of the Kubernetes runner that need no cluster: credentials, output, Pods as they are described."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import math
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import ssl
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from airflow_provider_air_executor.engines.kubernetes import attendant as attendants
+from airflow_provider_air_executor.engines.kubernetes import credentials, pods
+from airflow_provider_air_executor.engines.kubernetes.api import Api, ApiError, UnreachableError
+from airflow_provider_air_executor.engines.kubernetes.attendant import Attendant, Limits
+from airflow_provider_air_executor.engines.kubernetes.attended import Pod, Run
+from airflow_provider_air_executor.engines.kubernetes.bundles import BundleOutput, Message, Part, read_message
+from airflow_provider_air_executor.engines.kubernetes.credentials import Access, find_access
+from airflow_provider_air_executor.engines.kubernetes.endings import conclude, has_all, read_result
+from airflow_provider_air_executor.engines.kubernetes.notes import Notes
+from airflow_provider_air_executor.engines.kubernetes.output import (
+    THROWN_AWAY,
+    UNCERTAIN,
+    OutOfStepError,
+    Reader,
+    TaskOutput,
+)
+from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError, Ended, Event, Started
+from airflow_provider_air_executor.exceptions import SettingsError
+from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
+from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.kubernetes_cluster import make_certificates
+from tests.support.waiting import PATIENCE, wait_until
+
+TOKEN = "c0ffee00c0ffee00"  # it is part of the names of tests; nobody kills what has it
+BEGINNING = pods.beginning(TOKEN)
+POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
+MARKER = pods.end_marker(TOKEN)
+
+
+# -- credentials -----------------------------------------------------------------------------------------------
+
+
+def write_kubeconfig(path: Path, user: dict[str, Any], *, current: str = "one", **cluster: Any) -> str:
+    content = {
+        "current-context": current,
+        "contexts": [
+            {"name": "one", "context": {"cluster": "c", "user": "u", "namespace": "team"}},
+            {"name": "two", "context": {"cluster": "c"}},
+        ],
+        "clusters": [{"name": "c", "cluster": {"server": "https://10.0.0.1:6443/"} | cluster}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_token(tmp_path: Path) -> None:
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert (access.server, access.namespace, access.authorization) == ("https://10.0.0.1:6443", "team", "Bearer t")
+    assert not access.must_renew
+
+
+def test_what_python_calls_not_strict_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 refuses certificates by default that kubectl takes."""
+    real = ssl.create_default_context
+
+    def as_since_3_13(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+        found = real(*args, **kwargs)
+        found.verify_flags |= ssl.VERIFY_X509_STRICT
+        return found
+
+    monkeypatch.setattr(ssl, "create_default_context", as_since_3_13)
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert not access.tls.verify_flags & ssl.VERIFY_X509_STRICT
+    assert access.tls.verify_mode is ssl.CERT_REQUIRED
+
+
+def test_another_context(tmp_path: Path) -> None:
+    path = write_kubeconfig(tmp_path / "config", {"token": "t"}, **{"tls-server-name": "api", "proxy-url": "http://p"})
+    access = find_access({"KUBECONFIG": path}, context="two")
+    assert (access.namespace, access.authorization, access.server_name, access.proxy) == (
+        "default",
+        None,
+        "api",
+        "http://p",
+    )
+
+
+def test_a_token_in_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("first\n")
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
+    assert access.must_renew
+    access.renew()
+    assert (access.authorization, access.must_renew) == ("Bearer first", False)
+    (tmp_path / "token").write_text("second\n")
+    access.forget()
+    access.renew()
+    assert access.authorization == "Bearer second"
+    later = credentials.time.time() + 61
+    monkeypatch.setattr(credentials.time, "time", lambda: later)
+    assert access.must_renew
+
+
+def test_a_program(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    status = '{"token": "\'$WHO-$1\'", "expirationTimestamp": "2001-01-01T00:00:00Z"}'
+    program.write_text(f'#!/bin/sh\necho \'{{"kind": "ExecCredential", "status": {status}}}\'\n')
+    program.chmod(0o755)
+    run = {"apiVersion": "v1", "command": "./program", "args": ["x"], "env": [{"name": "WHO", "value": "me"}]}
+    access = find_access({"PATH": "/bin"}, kubeconfig=write_kubeconfig(tmp_path / "config", {"exec": run}))
+    access.renew()
+    assert access.authorization == "Bearer me-x"
+    assert access.must_renew  # it has expired
+    program.write_text("#!/bin/sh\necho nonsense\n")
+    with pytest.raises(OSError, match="did not print the credentials"):
+        access.renew()
+
+
+def test_user_and_password(tmp_path: Path) -> None:
+    user = {"username": "me", "password": "secret"}
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user))
+    assert access.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "cluster", "why"),
+    [
+        ({"auth-provider": {"name": "gcp"}}, {}, "auth-provider is not supported"),
+        ({}, {"certificate-authority-data": "no base64!"}, "certificate-authority-data"),
+        ({}, {"certificate-authority": "none.crt"}, "none.crt"),
+    ],
+)
+def test_what_cannot_be_used(tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
+
+
+def test_a_proxy_that_is_none(tmp_path: Path) -> None:
+    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {}, **{"proxy-url": "odd://p"}))
+    with pytest.raises(SettingsError, match=r"https://10\.0\.0\.1:6443 cannot be asked by the proxy odd://p: "):
+        Api(access)
+
+
+def test_nothing_is_there(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\.kube/config"):
+        find_access({"HOME": str(tmp_path)})
+    (tmp_path / "odd").write_text("- a list\n")
+    with pytest.raises(SettingsError, match="odd"):
+        find_access({}, kubeconfig=str(tmp_path / "odd"))
+
+
+def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", tmp_path)
+    (tmp_path / "token").write_text("pod")
+    (tmp_path / "namespace").write_text("jobs")
+    make_certificates(tmp_path)
+    access = find_access({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"})
+    access.renew()
+    assert (access.server, access.namespace, access.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
+    assert not access.is_outdated
+    make_certificates(tmp_path)  # another authority
+    assert access.is_outdated
+    assert access.read_again().tls is not access.tls
+
+
+@dataclass
+class ApiServer:
+    """Says that there are no Pods.
+
+    :param accepts: the header of those whom it knows; empty: all of them.
+    :param asked_by: the headers of those who have asked.
+    """
+
+    address: str = ""
+    accepts: str = ""
+    asked_by: list[str] = field(default_factory=list)
+    serving: dict[asyncio.StreamWriter, asyncio.Task[Any] | None] = field(default_factory=dict)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.serving[writer] = asyncio.current_task()
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                found = re.search("^Authorization: ([^\r]*)", head, re.MULTILINE)
+                self.asked_by.append(found[1] if found else "")
+                is_known = self.accepts in ("", self.asked_by[-1])
+                body = (
+                    b'{"items": [], "metadata": {"resourceVersion": "1"}}'
+                    if is_known
+                    else b'{"message": "Unauthorized"}'
+                )
+                status = b"200 OK" if is_known else b"401 Unauthorized"
+                writer.write(b"HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def api_server(certificates: Path | None = None) -> AsyncIterator[ApiServer]:
+    """An API server, which knows clients by the certificates of its authority if there are some."""
+    server, tls = ApiServer(), None
+    if certificates is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates / "ca.crt"))
+        tls.verify_mode = ssl.CERT_REQUIRED
+        tls.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
+    scheme, port = "https" if tls else "http", listening.sockets[0].getsockname()[1]
+    server.address = f"{scheme}://127.0.0.1:{port}"
+    try:
+        yield server
+    finally:
+        listening.close()
+        for writer, serving in server.serving.items():
+            writer.transport.abort()
+            await asyncio.wait([serving] if serving is not None else [])
+
+
+BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
+
+
+@pytest.mark.parametrize(
+    ("user", "header"), [({"token": "b"}, "Bearer b"), ({"username": "me", "password": "secret"}, BASIC)]
+)
+def test_the_credentials_in_a_kubeconfig_are_read_again(tmp_path: Path, user: dict[str, Any], header: str) -> None:
+    async def test() -> None:
+        async with api_server() as server:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
+            api = Api(find_access({}, kubeconfig=path))
+            await api.list_pods("team", "x=y")
+            server.accepts = header
+            with pytest.raises(ApiError, match="Unauthorized"):
+                await api.list_pods("team", "x=y")
+            write_kubeconfig(tmp_path / "config", user, server=server.address)
+            await api.list_pods("team", "x=y")
+            assert server.asked_by == ["Bearer a", "Bearer a", header]
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_what_the_api_server_refuses_is_read_again(tmp_path: Path) -> None:
+    """Also if nothing tells that the file has changed."""
+
+    async def test() -> None:
+        async with api_server() as server:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
+            before = os.stat(path)
+            access = find_access({}, kubeconfig=path)
+            api = Api(access)
+            server.accepts = "Bearer b"
+            write_kubeconfig(tmp_path / "config", {"token": "b"}, server=server.address)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            assert not access.is_outdated
+            with pytest.raises(ApiError, match="Unauthorized"):
+                await api.list_pods("team", "x=y")
+            await api.list_pods("team", "x=y")
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_another_address_in_a_kubeconfig(tmp_path: Path) -> None:
+    """What is current in it then does not count: the Pods are in the cluster of the context that was."""
+
+    async def test() -> None:
+        async with api_server() as one, api_server() as two:
+            path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=one.address)
+            api = Api(find_access({}, kubeconfig=path))
+            await api.list_pods("team", "x=y")
+            write_kubeconfig(tmp_path / "config", {"token": "a"}, current="two", server=two.address)
+            await api.list_pods("team", "x=y")
+            assert (one.asked_by, two.asked_by) == (["Bearer a"], ["Bearer a"])
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_certificates_are_read_again(tmp_path: Path) -> None:
+    """That of the authority, which the kubeconfig names, and that of the client with its key."""
+    names = {"ca.crt": "ca.crt", "server.crt": "client.crt", "server.key": "client.key"}
+    for authority in ("old", "new"):
+        (tmp_path / authority).mkdir()
+        make_certificates(tmp_path / authority)
+
+    def use(authority: str, *files: str) -> None:
+        for name in files:
+            shutil.copy(tmp_path / authority / name, tmp_path / names[name])
+
+    async def test() -> None:
+        async with api_server(tmp_path / "new") as server:
+            use("old", *names)
+            user = {"client-certificate": "client.crt", "client-key": "client.key"}
+            cluster = {"server": server.address, "certificate-authority": "ca.crt"}
+            api = Api(find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster)))
+            with pytest.raises(UnreachableError, match="certificate verify failed"):
+                await api.list_pods("team", "x=y")
+            use("new", "ca.crt")
+            with pytest.raises(UnreachableError):  # it does not know us
+                await api.list_pods("team", "x=y")
+            use("new", "server.crt")  # and not yet its key
+            with pytest.raises(UnreachableError):
+                await api.list_pods("team", "x=y")
+            use("new", "server.key")
+            await api.list_pods("team", "x=y")
+            await api.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("text", [None, "- a list\n", "clusters: ["])
+def test_a_kubeconfig_that_cannot_be_read_any_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    """What was read before goes on to be used, and it is said once."""
+    path = tmp_path / "config"
+
+    def spoil() -> None:
+        path.unlink() if text is None else path.write_text(text)
+
+    async def test() -> None:
+        async with api_server() as server:
+            api = Api(find_access({}, kubeconfig=write_kubeconfig(path, {"token": "a"}, server=server.address)))
+            spoil()
+            for _ in range(2):
+                await api.list_pods("team", "x=y")
+            assert server.asked_by == ["Bearer a", "Bearer a"]
+            assert caplog.text.count("going on with what was read before") == 1
+            write_kubeconfig(path, {"token": "b"}, server=server.address)
+            await api.list_pods("team", "x=y")
+            assert server.asked_by[2:] == ["Bearer b"]
+            await api.close()
+
+    asyncio.run(test())
+
+
+def test_a_kubeconfig_that_is_a_pipe(tmp_path: Path) -> None:
+    """It is read once: as what a shell makes of <(...)."""
+    os.mkfifo(tmp_path / "pipe")
+    content = Path(write_kubeconfig(tmp_path / "config", {"token": "a"})).read_text()
+    writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(content))
+    writing.start()
+    access = find_access({}, kubeconfig=str(tmp_path / "pipe"))
+    writing.join()
+    access.forget()
+    assert not access.is_outdated
+
+
+# -- output ----------------------------------------------------------------------------------------------------
+
+
+def feed_some(reader: Reader, stream: bytes, draw: random.Random) -> None:
+    """Read in pieces, up to any place."""
+    place, end = 0, draw.randrange(len(stream))
+    while place < end:
+        length = draw.randrange(1, 400)
+        reader.feed(stream[place : min(place + length, end)])
+        place += length
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_byte_once(tmp_path: Path, seed: int) -> None:
+    """Read in pieces, cut off and begun anew at any place, by one manager or the next."""
+    draw = random.Random(seed)
+    log = tmp_path / "log"
+    log.write_bytes(b"of an earlier attempt\n")
+    start = log.stat().st_size
+    output = bytes(draw.choice(b"ab\n") for _ in range(3000)) + MARKER[:10]
+    result = bytes(draw.choice(b"cd") for _ in range(2000))
+    stream = BEGINNING + output + MARKER + result
+    reading = TaskOutput(BEGINNING, log, start, MARKER)
+    for _ in range(8):
+        if draw.random() < 0.5 and reading.result is None:
+            reading = TaskOutput(BEGINNING, log, start, MARKER)
+        feed_some(reading.reader(), stream, draw)
+    reading.reader().feed(stream)
+    reading.finish(marker_is_due=True)
+    assert log.read_bytes() == b"of an earlier attempt\n" + output
+    assert reading.result == result
+
+
+def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    lines = [f"line {number}\n".encode() for number in range(1000)]
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + b"".join(lines[:500]))
+    there = b"".join(lines[450:600])
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(4 * there)
+    output.go_on_in(there)
+    output.reader().feed(there)
+    assert log.read_bytes() == b"".join(lines[:600])
+    there = b"".join(lines[800:])
+    output.go_on_in(there)
+    output.reader().feed(there)
+    output.finish(marker_is_due=False)
+    text = log.read_text()
+    assert "line 599\n\n[air-executor] Output is missing here" in text
+    assert text.endswith("line 998\nline 999\n")
+    assert text.count("line ") == 800
+
+
+LINES = b"".join(f"line {number:05}\n".encode() for number in range(1000))
+SAME = b"the same\n" * 1000
+
+
+@pytest.mark.parametrize(
+    ("read", "is_read_out", "there", "taken", "says"),
+    [
+        pytest.param(LINES[:6000], False, LINES[3000:9000], LINES[6000:9000], b"", id="cut off, goes on in it"),
+        pytest.param(LINES[:6000], False, LINES[5940:9000], LINES[6000:9000], b"", id="cut off, begins just before"),
+        pytest.param(LINES[:6000], False, LINES[6600:9000], LINES[6600:9000], THROWN_AWAY, id="cut off, some is gone"),
+        pytest.param(SAME[:4500], False, SAME[:3600], SAME[1026:3600], UNCERTAIN, id="cut off, always the same"),
+        pytest.param(SAME[:4500], False, SAME[:90], SAME[:72], UNCERTAIN, id="cut off, always the same, and short"),
+        pytest.param(LINES[:6000], True, LINES[6000:9000], LINES[6000:9000], b"", id="at its end, goes on in the next"),
+        pytest.param(LINES[:6000], True, LINES[3000:6000], b"", b"", id="at the end of the next"),
+        pytest.param(LINES[:6000], True, LINES[5976:6000], b"", b"", id="at the end of the next, that is short"),
+        pytest.param(
+            LINES[:6000], True, LINES[3000:9000], LINES[3000:9000], b"", id="at its end, the next has the same"
+        ),
+        pytest.param(SAME, True, SAME + MARKER, SAME, b"", id="at its end, always the same"),
+        pytest.param(SAME, True, SAME[:3600], b"", UNCERTAIN, id="at some end, always the same"),
+        pytest.param(LINES[:6000], True, b"", b"", b"", id="at its end, nothing yet in the next"),
+        pytest.param(LINES[:9], False, LINES[6000:9000], LINES[6000:9000], THROWN_AWAY, id="cut off, hardly begun"),
+        pytest.param(b"", False, LINES[6000:9000], LINES[6000:9000], THROWN_AWAY, id="nothing read"),
+    ],
+)
+def test_its_node_has_begun_a_new_file(
+    tmp_path: Path, read: bytes, is_read_out: bool, there: bytes, taken: bytes, says: bytes
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + read)
+    output.is_read_out = is_read_out
+    if there:
+        with pytest.raises(OutOfStepError):
+            output.reader().feed(there)
+    output.go_on_in(there)
+    output.reader().feed(there)
+    assert log.read_bytes() == read + says + taken
+
+
+def test_the_words_of_a_kubelet(tmp_path: Path) -> None:
+    """What comes at the end of a stream because its node can read no more is not in the way of what comes then."""
+    log = tmp_path / "log"
+    log.touch()
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + LINES[:6000] + b"rpc error")
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(BEGINNING + LINES)
+    output.go_on_in(BEGINNING + LINES[:9000])
+    output.reader().feed(BEGINNING + LINES)
+    assert log.read_bytes() == LINES[:6000] + b"rpc error" + LINES[6000:]
+
+
+class Node:
+    """What a node says of the output of a container: streams, one after the other, and its newest file.
+
+    :param streams: what comes in each, and how often its node is asked how the newest file begins until it ends.
+    """
+
+    def __init__(self, newest: bytes, *streams: tuple[bytes, float]) -> None:
+        self.newest = newest
+        self._streams = list(streams)
+        self.asked: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def open_log(
+        self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.asked.append("follow" if follow else "begins" if limit else "all")
+        data, questions = self._streams.pop(0) if follow else (self.newest[:limit], 0)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+            while self.asked.count("begins") < questions:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        yield chunks()
+
+    def read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+        """What is in the log after the last stream."""
+        log = tmp_path / "log"
+        log.touch()
+        for name in ("FIRST_SILENCE", "_ARRIVAL_SECONDS"):
+            monkeypatch.setattr(attendants, name, 0.1)
+        attendant = object.__new__(Attendant)
+        attendant._api = self  # type: ignore[assignment]
+        pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
+
+        async def read() -> None:
+            async with asyncio.timeout(10):
+                assert await attendant._read(pod, follow=True)
+
+        asyncio.run(read())
+        assert not self._streams
+        return log.read_bytes()
+
+
+@pytest.mark.parametrize("lines", [LINES, SAME])
+def test_a_stream_that_stays_at_the_end_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: bytes
+) -> None:
+    """After some silence its node is asked whether the output goes on elsewhere."""
+    node = Node(lines + MARKER, (BEGINNING + 8 * lines, math.inf), (lines + MARKER, 0))
+    assert node.read(tmp_path, monkeypatch) == 9 * lines
+    assert node.asked == ["follow", "begins", "all", "follow"]
+
+
+def test_there_is_nothing_in_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = Node(b"", (BEGINNING + 8 * LINES, math.inf), (LINES + MARKER, 0))
+    assert node.read(tmp_path, monkeypatch) == 9 * LINES
+
+
+def test_a_stream_that_has_gone_on_to_the_next_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The silence is that of the task: nothing comes twice, and its node is not asked for all of it again."""
+    more = b"".join(f"more {number:05}\n".encode() for number in range(9000))
+    node = Node(more, (BEGINNING + 8 * LINES + more, math.inf), (more + b"the end" + MARKER, 4))
+    assert node.read(tmp_path, monkeypatch) == 8 * LINES + more + b"the end"
+    assert node.asked == ["follow", "begins", "all", "follow", "begins", "begins", "begins"]
+
+
+def test_the_end_was_lost(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    output.reader().feed(BEGINNING + b"begun" + MARKER[:5])
+    output.finish(marker_is_due=True)
+    assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """What could not be written is read again, and stands there once."""
+    output = TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER)
+    with pytest.raises(OSError, match="No such file"):
+        output.reader().feed(BEGINNING + b"text")
+    (tmp_path / "log").touch()
+    output.reader().feed(BEGINNING + b"text")
+    assert (tmp_path / "log").read_bytes() == b"text"
+
+
+# -- the output of a bundle ------------------------------------------------------------------------------------
+
+
+def parts(directory: Path, count: int = 3) -> list[Part]:
+    """Attempts, each with a log that an earlier one has begun."""
+    found = []
+    for number in range(count):
+        log = directory / f"t{number}.log"
+        if not log.exists():
+            log.write_bytes(b"earlier\n")
+        found.append(Part(None, f"{number:016x}", task_id=f"t{number}", log_path=log, log_start=8))
+    return found
+
+
+def frame(number: int, text: str) -> bytes:
+    return f"\0air-executor {number:016x} {text}\n".encode()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
+    """Read in pieces, cut off and begun anew at any place, by one manager or the next."""
+    draw = random.Random(seed)
+    pieces, results = [], []
+    for _ in range(3):
+        pieces.append(bytes(draw.choice(b"ab\n\0") for _ in range(1000)) + b"\0air-executor 1" * draw.randrange(2))
+        results.append(bytes(draw.choice(b"cd\n") for _ in range(draw.choice([0, 500]))))
+    pieces[0] += b"\0air-executor ffffffffffffffff begin\n"  # nobody's
+    stream = BEGINNING + b"".join(
+        frame(number, "begin 1700000000")
+        + pieces[number]
+        + frame(number, f"end {number} {len(results[number])} 0 1700000001")
+        + results[number]
+        + frame(number, "done")
+        for number in range(3)
+    )
+    reading = BundleOutput(BEGINNING, parts(tmp_path))
+    for _ in range(8):
+        if draw.random() < 0.5:
+            reading = BundleOutput(BEGINNING, parts(tmp_path))
+        feed_some(reading.reader(), stream, draw)
+    reading.reader().feed(stream)
+    reading.finish(marker_is_due=True)
+    for number, part in enumerate(reading.parts):
+        assert part.log_path.read_bytes() == b"earlier\n" + pieces[number]
+        assert (part.result, part.exit_code, part.is_done) == (results[number], number, True)
+        assert part.result_is_whole
+        assert part.begun_at is not None
+        assert part.begun_at.timestamp() == 1700000000
+
+
+def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
+    """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
+    output = BundleOutput(BEGINNING, parts(tmp_path))
+    there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
+    output.go_on_in(b"the last of it\n" + b"".join(there))
+    output.reader().feed(b"the last of it\n" + b"".join(there))
+    output.finish(marker_is_due=False)
+    first, second, third = output.parts
+    assert (first.exit_code, second.exit_code, second.is_done, third.is_done) == (None, 0, True, False)
+    assert first.log_path.read_bytes() == b"earlier\n"
+    assert b"Output is missing here" in second.log_path.read_bytes()
+    assert third.log_path.read_bytes() == b"earlier\ntwo\n"
+
+
+def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
+    """What could not be written is written with what comes next, and stands there once."""
+    found = parts(tmp_path)
+    found[0].log_path.rename(tmp_path / "aside")
+    output = BundleOutput(BEGINNING, found)
+    stream = BEGINNING + frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
+    with pytest.raises(OSError, match="No such file"):
+        output.reader().feed(stream[:100])
+    (tmp_path / "aside").rename(found[0].log_path)
+    output.reader().feed(stream)
+    assert found[0].log_path.read_bytes() == b"earlier\ntext\n"
+    assert (found[0].is_done, output.begun) == (True, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("0\n", Message(0)),
+        ("3\n", Message(3)),
+        ("2 143 0 1700000000\n", Message(2, 143, 0, datetime.fromtimestamp(1700000000, UTC))),
+        ('1 0 2 1700000000\n"x', Message(1, 0, 2, datetime.fromtimestamp(1700000000, UTC), b'"x')),
+        ("", None),
+        ("OCI runtime create failed", None),
+        ("2 0 0 1700000000 1\n", Message(2, 0, 0, datetime.fromtimestamp(1700000000, UTC), was_signalled=True)),
+        ("1 2 3 4 5 6", None),
+    ],
+)
+def test_how_far_a_container_has_come(text: str, found: Message | None) -> None:
+    assert read_message(text) == found
+
+
+def done(number: int, code: int = 0, told_to_end: int = 0) -> bytes:
+    return frame(number, "begin 1") + frame(number, f"end {code} 0 {told_to_end} 2") + frame(number, "done")
+
+
+ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
+
+
+@pytest.mark.parametrize(
+    ("output", "exit_code", "message", "found"),
+    [
+        (done(0) + done(1, 3) + done(2), 0, "3 0 0 2\n", [ENDED, (3, None), ENDED]),
+        (done(0), 0, "", [ENDED, LOST, LOST]),  # that the container ended well says nothing of them
+        (done(0), 0, "3 0 0 2\n", [ENDED, LOST, ENDED]),
+        (done(0), 0, '3 0 5 2\n"abc"', [ENDED, LOST, ENDED]),
+        (done(0), 0, "3 0 9999 2\n", [ENDED, LOST, LOST]),  # its result was long, and is lost
+        (done(0), 137, "2\n", [ENDED, (137, None), LEFT]),
+        (done(0) + frame(1, "begin 1"), 143, "1 0 0 2", [ENDED, LEFT, LEFT]),
+        (done(0) + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
+        (done(0) + frame(1, "begin 1") + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
+        (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "", [ENDED, (143, "lost"), LEFT]),
+        (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "DeadlineExceeded", [ENDED, (143, "timeout"), LEFT]),
+        # What is told to end may have saved what it had, and end with 0.
+        (done(0) + done(1, 0, 1) + frame(2, "left"), 143, "", [ENDED, (0, "lost"), LEFT]),
+        (done(0) + done(1) + done(2, 0, 1), 0, "DeadlineExceeded", [ENDED, ENDED, (0, "timeout")]),
+        (done(0), 143, "2 0 0 2 1\n", [ENDED, (0, "lost"), LEFT]),
+        (done(0), 143, "2 0 0 2 0\n", [ENDED, ENDED, LEFT]),
+        (done(0), None, "", [ENDED, LOST, LOST]),
+        (b"", 143, "0", [(143, None)] * 3),
+        (b"", 0, "0", [LOST] * 3),
+    ],
+)
+def test_how_a_bundle_has_ended(
+    tmp_path: Path, output: bytes, exit_code: int | None, message: str, found: list[object]
+) -> None:
+    """What is not known to have ended well is not said to, and what may have begun is not begun again."""
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    told: dict[str, object] = {}
+    kept: dict[str, bytes | None] = {}
+    runs = parts(tmp_path)
+    for number, part in enumerate(runs):
+        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod.output.take(output)
+    ending = (
+        pods.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
+        if exit_code is not None
+        else None
+    )
+    reason = message if message == "DeadlineExceeded" else ""
+    pod.status = pods.Status("u", "n1", "Running", ending=ending, reason=reason)
+    pod.is_created = pod.is_gone = True
+
+    def tell(event: Event) -> None:
+        assert not isinstance(event, Started), "a limit of time would be over at once"
+        if isinstance(event, Ended):
+            told[event.attempt.task_id] = (event.exit_code, event.reason)
+
+    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
+        assert run.attempt is not None
+        kept[run.attempt.task_id] = result
+
+    attendant = Attendant(
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
+        "me",
+        limits,
+        tell=tell,
+        again=lambda _, left: told.update({part.task_id: LEFT for part in left}),
+        created=lambda pod: None,
+        keep=keep,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        wait_until(lambda: len(told) == 3, what="all ends are told")
+    finally:
+        attendant.close()
+    assert [told[f"t{number}"] for number in range(3)] == found
+    assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
+
+
+def test_a_task_of_a_bundle_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The container has been told to end, but nothing has ended its Pod: its exit code counts, and the rest is run."""
+
+    async def is_read(attendant: Attendant, pod: Pod) -> None:
+        """All of the output has come."""
+
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
+    monkeypatch.setattr(Attendant, "_read_to_the_end", is_read)
+    runs = parts(tmp_path)
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod.output.take(done(0, 143, 1) + frame(1, "left"))
+    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(143, "Error", "", None))
+    assert ends_of(pod, lambda: None) == {"t0": (143, None), "t1": "left", "t2": "left"}
+
+
+def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_path: Path) -> None:
+    """Its limit of time would be over at once, and what has completed be killed."""
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    runs = parts(tmp_path)
+    for number, part in enumerate(runs):
+        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
+    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    pod.output.take(done(0) + frame(1, "begin 1"))
+    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(137, "Error", "2\n", None))
+    pod.is_created = pod.is_gone = True
+    told: list[tuple[str, str]] = []
+    full_until = time.monotonic() + 1.5
+
+    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
+        if run is runs[1] and time.monotonic() < full_until:
+            raise OSError(28, "the disk is full")
+
+    attendant = Attendant(
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
+        "me",
+        limits,
+        tell=lambda event: told.append((type(event).__name__, event.attempt.task_id)),
+        again=lambda _, left: told.extend(("Left", part.task_id) for part in left),
+        created=lambda pod: None,
+        keep=keep,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        wait_until(lambda: ("Left", "t2") in told, what="all is told")
+    finally:
+        attendant.close()
+    assert [event for event in told if event[0] != "Placed"] == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "found"),
+    [
+        (b"", "end 0\n", False),
+        (b"all of it", "end 0\n", False),
+        (b"all of it" + MARKER, "end 0\n", True),
+        (b"all of it" + MARKER, 'end 3\n"a"', True),
+        (b"all of it" + MARKER, 'end 3 0\n"a"', True),
+        (b"all of it" + MARKER, 'end 3 0\n"', False),  # its node has cut the message
+        (b"all of it" + MARKER + b'"a"', 'end 3 0\n"', True),
+        (b"all of it" + MARKER + b"1" * 5_000, "end 6000\n", False),
+        (b"all of it" + MARKER + b"1" * 6_000, "end 6000\n", True),
+        (b"", "spawn command x was not found in its Pod\n", False),
+    ],
+)
+def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: str, found: bool) -> None:
+    (tmp_path / "log").touch()
+    pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER), tmp_path / "note", [])
+    pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
+    pod.output.take(output)
+    assert has_all(pod) is found
+
+
+@pytest.mark.parametrize(
+    ("output", "message", "found"),
+    [
+        (MARKER, 'end 3 0\n"a"', (b'"a"', True)),
+        (MARKER + b'"a"', 'end 3 0\n"', (b'"a"', True)),
+        (MARKER + b'"\xff"', 'end 3 0\n"\N{REPLACEMENT CHARACTER}"', (b'"\xff"', True)),
+        (MARKER, 'end 3 0\n"', (b"", False)),  # as long as the output has not come
+    ],
+)
+def test_a_result_that_its_node_has_cut(
+    tmp_path: Path, output: bytes, message: str, found: tuple[bytes | None, bool]
+) -> None:
+    """A kubelet keeps 12,288 bytes of the messages of a Pod, divided by its containers."""
+    assert read_result(pod_of_one(tmp_path, message, output=output))[1:] == found
+
+
+# -- how an attempt has ended ----------------------------------------------------------------------------------
+
+BY_ITSELF, TOLD, UNKNOWN = "end 0 0\n", "end 0 1\n", "end 0\n"  # what a container says; the last as it did once
+
+
+def pod_of_one(
+    directory: Path, message: str, *, code: int = 0, output: bytes = MARKER, pod: dict[str, Any] | None = None
+) -> Pod:
+    """A Pod whose container has ended."""
+    (directory / "log").touch()
+    run = Run(Attempt("j", "a", 1, 0, "kubernetes"), "f" * 16)
+    task_output = TaskOutput(BEGINNING, directory / "log", 0, MARKER)
+    found = Pod("j", "f" * 16, pod or POD, pod or POD, task_output, directory / "note", [run], is_created=True)
+    started_at = datetime.now(UTC)
+    ending = pods.Ending(code, "Completed" if code == 0 else "Error", message, None)
+    found.status = pods.Status("u", "n1", "Failed", started_at=started_at, ending=ending)
+    found.output.take(output)
+    return found
+
+
+def ends_of(pod: Pod, meanwhile: Callable[[], None]) -> dict[str, object]:
+    """How its attempts end: exit code and reason of each, or that it is left to another Pod.
+
+    :param meanwhile: called in the attendant's thread when the end of the Pod is known.
+    """
+    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
+    ends: dict[str, object] = {}
+    for number, run in enumerate(pod.runs):
+        run.attempt = Attempt("j", run.task_id if isinstance(run, Part) else "a", 1, number, "kubernetes")
+    pod.is_created = True
+
+    def tell(event: Event) -> None:
+        if isinstance(event, Ended):
+            ends[event.attempt.task_id] = (event.exit_code, event.reason)
+
+    attendant = Attendant(
+        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
+        "me",
+        limits,
+        tell=tell,
+        again=lambda _, left: ends.update({part.task_id: "left" for part in left}),
+        created=lambda pod: None,
+        keep=lambda run, ended, result: None,
+        is_expected=lambda annotations, token: False,
+    )
+    try:
+        attendant.attend(pod)
+        if isinstance(pod.output, TaskOutput):
+            wait_until(lambda: pod.has_started, what="its end is known")
+        attendant._loop.call_soon_threadsafe(meanwhile)
+        wait_until(lambda: len(ends) == len(pod.runs), what="all ends are told")
+    finally:
+        attendant.close()
+    return ends
+
+
+DISRUPTED = {"is_disrupted": "DeletionByTaintManager: node.kubernetes.io/unreachable"}
+DEADLINE, EVICTED, SHUTDOWN = ({"reason": word} for word in ("DeadlineExceeded", "Evicted", "Terminated"))
+BEING_DELETED = {"is_being_deleted": True}
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("message", [TOLD, UNKNOWN])
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(DEADLINE, "timeout"), (EVICTED, "lost"), (SHUTDOWN, "lost"), (DISRUPTED, "lost"), (BEING_DELETED, "lost")],
+)
+def test_what_kubernetes_has_ended_has_not_completed(
+    tmp_path: Path, code: int, message: str, status: dict[str, Any], reason: str
+) -> None:
+    """Whatever its exit code: a task that is told to end may save what it has, and end with 0."""
+    pod = pod_of_one(tmp_path, message, code=code)
+    assert pod.status is not None
+    ended = conclude(pod, pod.status._replace(**status), was_gone=False)
+    assert (ended.exit_code, ended.reason) == (code, reason)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("status", [DEADLINE, EVICTED, DISRUPTED, BEING_DELETED, {}])
+def test_what_had_ended_by_itself_before_its_pod_was_ended(tmp_path: Path, code: int, status: dict[str, Any]) -> None:
+    pod = pod_of_one(tmp_path, BY_ITSELF, code=code)
+    assert pod.status is not None
+    ended = conclude(pod, pod.status._replace(**status), was_gone=True)
+    assert (ended.exit_code, ended.reason) == (code, None)
+
+
+def test_a_hook_may_have_ended_it(tmp_path: Path) -> None:
+    """Before its container is told to end, which is too late then."""
+    hook = {"preStop": {"exec": {"command": ["touch", "/stop"]}}}
+    pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": {"containers": [{"name": "task", "lifecycle": hook}]}})
+    assert pod.status is not None
+    assert conclude(pod, pod.status._replace(is_being_deleted=True), was_gone=False).reason == "lost"
+    assert conclude(pod, pod.status, was_gone=False).reason is None
+
+
+def test_a_probe_that_has_failed(tmp_path: Path) -> None:
+    """A kubelet ends a container then, and its Pod has ended well if that ends with 0."""
+    spec = {"containers": [{"name": "task", "livenessProbe": {"exec": {"command": ["false"]}}}]}
+    pod = pod_of_one(tmp_path, TOLD, pod={**POD, "spec": spec})
+    assert conclude(pod, pod.status, was_gone=False).reason == "lost"
+    pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": spec})
+    assert conclude(pod, pod.status, was_gone=False).reason is None
+
+
+def test_memory_that_a_child_of_a_task_that_completed_did_not_get(tmp_path: Path) -> None:
+    pod = pod_of_one(tmp_path, BY_ITSELF)
+    assert pod.status is not None
+    assert pod.status.ending is not None
+    status = pod.status._replace(ending=pod.status.ending._replace(reason="OOMKilled"))
+    for message in (BY_ITSELF, UNKNOWN):
+        status = status._replace(ending=status.ending and status.ending._replace(message=message))
+        assert conclude(pod, status, was_gone=False).reason is None
+
+
+@pytest.mark.parametrize(("code", "message"), [(0, TOLD), (143, TOLD), (137, "")])
+def test_its_node_tells_later_why_it_has_ended_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
+) -> None:
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", PATIENCE)
+    pod = pod_of_one(tmp_path, message, code=code)
+
+    def tell_why() -> None:
+        assert pod.status is not None
+        pod.status = pod.status._replace(reason="Evicted", message="The node was low on resource: memory.")
+        pod.changed.set()
+
+    assert ends_of(pod, tell_why) == {"a": (code, "lost")}
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_task_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The container has been told to end, but nothing has ended its Pod: the exit code counts."""
+    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
+    assert ends_of(pod_of_one(tmp_path, TOLD, code=code), lambda: None) == {"a": (code, None)}
+
+
+def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path) -> None:
+    """What runs is taken to be the first that is not known to have ended, so that its limits of time count."""
+    found = parts(tmp_path)
+    for number in (1, 2):
+        found[number].attempt = Attempt("j", f"t{number}", 1, number, "kubernetes")
+    output = BundleOutput(BEGINNING, found)
+    there = b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done")
+    with pytest.raises(OutOfStepError):
+        output.reader().feed(there)
+    output.go_on_in(there)
+    output.reader().feed(there)
+    assert found[1].log_path.read_bytes().endswith(b"could be read.\nmore of it\n")
+    assert (found[1].is_done, found[2].begun_at) == (True, None)
+
+
+# -- notes -----------------------------------------------------------------------------------------------------
+
+
+def noted(store: JobStore) -> tuple[Notes, list[Attempt], Pod]:
+    """Two attempts that share a Pod."""
+    store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
+    store.prepare_job_directory(store.get_job("j"))
+    notes = Notes(store, 1)
+    runs = [
+        Part(
+            None,
+            f"{number:016x}",
+            task_id=f"t{number}",
+            log_path=store.paths("j").log(f"t{number}"),
+            text="start '' true",
+        )
+        for number in range(2)
+    ]
+    attempts = [Attempt("j", part.task_id, 1, number, "kubernetes") for number, part in enumerate(runs)]
+    for part in runs:
+        notes.write_part("j", part, runs[0])
+    return notes, attempts, notes.write_bundle("j", manifest({"image": "i"}), runs)
+
+
+def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
+    notes, attempts, pod = noted(store)
+    found = notes.read(attempts[1], {})
+    assert found is not None
+    assert found[0].manifest == pod.manifest
+    assert (found[0].is_created, found[1].token) == (False, pod.runs[1].token)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in store.paths("j").runs.iterdir()} == {0o600}
+    pod.note_path.unlink()
+    assert notes.read(attempts[1], {}) is None
+    assert not notes.path(attempts[1]).exists()
+
+
+def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
+    notes, attempts, pod = noted(store)
+    store.paths("j").record("t0", 1).touch()
+    found = notes.read(attempts[1], {})
+    assert found is not None
+    assert found[0].is_created
+    notes.forget(attempts[0])
+    assert pod.note_path.exists()
+    store.paths("j").record("t1", 1).touch()
+    notes.forget(attempts[1])
+    assert [path.name for path in store.paths("j").runs.iterdir() if ".on-" in path.name] == []
+
+
+def test_a_note_that_cannot_be_read(store: JobStore) -> None:
+    """It does not mean that nothing runs."""
+    notes, attempts, pod = noted(store)
+    pod.note_path.unlink()
+    pod.note_path.mkdir()
+    with pytest.raises(OSError, match="not a regular file"):
+        notes.read(attempts[0], {})
+    assert notes.path(attempts[0]).exists()
+
+
+# -- the first process of a container --------------------------------------------------------------------------
+
+SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
+
+
+def run_container(
+    directory: Path, shell: str, line: str, number: int | None = None, *, cwd: str = ""
+) -> tuple[int, str, bytes]:
+    """What the first process of a container makes of a line of bash: its exit code, message, and output.
+
+    :param number: a signal that it gets when the line has printed `ready`.
+    :param cwd: that of the task.
+    """
+    message = directory / "message"
+    message.touch()
+    environment = {
+        "PATH": os.environ["PATH"],
+        "AIR_EXECUTOR_RUN": TOKEN,
+        "AIR_EXECUTOR_OUTPUT": f"{directory}/result",
+        "CDPATH": f"{directory}/elsewhere",
+    }
+    script = pods._SCRIPT.replace(pods.MESSAGE_PATH, str(message))
+    words = [*shlex.split(shell), "-c", script, "air-executor", cwd, "bash", "-c", line]
+    with subprocess.Popen(
+        words, cwd=directory, env=environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as first:
+        assert first.stdout is not None
+        try:
+            if number is not None:
+                while first.stdout.readline() != b"ready\n":
+                    pass
+                os.kill(first.pid, number)
+            output, _ = first.communicate(timeout=PATIENCE)
+        except BaseException:
+            os.killpg(first.pid, signal.SIGKILL)
+            raise
+    return first.returncode, message.read_text(), output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, 37])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> None:
+    """It is that of the task, which gets SIGTERM also if its image has another STOPSIGNAL; 37 is SIGRTMIN+3."""
+    line = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1 & wait; done"
+    for _ in range(10):
+        code, message, output = run_container(tmp_path, shell, line, number)
+        assert (code, message) == (3, "end 0 1\n")
+        assert output == b"told\n" + MARKER
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
+    """A short one is in the message, and after the output too."""
+    code, message, output = run_container(tmp_path, shell, "echo text; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit 4")
+    assert (code, message) == (4, "end 4 0\n[1]\n")
+    assert output == BEGINNING + b"text\n" + MARKER + b"[1]\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("name", ["-", "-x", "a"])
+def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str, shell: str) -> None:
+    """To cd, a dash is where it was before or begins an option; other names are looked for in CDPATH."""
+    for place in (tmp_path / name, tmp_path / "elsewhere" / name):
+        place.mkdir(parents=True)
+    code, _, output = run_container(tmp_path, shell, "pwd", cwd=name)
+    assert code == 0
+    assert output == BEGINNING + f"{tmp_path}/{name}\n".encode() + MARKER
+
+
+# -- Pods ------------------------------------------------------------------------------------------------------
+
+
+def manifest(options: dict[str, Any], **task: Any) -> dict[str, Any]:
+    attempt = Attempt("Jöb_1" * 10, "task with spaces/" * 3, 2, 0, "kubernetes")
+    return pods.make_manifest(
+        attempt,
+        Task(command="echo", **task),
+        KubernetesOptions(**options),
+        owner="o",
+        token=TOKEN,
+        namespace="team",
+        shared=None,
+    )
+
+
+def test_a_template_is_kept() -> None:
+    template = {
+        "metadata": {"labels": {"a": "1"}, "namespace": "other", "generateName": "x"},
+        "spec": {
+            "restartPolicy": "Always",
+            "containers": [
+                {"name": "sidecar", "image": "s"},
+                {"name": "task", "image": "t", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"}]},
+            ],
+            "volumes": [{"name": "v"}],
+        },
+    }
+    before = json.dumps(template)
+    pod = manifest({"pod_template": template, "labels": {"b": "2"}}, env={"B": "$(A) costs 5$"}, args=["$(B)"])
+    assert json.dumps(template) == before
+    sidecar, task = pod["spec"]["containers"]
+    assert sidecar == {"name": "sidecar", "image": "s"}
+    env = {item["name"]: item["value"] for item in task["env"]}
+    assert (env["A"], env["B"]) == ("1", "$$(A) costs 5$$")
+    assert task["args"] == ["", "echo", "$$(B)"]
+    assert pod["spec"]["restartPolicy"] == "Never"
+    assert {"a": "1", "b": "2", "air-executor/owner": "o"}.items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["namespace"] == "other"
+    assert "generateName" not in pod["metadata"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["v"]
+
+
+def test_names_and_labels_are_valid_whatever_the_job_is_called() -> None:
+    metadata = manifest({"image": "x"})["metadata"]
+    assert pods.re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"]), metadata["name"]
+    for value in metadata["labels"].values():
+        assert pods.re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value), value
+    assert metadata["annotations"]["air-executor/job"].startswith("Jöb")
+
+
+def test_there_is_no_image() -> None:
+    with pytest.raises(CannotStartError, match=r"runners\.kubernetes\.image"):
+        manifest({})
+
+
+def test_options_of_a_task_over_those_of_the_settings() -> None:
+    own = KubernetesOptions(image="mine", labels={"a": "2"}, volumes=[{"name": "v", "mountPath": "/own"}])
+    given = {"a": "1", "b": "1"}
+    volumes = [{"name": "v", "mountPath": "/v"}, {"name": "w", "mountPath": "/w"}]
+    both = own.over(KubernetesOptions(image="theirs", namespace="n", labels=given, volumes=volumes))
+    assert (both.image, both.namespace, both.labels) == ("mine", "n", {"a": "2", "b": "1"})
+    assert [volume["mountPath"] for volume in both.volumes or ()] == ["/w", "/own"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("500m", 0.5), ("2", 2), (3, 3), ("64Mi", 64 << 20), ("1k", 1000), ("1e3", 1000), ("1.5Gi", 1.5 * (1 << 30))],
+)
+def test_quantities(text: Any, value: float) -> None:
+    assert pods.quantity(text) == pytest.approx(value)
+    assert pods.quantity("a lot") == math.inf
+
+
+@pytest.mark.parametrize(
+    ("requested", "used", "limited", "may_pass"),
+    [
+        ("cpu=2", "cpu=0", "cpu=1", False),
+        ("cpu=500m", "cpu=600m", "cpu=1", True),
+        ("cpu=1", "cpu=1", "cpu=1", True),
+        ("pods=1", "pods=0", "pods=0", False),
+        (
+            "requests.cpu=1,requests.memory=4Gi",
+            "requests.cpu=4,requests.memory=0",
+            "requests.cpu=4,requests.memory=1Gi",
+            False,
+        ),
+        (
+            "requests.cpu=1,requests.memory=1Gi",
+            "requests.cpu=4,requests.memory=1Gi",
+            "requests.cpu=4,requests.memory=1Gi",
+            True,
+        ),
+        ("requests.nvidia.com/gpu=2", "requests.nvidia.com/gpu=0", "requests.nvidia.com/gpu=1", False),
+        ("cpu=a lot", "cpu=0", "cpu=1", True),
+        ("cpu=1", "cpu=0", "cpu=none", True),
+    ],
+)
+def test_a_quota_that_others_use_up_is_waited_for_and_one_that_is_too_small_is_not(
+    requested: str, used: str, limited: str, may_pass: bool
+) -> None:
+    said = f'pods "p" is forbidden: exceeded quota: q, requested: {requested}, used: {used}, limited: {limited}'
+    assert ApiError(403, said, "Forbidden").may_pass is may_pass
+
+
+def test_whether_a_node_could() -> None:
+    pod = manifest({"image": "x", "node_selector": {"disk": "ssd"}}, resources={"cpus": 2, "memory": "1Gi"})
+    small = {
+        "metadata": {"name": "small", "labels": {"disk": "ssd"}},
+        "status": {"allocatable": {"cpu": "1500m", "memory": "4Gi"}},
+    }
+    other = {"metadata": {"name": "other"}, "status": {"allocatable": {"cpu": "8", "memory": "8Gi"}}}
+    assert pods.no_node_could(pod, [small, other]) == "small lacks cpu (2); other lacks disk=ssd"
+    other["metadata"]["labels"] = {"disk": "ssd"}  # type: ignore[index]
+    assert pods.no_node_could(pod, [small, other]) == ""
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        (
+            {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "m"},
+            ("", "SchedulingGated: m"),
+        ),
+        ({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "m"}, ("m", "m")),
+    ],
+)
+def test_what_it_waits_for(condition: dict[str, str], found: tuple[str, str]) -> None:
+    """A Pod that is held by scheduling gates is not one that finds no node."""
+    status = pods.read_status({"status": {"phase": "Pending", "conditions": [condition]}}, "task")
+    assert (status.unschedulable, status.waits_for) == found
+
+
+def test_a_disruption_without_a_message() -> None:
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
+    assert pods.read_status({"status": {"conditions": [condition]}}, "task").is_disrupted == "PreemptionByScheduler"
+
+
+def test_a_node_that_does_not_answer() -> None:
+    """Its Pods go on running, as far as anybody knows: only their condition Ready says so."""
+    container = {"name": "task", "ready": True, "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    pod: dict[str, Any] = {
+        "metadata": {"uid": "u"},
+        "spec": {"nodeName": "n1"},
+        "status": {
+            "phase": "Running",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"}],
+            "containerStatuses": [container],
+        },
+    }
+    assert not pods.read_status(pod, "task").is_cut_off
+    pod["status"]["conditions"][0]["status"] = "False"
+    status = pods.read_status(pod, "task")
+    assert (status.is_cut_off, status.is_over, status.node) == (True, False, "n1")
+    pod["status"]["conditions"][1]["status"] = "False"  # a sidecar is not ready
+    assert not pods.read_status(pod, "task").is_cut_off
