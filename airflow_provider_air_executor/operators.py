@@ -487,7 +487,7 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     def _skip_if_meant(self, job: Job) -> None:
         try:
-            codes = {task.exit_code for task in summary.culprits(self.hook.get_tasks(job.name))}
+            codes = {task.exit_code for task in summary.root_failures(self.hook.get_tasks(job.name))}
         except AirExecutorError:  # a list that is not valid, for instance
             return
         if codes and codes <= self.skip_on_exit_code:

@@ -26,8 +26,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job
-from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
 from tests.support.run import Run
 

@@ -40,7 +40,7 @@ class Started(NamedTuple):
     started_at: datetime
 
 
-class Placed(NamedTuple):
+class Located(NamedTuple):
     """Where an attempt is, in words for people: by what name the engine knows it, and what it waits for."""
 
     attempt: Attempt
@@ -76,14 +76,14 @@ class Running(NamedTuple):
     age: float | None = None  # seconds that it has run, if a clock tells that nobody sets
 
 
-Event = Started | Placed | Ended | NotStarted
+Event = Started | Located | Ended | NotStarted
 
 
-class CannotStartError(Exception):
+class SpawnError(Exception):
     """The command cannot be started, now or later."""
 
 
-class NoRoomError(Exception):
+class ResourceExhaustedError(Exception):
     """The machine is short of something; the command can be started later."""
 
 
@@ -122,15 +122,15 @@ class Engine(Protocol):
         """Start an attempt, exactly once whatever happens to this process meanwhile.
 
         Before an engine can get to know of it, something must stand in ``runs/`` by which :meth:`adopt` finds it, see
-        :meth:`JobStore.note_path`.
+        :meth:`JobStore.handle_path`.
 
         :param task: what is to run. ``runner`` is what it, its job or the settings say; ``cwd`` is the directory to run
             in, None for that of the manager. A runner whose commands do not see the job filesystem has an attribute
             ``has_own_files`` that is true, and is given the ``cwd`` of the task as it is.
         :param started_at: the time that counts as its start if it starts at once.
         :return: whether it waits for its turn; :class:`Started` tells then when it runs.
-        :raises CannotStartError: if the command cannot be started, now or later.
-        :raises NoRoomError: if the machine is short of something.
+        :raises SpawnError: if the command cannot be started, now or later.
+        :raises ResourceExhaustedError: if the machine is short of something.
         """
 
     def poll(self) -> list[Event]:
@@ -148,10 +148,10 @@ class Engine(Protocol):
         :param kill: whether all of its processes are killed at once; otherwise they get SIGTERM.
         """
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: what stands at the place of its record is another one's."""
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
 
     def prepare(self) -> None:

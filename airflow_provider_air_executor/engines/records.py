@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
-from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError, NoRoomError
+from airflow_provider_air_executor.engines.protocol import Attempt, ResourceExhaustedError, SpawnError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record
 from airflow_provider_air_executor.jobs.models import utc_now
@@ -138,17 +138,17 @@ def preparing(engine: str) -> Iterator[None]:
     """Write what an engine is to run.
 
     :param engine: its name, for people.
-    :raises NoRoomError: if it may be possible later.
-    :raises CannotStartError: if it is not.
+    :raises ResourceExhaustedError: if it may be possible later.
+    :raises SpawnError: if it is not.
     """
     try:
         yield
     except OSError as error:
         if error.errno in files.TRANSIENT:
-            raise NoRoomError(error.strerror) from error
-        raise CannotStartError(f"what {engine} is to run cannot be written: {error.strerror}") from error
+            raise ResourceExhaustedError(error.strerror) from error
+        raise SpawnError(f"what {engine} is to run cannot be written: {error.strerror}") from error
     except UnicodeEncodeError as error:
-        raise CannotStartError(f"an argument cannot be encoded: {error}") from error
+        raise SpawnError(f"an argument cannot be encoded: {error}") from error
 
 
 def modified_at(path: str) -> datetime:

@@ -18,13 +18,13 @@ from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.protocol import (
     LOCAL,
     Attempt,
-    CannotStartError,
     Context,
     Ended,
     Engine,
     Event,
     NotStarted,
     Running,
+    SpawnError,
 )
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
@@ -164,7 +164,7 @@ class Engines:
         paths = self._store.paths(attempt.job_name)
         paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
         if attempt.runner != LOCAL:
-            paths.note(attempt.task_id, attempt.number, attempt.runner).unlink(missing_ok=True)
+            paths.handle(attempt.task_id, attempt.number, attempt.runner).unlink(missing_ok=True)
 
     # -- the methods of a runner -------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Engines:
         try:
             runner = self._load(attempt.runner)
         except SettingsError as error:
-            raise CannotStartError(str(error)) from None
+            raise SpawnError(str(error)) from None
         has_own_files = getattr(runner, "has_own_files", False)
         directory = task.cwd if has_own_files else self._directory(job, task)
         waits = runner.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
@@ -240,14 +240,14 @@ class Engines:
         """End an attempt; see :meth:`Engine.cancel`."""
         self._engines[attempt.runner].cancel(attempt, kill=kill)
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
-        self._engines[attempt.runner].disown(attempt)
+        self._engines[attempt.runner].detach(attempt)
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started, whether it runs or is over."""
         try:
-            self._load(attempt.runner).kill_recorded(attempt)
+            self._load(attempt.runner).kill_orphan(attempt)
         except SettingsError:
             return
 

@@ -3,7 +3,7 @@
 The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
 token; the second one the exit code, and ``told`` if the runner has got SIGTERM meanwhile, or ``spawn`` and why the
 command could not be started. Where to ask for the time would have cost a process, ``-`` stands for it: the attempt
-started when the note of what it runs was written last. When it is over, and before the note goes, the time is put there
+started when its handle was written last. When it is over, and before the handle goes, the time is put there
 (:func:`put_start`).
 
 Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Engines
@@ -60,10 +60,10 @@ class Record(NamedTuple):
         return lines.encode(errors="replace")
 
 
-def read_record(path: Path | str, note_path: Path | None = None) -> Record | None:
+def read_record(path: Path | str, handle_path: Path | None = None) -> Record | None:
     """What a runner has written so far; None if that is nothing, or not a record.
 
-    :param note_path: what was written last when the attempt started, if the record does not say when that was.
+    :param handle_path: what was written last when the attempt started, if the record does not say when that was.
     :raises OSError: if it cannot be read now, so that nothing is known.
     """
     try:
@@ -77,7 +77,7 @@ def read_record(path: Path | str, note_path: Path | None = None) -> Record | Non
         return None
     pid, started, token, exit_code, told, spawn_error = found.groups()
     if started == _NOT_SAID:
-        started_at = None if note_path is None else _written_at(note_path)
+        started_at = None if handle_path is None else _written_at(handle_path)
     else:
         try:
             started_at = datetime.fromisoformat(started)
@@ -127,7 +127,7 @@ def put_start(path: Path, record: Record) -> None:
 
 
 def _written_at(path: Path) -> datetime | None:
-    """When a note was written last; None if it is gone.
+    """When a handle was written last; None if it is gone.
 
     It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
     """

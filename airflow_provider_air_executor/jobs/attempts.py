@@ -49,9 +49,9 @@ def attempts_of(tasks: Iterable[Task], runs_path: Path) -> Iterator[AttemptRecor
     """
     latest = {task.id: _latest(task) for task in tasks}
     earlier: dict[str, list[AttemptRecord]] = {task_id: [] for task_id in latest}
-    for (task_id, number), note_path in sorted(_recorded(runs_path).items(), key=lambda item: item[0]):
+    for (task_id, number), handle_path in sorted(_recorded(runs_path).items(), key=lambda item: item[0]):
         if task_id in latest and 0 < number < latest[task_id].number:
-            earlier[task_id] += _read(runs_path / f"{task_id}.{number}", note_path, task_id, number)
+            earlier[task_id] += _read(runs_path / f"{task_id}.{number}", handle_path, task_id, number)
     for task_id, attempt in latest.items():
         yield from earlier[task_id]
         yield attempt
@@ -74,7 +74,7 @@ def _latest(task: Task) -> AttemptRecord:
 
 
 def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
-    """Which attempts have left a record, and the note of what they ran, if an engine's runner has left one."""
+    """Which attempts have left a record, and the handle of what they ran, if an engine has left one."""
     if not files.is_real_directory(runs_path):
         return {}
     found: dict[tuple[str, int], Path | None] = {}
@@ -86,9 +86,9 @@ def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
     return found
 
 
-def _read(path: Path, note_path: Path | None, task_id: str, number: int) -> list[AttemptRecord]:
+def _read(path: Path, handle_path: Path | None, task_id: str, number: int) -> list[AttemptRecord]:
     """What is recorded of an attempt that another one has followed, so that it must have failed; empty if nothing."""
-    record = read_record(path, note_path)
+    record = read_record(path, handle_path)
     modified_at = _modified_at(path)
     if record is None or record.started_at is None or modified_at is None:
         return []

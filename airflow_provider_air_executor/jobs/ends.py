@@ -17,8 +17,8 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 
 from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError, JobNotFoundError
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job
-from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE
 from airflow_provider_air_executor.jobs.store import JobStore
 

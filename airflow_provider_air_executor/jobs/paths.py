@@ -13,7 +13,7 @@ TASKS = "tasks.json"
 LOGS, RUNS, WORK = "logs", "runs", "work"
 OWN = (STATE, TASKS, LOGS, RUNS, WORK)  # what makes up a job, besides files that begin with a dot
 
-# The names in ``runs/``: that of the record of an attempt, and that of the note of an engine's runner beside it.
+# The names in ``runs/``: that of the record of an attempt, and that of its handle beside it.
 _RUN = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
 
 
@@ -75,8 +75,8 @@ class JobPaths:
         """The record of an attempt, see :mod:`.attempt_record`."""
         return self.runs / f"{task_id}.{attempt}"
 
-    def note(self, task_id: str, attempt: int, runner: str) -> Path:
-        """Where a runner that is not the local one notes what it has handed to its engine."""
+    def handle(self, task_id: str, attempt: int, runner: str) -> Path:
+        """The handle of an attempt: what its engine was given, and by what name the engine knows it."""
         return self.runs / f"{task_id}.{attempt}.on-{runner}"
 
     def output(self, task_id: str, attempt: int) -> Path:
@@ -94,9 +94,9 @@ def paths_of(jobs_path: Path, name: str) -> JobPaths:
 
 
 def parse_run(name: str) -> tuple[str, int, str | None] | None:
-    """The task, the number of the attempt, and the runner of a note, by the name of a file in ``runs/``.
+    """The task, the number of the attempt, and the engine of a handle, by the name of a file in ``runs/``.
 
-    :return: None for a file that is neither a record nor a note; the runner is None for a record.
+    :return: None for a file that is neither a record nor a handle; the engine is None for a record.
     """
     found = _RUN.fullmatch(name)
     if found is None or found[2] != str(int(found[2])):

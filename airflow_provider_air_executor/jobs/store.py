@@ -71,7 +71,7 @@ _HALF_WRITTEN_SECONDS = 0.5
 _ABANDONED_BUILD_SECONDS = 3600
 _LONGEST_STATE = 4_000_000  # bytes of a state.json; the manager reads it without doing something else in between
 _LONGEST_NEW = 1_000_000  # bytes of a task, or a state.json; they get longer when they have failed
-_MAX_KEPT_BYTES = 200  # of the name of a file that is set aside, which gets longer by that
+_MAX_KEPT_BYTES = 200  # of the name of a file that is quarantined, which gets longer by that
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 _JOB = TypeAdapter(Job)
@@ -750,7 +750,7 @@ class JobStore:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
             raise
 
-    def set_aside(self, path: Path) -> Path:
+    def quarantine(self, path: Path) -> Path:
         """Keep a file that is not valid under another name, out of the way.
 
         :return: its new path.

@@ -113,7 +113,7 @@ def table(tasks: Sequence[Task]) -> list[str]:
     return lines
 
 
-def culprits(tasks: Sequence[Task]) -> list[Task]:
+def root_failures(tasks: Sequence[Task]) -> list[Task]:
     """The tasks that failed by themselves, and not because another one did."""
     return [task for task in tasks if task.status is TaskStatus.FAILED and task.reason is not Reason.DEPENDENCY]
 
@@ -128,7 +128,7 @@ def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
         tasks, mask = store.get_tasks(job.name), masking.load(store, job.name)
     except AirExecutorError as error:
         return "\n".join([*lines, str(error)])
-    failed = culprits(tasks)
+    failed = root_failures(tasks)
     for task in failed[:_SHOWN]:
         lines.append(f"task {task.id}: {task.error or task.status.value}")
         lines += _last_lines(store, job.name, task.id, log_lines, mask)

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.notify import Notifier
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.store import JobStore
 

@@ -35,7 +35,7 @@ class ActiveJob:
     """A job that has not ended.
 
     While it is active the tasks in memory are the truth. ``tasks.json`` is a snapshot of them, to which a running
-    task may append; see :meth:`merging_foreign`.
+    task may append; see :meth:`merging_external_edits`.
 
     What takes longer the more tasks there are is done in pieces. :meth:`loading` makes one.
 
@@ -357,7 +357,7 @@ class ActiveJob:
         self._previous_stamp = self._tasks_stamp if existed else None
         self._tasks_stamp = tasks_stamp
 
-    def merging_foreign(self) -> Pieces[bool]:
+    def merging_external_edits(self) -> Pieces[bool]:
         """Take in the tasks that somebody has added to ``tasks.json``, be it the present one or the one before.
 
         :return: False if the file is half-written, so that it must be looked at again.
@@ -400,14 +400,14 @@ class ActiveJob:
         else:
             self._previous_stamp = version
 
-    def discarding_foreign(self) -> Pieces[None]:
+    def discarding_external_edits(self) -> Pieces[None]:
         """Set aside a ``tasks.json`` that somebody has spoiled, and publish our own."""
         for path, known in (
             (self._previous_path, self._previous_stamp),
             (self._tasks_path, self._tasks_stamp),
         ):
             if files.stamp(path) != known:
-                self._store.set_aside(path)
+                self._store.quarantine(path)
         self._tasks_stamp = self._previous_stamp = None
         self.unreadable_since = None
         self.is_dirty = True
@@ -441,4 +441,4 @@ class ActiveJob:
     def _is_over_indeed(self, tasks_stamp: files.Stamp, existed: bool) -> Pieces[bool]:
         """Whether nobody has added tasks to the list that was replaced by the last one."""
         self._took_place(tasks_stamp, existed)
-        return (yield from self.merging_foreign()) and self.is_over
+        return (yield from self.merging_external_edits()) and self.is_over

@@ -26,13 +26,13 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
-    CannotStartError,
     Ended,
     Event,
-    NoRoomError,
+    Located,
     NotStarted,
-    Placed,
+    ResourceExhaustedError,
     Running,
+    SpawnError,
     Started,
 )
 from airflow_provider_air_executor.engines.registry import Engines
@@ -43,6 +43,7 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
 )
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import (
     Job,
     JobState,
@@ -54,7 +55,6 @@ from airflow_provider_air_executor.jobs.models import (
     printable,
     utc_now,
 )
-from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, finish
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
@@ -287,7 +287,7 @@ class Manager:
         for job in list(self._active.values()):
             self._turns.drop(job.name)
             with contextlib.suppress(Exception):
-                if job.name in self._active and finish(job.merging_foreign()):
+                if job.name in self._active and finish(job.merging_external_edits()):
                     finish(job.snapshotting())
         with contextlib.suppress(OSError):
             files.remove(self._store.problems_path)
@@ -513,7 +513,7 @@ class Manager:
         elif files.stamp(error.path) is None:  # nobody has called it a job yet
             self._remember(name, None)
         else:
-            self._store.set_aside(error.path)
+            self._store.quarantine(error.path)
             self._reject(Job(id=f"{name}-{int(time.time())}", name=name, created_at=utc_now()), str(error))
 
     def _reject(self, job: Job, error: str) -> None:
@@ -522,7 +522,7 @@ class Manager:
         if job.name not in self._ended:  # what an ended run has left running was meant to
             for record in finish(self._runners.recording(job.name)):
                 try:
-                    self._runners.kill_recorded(record)
+                    self._runners.kill_orphan(record)
                 except Exception as problem:  # noqa: BLE001 - the end of the job is what counts
                     log.warning("job %s: task %s cannot be killed: %r", job.name, record.task_id, problem)
         failed = job.evolve(
@@ -725,12 +725,12 @@ class Manager:
             if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
                 job.publish_state()  # before anything starts: see _taking_over what the next manager would make of it
             waits = self._runners.start(attempt, job.job, task, started_at)
-        except NoRoomError as error:
+        except ResourceExhaustedError as error:
             job.graph.add_ready(task.id)
             self._troubles.met(job.name, Step.START, error)
             self._pause()
             return
-        except CannotStartError as error:
+        except SpawnError as error:
             why = str(error)
         except OSError as error:
             is_forbidden = error.errno in files.FORBIDDEN and self._store.put_modes_back(job.name)
@@ -790,7 +790,7 @@ class Manager:
         if isinstance(event, NotStarted):
             self._running.pop(attempt, None)
             if job is not None:
-                self._troubles.met(job.name, Step.BEGIN, NoRoomError(event.why))
+                self._troubles.met(job.name, Step.BEGIN, ResourceExhaustedError(event.why))
                 job.put_back(attempt)
                 self._ready_again(job, attempt.task_id)
             self._pause()
@@ -801,7 +801,7 @@ class Manager:
                 job.begin(attempt, event.started_at)
                 self._has_started(job, event.started_at)
                 self._set_limits(job.tasks[attempt.task_id], attempt)
-            elif isinstance(event, Placed):
+            elif isinstance(event, Located):
                 job.place(attempt, event.where)
 
     def _end(self, ended: Ended) -> None:
@@ -990,9 +990,9 @@ class Manager:
             return
         if not isinstance(error, AirExecutorError) and name in self._active:
             self._spoil(name, error)
-        log.warning("request %s is set aside: %r", path.name, error)
+        log.warning("request %s is quarantined: %r", path.name, error)
         try:
-            self._store.set_aside(path)
+            self._store.quarantine(path)
         except OSError as problem:
             self._met(name, Step.REQUEST, problem)
             self._ask_again()
@@ -1169,7 +1169,7 @@ class Manager:
     def _merging_foreign(self, job: ActiveJob) -> Pieces[bool]:
         """Take in tasks that a running task has added; False while the list is half-written."""
         try:
-            if (yield from job.merging_foreign()):
+            if (yield from job.merging_external_edits()):
                 return True
             if time.monotonic() - (job.unreadable_since or 0) < self._settings.poll_interval:
                 self._timers.after(min(0.05, self._settings.poll_interval), lambda: self._touched.add(job.name))
@@ -1187,7 +1187,7 @@ class Manager:
         error = "tasks.json was overwritten with something that is not a list of tasks"
         if problem is not None:
             error = f"tasks were added to tasks.json that are not valid: {problem}"
-        yield from job.discarding_foreign()
+        yield from job.discarding_external_edits()
         self._stop_job(job, Reason.INVALID, f"{error}; put that right and retry the job")
 
     def _abandon_if_gone(self, job: ActiveJob, error: Exception) -> None:
@@ -1207,7 +1207,7 @@ class Manager:
         self._forget(job.name)
         self._turns.do(_GONE, job.dropping())
         for attempt in job.running:
-            self._runners.disown(attempt)
+            self._runners.detach(attempt)
             self._guard(job.name, partial(self._kill, attempt, Reason.CANCELLED, "its job was removed"))
         job.running.clear()
         self._look_at(job.name)  # there may be another one by now

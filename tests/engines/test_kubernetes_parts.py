@@ -35,7 +35,7 @@ from airflow_provider_air_executor.engines.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.engines.kubernetes.bundles import BundleOutput, Message, Part, read_message
 from airflow_provider_air_executor.engines.kubernetes.credentials import Access, find_access
 from airflow_provider_air_executor.engines.kubernetes.endings import conclude, has_all, read_result
-from airflow_provider_air_executor.engines.kubernetes.notes import Notes
+from airflow_provider_air_executor.engines.kubernetes.handles import Handles
 from airflow_provider_air_executor.engines.kubernetes.output import (
     THROWN_AWAY,
     UNCERTAIN,
@@ -43,7 +43,7 @@ from airflow_provider_air_executor.engines.kubernetes.output import (
     Reader,
     TaskOutput,
 )
-from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError, Ended, Event, Started
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, SpawnError, Started
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -780,7 +780,7 @@ def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_p
         wait_until(lambda: ("Left", "t2") in told, what="all is told")
     finally:
         attendant.close()
-    assert [event for event in told if event[0] != "Placed"] == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
+    assert [event for event in told if event[0] != "Located"] == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
 
 
 @pytest.mark.parametrize(
@@ -976,11 +976,11 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
 # -- notes -----------------------------------------------------------------------------------------------------
 
 
-def noted(store: JobStore) -> tuple[Notes, list[Attempt], Pod]:
+def noted(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
     """Two attempts that share a Pod."""
     store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
     store.prepare_job_directory(store.get_job("j"))
-    notes = Notes(store, 1)
+    notes = Handles(store, 1)
     runs = [
         Part(
             None,
@@ -1004,7 +1004,7 @@ def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
     assert found[0].manifest == pod.manifest
     assert (found[0].is_created, found[1].token) == (False, pod.runs[1].token)
     assert {stat.S_IMODE(path.stat().st_mode) for path in store.paths("j").runs.iterdir()} == {0o600}
-    pod.note_path.unlink()
+    pod.handle_path.unlink()
     assert notes.read(attempts[1], {}) is None
     assert not notes.path(attempts[1]).exists()
 
@@ -1016,7 +1016,7 @@ def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
     assert found is not None
     assert found[0].is_created
     notes.forget(attempts[0])
-    assert pod.note_path.exists()
+    assert pod.handle_path.exists()
     store.paths("j").record("t1", 1).touch()
     notes.forget(attempts[1])
     assert [path.name for path in store.paths("j").runs.iterdir() if ".on-" in path.name] == []
@@ -1025,8 +1025,8 @@ def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
 def test_a_note_that_cannot_be_read(store: JobStore) -> None:
     """It does not mean that nothing runs."""
     notes, attempts, pod = noted(store)
-    pod.note_path.unlink()
-    pod.note_path.mkdir()
+    pod.handle_path.unlink()
+    pod.handle_path.mkdir()
     with pytest.raises(OSError, match="not a regular file"):
         notes.read(attempts[0], {})
     assert notes.path(attempts[0]).exists()
@@ -1153,7 +1153,7 @@ def test_names_and_labels_are_valid_whatever_the_job_is_called() -> None:
 
 
 def test_there_is_no_image() -> None:
-    with pytest.raises(CannotStartError, match=r"runners\.kubernetes\.image"):
+    with pytest.raises(SpawnError, match=r"runners\.kubernetes\.image"):
         manifest({})
 
 

@@ -17,7 +17,7 @@ import pytest
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.local import engine as local
 from airflow_provider_air_executor.engines.local.engine import LocalEngine
-from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError, Ended, Event, NotStarted
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, NotStarted, SpawnError
 from airflow_provider_air_executor.engines.records import FIND, could_not_fork, script_here
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, utc_now
@@ -292,7 +292,7 @@ def test_a_task_that_needs_more_memory_than_the_control_group_has_fails(
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     monkeypatch.setattr(local, "_MEMORY_LIMITS", (f"{tmp_path}/none", f"{tmp_path}/memory.max"))
-    refused = pytest.raises(CannotStartError, match=f"this machine has {limit}")
+    refused = pytest.raises(SpawnError, match=f"this machine has {limit}")
     with refused if is_refused else contextlib.nullcontext():
         local._check_resources(Resources.model_validate({"memory": 64_000_000}))
 

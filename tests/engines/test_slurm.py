@@ -337,7 +337,7 @@ def no_note_is_left(store: JobStore) -> None:
 def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
     """A manager that is killed before it publishes the end leaves that to the next one."""
     attempt = Attempt.of("j", "a", 1, "slurm")
-    note, record = store.paths("j").note("a", 1, "slurm"), store.paths("j").record("a", 1)
+    note, record = store.paths("j").handle("a", 1, "slurm"), store.paths("j").record("a", 1)
     note.parent.mkdir(parents=True)
     note.write_bytes(_script("token", {}, {}, str(record), ["log", "", "true"]))
     os.utime(note, (0, 1_700_000_000))

@@ -25,8 +25,8 @@ from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import masking, summary
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.index import JobIndex
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, Task, parse_tasks, utc_now
-from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import Action, Request, dump_job, dump_tasks
 from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.manager.cli import main

@@ -155,7 +155,7 @@ class TestNumbers:
         runner_pid(store, "j", "a")
         added = f'{{"id": "b", "command": "true", {more}}}'
         (store.inbox_path / "1.json").write_text(f'{{"request": "add_tasks", "job": "j", "tasks": [{added}]}}')
-        wait_until(lambda: not store.requests(), what="it is set aside")
+        wait_until(lambda: not store.requests(), what="it is quarantined")
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"
         assert [found.id for found in store.get_tasks("j")] == ["a"]
@@ -172,7 +172,16 @@ class TestSteps:
 
     @pytest.mark.parametrize(
         "step",
-        ["__init__", "begin", "complete", "concluding", "snapshotting", "merging_foreign", "publish_state", "stop"],
+        [
+            "__init__",
+            "begin",
+            "complete",
+            "concluding",
+            "snapshotting",
+            "merging_external_edits",
+            "publish_state",
+            "stop",
+        ],
     )
     def test_the_job_ends_and_all_others_go_on(self, store: JobStore, managers: Managers, step: str) -> None:
         patch = f"""
@@ -190,7 +199,7 @@ active.ActiveJob.{step} = raising
         if step == "stop":
             runner_pid(store, "bad", "task-1")
             store.cancel("bad")
-        if step in ("snapshotting", "merging_foreign", "publish_state"):
+        if step in ("snapshotting", "merging_external_edits", "publish_state"):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
             store.submit("bad-too", [line, line], max_parallel_tasks=1)
             assert ended(store, "bad-too").state == "failed"
@@ -349,7 +358,7 @@ def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers:
     runner_pid(store, "j", "task-1")
     store.cancel("j")
     assert ended(store, "j").reason == "cancelled"
-    wait_until(lambda: not store.requests(), what="the other one is set aside")
+    wait_until(lambda: not store.requests(), what="the other one is quarantined")
     assert goes_on(store, manager)
 
 

@@ -292,7 +292,8 @@ class TestBadJobs:
         (path / "state.json").write_text('{"id": "j-1", "na')
         path = path.rename(store.jobs_path / "j")
         wait_until(
-            lambda: list(path.glob(".state.json.invalid-*")) and (path / "state.json").exists(), what="it is set aside"
+            lambda: list(path.glob(".state.json.invalid-*")) and (path / "state.json").exists(),
+            what="it is quarantined",
         )
         assert ended(store, "j").reason == "invalid"
         assert [file.read_text() for file in path.glob(".state.json.invalid-*")] == ['{"id": "j-1", "na']

@@ -21,8 +21,8 @@ from airflow_provider_air_executor.jobs import files, watch
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.index import JobIndex
+from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
-from airflow_provider_air_executor.jobs.notify import Notifier
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import clock, processes
 from tests.support.jobs import outcomes
@@ -358,10 +358,10 @@ class TestReaders:
         """It would be submitted a second time."""
         note = tmp_path / "note"
         note.write_text("# air-executor token {}\n")
-        assert slurm._read_note(note) == ("token", {})
+        assert slurm._read_handle(note) == ("token", {})
         monkeypatch.setattr(os, "open", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
-            slurm._read_note(note)
+            slurm._read_handle(note)
 
     def test_a_watcher_says_once_that_it_cannot_look(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

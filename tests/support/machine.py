@@ -55,7 +55,7 @@ class Runner:
         self.machine.running.pop(attempt[:3], None)
         self.machine.ended.setdefault(attempt[:3], 143)
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Nothing outlives an attempt here."""
 
     def prepare(self) -> None:
@@ -64,5 +64,5 @@ class Runner:
     def close(self) -> None:
         """Nothing is left."""
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """No job is removed here."""

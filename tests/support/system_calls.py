@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs import files
 
 _PACKAGE = "airflow_provider_air_executor."
 # Modules by which all others read and write: a call of theirs is also one of the module that has called them.
-_SHARED = {"jobs.files", "jobs.store", "jobs.attempt_record", "jobs.notify"}
+_SHARED = {"jobs.files", "jobs.store", "jobs.attempt_record", "jobs.inotify"}
 
 _NO_FILE_SYSTEM = (errno.ESTALE, errno.EIO)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)

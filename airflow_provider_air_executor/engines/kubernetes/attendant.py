@@ -36,7 +36,7 @@ from airflow_provider_air_executor.engines.kubernetes.output import (
     TaskOutput,
 )
 from airflow_provider_air_executor.engines.kubernetes.pods import Status
-from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Placed, Started
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Located, Started
 from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
 
 log = logging.getLogger("air_executor.manager")
@@ -494,7 +494,7 @@ class Attendant:
             what = f"{where}, waiting for its turn" if waits else where
             if what != run.where and run.attempt is not None:
                 run.where = what
-                self._tell(Placed(run.attempt, what))
+                self._tell(Located(run.attempt, what))
 
     # -- its output ------------------------------------------------------------------------------------------
 
@@ -619,7 +619,7 @@ class Attendant:
         """Read what is there of the output after its container has ended."""
         if pod.following is not None:
             before = -1
-            while pod.output.taken != before and not pod.is_disowned:  # as long as more comes
+            while pod.output.taken != before and not pod.is_detached:  # as long as more comes
                 before = pod.output.taken
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_LAST_WORDS_SECONDS), pod.reading:
@@ -632,7 +632,7 @@ class Attendant:
         ending = pod.status.ending if pod.status is not None else None
         ended_by_itself = ending is not None and ending.message.startswith("end ")
         pause = _Pause()
-        while not pod.is_disowned:
+        while not pod.is_detached:
             try:
                 if is_there:
                     await self._read(pod, follow=False)
@@ -668,7 +668,7 @@ class Attendant:
         elif not result_is_whole and ended.exit_code == 0 and ended.reason is None:
             ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
         pause = _Pause()
-        while not pod.is_disowned:
+        while not pod.is_detached:
             try:
                 self._keep(run, ended, result)
                 break
@@ -750,7 +750,7 @@ class Attendant:
             ended = ended._replace(reason=why[0], error=why[1])
         elif not part.result_is_whole and ended.exit_code == 0:
             ended = ended._replace(exit_code=None, reason=Reason.LOST, error=_NO_RESULT)
-        if part.attempt is not None and not pod.is_disowned:
+        if part.attempt is not None and not pod.is_detached:
             self._keep(part, ended, part.result if part.result_is_whole and part.size else None)
         self._end_run(part, ended)
 
@@ -785,7 +785,7 @@ class Attendant:
                         continue
                     if message is None or place <= message.begun:
                         self._conclude_part(pod, output, part, place, message, ended)
-                    elif part.cancelling is None and part.attempt is not None and not pod.is_disowned:
+                    elif part.cancelling is None and part.attempt is not None and not pod.is_detached:
                         left.append(part)
                     else:
                         self._end_run(part, Ended(NOBODY, None, utc_now()))
@@ -806,7 +806,7 @@ class Attendant:
         :param message: what the container said at its end.
         """
         if message is not None and place == message.begun and message.exit_code is not None:
-            if not pod.is_disowned:
+            if not pod.is_detached:
                 output.cut_off(part)
             part.size, part.result, part.was_signalled = message.size, message.result, message.was_signalled
             end = Ended(NOBODY, message.exit_code, message.ended_at or utc_now(), part.begun_at)
@@ -821,7 +821,7 @@ class Attendant:
         if why:
             ended = Ended(NOBODY, None, utc_now(), reason=Reason.LOST, error=why)
         ended = ended._replace(started_at=part.begun_at)
-        if part.attempt is not None and not pod.is_disowned:
+        if part.attempt is not None and not pod.is_detached:
             self._keep(part, ended, None)
         self._end_run(part, ended)
 
@@ -839,7 +839,7 @@ class Attendant:
             if run.attempt == attempt and not run.is_over and not (isinstance(run, Part) and run.is_done):
                 run.cancelling = kill
                 # Of a bundle, what has not begun is let be until its turn comes, so that what runs can end.
-                if run.has_started or pod.is_disowned or all(other.cancelling is not None for other in pod.open_runs):
+                if run.has_started or pod.is_detached or all(other.cancelling is not None for other in pod.open_runs):
                     self._cancel(pod, kill)
 
     def _cancel(self, pod: Pod, kill: bool) -> None:

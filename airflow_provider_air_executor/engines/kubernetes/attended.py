@@ -43,7 +43,7 @@ class Pod:
     :param manifest: its description.
     :param noted: the same as it is noted: if it runs several attempts, without what it is to run.
     :param output: that of the container in which the attempts run.
-    :param note_path: where it is noted.
+    :param handle_path: where it is noted.
     :param runs: the attempts; if there are several, it runs one after the other.
     """
 
@@ -52,7 +52,7 @@ class Pod:
     manifest: Mapping[str, Any]
     noted: Mapping[str, Any]
     output: Output
-    note_path: Path
+    handle_path: Path
     runs: list[Run]
     is_adopted: bool = False  # whether an earlier manager may have created it
     is_created: bool = False
@@ -62,7 +62,7 @@ class Pod:
     is_hidden: bool = False  # whether it is not told of any more: it is gone, or has lost the labels by which it is
     has_started: bool = False
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
-    is_disowned: bool = False
+    is_detached: bool = False
     since: dict[str, float] = field(default_factory=dict)  # when something that must not last has begun
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     is_followed: asyncio.Event = field(default_factory=asyncio.Event)

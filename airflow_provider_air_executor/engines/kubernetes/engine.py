@@ -1,6 +1,6 @@
 """What the manager talks to: hands attempts over to the :class:`Attendant`, and keeps their notes and records.
 
-Before a Pod is created, it is noted (``notes.py``). Its name stands in the note: a second creation, by the next
+Before a Pod is created, it is noted (``handles.py``). Its name stands in the note: a second creation, by the next
 manager, is refused by the API server. When a Pod was created for certain the note says so, and from then on it is not
 created again.
 """
@@ -28,7 +28,7 @@ from airflow_provider_air_executor.engines.kubernetes.attendant import Attendant
 from airflow_provider_air_executor.engines.kubernetes.attended import Pod, Run
 from airflow_provider_air_executor.engines.kubernetes.bundles import BundleOutput, Part
 from airflow_provider_air_executor.engines.kubernetes.credentials import find_access
-from airflow_provider_air_executor.engines.kubernetes.notes import Notes, remove
+from airflow_provider_air_executor.engines.kubernetes.handles import Handles, remove
 from airflow_provider_air_executor.engines.kubernetes.pods import make_manifest
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
@@ -58,7 +58,7 @@ from airflow_provider_air_executor.jobs.models import (
 log = logging.getLogger("air_executor.manager")
 
 _OWNER_FILE = "kubernetes.owner"
-_KEEP_NOTE_SECONDS = 5.0  # after an end was told: the manager has written it down by then
+_KEEP_HANDLE_SECONDS = 5.0  # after an end was told: the manager has written it down by then
 _PLAIN = (None, Reason.EXIT)
 
 
@@ -140,7 +140,7 @@ class KubernetesEngine:
         access = find_access(context.environment, kubeconfig=options.kubeconfig, context=options.context)
         api = Api(access)
         self._store = context.store
-        self._notes = Notes(context.store, context.kill_grace)
+        self._handles = Handles(context.store, context.kill_grace)
         self._owner = _find_owner(context.store.base_path)
         self._options = options
         self._shared = str(context.store.base_path.absolute()) if options.share_job_files else None
@@ -152,7 +152,7 @@ class KubernetesEngine:
         self._arriving: dict[Path, Pod] = {}
         self._cancelled: dict[Attempt, bool] = {}  # and whether it is killed
         self._events: deque[Event | _Left] = deque()
-        self._old_notes: deque[tuple[float, Path]] = deque()
+        self._old_handles: deque[tuple[float, Path]] = deque()
         self._readable, self._writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         limits = Limits(
             lost_after=options.lost_after,
@@ -171,9 +171,9 @@ class KubernetesEngine:
             limits,
             tell=self._take_event,
             again=lambda pod, parts: self._take_event(_Left(pod, parts)),
-            created=self._notes.note_creation,
+            created=self._handles.note_creation,
             keep=self._keep,
-            is_expected=self._notes.is_expected,
+            is_expected=self._handles.is_expected,
         )
         self._attendant.watch(self._namespace)
 
@@ -189,7 +189,7 @@ class KubernetesEngine:
         """Seconds after which :meth:`poll` must be called: to submit what was gathered, or to remove a note."""
         if self._gathered or self._arriving:
             return 0.0
-        return max(0.0, self._old_notes[0][0] - time.monotonic()) if self._old_notes else None
+        return max(0.0, self._old_handles[0][0] - time.monotonic()) if self._old_handles else None
 
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Hand an attempt to Kubernetes; it waits for its turn there."""
@@ -212,7 +212,7 @@ class KubernetesEngine:
                 return True
         manifest = self._make_manifest(attempt, task, options, token)
         with preparing("Kubernetes"):
-            pod = self._notes.write(attempt, token, start, manifest)
+            pod = self._handles.write(attempt, token, start, manifest)
         self._attend(pod)
         return True
 
@@ -222,7 +222,7 @@ class KubernetesEngine:
 
     def _attend(self, pod: Pod) -> None:
         if isinstance(pod.output, BundleOutput):
-            self._bundles[pod.note_path] = pod
+            self._bundles[pod.handle_path] = pod
         self._pods.update({run.attempt: pod for run in pod.runs if run.attempt is not None})
         self._attendant.attend(pod)
 
@@ -241,8 +241,8 @@ class KubernetesEngine:
             events.append(event)
             if isinstance(event, Ended | NotStarted):
                 self._cancelled.pop(event.attempt, None)
-                self._let_go(event.attempt, 0.0 if isinstance(event, NotStarted) else _KEEP_NOTE_SECONDS)
-        self._remove_notes(time.monotonic())
+                self._let_go(event.attempt, 0.0 if isinstance(event, NotStarted) else _KEEP_HANDLE_SECONDS)
+        self._remove_handles(time.monotonic())
         return events
 
     def _let_go(self, attempt: Attempt, seconds: float) -> None:
@@ -253,22 +253,22 @@ class KubernetesEngine:
         pod = self._pods.pop(attempt, None)
         if pod is None:
             return
-        paths = [self._notes.path(attempt)]
-        if self._bundles.get(pod.note_path) is pod and pod not in self._pods.values():
-            del self._bundles[pod.note_path]
-            paths += self._notes.others(pod)
-        if pod.is_disowned:
+        paths = [self._handles.path(attempt)]
+        if self._bundles.get(pod.handle_path) is pod and pod not in self._pods.values():
+            del self._bundles[pod.handle_path]
+            paths += self._handles.others(pod)
+        if pod.is_detached:
             return
         if seconds == 0:
             for path in paths:
                 remove(path)
         else:
-            self._old_notes.extend((time.monotonic() + seconds, path) for path in paths)
+            self._old_handles.extend((time.monotonic() + seconds, path) for path in paths)
 
-    def _remove_notes(self, until: float) -> None:
+    def _remove_handles(self, until: float) -> None:
         """Remove the notes of what has ended; there is an environment in them."""
-        while self._old_notes and self._old_notes[0][0] <= until:
-            remove(self._old_notes.popleft()[1])
+        while self._old_handles and self._old_handles[0][0] <= until:
+            remove(self._old_handles.popleft()[1])
 
     # -- several attempts in one Pod -------------------------------------------------------------------------
 
@@ -284,7 +284,7 @@ class KubernetesEngine:
             manifest = self._make_manifest(attempt, bare, options, secrets.token_hex(8))
             bundle = _Bundle(manifest, options.bundle or 1, [])
         with preparing("Kubernetes"):
-            self._notes.write_part(attempt.job_name, part, (bundle.parts or [part])[0])
+            self._handles.write_part(attempt.job_name, part, (bundle.parts or [part])[0])
         bundle.parts.append(part)
         self._gathered[key] = bundle
         if bundle.is_full:
@@ -297,7 +297,7 @@ class KubernetesEngine:
 
     def _submit(self, job_name: str, bundle: _Bundle) -> None:
         try:
-            pod = self._notes.write_bundle(job_name, bundle.manifest, bundle.parts)
+            pod = self._handles.write_bundle(job_name, bundle.manifest, bundle.parts)
         except OSError as error:
             self._not_started(bundle.parts, error)
         else:
@@ -310,7 +310,7 @@ class KubernetesEngine:
     def _submit_again(self, old: Pod, parts: Sequence[Part]) -> None:
         """Have another Pod run what one that is over has not come to."""
         wanted = {part.attempt: part for part in parts if part.attempt is not None}
-        for attempt in [attempt for attempt in wanted if attempt in self._cancelled or old.is_disowned]:
+        for attempt in [attempt for attempt in wanted if attempt in self._cancelled or old.is_detached]:
             del wanted[attempt]
             self._events.append(Ended(attempt, None, utc_now()))
         if not wanted:
@@ -319,16 +319,16 @@ class KubernetesEngine:
         manifest = bundles.renew(old.noted, next(iter(wanted)))
         try:
             for part in fresh:
-                self._notes.write_part(old.job_name, part, fresh[0])
-            pod = self._notes.write_bundle(old.job_name, manifest, fresh)
+                self._handles.write_part(old.job_name, part, fresh[0])
+            pod = self._handles.write_bundle(old.job_name, manifest, fresh)
         except OSError as error:
             self._not_started(fresh, error)
             return
         log.info("%s was over before it had come to %d of its tasks; %s runs them", old, len(fresh), pod)
         self._attend(pod)
-        if old.note_path != pod.note_path and old not in self._pods.values():
-            self._bundles.pop(old.note_path, None)
-            self._old_notes.append((time.monotonic() + _KEEP_NOTE_SECONDS, old.note_path))
+        if old.handle_path != pod.handle_path and old not in self._pods.values():
+            self._bundles.pop(old.handle_path, None)
+            self._old_handles.append((time.monotonic() + _KEEP_HANDLE_SECONDS, old.handle_path))
 
     # -- what an earlier manager has left ----------------------------------------------------------------------
 
@@ -339,12 +339,12 @@ class KubernetesEngine:
         record = read_record(record_path)
         if record is not None and record.exit_code is not None:
             if attempt not in self._pods:
-                self._notes.forget(attempt)
+                self._handles.forget(attempt)
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if attempt in self._pods:
             return Running(attempt, None, waits=True)
         try:
-            found = self._notes.read(attempt, self._bundles)
+            found = self._handles.read(attempt, self._bundles)
         except OSError as error:
             if error.errno in files.TRANSIENT:
                 raise
@@ -356,10 +356,10 @@ class KubernetesEngine:
         self._pods[attempt] = pod
         if not isinstance(run, Part):
             self._attend(pod)
-        elif pod.note_path in self._bundles and pod.note_path not in self._arriving:
+        elif pod.handle_path in self._bundles and pod.handle_path not in self._arriving:
             self._attendant.bind(pod, run, attempt)
         else:
-            self._bundles[pod.note_path] = self._arriving[pod.note_path] = pod
+            self._bundles[pod.handle_path] = self._arriving[pod.handle_path] = pod
             run.attempt = attempt
         return Running(attempt, None, waits=True)
 
@@ -376,19 +376,19 @@ class KubernetesEngine:
         self._submit_gathered()
         if attempt in self._pods:
             self._cancelled[attempt] = kill
-            if self._pods[attempt].note_path not in self._arriving:
+            if self._pods[attempt].handle_path not in self._arriving:
                 self._attendant.cancel(self._pods[attempt], attempt, kill=kill)
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
         self._submit_gathered()
         if attempt in self._pods:
-            self._pods[attempt].is_disowned = True
+            self._pods[attempt].is_detached = True
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its note."""
         if isinstance(self.adopt(attempt), Running):
-            self.disown(attempt)
+            self.detach(attempt)
             self.cancel(attempt, kill=True)
 
     def prepare(self) -> None:
@@ -397,7 +397,7 @@ class KubernetesEngine:
     def close(self) -> None:
         """The Pods go on, and the next manager finds their notes."""
         self._attendant.close()
-        self._remove_notes(float("inf"))
+        self._remove_handles(float("inf"))
         for descriptor in (self._readable, self._writable):
             os.close(descriptor)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from airflow_provider_air_executor.engines.protocol import Attempt, CannotStartError
+from airflow_provider_air_executor.engines.protocol import Attempt, SpawnError
 from airflow_provider_air_executor.engines.records import FIND, task_variables
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Resources, Task
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
@@ -170,7 +170,7 @@ def make_manifest(
     :param token: by which the attempt is known.
     :param namespace: that of Pods which do not say.
     :param shared: the base path, if the job filesystem is there in the Pod too.
-    :raises CannotStartError: if something is missing.
+    :raises SpawnError: if something is missing.
     """
     pod = copy.deepcopy(dict(options.pod_template or {}))
     try:
@@ -185,9 +185,9 @@ def make_manifest(
         labels = {**metadata.get("labels", {}), **(options.labels or {})}
         annotations = {**metadata.get("annotations", {}), **(options.annotations or {})}
     except (AttributeError, TypeError, IndexError, KeyError) as error:
-        raise CannotStartError(f"kubernetes.pod_template is not that of a Pod: {error!r}") from error
+        raise SpawnError(f"kubernetes.pod_template is not that of a Pod: {error!r}") from error
     if not container.get("image"):
-        raise CannotStartError("there is no image for its Pod: give kubernetes.image, or runners.kubernetes.image")
+        raise SpawnError("there is no image for its Pod: give kubernetes.image, or runners.kubernetes.image")
     labels |= {
         "app.kubernetes.io/managed-by": "air-executor",
         OWNER_LABEL: owner,

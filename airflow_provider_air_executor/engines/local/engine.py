@@ -34,12 +34,12 @@ from airflow_provider_air_executor.engines.local.forkserver import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.warm import Exited, Forked, Refused, WarmRunners
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
-    CannotStartError,
     Ended,
     Event,
-    NoRoomError,
     NotStarted,
+    ResourceExhaustedError,
     Running,
+    SpawnError,
 )
 from airflow_provider_air_executor.engines.records import (
     FIND,
@@ -152,7 +152,7 @@ class LocalEngine:
         self._adopted: dict[Attempt, int] = {}
         self._tokens: dict[Attempt, str] = {}
         self._killed: set[Attempt] = set()
-        self._disowned: set[Attempt] = set()
+        self._detached: set[Attempt] = set()
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._last_directory = ("", "")
         self._found: dict[str, str] = {}  # commands that warm tasks have named, in the manager's own path
@@ -179,8 +179,8 @@ class LocalEngine:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
         """Start an attempt.
 
-        :raises CannotStartError: if the command is not there, or may not be run, or the machine is too small for it.
-        :raises NoRoomError: if the machine is short of something.
+        :raises SpawnError: if the command is not there, or may not be run, or the machine is too small for it.
+        :raises ResourceExhaustedError: if the machine is short of something.
         """
         job_name, task_id, number = attempt[:3]
         if task.resources is not None:
@@ -201,7 +201,7 @@ class LocalEngine:
     def _remove_output(self, attempt: Attempt) -> None:
         """Remove what an earlier run of a job that was reset by hand has left where this one may leave its result.
 
-        :raises CannotStartError: if it is no file.
+        :raises SpawnError: if it is no file.
         """
         path = self._output_path(attempt)
         try:
@@ -211,7 +211,7 @@ class LocalEngine:
         except OSError as error:
             if error.errno in (*files.TRANSIENT, *files.FORBIDDEN):
                 raise
-            raise CannotStartError(f"{path} is in the way of its result: {error.strerror}") from error
+            raise SpawnError(f"{path} is in the way of its result: {error.strerror}") from error
 
     def _variables(self, attempt: Attempt) -> dict[str, str]:
         return task_variables(attempt, self._directory(attempt.job_name), self._output_path(attempt))
@@ -318,7 +318,7 @@ class LocalEngine:
         self._say_cold(what, refused.why)
         try:
             self._start_shell(what)
-        except (CannotStartError, NoRoomError, OSError) as error:
+        except (SpawnError, ResourceExhaustedError, OSError) as error:
             return [NotStarted(attempt, str(error))]
         return []
 
@@ -479,7 +479,7 @@ class LocalEngine:
     def _let_go(self, attempt: Attempt, pid: int, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
         """The runner of an attempt is gone. If it was killed, it is over when what it has left behind is gone too."""
         token = self._tokens.pop(attempt)
-        self._disowned.discard(attempt)
+        self._detached.discard(attempt)
         if attempt not in self._killed:
             self._events.append(result)
             return
@@ -521,9 +521,9 @@ class LocalEngine:
         _say_in_log(str(self._store.paths(result.attempt.job_name).log(result.attempt.task_id)), left)
         return result._replace(left=left, may_repeat=False)
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: what stands at the place of its record is another one's."""
-        self._disowned.add(attempt)
+        self._detached.add(attempt)
 
     @property
     def poll_after(self) -> float | None:
@@ -545,7 +545,7 @@ class LocalEngine:
     def _result(self, attempt: Attempt, pid: int, status: int) -> Ended | NotStarted | None:
         """How the attempt of a child that has just been reaped ended; None if another runner has it."""
         path = self._record_path(attempt)
-        record = None if attempt in self._disowned else read_record(path)
+        record = None if attempt in self._detached else read_record(path)
         exit_code = os.waitstatus_to_exitcode(status)
         if record is not None and record.is_over and record.pid == pid and could_not_fork(record) and exit_code > 0:
             os.unlink(path)
@@ -558,7 +558,7 @@ class LocalEngine:
             return None
         # Its own word, or a signal before it had made its record: then the command has not begun.
         was_hit = exit_code < 0 and attempt not in self._killed and files.stamp(path) is None
-        if record is None and attempt not in self._disowned and (exit_code == NOT_CLAIMED or was_hit):
+        if record is None and attempt not in self._detached and (exit_code == NOT_CLAIMED or was_hit):
             self._store.put_modes_back(attempt.job_name)
             why = self._cannot_record(path)
             self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
@@ -591,7 +591,7 @@ class LocalEngine:
             path = self._record_path(attempt)
             # Read after it was gone: now it is final.
             try:
-                record = None if attempt in self._disowned else read_record(path)
+                record = None if attempt in self._detached else read_record(path)
             except OSError:
                 continue
             del self._adopted[attempt]
@@ -659,7 +659,7 @@ class LocalEngine:
         if kill:
             kill_started_by(self._tokens[attempt], pid, has_just_ended=True)
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
         path = self._record_path(attempt)
         record = read_record(path)
@@ -671,22 +671,22 @@ class LocalEngine:
 def _starting() -> Iterator[None]:
     """Start a runner.
 
-    :raises NoRoomError: if that may be possible later.
-    :raises CannotStartError: if it is not.
+    :raises ResourceExhaustedError: if that may be possible later.
+    :raises SpawnError: if it is not.
     :raises OSError: if it is not possible for this job for the moment; the manager tries it again.
     """
     try:
         yield
     except OSError as error:
         if error.errno in files.SHORTAGE:
-            raise NoRoomError(error.strerror) from error
+            raise ResourceExhaustedError(error.strerror) from error
         if error.errno in (*files.AWAY, *files.FORBIDDEN):
             raise
         if error.errno == errno.E2BIG:
-            raise CannotStartError("the arguments or the environment are too long for this system") from error
-        raise CannotStartError(f"the log or the shell cannot be opened: {error.strerror}") from error
+            raise SpawnError("the arguments or the environment are too long for this system") from error
+        raise SpawnError(f"the log or the shell cannot be opened: {error.strerror}") from error
     except UnicodeEncodeError as error:
-        raise CannotStartError(f"an argument cannot be encoded for this system: {error}") from error
+        raise SpawnError(f"an argument cannot be encoded for this system: {error}") from error
 
 
 def _ended(attempt: Attempt, record: Record, ended_at: datetime) -> Ended:
@@ -720,7 +720,7 @@ def _check_resources(needed: Resources) -> None:
         ("gpus", needed.gpus, 0),
     ):
         if wanted is not None and wanted > there:
-            raise CannotStartError(f"it needs {wanted:.12g} {what}; this machine has {there:.12g} for local tasks")
+            raise SpawnError(f"it needs {wanted:.12g} {what}; this machine has {there:.12g} for local tasks")
 
 
 def _processors() -> int:

@@ -35,12 +35,12 @@ from typing import Any, NamedTuple
 from airflow_provider_air_executor.engines.children import Commands, Result
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
-    CannotStartError,
     Context,
     Ended,
     Event,
-    Placed,
+    Located,
     Running,
+    SpawnError,
     Started,
 )
 from airflow_provider_air_executor.engines.records import (
@@ -61,7 +61,7 @@ NAME = "slurm"
 _COMMANDS = ("sbatch", "squeue", "scancel")
 _COMMENT = "air-executor:"
 _FIRST_LINE = "# air-executor "
-_NOTE_BYTES = 100_000
+_HANDLE_BYTES = 100_000
 _AT_A_TIME = 4  # command lines; more make slurmctld slower, not faster
 _COMMAND_SECONDS = 120.0
 _LOOK_SECONDS = 0.2  # between two looks at the records; longer if there are many
@@ -176,14 +176,14 @@ class _Submission(NamedTuple):
     """What is submitted, and how.
 
     :param name: of the job and the task.
-    :param note_path: the script that is to run.
+    :param handle_path: the script that is to run.
     :param log_path: where Slurm puts what it has to say itself.
     :param options: those of ``sbatch``.
     :param seconds: that it may take.
     """
 
     name: str
-    note_path: str
+    handle_path: str
     log_path: str
     options: Mapping[str, str]
     seconds: float | None = None
@@ -215,7 +215,7 @@ class _Batch:
     misstarts: int = 0  # jobs that failed without having begun it
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     cancelled_at: float = 0.0
-    is_disowned: bool = False
+    is_detached: bool = False
     asked: str = ""  # the command by which Slurm was asked for more
     is_answered: bool = False
     found_out: str = ""
@@ -277,7 +277,7 @@ class SlurmEngine:
         self._gathered: dict[tuple[str, int, str], list[_Batch]] = {}  # what is to share a batch job
         self._ended_by_us: set[str] = set()
         self._events: list[Event] = []
-        self._old_notes: dict[Path, tuple[Path, Record | None]] = {}  # of what has ended, and its record
+        self._old_handles: dict[Path, tuple[Path, Record | None]] = {}  # of what has ended, and its record
         self._next_look = 0.0
         self._next_query = 0.0
         self._is_asking = False
@@ -291,7 +291,7 @@ class SlurmEngine:
         job_name, task_id, number = attempt[:3]
         paths = self._store.paths(job_name)
         record_path, log_path = str(paths.record(task_id, number)), str(paths.log(task_id))
-        note_path, output_path = paths.note(task_id, number, NAME), str(paths.output(task_id, number))
+        handle_path, output_path = paths.handle(task_id, number, NAME), str(paths.output(task_id, number))
         words = [log_path, task.cwd or "", task.command, *task.args]
         token = secrets.token_hex(8)
         try:
@@ -299,18 +299,18 @@ class SlurmEngine:
             bundle = _check_bundle(given.pop("bundle", self._bundle))
             options = _nearest(self._options, sbatch_options(given), _resource_options(task.resources))
         except ValueError as error:
-            raise CannotStartError(f"slurm.{error}") from None
+            raise SpawnError(f"slurm.{error}") from None
         variables = task_variables(attempt, str(paths.directory), output_path)
         with preparing("Slurm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(output_path)
             os.close(files.open_log(log_path))
             text = _script(token, options, {**self._environment, **(task.env or {}), **variables}, record_path, words)
-            files.publish(note_path, text)
-        self._old_notes.pop(note_path, None)  # of a removed job of the same name
+            files.publish(handle_path, text)
+        self._old_handles.pop(handle_path, None)  # of a removed job of the same name
         batch = _Batch(attempt, token, record_path)
         seconds = task.resources.time if task.resources is not None else None
-        batch.submit = _Submission(_name(attempt), str(note_path), log_path, options, seconds)
+        batch.submit = _Submission(_name(attempt), str(handle_path), log_path, options, seconds)
         self._batches[attempt] = self._by_token[token] = batch
         if bundle > 1:
             self._gathered.setdefault((job_name, bundle, json.dumps(options, sort_keys=True)), []).append(batch)
@@ -385,7 +385,7 @@ class SlurmEngine:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called."""
-        if self._events or self._gathered or self._old_notes:
+        if self._events or self._gathered or self._old_handles:
             return 0.0
         if not self._batches:
             return None
@@ -398,7 +398,7 @@ class SlurmEngine:
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
         now = time.monotonic()
-        self._remove_notes()
+        self._remove_handles()
         self._submissions.expire()
         self._commands.expire()
         self._submit_gathered()
@@ -414,7 +414,7 @@ class SlurmEngine:
 
     def _look_at(self, batch: _Batch, now: float) -> None:
         """See what the node has written so far."""
-        if not batch.is_disowned:
+        if not batch.is_detached:
             try:
                 size = os.stat(batch.record_path, follow_symlinks=False).st_size
             except OSError:
@@ -426,10 +426,10 @@ class SlurmEngine:
 
     def _read(self, batch: _Batch) -> None:
         """Read the record; to open it is what makes a network file system show what another machine wrote."""
-        if batch.is_disowned:
+        if batch.is_detached:
             return
         try:
-            record = read_record(batch.record_path, self._note_path(batch.attempt))
+            record = read_record(batch.record_path, self._handle_path(batch.attempt))
         except OSError:
             batch.size = -1  # it is read again at the next look
             return
@@ -568,21 +568,21 @@ class SlurmEngine:
         self._events.append(Ended(batch.attempt, exit_code, ended_at, started_at, reason, error, may_repeat))
         del self._batches[batch.attempt]
         self._by_token.pop(batch.token, None)
-        if not batch.is_disowned:
-            self._old_notes[self._note_path(batch.attempt)] = Path(batch.record_path), batch.record
+        if not batch.is_detached:
+            self._old_handles[self._handle_path(batch.attempt)] = Path(batch.record_path), batch.record
 
-    def _remove_notes(self) -> None:
+    def _remove_handles(self) -> None:
         """Remove the notes of what has ended: there is an environment in them, and nobody needs it any more.
 
         They tell the start, which the record tells from now on.
         """
-        while self._old_notes:
-            note_path, (record_path, record) = self._old_notes.popitem()
+        while self._old_handles:
+            handle_path, (record_path, record) = self._old_handles.popitem()
             with contextlib.suppress(OSError):
                 if record is not None:
                     put_start(record_path, record)
             with contextlib.suppress(OSError):
-                note_path.unlink(missing_ok=True)
+                handle_path.unlink(missing_ok=True)
 
     # -- asking Slurm ----------------------------------------------------------------------------------------
 
@@ -708,7 +708,7 @@ class SlurmEngine:
     def _place(self, batch: _Batch, where: str) -> None:
         if where != batch.where:
             batch.where = where
-            self._events.append(Placed(batch.attempt, where))
+            self._events.append(Located(batch.attempt, where))
 
     # -- ending them -----------------------------------------------------------------------------------------
 
@@ -749,12 +749,12 @@ class SlurmEngine:
         self._ended_by_us.update(numbers)
         self._commands.run(["scancel", *numbers], _ignore)
 
-    def _note_path(self, attempt: Attempt) -> Path:
-        return self._store.paths(attempt.job_name).note(attempt.task_id, attempt.number, NAME)
+    def _handle_path(self, attempt: Attempt) -> Path:
+        return self._store.paths(attempt.job_name).handle(attempt.task_id, attempt.number, NAME)
 
     def _claim(self, batch: _Batch) -> bool:
         """Write the record of an attempt that is not to run; False if it runs already, or nothing can be written."""
-        if batch.is_disowned:
+        if batch.is_detached:
             return False
         try:
             os.close(claim(batch.record_path, Record(0, utc_now(), batch.token, 128 + signal.SIGTERM)))
@@ -762,22 +762,22 @@ class SlurmEngine:
             return False
         return True
 
-    def disown(self, attempt: Attempt) -> None:
+    def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
         batch = self._batches.get(attempt)
         if batch is not None:
-            batch.is_disowned = True
+            batch.is_detached = True
             batch.submit = None
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Take over an attempt that an earlier manager may have started."""
         job_name, task_id, number = attempt[:3]
         paths = self._store.paths(job_name)
-        record_path, note_path = str(paths.record(task_id, number)), paths.note(task_id, number, NAME)
-        token, options = _read_note(note_path)
-        record = read_record(record_path, note_path)
+        record_path, handle_path = str(paths.record(task_id, number)), paths.handle(task_id, number, NAME)
+        token, options = _read_handle(handle_path)
+        record = read_record(record_path, handle_path)
         if record is not None and record.is_over and token is not None:
-            self._old_notes[note_path] = Path(record_path), record
+            self._old_handles[handle_path] = Path(record_path), record
         if record is not None and record.exit_code is not None:
             return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
         if record is not None and record.spawn_error is not None:
@@ -786,21 +786,21 @@ class SlurmEngine:
             why = "it had ended without a result when its manager was killed"
             return Ended(attempt, None, utc_now(), record.started_at, Reason.LOST, why)
         if token is None:
-            note_path.unlink(missing_ok=True)
+            handle_path.unlink(missing_ok=True)
             return None  # it was never written whole, and so never submitted
         if attempt not in self._batches:
             batch = _Batch(attempt, token, record_path, record=record, has_started=record is not None)
             batch.read_at = math.inf if record is None else time.monotonic()
             log_path = str(paths.log(task_id))
-            batch.submit = _Submission(_name(attempt), str(note_path), log_path, options)
+            batch.submit = _Submission(_name(attempt), str(handle_path), log_path, options)
             self._batches[attempt] = self._by_token[token] = batch
             self._next_query = 0.0
         return Running(attempt, record.started_at if record else None, waits=record is None)
 
-    def kill_recorded(self, attempt: Attempt) -> None:
+    def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record."""
         if isinstance(self.adopt(attempt), Running):
-            self.disown(attempt)
+            self.detach(attempt)
             self.cancel(attempt, kill=True)
 
     def prepare(self) -> None:
@@ -808,7 +808,7 @@ class SlurmEngine:
 
     def close(self) -> None:
         """Slurm has what was submitted, and the next manager finds it."""
-        self._remove_notes()
+        self._remove_handles()
 
 
 def sbatch_options(given: dict[str, Any]) -> dict[str, str]:
@@ -925,7 +925,7 @@ def _command_line(given: Sequence[tuple[str, _Submission]]) -> tuple[list[str], 
         f"--comment={_COMMENT}{','.join(token for token, _ in given)} {own_comment}".rstrip(),
         *(f"--{name}={value}" if value else f"--{name}" for name, value in options.items()),
     ]
-    paths = [shlex.quote(each.note_path) for _, each in given]
+    paths = [shlex.quote(each.handle_path) for _, each in given]
     if len(given) == 1:
         return words, os.fsencode(f'#!/bin/sh\nae_note={paths[0]}\n{_WAIT}. "$ae_note"\n')
     # A signal is meant for the one that runs, and the next ones have their turn all the same.
@@ -942,7 +942,7 @@ _NOT_EXPORTED = re.compile(
 def _script(
     token: str, options: Mapping[str, str], environment: Mapping[str, str], record_path: str, words: Sequence[str]
 ) -> bytes:
-    """What a node runs; its first line is what :func:`_read_note` reads."""
+    """What a node runs; its first line is what :func:`_read_handle` reads."""
     lines = [f"{_FIRST_LINE}{token} {json.dumps(options)}"]
     for name, value in {**environment, RUN_VARIABLE: token}.items():
         if VARIABLE.fullmatch(name) and not _NOT_EXPORTED.fullmatch(name):
@@ -954,14 +954,14 @@ def _script(
     return os.fsencode("\n".join(lines) + "\n")
 
 
-def _read_note(path: Path) -> tuple[str | None, dict[str, str]]:
+def _read_handle(path: Path) -> tuple[str | None, dict[str, str]]:
     """The token of what was handed to Slurm, and the options; no token if there is no such note.
 
     :raises OSError: if it cannot be read now.
     """
     try:
         with files.open_file(path) as file:
-            line = (file.read(_NOTE_BYTES) or b"").partition(b"\n")[0].decode()
+            line = (file.read(_HANDLE_BYTES) or b"").partition(b"\n")[0].decode()
         token, options = line.removeprefix(_FIRST_LINE).split(" ", 1)
         return token, sbatch_options(json.loads(options))
     except (OSError, ValueError) as error:

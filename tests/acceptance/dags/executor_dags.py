@@ -148,7 +148,7 @@ with DAG("straying", **COMMON):
     # It has dropped all that it could be known by.
     BashOperator(
         task_id="strays",
-        bash_command=f"env -i setsid sh -c 'echo $$ >> {MARKS}/strays; sleep 600; :' & disown; sleep 600",
+        bash_command=f"env -i setsid sh -c 'echo $$ >> {MARKS}/strays; sleep 600; :' & detach; sleep 600",
     )
 
 

@@ -31,7 +31,7 @@ _BUNDLE = f"{NAME}-bundle"
 _INVALID = (ValueError, KeyError, TypeError, InvalidJobError)
 
 
-class Notes:
+class Handles:
     """The notes of one job filesystem.
 
     :param grace: seconds that tasks have between SIGTERM and SIGKILL.
@@ -43,19 +43,19 @@ class Notes:
 
     def path(self, attempt: Attempt) -> Path:
         """The note of an attempt."""
-        return self._store.paths(attempt.job_name).note(attempt.task_id, attempt.number, NAME)
+        return self._store.paths(attempt.job_name).handle(attempt.task_id, attempt.number, NAME)
 
     def _bundle_path(self, job_name: str, task_id: str, number: int) -> Path:
         """The note of a Pod that runs several, by the first of them."""
-        return self._store.paths(job_name).note(check_task_id(task_id), int(number), _BUNDLE)
+        return self._store.paths(job_name).handle(check_task_id(task_id), int(number), _BUNDLE)
 
     def others(self, pod: Pod) -> list[Path]:
         """The note of a Pod that runs several attempts, and of those that nobody has asked for."""
         parts = [run for run in pod.runs if isinstance(run, Part)]
-        found = [pod.note_path]
+        found = [pod.handle_path]
         for part in parts:
             if part.attempt is None:
-                path = self._store.paths(pod.job_name).note(part.task_id, part.number, NAME)
+                path = self._store.paths(pod.job_name).handle(part.task_id, part.number, NAME)
                 with contextlib.suppress(OSError, *_INVALID):
                     if json.loads(files.read(path)[0])["bundle"] == [parts[0].task_id, parts[0].number]:
                         found.append(path)
@@ -77,7 +77,7 @@ class Notes:
 
         :raises OSError: if it cannot be written.
         """
-        path = self._store.paths(job_name).note(part.task_id, part.number, NAME)
+        path = self._store.paths(job_name).handle(part.task_id, part.number, NAME)
         files.publish(path, _dump({"token": part.token, "bundle": [first.task_id, first.number]}))
 
     def write_bundle(self, job_name: str, manifest: dict[str, Any], parts: Sequence[Part]) -> Pod:
@@ -92,11 +92,11 @@ class Notes:
 
     def note_creation(self, pod: Pod) -> None:
         """Note that a Pod was created for certain, and is not to be created again."""
-        if pod.is_disowned:
+        if pod.is_detached:
             return
         try:
-            note = json.loads(files.read(pod.note_path)[0])
-            files.replace(pod.note_path, _dump({**note, "created": True}))
+            note = json.loads(files.read(pod.handle_path)[0])
+            files.replace(pod.handle_path, _dump({**note, "created": True}))
         except (OSError, ValueError) as error:
             log.warning("the note of %s could not be written: %s", pod, error)
 
@@ -155,7 +155,7 @@ class Notes:
             job_name, task_id = annotations["air-executor/job"], check_task_id(annotations["air-executor/task"])
             number = int(annotations["air-executor/attempt"])
             name = _BUNDLE if pods.TASKS_ANNOTATION in annotations else NAME
-            note = json.loads(files.read(self._store.paths(job_name).note(task_id, number, name))[0])
+            note = json.loads(files.read(self._store.paths(job_name).handle(task_id, number, name))[0])
             return bool(note["pod"]["metadata"]["labels"][pods.RUN_LABEL] == token)
         except (OSError, *_INVALID):
             return False
