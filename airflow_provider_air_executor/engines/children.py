@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
+from airflow_provider_air_executor.jobs.models import printable
+
 
 class Children:
     """Reaps the children of this process, and tells each owner how its child has ended."""
@@ -54,6 +56,12 @@ class Result(NamedTuple):
     exit_code: int  # negative: the signal that ended it; NOT_RUN: it could not be started here, or not be heard
     output: str
     error: str
+
+    @property
+    def last_words(self) -> str:
+        """What it has said of its failure, in one line."""
+        lines = [line.strip() for line in self.error.splitlines() if line.strip()]
+        return printable(" ".join(lines[-3:])[:1000]) or f"exit code {self.exit_code}"
 
 
 def _open_buffer() -> IO[bytes]:

@@ -7,7 +7,7 @@ started when its handle was written last. When it is over, and before the handle
 (:func:`put_start`).
 
 Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Engines
-that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.engines.records`.
+that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.engines.shim`.
 
 A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
 """

@@ -36,14 +36,17 @@ def test_a_benchmark_that_gets_sigterm_ends_what_it_has_started(
             for pid in pids()
         )
 
-    process = subprocess.Popen(
-        [sys.executable, f"benchmarks/{words[0]}", *words[1:]],
-        cwd=ROOT,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_until(runs, what=f"its {started} runs")
+    output = tmp_path.parent / f"{tmp_path.name}.log"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, f"benchmarks/{words[0]}", *words[1:]],
+            cwd=ROOT,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            stdout=file,
+            stderr=file,
+        )
+    wait_until(lambda: runs() or process.poll() is not None, what=f"its {started} runs")
+    assert process.poll() is None, output.read_text()
     process.terminate()
     process.wait()
     wait_until(lambda: not list(tmp_path.iterdir()), what="its files are removed, after its processes have ended")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from playwright.sync_api import Browser, FrameLocator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -99,9 +101,10 @@ def page(browser: Browser, cookies: Any, request: pytest.FixtureRequest) -> Iter
 
 
 def keep(page: Page, name: str) -> None:
-    """Keep a screenshot."""
+    """Keep a screenshot for people; on a machine that is too busy to paint the page there is none."""
     ARTIFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTIFACTS / f"{re.sub('[^a-z0-9-]+', '-', name)}.png")
+    with contextlib.suppress(PlaywrightTimeoutError):
+        page.screenshot(path=ARTIFACTS / f"{re.sub('[^a-z0-9-]+', '-', name)}.png", timeout=60_000)
 
 
 def job_url(airflow: WithUsers, name: str) -> str:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.engines.children import Children
-from airflow_provider_air_executor.engines.local import engine as local
+from airflow_provider_air_executor.engines.local import resources, shells
 from airflow_provider_air_executor.engines.local.engine import LocalEngine
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, NotStarted, SpawnError
-from airflow_provider_air_executor.engines.records import FIND, could_not_fork, script_here
+from airflow_provider_air_executor.engines.shim import FIND, could_not_fork, script_here
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -227,7 +227,7 @@ def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, m
     """With the same number, since its command has not begun."""
     record = f"""echo "$$ $6 $AIR_EXECUTOR_RUN" > "$5"; echo '{_said()}' >> "$5"; exit 2"""
     shell = write_shell(tmp_path / "poor", f'if mkdir {tmp_path}/once; then {record}; fi; exec /bin/sh "$@"')
-    monkeypatch.setattr(local, "_SHELL", shell)
+    monkeypatch.setattr(shells, "_SHELL", shell)
     here = InThisProcess(store)
     attempt = here.start(store, command="true")
     told = here.event()
@@ -251,7 +251,7 @@ def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
 ) -> None:
     """Not every one knows ``-s`` with a name: that one ends, and what it had been handed would be lost."""
     shell = write_shell(tmp_path / "strange", 'case $1 in -s) exec sleep 1;; esac; exec /bin/sh "$@"')
-    monkeypatch.setattr(local, "_SHELL", shell)
+    monkeypatch.setattr(shells, "_SHELL", shell)
     here = InThisProcess(store)
     here.runner.prepare()
     here.start(store, command="true")
@@ -267,7 +267,7 @@ def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
     shell = write_shell(
         tmp_path / "slow", f'if mkdir {tmp_path}/once 2>/dev/null; then kill -9 $$; fi; exec /bin/sh "$@"'
     )
-    monkeypatch.setattr(local, "_SHELL", shell)
+    monkeypatch.setattr(shells, "_SHELL", shell)
     here = InThisProcess(store)
     here.start(store, command="true")
     assert isinstance(here.event(), NotStarted)
@@ -291,10 +291,10 @@ def test_a_task_that_needs_more_memory_than_the_control_group_has_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, is_refused: bool
 ) -> None:
     (tmp_path / "memory.max").write_text(f"{limit}\n")
-    monkeypatch.setattr(local, "_MEMORY_LIMITS", (f"{tmp_path}/none", f"{tmp_path}/memory.max"))
+    monkeypatch.setattr(resources, "_MEMORY_LIMITS", (f"{tmp_path}/none", f"{tmp_path}/memory.max"))
     refused = pytest.raises(SpawnError, match=f"this machine has {limit}")
     with refused if is_refused else contextlib.nullcontext():
-        local._check_resources(Resources.model_validate({"memory": 64_000_000}))
+        resources.check_resources(Resources.model_validate({"memory": 64_000_000}))
 
 
 @pytest.mark.parametrize("runner", ["local", "warm"])

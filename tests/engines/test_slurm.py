@@ -18,16 +18,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.engines import children
+from airflow_provider_air_executor.engines.batch.handles import make_script
 from airflow_provider_air_executor.engines.children import NOT_RUN, Children, Commands, Result
 from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Running
-from airflow_provider_air_executor.engines.slurm.engine import (
-    SlurmEngine,
-    _is_for_now,
-    _is_never,
-    _nearest,
-    _script,
-    sbatch_options,
-)
+from airflow_provider_air_executor.engines.slurm import commands
+from airflow_provider_air_executor.engines.slurm.engine import SlurmEngine
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.bundles import BundleContract
@@ -159,7 +154,7 @@ def test_a_second_run_of_what_has_run_says_nothing(tmp_path: Path) -> None:
     """Its output would go into the log of the task."""
     record, log = tmp_path / "j's record", tmp_path / "log"
     words = [str(log), "", "echo", "hi"]
-    (tmp_path / "script").write_bytes(_script("x", {}, {}, str(record), words))
+    (tmp_path / "script").write_bytes(make_script(commands, "x", {}, {}, str(record), words))
     command = ["sh", "-c", f". {tmp_path}/script"]
     runs = [subprocess.run(command, env={"SLURM_JOB_ID": "7"}, capture_output=True, check=False) for _ in range(2)]
     assert [(run.returncode, run.stdout + run.stderr) for run in runs] == [(0, b""), (97, b"")]
@@ -339,7 +334,7 @@ def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
     attempt = Attempt.of("j", "a", 1, "slurm")
     note, record = store.paths("j").handle("a", 1, "slurm"), store.paths("j").record("a", 1)
     note.parent.mkdir(parents=True)
-    note.write_bytes(_script("token", {}, {}, str(record), ["log", "", "true"]))
+    note.write_bytes(make_script(commands, "token", {}, {}, str(record), ["log", "", "true"]))
     os.utime(note, (0, 1_700_000_000))
     record.write_text("7 - token\n")
     children = Children()
@@ -778,7 +773,7 @@ def test_a_stopped_task_hears_that_it_is_to_end(
     ],
 )
 def test_which_refusals_pass(said: str, passes: bool) -> None:
-    assert _is_for_now(said) is passes
+    assert commands.may_pass(said) is passes
 
 
 @pytest.mark.parametrize(
@@ -800,25 +795,25 @@ def test_which_refusals_pass(said: str, passes: bool) -> None:
     ],
 )
 def test_which_reasons_to_wait_never_end(reason: str, never: bool) -> None:
-    assert _is_never(reason) is never
+    assert commands.waits_for_ever(reason) is never
 
 
 @pytest.mark.parametrize("name", ["arr", "ui", "wra", "ho", "tes", "requ", "job-n", "job_n", "o", "export"])
 def test_the_beginning_of_an_option_of_ours_is_refused_too(name: str) -> None:
     """The command sbatch takes any that is not ambiguous."""
     with pytest.raises(ValueError, match="given by air-executor itself"):
-        sbatch_options({name: "x"})
+        commands.check_options({name: "x"})
 
 
 def test_options_that_are_none_of_ours() -> None:
     given = {"partition": "gpu", "comment": "mine", "mem_per_cpu": "1G", "exclusive": True, "wait-all-nodes": 1}
-    assert list(sbatch_options(given)) == ["partition", "comment", "mem-per-cpu", "exclusive", "wait-all-nodes"]
+    assert list(commands.check_options(given)) == ["partition", "comment", "mem-per-cpu", "exclusive", "wait-all-nodes"]
 
 
 def test_of_options_that_exclude_each_other_the_nearest_one_is_left() -> None:
     site, own = {"mem": "4G", "gres": "gpu:1", "partition": "main"}, {"mem-per-cpu": "1G"}
-    assert _nearest(site, own, {}) == {"gres": "gpu:1", "partition": "main", "mem-per-cpu": "1G"}
-    assert _nearest(site, own, {"mem": "60M"}) == {"gres": "gpu:1", "partition": "main", "mem": "60M"}
+    assert commands.nearest(site, own, {}) == {"gres": "gpu:1", "partition": "main", "mem-per-cpu": "1G"}
+    assert commands.nearest(site, own, {"mem": "60M"}) == {"gres": "gpu:1", "partition": "main", "mem": "60M"}
 
 
 def test_what_the_commands_of_slurm_are_told(store: JobStore) -> None:
@@ -831,7 +826,7 @@ def test_what_the_commands_of_slurm_are_told(store: JobStore) -> None:
         "SECRET": "s",
     }
     runner = SlurmEngine(Context(store, {**told, **not_told}, {}, Children()))
-    assert runner._commands._environment == runner._submissions._environment == told
+    assert runner._commands._environment == runner._submitter._commands._environment == told
 
 
 def test_a_command_that_cannot_be_run_here_has_said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

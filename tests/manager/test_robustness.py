@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.engines.records import FIND, script_here
+from airflow_provider_air_executor.engines.shim import FIND, script_here
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record

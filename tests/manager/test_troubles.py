@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.engines import children
-from airflow_provider_air_executor.engines.slurm import engine as slurm
+from airflow_provider_air_executor.engines.batch.handles import read_handle
+from airflow_provider_air_executor.engines.slurm import commands
 from airflow_provider_air_executor.jobs import files, watch
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.ends import JobEnds
@@ -139,7 +140,7 @@ class TestManager:
 
     def test_what_the_machine_is_short_of_is_said_once_and_so_is_its_end(self, site: SteppedManager) -> None:
         site.start_manager()
-        site.faults.trouble = Trouble("engines.local.engine", "posix_spawn", errno.EAGAIN)
+        site.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
         submit(site)
         go_rounds(site, 10)
         assert site.lines.lines == [
@@ -211,7 +212,7 @@ class TestManager:
         self, site: SteppedManager
     ) -> None:
         site.start_manager()
-        site.faults.trouble = Trouble("engines.local.engine", "posix_spawn", errno.EAGAIN)
+        site.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
         submit(site)
         go_rounds(site)
         assert site.store.problems()
@@ -358,10 +359,10 @@ class TestReaders:
         """It would be submitted a second time."""
         note = tmp_path / "note"
         note.write_text("# air-executor token {}\n")
-        assert slurm._read_handle(note) == ("token", {})
+        assert read_handle(commands, note) == ("token", {})
         monkeypatch.setattr(os, "open", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
-            slurm._read_handle(note)
+            read_handle(commands, note)
 
     def test_a_watcher_says_once_that_it_cannot_look(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -20,7 +20,7 @@ from airflow.executors import workloads
 from airflow.models.taskinstancekey import TaskInstanceKey
 from airflow.utils.state import TaskInstanceState
 
-from airflow_provider_air_executor.engines.local.engine import Forking, LocalEngine
+from airflow_provider_air_executor.engines.local.endings import say_cold
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.executor import AirExecutorExecutor, database
@@ -393,7 +393,7 @@ def test_why_tasks_start_cold_is_said_once(
         else:
             why = "its environment differs" if task.env else "importing x has started threads (y)"
             log.touch()
-            LocalEngine._say_cold(Forking(Attempt(name, task.id, 1, 0, "local"), task, ["", "", str(log)]), why)
+            say_cold(store, Attempt(name, task.id, 1, 0, "local"), why)
         end(store, name, ExitCode.REPORTED)
     executor.sync()
     (line,) = (line for line in said if "cold" in line)

@@ -166,11 +166,7 @@ class SteppedManager:
         """What is left of a process that was killed: nothing of it is open."""
         if self.manager is not None and self.runner is not None and self.lock is not None:
             self.manager._notifier.close()
-            if self.runner._standby is not None:
-                os.close(self.runner._standby.pipe)
-            self.runner._warm.close()
-            if self.runner._warm._epoll is not None:
-                self.runner._warm._epoll.close()
+            self.runner.close()
             if self.lock._descriptor is not None:
                 os.close(self.lock._descriptor)
         self.manager = self.runner = self.lock = None
@@ -192,7 +188,8 @@ class SteppedManager:
         found = self.runner
         if found is None:
             return False
-        return bool(found._adopted or found._unread or found._ending) or any(map(_is_alive, found._children))
+        is_busy = bool(found._adopted or found._unread or found._endings)
+        return is_busy or any(_is_alive(one.pid) for one in found._attempts.values())
 
     def open_gate(self) -> None:
         """Let the commands go on that wait."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +13,22 @@ T = TypeVar("T")
 # Seconds. What takes longer hangs; it says nothing of how fast something is, since a machine may have much else to do.
 PATIENCE = 900
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.01, 0.5
+_USUAL_LOAD = 3  # processes that want to run, for each processor
 
 
 def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0) -> T:
     """Call ``check`` until it gives something true, and return that.
 
-    :param timeout: seconds until it is given up.
+    :param timeout: seconds until it is given up; longer on a machine that has too much else to do, see :func:`_share`.
     :param what: what is waited for, for the error.
     :param interval: seconds between two calls; default: more and more, up to half a second, so that who waits
         does not take the time of those that are waited for.
     :raises TimeoutError: if ``check`` gives nothing true in time.
     """
-    give_up = time.monotonic() + timeout
+    before, waited = time.monotonic(), 0.0
     pause = interval or _SHORTEST_PAUSE
     while True:
-        is_late = time.monotonic() > give_up  # a last look is taken when the time is over, however late that is
+        is_late = waited > timeout  # a last look is taken when the time is over, however late that is
         result = check()
         if result:
             return result
@@ -34,6 +36,13 @@ def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what
             raise TimeoutError(f"after {timeout:g} s still not: {what}")
         time.sleep(pause)
         pause = interval or min(1.25 * pause, _LONGEST_PAUSE)
+        now = time.monotonic()
+        before, waited = now, waited + (now - before) * _share()
+
+
+def _share() -> float:
+    """The part of its usual time that a process gets which is waited for, of a machine that has too much to do."""
+    return min(1.0, _USUAL_LOAD * (os.cpu_count() or 1) / max(os.getloadavg()[0], 0.01))
 
 
 def nothing_until(event: Callable[[], object], *, unless: Callable[[], object], what: str) -> None:

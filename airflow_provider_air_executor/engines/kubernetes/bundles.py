@@ -35,7 +35,7 @@ from airflow_provider_air_executor.engines.kubernetes.pods import (
     pod_name,
 )
 from airflow_provider_air_executor.engines.protocol import Attempt
-from airflow_provider_air_executor.engines.records import FIND
+from airflow_provider_air_executor.engines.shim import FIND
 from airflow_provider_air_executor.jobs.models import Task, printable
 from airflow_provider_air_executor.system.environment import TASK_VARIABLES, VARIABLE
 

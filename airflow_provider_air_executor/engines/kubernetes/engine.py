@@ -38,7 +38,7 @@ from airflow_provider_air_executor.engines.protocol import (
     NotStarted,
     Running,
 )
-from airflow_provider_air_executor.engines.records import (
+from airflow_provider_air_executor.engines.shim import (
     modified_at,
     preparing,
     task_variables,

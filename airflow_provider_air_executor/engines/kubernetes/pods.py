@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.engines.protocol import Attempt, SpawnError
-from airflow_provider_air_executor.engines.records import FIND, task_variables
+from airflow_provider_air_executor.engines.shim import FIND, task_variables
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Resources, Task
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import json
 import logging
+import math
 import os
 import select
+import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.local.forkserver import MAX_MESSAGE
+from airflow_provider_air_executor.engines.protocol import Attempt
+from airflow_provider_air_executor.jobs.models import Task
 
 log = logging.getLogger("air_executor.manager")
 
+_IS_LINUX = sys.platform.startswith("linux")
 _PRELOAD_SECONDS = 120.0
 _RETRY_SECONDS = 60.0  # after a fork server could not be started
 _CHANNEL_BYTES = 4_000_000
@@ -27,60 +32,70 @@ _FORK_SERVER = "airflow_provider_air_executor.engines.local.forkserver"
 
 
 class Forked(NamedTuple):
-    """A runner has been forked for a request."""
+    """A process has been forked for an attempt."""
 
-    key: int
+    attempt: Attempt
     pid: int
     token: str
 
 
 class Exited(NamedTuple):
-    """A forked runner has ended; what it left has been killed if it was killed."""
+    """A forked process has ended; what it left has been killed if it was killed."""
 
+    attempt: Attempt
     pid: int
     status: int  # as waitpid(2) gives it
 
 
 class Refused(NamedTuple):
-    """A request was not carried out, and will not be."""
+    """No process was forked for an attempt, and none will be."""
 
-    key: int
+    attempt: Attempt
     why: str
     is_final: bool  # whether it is no use to ask again soon
 
 
-class Gone(NamedTuple):
-    """The fork server has ended; the runners it has forked go on, and nobody tells when they end."""
+class Orphaned(NamedTuple):
+    """The fork server has ended; a process that it has forked goes on, and nobody tells when that ends."""
+
+    attempt: Attempt
 
 
-Event = Forked | Exited | Refused | Gone
+Event = Forked | Exited | Refused | Orphaned
 
 
-class WarmRunners:
-    """Engines that are forked from a process which has imported their modules already.
+@dataclass
+class _Process:
+    """A fork server that runs."""
 
-    The process, the fork server, is started with the first task, or ahead of it by :meth:`start`. Requests wait until
-    it has imported what it is to import.
+    pid: int | None  # None: it has been reaped
+    channel: socket.socket
+    give_up_at: float  # if it has not imported its modules by then
+    is_ready: bool = False
 
-    :param environment: the environment of the fork server, and so that of its runners.
+
+class ForkServer:
+    """The fork server of a manager: a process that has imported modules already, and is forked for each task.
+
+    It is started with the first task, or ahead of it by :meth:`start`. Requests wait until it has imported what it is
+    to import.
+
+    :param environment: the environment of the fork server, and so that of its tasks.
     :param children: which tells when the fork server has ended.
     :param modules: what it imports; if nothing is given, the first request says what.
     """
 
     def __init__(self, environment: Mapping[str, str], children: Children, modules: tuple[str, ...] = ()) -> None:
-        self.works = sys.platform.startswith("linux")
         self._environment = dict(environment)
         self._children = children
         self._modules = modules
-        self.pid: int | None = None  # of the fork server, if there is one
-        self._channel: socket.socket | None = None
-        self._epoll = select.epoll() if self.works else None
-        self._is_ready = False
-        self._give_up_at = 0.0
-        self._retry_at = 0.0
-        self._why_not = "" if self.works else "warm runners need Linux"
-        self._waiting: collections.OrderedDict[int, dict[str, Any]] = collections.OrderedDict()
-        self._sent: set[int] = set()
+        self._epoll = select.epoll() if _IS_LINUX else None
+        self._process: _Process | None = None
+        self._why_not = "" if _IS_LINUX else "warm runners need Linux"
+        self._retry_at = 0.0 if _IS_LINUX else math.inf
+        self._waiting: dict[Attempt, dict[str, Any]] = {}
+        self._sent: dict[int, Attempt] = {}  # by their serial numbers
+        self._forked: dict[int, Attempt] = {}  # by the process ids
         self._events: list[Event] = []
 
     @property
@@ -88,27 +103,40 @@ class WarmRunners:
         """A descriptor that becomes readable when there is something to :meth:`poll`."""
         return None if self._epoll is None else self._epoll.fileno()
 
+    def why_cold(self, task: Task) -> str:
+        """Why a task cannot start warm; empty if it can."""
+        if task.env:
+            return "its environment differs from the manager's"
+        if not self._is_this_python(task.command) or not _python_module(task.args):
+            return f"its command is not {sys.executable} -m MODULE"
+        return self._why_none
+
     @property
-    def why_not(self) -> str:
-        """Why tasks must start cold at the moment; empty if they need not."""
-        if not self.works or time.monotonic() < self._retry_at:
-            return self._why_not
-        return ""
+    def _why_none(self) -> str:
+        """Why there can be no fork server at the moment; empty if there can."""
+        return self._why_not if time.monotonic() < self._retry_at else ""
+
+    def _is_this_python(self, command: str) -> bool:
+        """Whether a command is the Python that runs the manager."""
+        if "/" not in command:
+            command = shutil.which(command, path=self._environment["PATH"]) or command
+        return command == sys.executable
 
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called in any case; None: never."""
         if self._events:
             return 0.0
-        if self._channel is None:
+        process = self._process
+        if process is None:
             return None
-        if not self._is_ready:
-            return max(0.0, self._give_up_at - time.monotonic())
+        if not process.is_ready:
+            return max(0.0, process.give_up_at - time.monotonic())
         return 0.05 if self._waiting else None  # the channel is full
 
     def start(self) -> None:
         """Start the fork server if there is none."""
-        if self._channel is not None or self.why_not or self._epoll is None:
+        if self._process is not None or self._why_none or self._epoll is None:
             return
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -116,7 +144,7 @@ class WarmRunners:
                 for end in (ours, theirs):
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHANNEL_BYTES)
                 theirs.set_inheritable(True)
-                self.pid = os.posix_spawn(
+                pid = os.posix_spawn(
                     sys.executable,
                     [sys.executable, "-P", "-m", _FORK_SERVER, str(theirs.fileno()), *self._modules],
                     self._environment,
@@ -126,62 +154,71 @@ class WarmRunners:
         except OSError as error:
             self._fail(f"the fork server could not be started: {error.strerror}")
             return
-        self._children.add(self.pid, self._ended)
-        log.info("fork server %d imports %s", self.pid, ", ".join(self._modules) or "nothing")
-        self._channel = ours
+        self._children.add(pid, self._ended)
+        log.info("fork server %d imports %s", pid, ", ".join(self._modules) or "nothing")
+        self._process = _Process(pid, ours, time.monotonic() + _PRELOAD_SECONDS)
         self._epoll.register(ours, select.EPOLLIN)
-        self._is_ready = False
-        self._give_up_at = time.monotonic() + _PRELOAD_SECONDS
 
-    def request(self, key: int, modules: tuple[str, ...], message: dict[str, Any]) -> None:
-        """Ask for a runner; :meth:`poll` tells what became of it.
+    def fork(self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str]) -> None:
+        """Ask for a process that runs a task; :meth:`poll` tells what became of it.
 
-        :param key: by which the answer is known.
-        :param modules: what the fork server is to import, if that has not been said yet.
-        :param message: what the fork server is told.
+        :param task: if the modules to import have not been said yet, it says them.
+        :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
+        :param variables: what the task is told of itself.
         """
-        self._modules = self._modules or modules
-        self._waiting[key] = {**message, "key": key}
+        self._modules = self._modules or task.preload or ()
+        module, *args = _python_module(task.args)
+        record, started_at, log_path, cwd, *_ = words
+        self._waiting[attempt] = {
+            "key": attempt.serial,
+            "module": module,
+            "safe": task.args[0] == "-P",
+            "record": record,
+            "started_at": started_at,
+            "log": log_path,
+            "cwd": cwd,
+            "variables": variables,
+            "args": args,
+        }
         self.start()
         self._send()
 
-    def withdraw(self, key: int) -> bool:
+    def withdraw(self, attempt: Attempt) -> bool:
         """Take a request back; False if it has been sent already."""
-        return self._waiting.pop(key, None) is not None
+        return self._waiting.pop(attempt, None) is not None
 
     def _send(self) -> None:
-        while self._is_ready and self._waiting and self._channel is not None:
-            key, message = next(iter(self._waiting.items()))
+        while self._process is not None and self._process.is_ready and self._waiting:
+            attempt, message = next(iter(self._waiting.items()))
             data = json.dumps(message).encode()
             if len(data) > MAX_MESSAGE:
-                del self._waiting[key]
-                self._events.append(Refused(key, "its arguments are too long for a warm start", is_final=True))
+                del self._waiting[attempt]
+                self._events.append(Refused(attempt, "its arguments are too long for a warm start", is_final=True))
                 continue
             try:
-                self._channel.send(data, socket.MSG_DONTWAIT)
+                self._process.channel.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:  # it is gone, as the next look at it tells
                 return
-            del self._waiting[key]
-            self._sent.add(key)
+            del self._waiting[attempt]
+            self._sent[attempt.serial] = attempt
 
     def poll(self) -> list[Event]:
         """What has happened since the last call."""
-        while self._channel is not None:
+        while self._process is not None:
             try:
-                data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+                data = self._process.channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
             except OSError:
                 data = b""
             if not data:
-                self._close()
                 self._fail("the fork server has ended")
                 break
             self._take(json.loads(data))
-        if self._channel is not None and not self._is_ready and time.monotonic() >= self._give_up_at:
-            self._close()
+        process = self._process
+        if process is not None and not process.is_ready and time.monotonic() >= process.give_up_at:
             self._fail(f"importing {', '.join(self._modules)} took longer than {_PRELOAD_SECONDS:g} s")
         self._send()
         events, self._events = self._events, []
@@ -189,52 +226,62 @@ class WarmRunners:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "ended" in message:
-            self._events.append(Exited(message["ended"], message["status"]))
+            attempt = self._forked.pop(message["ended"])
+            self._events.append(Exited(attempt, message["ended"], message["status"]))
         elif "pid" in message:
-            self._sent.discard(message["key"])
-            self._events.append(Forked(message["key"], message["pid"], message["token"]))
+            attempt = self._forked[message["pid"]] = self._sent.pop(message["key"])
+            self._events.append(Forked(attempt, message["pid"], message["token"]))
         elif "error" in message:
-            self._sent.discard(message["key"])
-            self._events.append(Refused(message["key"], f"no runner can be forked: {message['error']}", is_final=False))
-        elif "ready" in message:
-            self._is_ready = True
-            log.info("fork server %s is warm", self.pid)
+            attempt = self._sent.pop(message["key"])
+            self._events.append(Refused(attempt, f"no runner can be forked: {message['error']}", is_final=False))
+        elif "ready" in message and self._process is not None:
+            self._process.is_ready = True
+            log.info("fork server %s is warm", self._process.pid)
         else:
-            self._close()
             self._fail(f"the fork server could not import its modules: {message['failed']}")
 
     def _fail(self, why: str) -> None:
-        """There is no fork server now. If it never worked, what waits for it starts cold."""
-        self._events += [Refused(key, why, is_final=False) for key in self._sent]
+        """There is no fork server any more. If it never worked, what waits for it starts cold."""
+        has_worked = self._process is not None and self._process.is_ready
+        self._end_process()
+        self._events += [Refused(attempt, why, is_final=False) for attempt in self._sent.values()]
+        self._events += [Orphaned(attempt) for attempt in self._forked.values()]
         self._sent.clear()
-        self._events.append(Gone())
-        if self._is_ready:  # it worked, and will again
-            self._is_ready = False
+        self._forked.clear()
+        if has_worked:  # and will again
             log.warning("%s; %s", why, "it is started again" if self._waiting else "the next task starts another one")
             if self._waiting:
                 self.start()
             return
         self._why_not, self._retry_at = why, time.monotonic() + _RETRY_SECONDS
         log.error("%s; tasks start cold, and it is tried again in %g s", why, _RETRY_SECONDS)
-        self._events += [Refused(key, why, is_final=True) for key in self._waiting]
+        self._events += [Refused(attempt, why, is_final=True) for attempt in self._waiting]
         self._waiting.clear()
 
-    def _close(self) -> None:
-        if self._channel is not None:
-            if self._epoll is not None:
-                self._epoll.unregister(self._channel)
-            self._channel.close()
-            self._channel = None
-        if self.pid is not None:
+    def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if self._epoll is not None:
+            self._epoll.unregister(process.channel)
+        process.channel.close()
+        if process.pid is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-            self.pid = None
+                os.kill(process.pid, signal.SIGKILL)
+                os.waitpid(process.pid, 0)
 
     def _ended(self, pid: int, status: int) -> None:
-        if pid == self.pid:
-            self.pid = None
+        if self._process is not None and self._process.pid == pid:
+            self._process.pid = None
 
     def close(self) -> None:
-        """End the fork server. Its runners go on."""
-        self._close()
+        """End the fork server. The tasks go on."""
+        self._end_process()
+        if self._epoll is not None:
+            self._epoll.close()
+
+
+def _python_module(args: Sequence[str]) -> Sequence[str]:
+    """The module that Python is to run, and its arguments; nothing if it is to do something else."""
+    words = args[1:] if args[:1] == ("-P",) else args
+    return words[1:] if words[:1] == ("-m",) else ()
