@@ -31,6 +31,7 @@ from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, Tas
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from tests.support.installation import Installation
+from tests.support.jobs import publish_job, publish_tasks, reset_tasks
 from tests.support.run import Run
 from tests.support.waiting import wait_until
 
@@ -106,9 +107,9 @@ def fill(store: JobStore, count: int) -> None:
         job = store.submit(name, ["true"] * 5, labels=labels, submitted_by=owner, durable=False)
         created = utc_now() - timedelta(seconds=60 * (count - number))
         job = job.evolve(created_at=created, started_at=created, updated_at=created + timedelta(seconds=5), state=state)
-        store.write_job(job)
+        publish_job(store, job)
         status = statuses.get(state, TaskStatus.RUNNING)
-        store.reset_tasks(name, [task.evolve(status=status) for task in store.get_tasks(name)])
+        reset_tasks(store, name, [task.evolve(status=status) for task in store.get_tasks(name)])
 
 
 @contextmanager
@@ -119,8 +120,8 @@ def changing(store: JobStore, names: list[str]) -> Iterator[None]:
     def change() -> None:
         while not over.wait(0.05):
             name = random.choice(names)
-            store.write_job(store.get_job(name).evolve(updated_at=utc_now()))
-            store.write_tasks(name, store.get_tasks(name))
+            publish_job(store, store.get_job(name).evolve(updated_at=utc_now()))
+            publish_tasks(store, name, store.get_tasks(name))
 
     thread = threading.Thread(target=change)
     thread.start()

@@ -40,6 +40,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_air_executor.jobs.models import JobState, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger
+from tests.support.jobs import publish_job
 from tests.support.run import Run
 from tests.support.waiting import wait_until
 
@@ -91,7 +92,7 @@ def make_jobs(store: JobStore, number: int) -> None:
     """Jobs that work, as far as their files tell."""
     for index in range(number):
         job = store.submit(f"w{index}", ["true"], durable=False)
-        store.write_job(job.evolve(state=JobState.WORKING, attempt=1, started_at=utc_now()))
+        publish_job(store, job.evolve(state=JobState.WORKING, attempt=1, started_at=utc_now()))
 
 
 def end_jobs(base_path: str, names: list[str]) -> None:
@@ -101,7 +102,7 @@ def end_jobs(base_path: str, names: list[str]) -> None:
     for index, name in enumerate(names):
         ended = store.get_job(name).evolve(state=JobState.COMPLETED, updated_at=utc_now())
         time.sleep(max(0.0, began + index / PER_SECOND - time.monotonic()))
-        store.write_job(ended)
+        publish_job(store, ended)
         print(name, time.time(), flush=True)
 
 

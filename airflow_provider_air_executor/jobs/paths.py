@@ -58,6 +58,11 @@ class JobPaths:
         """The directory in which its tasks run, unless they say otherwise."""
         return self.directory / WORK
 
+    @property
+    def directories(self) -> tuple[Path, Path, Path, Path]:
+        """The directory of the job, and those in it that its tasks use."""
+        return self.directory, self.logs, self.runs, self.work
+
     @functools.cached_property
     def waiter(self) -> Path:
         """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""

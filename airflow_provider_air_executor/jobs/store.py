@@ -71,7 +71,6 @@ _HALF_WRITTEN_SECONDS = 0.5
 _ABANDONED_BUILD_SECONDS = 3600
 _LONGEST_STATE = 4_000_000  # bytes of a state.json; the manager reads it without doing something else in between
 _LONGEST_NEW = 1_000_000  # bytes of a task, or a state.json; they get longer when they have failed
-_MAX_KEPT_BYTES = 200  # of the name of a file that is quarantined, which gets longer by that
 _ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 _JOB = TypeAdapter(Job)
@@ -638,85 +637,6 @@ class JobStore:
 
     # -- the manager's side --------------------------------------------------------------------------------
 
-    def write_job(self, job: Job, *, durable: bool = False) -> files.Stamp:
-        """Publish ``state.json``. For the manager only."""
-        return files.publish(self.paths(job.name).state, dump_job(job), durable=durable)
-
-    def write_tasks(self, name: str, tasks: Iterable[Task]) -> tuple[files.Stamp, bool]:
-        """Publish ``tasks.json``, and keep the one before (:func:`files.publish_and_keep`). For the manager only."""
-        return finish(self.writing_tasks(name, tasks))
-
-    def writing_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[tuple[files.Stamp, bool]]:
-        """The same in pieces."""
-        return (
-            yield from files.publishing_and_keeping(
-                self.paths(name).tasks, task_lists.dumping(tasks), self.paths(name).previous_tasks
-            )
-        )
-
-    def reset_tasks(self, name: str, tasks: Iterable[Task]) -> None:
-        """Publish ``tasks.json`` of a job that is to be run again; the one before is not kept. For the manager only."""
-        finish(self.resetting_tasks(name, tasks))
-
-    def resetting_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[files.Stamp]:
-        """The same in pieces."""
-        return (yield from files.publishing(self.paths(name).tasks, task_lists.dumping(tasks)))
-
-    def writing_outcome(
-        self, job: Job, tasks: Iterable[Task], may_end: Callable[[files.Stamp, bool], Pieces[bool]]
-    ) -> Pieces[files.Stamp | None]:
-        """Publish durably, in pieces, how a job has ended: its tasks, and then its state. For the manager only.
-
-        :param may_end: is told of the published ``tasks.json`` what :meth:`write_tasks` returns, and says whether the
-            job has ended indeed. If not, its state is left as it was.
-        :return: the stamp of ``state.json``, or None.
-        """
-        paths = self.paths(job.name)
-        state_draft, state_stamp = files.write_beside(paths.state, dump_job(job), durable=False)
-        try:
-            tasks_draft, tasks_stamp = yield from files.writing_beside(
-                paths.tasks, task_lists.dumping(tasks), durable=False
-            )
-            try:
-                yield from files.flushing(tasks_draft, state_draft)
-                existed = yield from files.putting_and_keeping(
-                    tasks_draft, paths.tasks, paths.previous_tasks, size=tasks_stamp.size
-                )
-            except BaseException:
-                files.remove(tasks_draft)
-                raise
-            if not (yield from may_end(tasks_stamp, existed)):
-                files.remove(state_draft)
-                return None
-            files.put(state_draft, paths.state)
-        except BaseException:
-            files.remove(state_draft)
-            raise
-        files.sync_directory(paths.directory)
-        return state_stamp
-
-    def prepare_job_directory(self, job: Job) -> None:
-        """Make the directories of a job where they are missing. For the manager only.
-
-        :raises InvalidJobError: if one of them is something else than a directory, a symlink for instance.
-        """
-        paths = self.paths(job.name)
-        for path in (paths.logs, paths.runs, *([paths.work] if job.work_directory else [])):
-            if files.is_real_directory(path):
-                continue
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-            if not files.is_real_directory(path):
-                raise InvalidJobError(f"{path} is not a directory; remove it and retry the job")
-
-    def put_modes_back(self, name: str) -> bool:
-        """Give the directories of a job back the modes that a task has taken from them. For the manager only.
-
-        :return: whether one of them was not as it must be, and is now.
-        """
-        paths = self.paths(name)
-        return files.put_modes_back(paths.directory, paths.logs, paths.runs, paths.work)
-
     def requests(self) -> list[Path]:
         """The requests in the inbox, oldest first."""
         try:
@@ -749,17 +669,6 @@ class JobStore:
             if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
             raise
-
-    def quarantine(self, path: Path) -> Path:
-        """Keep a file that is not valid under another name, out of the way.
-
-        :return: its new path.
-        """
-        kept = os.fsdecode(os.fsencode(path.name)[:_MAX_KEPT_BYTES])
-        target = path.with_name(f".{kept}.invalid-{time.time_ns()}")
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(path, target)
-        return target
 
     def manager_is_running(self) -> bool:
         """Whether a manager holds this base path.

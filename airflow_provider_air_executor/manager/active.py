@@ -24,6 +24,7 @@ from airflow_provider_air_executor.jobs.models import (
 )
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.job_writer import JobWriter
 from airflow_provider_air_executor.manager.schedule import TaskGraph, outcome, resetting_failed
 
 # Between two snapshots of a job's tasks lie at least so many seconds, and so many times what the last one took.
@@ -124,7 +125,7 @@ class ActiveJob:
     def resetting(self) -> Pieces[ActiveJob]:
         """The same job with what has not completed pending again, which is published; this one is let go of."""
         tasks = yield from resetting_failed(self.tasks.values())
-        version = yield from self._store.resetting_tasks(self.name, tasks)
+        version = yield from JobWriter(self._store).resetting_tasks(self.name, tasks)
         found = yield from ActiveJob(self._store, self.job, self._directory, version).taking(tasks)
         yield from self.dropping()
         return found
@@ -331,7 +332,7 @@ class ActiveJob:
 
     def publish_state(self) -> None:
         """Publish ``state.json`` while the job has not ended; :meth:`concluding` publishes the end."""
-        self.state_stamp = self._store.write_job(self.job)
+        self.state_stamp = JobWriter(self._store).write_job(self.job)
         self.state_is_changed = False
 
     def snapshotting(self) -> Pieces[None]:
@@ -343,7 +344,7 @@ class ActiveJob:
         # of work, and longer to let go of. Nothing can be added: what is done for the same job is done in turn.
         self.is_dirty = False
         try:
-            self._took_place(*(yield from self._store.writing_tasks(self.name, self.tasks.values())))
+            self._took_place(*(yield from JobWriter(self._store).writing_tasks(self.name, self.tasks.values())))
         except BaseException:
             self.is_dirty = True
             raise
@@ -407,7 +408,7 @@ class ActiveJob:
             (self._tasks_path, self._tasks_stamp),
         ):
             if files.stamp(path) != known:
-                self._store.quarantine(path)
+                JobWriter(self._store).quarantine(path)
         self._tasks_stamp = self._previous_stamp = None
         self.unreadable_since = None
         self.is_dirty = True
@@ -430,7 +431,7 @@ class ActiveJob:
         if self.state_is_changed and state is JobState.FAILED:
             self.publish_state()  # what failed would start again if its list were found beside a state of waiting
         self.is_dirty = False
-        version = yield from self._store.writing_outcome(ended, self.tasks.values(), self._is_over_indeed)
+        version = yield from JobWriter(self._store).writing_outcome(ended, self.tasks.values(), self._is_over_indeed)
         if version is None:
             return False
         self.job, self.state_stamp, self.state_is_changed = ended, version, False

@@ -59,6 +59,7 @@ from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping, finish
 from airflow_provider_air_executor.jobs.store import Action, JobStore, Request
 from airflow_provider_air_executor.manager.active import ActiveJob
+from airflow_provider_air_executor.manager.job_writer import JobWriter
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.schedule import resetting_failed
 from airflow_provider_air_executor.manager.settings import Settings
@@ -227,7 +228,7 @@ class Manager:
         """A step on a job has failed; see :meth:`Troubles.met`. What a task of it has forbidden us is allowed again."""
         if isinstance(error, PermissionError):
             with contextlib.suppress(InvalidJobError):  # it may be the name of a request
-                self._store.put_modes_back(name)
+                files.put_modes_back(*self._store.paths(name).directories)
         self._troubles.met(name, step, error, again)
 
     def _later(self, name: str, seconds: float, step: Callable[[], None]) -> None:
@@ -373,17 +374,14 @@ class Manager:
             files.remove(self._store.problems_path)
             files.remove(self._store.not_replaced_path)
         with contextlib.suppress(OSError):
-            self._remove_abandoned()
+            for error in self._store.remove_abandoned():
+                log.warning("%s", error)
         self._trying(self._accept)
 
     def _watch(self) -> None:
         """Be told of new jobs and requests; again and again, since it may not have worked."""
         self._notifier.add(_JOBS, self._store.jobs_path)
         self._notifier.add(_INBOX, self._store.inbox_path)
-
-    def _remove_abandoned(self) -> None:
-        for error in self._store.remove_abandoned():
-            log.warning("%s", error)
 
     def _accept(self) -> None:
         """Look at the jobs that somebody has submitted or changed, and at the requests."""
@@ -513,7 +511,7 @@ class Manager:
         elif files.stamp(error.path) is None:  # nobody has called it a job yet
             self._remember(name, None)
         else:
-            self._store.quarantine(error.path)
+            JobWriter(self._store).quarantine(error.path)
             self._reject(Job(id=f"{name}-{int(time.time())}", name=name, created_at=utc_now()), str(error))
 
     def _reject(self, job: Job, error: str) -> None:
@@ -533,13 +531,13 @@ class Manager:
             # It was an attempt to run the job, and who waits for its end must see that it is over.
             attempt=job.attempt if job.state is JobState.WORKING else job.attempt + 1,
         )
-        self._remember(job.name, self._store.write_job(failed, durable=True))
+        self._remember(job.name, JobWriter(self._store).write_job(failed, durable=True))
         self._troubles.over(job.name)
 
     def _taking_over(self, job: Job, *, is_settled: bool) -> Pieces[None]:
         """Begin to run a job, or go on with one that an earlier manager began."""
         job_is_new = job.state is JobState.WAITING
-        self._store.prepare_job_directory(job)
+        JobWriter(self._store).prepare_job_directory(job)
         taken = yield from ActiveJob.loading(self._store, job)
         if job_is_new and not taken.is_fresh:
             # Set to waiting by hand. The list may be that of an earlier run, and a new one still to be written.
@@ -733,7 +731,9 @@ class Manager:
         except SpawnError as error:
             why = str(error)
         except OSError as error:
-            is_forbidden = error.errno in files.FORBIDDEN and self._store.put_modes_back(job.name)
+            is_forbidden = error.errno in files.FORBIDDEN and files.put_modes_back(
+                *self._store.paths(job.name).directories
+            )
             if error.errno in files.TRANSIENT or is_forbidden:
                 job.graph.add_ready(task.id)
                 self._hold(job, error)
@@ -992,7 +992,7 @@ class Manager:
             self._spoil(name, error)
         log.warning("request %s is quarantined: %r", path.name, error)
         try:
-            self._store.quarantine(path)
+            JobWriter(self._store).quarantine(path)
         except OSError as problem:
             self._met(name, Step.REQUEST, problem)
             self._ask_again()
@@ -1071,10 +1071,10 @@ class Manager:
             before, tasks = tasks, (yield from resetting_failed(tasks))
             yield from dropping(before)
         yield from self._dropping_outdated(job.name)
-        yield from self._store.resetting_tasks(job.name, tasks)
+        yield from JobWriter(self._store).resetting_tasks(job.name, tasks)
         yield from dropping(tasks)
         waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), started_at=None, reason=None, error=None)
-        self._store.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
+        JobWriter(self._store).write_job(waiting.evolve(cancel_requested_at=None), durable=True)
         yield from self._looking_at(job.name, self._store.paths(job.name).state, is_settled=True)
 
     # -- publishing ----------------------------------------------------------------------------------------

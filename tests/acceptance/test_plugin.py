@@ -17,6 +17,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
 from tests.acceptance.with_users import BELOW, Answer, WithUsers
+from tests.support.jobs import publish_job, publish_tasks
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
@@ -42,7 +43,7 @@ def store(airflow: WithUsers) -> JobStore:
         owner = SubmittedBy(dag_id=dag_id, run_id="r/1", task_id="t", map_index=2) if dag_id else None
         job = found.submit(name, tasks, submitted_by=owner, labels={"of": dag_id or "none"})
         found.paths(name).log("talk").write_bytes(b"0123456789\n\xff" + HOSTILE.encode() + b"\x1b[31m\n")
-        found.write_job(job.evolve(state=JobState.FAILED, error=HOSTILE))
+        publish_job(found, job.evolve(state=JobState.FAILED, error=HOSTILE))
     return found
 
 
@@ -193,12 +194,12 @@ def test_the_connections_where_a_user_sees_a_job(airflow: WithUsers, store: JobS
 def test_a_job_filesystem_that_cannot_be_written_to(airflow: WithUsers, store: JobStore, tmp_path: Path) -> None:
     other = JobStore(tmp_path / "base")
     job = other.submit("j", ["true"])
-    other.write_job(job.evolve(state=JobState.FAILED))
+    publish_job(other, job.evolve(state=JobState.FAILED))
     airflow.add_connection("read-only", "air_executor", base_path=str(other.base_path))
     other.inbox_path.rmdir()
     other.inbox_path.symlink_to("/proc")
     for action in ("retry", "cancel"):
-        other.write_job(job.evolve(state=JobState.FAILED if action == "retry" else JobState.WORKING))
+        publish_job(other, job.evolve(state=JobState.FAILED if action == "retry" else JobState.WORKING))
         answer = airflow.get(f"/air-executor/api/jobs/j/{action}?conn_id=read-only", "ada", method="POST")
         assert (answer.status, "cannot be asked" in answer.text) == (503, True)
 
@@ -235,8 +236,8 @@ def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server
     airflow.air_executor("stop", check=False)  # the one that other tests have started, if it runs
     job = embedded.submit("of-ours", [{"id": "shows", "command": "env"}])
     (shows,) = embedded.get_tasks("of-ours")
-    embedded.write_tasks("of-ours", [shows.evolve(status=TaskStatus.FAILED, reason=Reason.LOST, attempt=1)])
-    embedded.write_job(job.evolve(state=JobState.FAILED))
+    publish_tasks(embedded, "of-ours", [shows.evolve(status=TaskStatus.FAILED, reason=Reason.LOST, attempt=1)])
+    publish_job(embedded, job.evolve(state=JobState.FAILED))
     assert airflow.get("/air-executor/api/jobs/of-ours/retry", "ada", method="POST").status == 202
     has_completed = lambda: embedded.get_job("of-ours").state == "completed"  # noqa: E731
     wait_until(has_completed, what="the job has run again")
@@ -403,7 +404,7 @@ def test_names_that_lead_elsewhere(airflow: WithUsers, store: JobStore, path: st
 
 def test_a_log_that_is_a_link_is_not_followed(airflow: WithUsers, store: JobStore) -> None:
     job = store.submit("bad-log", [{"id": "talk", "command": "true"}])
-    store.write_job(job.evolve(state=JobState.FAILED))
+    publish_job(store, job.evolve(state=JobState.FAILED))
     store.paths("bad-log").log("talk").symlink_to("/etc/passwd")
     assert airflow.get(api("/jobs/bad-log/tasks/talk/log"), "ada").status == 404
     assert "root:" not in airflow.get(api("/jobs/bad-log/tasks/talk/events"), "ada").text

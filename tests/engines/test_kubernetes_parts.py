@@ -47,6 +47,7 @@ from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.job_writer import JobWriter
 from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -979,7 +980,7 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
 def noted(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
     """Two attempts that share a Pod."""
     store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
-    store.prepare_job_directory(store.get_job("j"))
+    JobWriter(store).prepare_job_directory(store.get_job("j"))
     notes = Handles(store, 1)
     runs = [
         Part(

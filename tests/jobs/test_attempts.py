@@ -13,6 +13,7 @@ from airflow_provider_air_executor.exceptions import JobNotFoundError
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord
 from airflow_provider_air_executor.jobs.models import Reason, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import publish_tasks
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 FAILED, PENDING, RUNNING, COMPLETED = TaskStatus.FAILED, TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.COMPLETED
@@ -29,7 +30,7 @@ def store(tmp_path: Path) -> JobStore:
 def stands(store: JobStore, **changes: Any) -> None:
     """What the manager would write of the task."""
     (task,) = store.get_tasks("j")
-    store.write_tasks("j", [task.evolve(**changes)])
+    publish_tasks(store, "j", [task.evolve(**changes)])
 
 
 def record(store: JobStore, name: str, content: str, *, modified: datetime = NOON + timedelta(seconds=2)) -> None:

@@ -19,6 +19,7 @@ from airflow_provider_air_executor.jobs import notify
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import Job, JobState, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import publish_job
 from tests.support.waiting import wait_until
 
 FOREVER = 3600.0
@@ -28,7 +29,7 @@ def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED, **more
     """A job comes and ends, or ends again."""
     if name not in store.job_names():
         store.submit(name, ["true"])
-    store.write_job(store.get_job(name).evolve(state=state, updated_at=utc_now(), **more))
+    publish_job(store, store.get_job(name).evolve(state=state, updated_at=utc_now(), **more))
 
 
 def ends(store: JobStore, reader: str = "r", *, interval: float = FOREVER, matches: Any = None) -> JobEnds:

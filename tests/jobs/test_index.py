@@ -12,6 +12,7 @@ from airflow_provider_air_executor.jobs import index as module
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import publish_job, reset_tasks
 from tests.support.waiting import wait_until
 
 
@@ -37,9 +38,9 @@ def test_it_sees_every_change(store: JobStore) -> None:
     first = store.submit("first", ["true"])
     store.submit("second", ["true", "false"])
     assert names(index) == ["second", "first"]
-    store.write_job(first.evolve(state=JobState.WORKING, updated_at=utc_now()))
+    publish_job(store, first.evolve(state=JobState.WORKING, updated_at=utc_now()))
     assert [job.state for job in index.jobs()] == ["waiting", "working"]
-    store.write_job(first.evolve(state=JobState.FAILED, updated_at=utc_now()))
+    publish_job(store, first.evolve(state=JobState.FAILED, updated_at=utc_now()))
     store.delete("first")
     assert names(index) == ["second"]
     store.paths("second").state.write_text("{half")
@@ -57,7 +58,7 @@ def test_what_has_not_changed_is_not_read_again(store: JobStore, monkeypatch: py
     monkeypatch.setattr(JobStore, "load_job", lambda self, name: read.append(name) or load(self, name))
     index.jobs()
     assert read == []
-    store.write_job(store.get_job("j1").evolve(priority=1))
+    publish_job(store, store.get_job("j1").evolve(priority=1))
     read.clear()
     index.jobs()
     assert read == ["j1"]
@@ -126,7 +127,7 @@ def test_counts_of_tasks(store: JobStore) -> None:
     index = JobIndex(store)
     assert index.counts("j") == {TaskStatus.PENDING: 3}
     first, *rest = store.get_tasks("j")
-    store.reset_tasks("j", [first.evolve(status=TaskStatus.COMPLETED), *rest])
+    reset_tasks(store, "j", [first.evolve(status=TaskStatus.COMPLETED), *rest])
     assert index.counts("j") == {TaskStatus.PENDING: 2, TaskStatus.COMPLETED: 1}
     assert index.counts("missing") == {}
     for broken in ('{"half', '["x"]', '[{"status": "odd"}]', "3"):

@@ -16,6 +16,7 @@ from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
+from tests.support.jobs import reset_tasks
 
 SECRET = "hunter2!"
 
@@ -137,7 +138,7 @@ def test_a_secret_of_many_lines(store: JobStore) -> None:
     store.append_attached("j", masking.FILE, masking.dump([KEY]))
     (task,) = store.get_tasks("j")
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
-    store.reset_tasks("j", [failed])
+    reset_tasks(store, "j", [failed])
     log = store.paths("j").log("task-1")
     said: list[str] = []
     stream = LogStream(store, "j", "reader")
@@ -170,7 +171,7 @@ def test_neither_the_airflow_log_nor_a_failure_shows_them(store: JobStore) -> No
     (task,) = store.get_tasks("j")
     store.paths("j").log("task-1").write_text(f"password {SECRET}\n")
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
-    store.reset_tasks("j", [failed])
+    reset_tasks(store, "j", [failed])
     said: list[str] = []
     LogStream(store, "j", "reader").follow([failed], said.append)
     assert said == ["task-1 | password ***"]

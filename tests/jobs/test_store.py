@@ -28,12 +28,13 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import publish_job
 from tests.support.waiting import wait_until
 
 
 def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED) -> None:
     """What the manager would do."""
-    store.write_job(store.get_job(name).evolve(state=state))
+    publish_job(store, store.get_job(name).evolve(state=state))
 
 
 def test_nothing_of_airflow_is_imported() -> None:
@@ -259,7 +260,7 @@ def test_tasks_to_be_added_are_checked_against_those_that_are_there(store: JobSt
 def test_deleting_and_pruning(store: JobStore) -> None:
     for name in ("old", "new", "busy"):
         store.submit(name, ["true"])
-    store.write_job(store.get_job("old").evolve(state=JobState.FAILED, updated_at=utc_now() - timedelta(days=8)))
+    publish_job(store, store.get_job("old").evolve(state=JobState.FAILED, updated_at=utc_now() - timedelta(days=8)))
     end(store, "new")
     with pytest.raises(JobStateError):
         store.delete("busy")

@@ -11,13 +11,14 @@ from airflow_provider_air_executor.jobs import notify, watch
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import publish_job
 from tests.support.waiting import PATIENCE
 
 FOREVER = 3600.0
 
 
 def touch(store: JobStore, name: str) -> None:
-    store.write_job(store.get_job(name).evolve(state=JobState.WORKING))
+    publish_job(store, store.get_job(name).evolve(state=JobState.WORKING))
 
 
 def test_a_change_wakes_the_waiters_of_this_job_only(store: JobStore) -> None:

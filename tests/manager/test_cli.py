@@ -26,7 +26,7 @@ from airflow_provider_air_executor.exceptions import ManagerError
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import cli
-from tests.support.jobs import ended, task
+from tests.support.jobs import ended, publish_job, reset_tasks, task
 from tests.support.managers import CLI, Managers, run_cli
 from tests.support.waiting import PATIENCE, until, wait_until
 
@@ -314,7 +314,7 @@ def as_if_not_root(store: JobStore, managers: Managers, *arguments: str) -> subp
 
 def with_directory(store: JobStore, name: str) -> Path:
     """A directory in that of a job that has ended, with a file."""
-    store.write_job(store.submit(name, ["true"]).evolve(state=JobState.COMPLETED))
+    publish_job(store, store.submit(name, ["true"]).evolve(state=JobState.COMPLETED))
     path = store.paths(name).directory / "cache"
     (path / "inner").mkdir(parents=True)
     (path / "inner" / "file").touch()
@@ -372,8 +372,8 @@ def test_a_narrow_terminal_shows_names_before_all_else(
     store: JobStore, managers: Managers, columns: int, headings: str
 ) -> None:
     for name in ("bulk-04999", "n" * 100):
-        store.write_job(store.submit(name, ["true"]).evolve(started_at=utc_now()))
-        store.reset_tasks(name, [found.evolve(status=TaskStatus.COMPLETED) for found in store.get_tasks(name)])
+        publish_job(store, store.submit(name, ["true"]).evolve(started_at=utc_now()))
+        reset_tasks(store, name, [found.evolve(status=TaskStatus.COMPLETED) for found in store.get_tasks(name)])
     problem = {"problem": "cannot be written " + "x" * 99, "since": "now"}
     store.problems_path.write_text(json.dumps({"bulk-04999": problem}))
     environment = {**managers.environment, "COLUMNS": str(columns)}

@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.schedule import TaskGraph
 from airflow_provider_air_executor.manager.settings import load_settings
 from airflow_provider_air_executor.system.processes import is_runner, kill_started_by
-from tests.support.jobs import ended, outcomes, plain, runner_pid, task, write_job
+from tests.support.jobs import ended, outcomes, plain, publish_tasks, runner_pid, task, write_job
 from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until
 
@@ -344,7 +344,7 @@ def test_secrets_that_are_nested_too_deep_hide_their_job_only(store: JobStore) -
 def test_a_result_that_is_nested_too_deep(store: JobStore) -> None:
     store.submit("j", [task("a")])
     (a,) = store.get_tasks("j")
-    store.write_tasks("j", [a.evolve(status=TaskStatus.COMPLETED, attempt=1)])
+    publish_tasks(store, "j", [a.evolve(status=TaskStatus.COMPLETED, attempt=1)])
     store.paths("j").output("a", 1).write_bytes(b"[" * 100_000)
     with pytest.raises(AirExecutorError, match="not JSON that can be read"):
         store.get_outputs("j")

@@ -23,7 +23,7 @@ from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.system import clock
-from tests.support.jobs import ended, task
+from tests.support.jobs import ended, publish_job, task
 from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until
 
@@ -175,7 +175,7 @@ class TestWaiting:
         first = ended(store, "j")
         assert (first.reason, first.started_at is not None) == ("exit", True)
         an_hour_ago = utc_now() - timedelta(hours=1)
-        store.write_job(first.evolve(started_at=an_hour_ago, started_clock=clock.mark(3600)))
+        publish_job(store, first.evolve(started_at=an_hour_ago, started_clock=clock.mark(3600)))
         store.retry("j")
         second = wait_until(
             lambda: job if (job := store.get_job("j")).attempt == 2 and job.state.is_terminal else None, what="its end"

@@ -19,7 +19,18 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
-from tests.support.jobs import ended, outcomes, plain, remove, runner_pid, task, write_job
+from tests.support.jobs import (
+    ended,
+    outcomes,
+    plain,
+    publish_job,
+    publish_tasks,
+    remove,
+    reset_tasks,
+    runner_pid,
+    task,
+    write_job,
+)
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone
 from tests.support.waiting import PATIENCE, until, wait_until
@@ -184,11 +195,11 @@ class TestRequestsThatWait:
         store.submit("j", ["true"])
         ended(store, "j")
         managers.kill(first)
-        store.write_job(store.get_job("j").evolve(state=JobState.WORKING))
+        publish_job(store, store.get_job("j").evolve(state=JobState.WORKING))
         store.add_tasks("j", [task("late", "echo late")])
-        store.write_job(store.get_job("j").evolve(state=JobState.COMPLETED))
+        publish_job(store, store.get_job("j").evolve(state=JobState.COMPLETED))
         added = store.load_request(store.requests()[0]).tasks
-        store.write_tasks("j", [*store.get_tasks("j"), *added])  # where the killed manager had come to
+        publish_tasks(store, "j", [*store.get_tasks("j"), *added])  # where the killed manager had come to
         managers.start()
         wait_until(lambda: store.read_log("j", "late").data == b"late\n", what="it has run")
         assert ended(store, "j").state == "completed"
@@ -219,8 +230,8 @@ class TestRestarts:
         managers.kill(first)
         store.paths("j").record("a", 1).unlink()
         old = utc_now().replace(year=2020)
-        store.write_tasks("j", [store.get_tasks("j")[0].evolve(status=TaskStatus.RUNNING, started_at=old)])
-        store.write_job(store.get_job("j").evolve(state=JobState.WORKING, started_clock="another 1.0"))
+        publish_tasks(store, "j", [store.get_tasks("j")[0].evolve(status=TaskStatus.RUNNING, started_at=old)])
+        publish_job(store, store.get_job("j").evolve(state=JobState.WORKING, started_clock="another 1.0"))
         managers.start()
         assert ended(store, "j").state == "completed"
         assert store.get_tasks("j")[0].attempt == 2
@@ -258,7 +269,7 @@ class TestRestarts:
         for number in (1, 2):
             store.paths("j").record("a", number).write_text(f"1 2026-11-22T10:16:33+00:00 {secrets.token_hex(8)}\n1\n")
         time.sleep(0.02)
-        store.write_job(store.get_job("j"))
+        publish_job(store, store.get_job("j"))
         managers.start()
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "a\n"
@@ -276,7 +287,7 @@ class TestRestarts:
         managers.kill(first)
         files.publish(store.paths("j").previous_tasks, dump_tasks([listed[0].evolve(id="stale")]))
         time.sleep(0.02)
-        store.reset_tasks("j", listed)
+        reset_tasks(store, "j", listed)
         (tmp_path / "state.json").rename(store.paths("j").state)
         managers.start()
         assert ended(store, "j").state == "completed"

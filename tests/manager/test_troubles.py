@@ -26,7 +26,7 @@ from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import clock, processes
-from tests.support.jobs import outcomes
+from tests.support.jobs import outcomes, publish_job
 from tests.support.stepped_manager import SteppedManager
 from tests.support.system_calls import Trouble
 from tests.support.waiting import PATIENCE, wait_until
@@ -323,7 +323,7 @@ class TestReaders:
     ) -> None:
         store = JobStore(tmp_path)
         job = store.submit("j", ["true"]).evolve(state=JobState.FAILED)
-        store.write_job(job)
+        publish_job(store, job)
 
         def told() -> list[Job]:
             ends = JobEnds(store, "r", interval=1, matches=lambda _: True)

@@ -30,6 +30,7 @@ from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStat
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
 from tests.support.installation import SINCE_3_3
+from tests.support.jobs import publish_job, publish_tasks
 from tests.support.processes import kill_all_with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -199,9 +200,9 @@ def end(store: JobStore, name: str, code: int | None, reason: Reason | None = No
     task = store.get_tasks(name)[0]
     status = TaskStatus.COMPLETED if code == 0 else TaskStatus.FAILED
     task = task.evolve(status=status, exit_code=code, reason=reason, error=error, started_at=utc_now())
-    store.write_tasks(name, [task])
+    publish_tasks(store, name, [task])
     state = JobState.COMPLETED if code == 0 else JobState.FAILED
-    store.write_job(store.get_job(name).evolve(state=state, reason=reason, updated_at=utc_now()))
+    publish_job(store, store.get_job(name).evolve(state=state, reason=reason, updated_at=utc_now()))
 
 
 def believe(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:

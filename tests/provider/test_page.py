@@ -29,6 +29,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin import live
 from airflow_provider_air_executor.plugin.access import same_site
 from airflow_provider_air_executor.plugin.records import JobDetails, JobSummary, TaskDetails
+from tests.support.jobs import publish_job
 from tests.support.waiting import PATIENCE, wait_until
 
 STATIC = files(plugin) / "static"
@@ -131,7 +132,7 @@ def test_what_the_audit_log_cannot_be_told_is_not_done(
 
     job = hook.create_job("j", ["true"])
     if action == "retry":
-        hook.store.write_job(job.evolve(state=JobState.FAILED))
+        publish_job(hook.store, job.evolve(state=JobState.FAILED))
 
     def away() -> None:
         raise OSError("the database is away")
@@ -189,10 +190,10 @@ def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
         assert await next_of(events) == ("log", 6, {"text": "first\n", "offset": 0, "next_offset": 6})
         log.write_bytes("first\nhunter2 £".encode()[:-1])  # half a character
         assert await next_of(events) == ("log", 14, {"text": "*** ", "offset": 6, "next_offset": 14})
-        store.write_job(job.evolve(state=JobState.WORKING))
+        publish_job(store, job.evolve(state=JobState.WORKING))
         assert (await next_of(events))[0] == "changed"
         log.write_bytes("first\nhunter2 £ end".encode())
-        store.write_job(job.evolve(state=JobState.COMPLETED))
+        publish_job(store, job.evolve(state=JobState.COMPLETED))
         rest = [parsed(event) async for event in events]
         assert [kind for kind, _, _ in rest if kind != "changed"] == ["log", "end"]
         assert "".join(data.get("text", "") for _, _, data in rest) == "£ end"
@@ -229,7 +230,7 @@ def test_a_long_log_does_not_hide_that_the_job_goes_on(store: JobStore) -> None:
         events = live.events(store, "j", ("task-1", 0))
         await anext(events)
         assert [(await next_of(events))[0] for _ in range(3)] == ["changed", "log", "log"]
-        store.write_job(job.evolve(state=JobState.WORKING))
+        publish_job(store, job.evolve(state=JobState.WORKING))
         assert "changed" in [(await next_of(events))[0] for _ in range(3)]
         await events.aclose()
 

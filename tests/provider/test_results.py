@@ -22,6 +22,7 @@ from airflow_provider_air_executor.results import RESERVED, results_of
 from airflow_provider_air_executor.sensors import AirExecutorJobSensor
 from airflow_provider_air_executor.triggers import AirExecutorJobTrigger, AirExecutorSubmitTrigger
 from tests.support.contexts import TaskInstance, context
+from tests.support.jobs import publish_job, publish_tasks
 from tests.support.waiting import PATIENCE
 
 UNFIT = {
@@ -44,9 +45,9 @@ def handed_over(store: JobStore, text: str, *, state: JobState = JobState.COMPLE
     """A job ``j`` of the task in :func:`context` that has ended; its task ``report`` has written this text."""
     submitted = store.submit("j", [{"id": "report", "command": "true"}], submitted_by=OWNER)
     (report,) = store.get_tasks("j")
-    store.write_tasks("j", [report.evolve(status=TaskStatus.COMPLETED, attempt=1)])
+    publish_tasks(store, "j", [report.evolve(status=TaskStatus.COMPLETED, attempt=1)])
     store.paths("j").output("report", 1).write_text(text)
-    store.write_job(submitted.evolve(state=state, attempt=1, **job))
+    publish_job(store, submitted.evolve(state=state, attempt=1, **job))
     return store
 
 

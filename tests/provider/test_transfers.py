@@ -35,6 +35,7 @@ from airflow_provider_air_executor.transfers.databases import database_hook
 from airflow_provider_air_executor.transfers.sql_to_air_executor import as_text
 from tests.support.contexts import context
 from tests.support.installation import Installation
+from tests.support.jobs import publish_job, publish_tasks
 from tests.support.postgresql import PostgreSQL
 from tests.support.waiting import wait_until
 
@@ -760,7 +761,7 @@ class TestWrittenAgain:
         first = store.get_job("j")
         store.delete("j")
         run([{"id": "a", "bash": "exit 4"}])
-        store.write_job(store.get_job("j").evolve(id=first.id))
+        publish_job(store, store.get_job("j").evolve(id=first.id))
         assert history_of() == 1
         assert rows_of(database) == [("a", 1, "failed", "exit", 4)]
 
@@ -850,7 +851,7 @@ class TestTables:
     def test_what_other_systems_write_as_an_error(self, database: Database, store: JobStore) -> None:
         store.submit("j", ["true"])
         (task,) = store.get_tasks("j")
-        store.write_tasks("j", [task.evolve(status=TaskStatus.FAILED, error="it said \0 '; DROP TABLE h; --")])
+        publish_tasks(store, "j", [task.evolve(status=TaskStatus.FAILED, error="it said \0 '; DROP TABLE h; --")])
         history_of()
         assert rows_of(database, "error") == [("it said  '; DROP TABLE h; --",)]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from airflow_provider_air_executor.jobs.models import Job, Task
+from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.job_writer import JobWriter
 from tests.support.waiting import PATIENCE, wait_until
 
 DATA = Path(__file__).parent.parent / "data"  # files of the existing system
@@ -53,6 +55,21 @@ def write_job(store: JobStore, name: str, tasks: object, *, state: str = "waitin
     }
     (path / "state.json").write_text(json.dumps(record))
     return path
+
+
+def publish_job(store: JobStore, job: Job) -> None:
+    """Publish the state of a job, as a manager does."""
+    JobWriter(store).write_job(job)
+
+
+def publish_tasks(store: JobStore, name: str, tasks: Iterable[Task]) -> None:
+    """Publish the tasks of a job, as a manager does while the job runs: the list that is replaced is kept."""
+    finish(JobWriter(store).writing_tasks(name, tasks))
+
+
+def reset_tasks(store: JobStore, name: str, tasks: Iterable[Task]) -> None:
+    """Publish the tasks of a job that is to be run again, as a manager does."""
+    finish(JobWriter(store).resetting_tasks(name, tasks))
 
 
 def remove(store: JobStore, name: str) -> None:

@@ -276,8 +276,8 @@ class LocalEngine:
         for reaped in unread:
             try:
                 result = self._result(*reaped)
-            except OSError:
-                self._store.put_modes_back(reaped.found.attempt.job_name)  # the task may have forbidden it
+            except OSError:  # the task may have forbidden it
+                files.put_modes_back(*self._store.paths(reaped.found.attempt.job_name).directories)
                 self._unread.append(reaped)
                 continue
             if result is not None:
@@ -308,7 +308,7 @@ class LocalEngine:
         # Its own word, or a signal before it had made its record: then the command has not begun.
         was_hit = exit_code < 0 and not found.is_killed and files.stamp(path) is None
         if record is None and not found.is_detached and (exit_code == NOT_CLAIMED or was_hit):
-            self._store.put_modes_back(attempt.job_name)
+            files.put_modes_back(*self._store.paths(attempt.job_name).directories)
             why = _cannot_record(path)
             self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
             if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
