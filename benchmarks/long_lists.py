@@ -30,9 +30,9 @@ from tests.support.run import Run
 # Read by the manager at its start: it writes down how long its steps take.
 _TIMED = """
 import time
-from airflow_provider_air_executor.manager.manager import Manager
+from airflow_provider_air_executor.manager.troubles import Guard
 
-real, file = Manager._trying, open({path!r}, "a", buffering=1)
+real, file = Guard.run, open({path!r}, "a", buffering=1)
 
 def timed(self, step):
     began = time.perf_counter()
@@ -43,7 +43,7 @@ def timed(self, step):
         if took > 0.01:
             file.write(f"{{took:.4f}} {{step.__name__}}\\n")
 
-Manager._trying = timed
+Guard.run = timed
 """
 
 KINDS: dict[str, Callable[[int], list[dict[str, Any]]]] = {

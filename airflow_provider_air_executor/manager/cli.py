@@ -194,6 +194,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     from airflow_provider_air_executor.engines.local.engine import LocalEngine
     from airflow_provider_air_executor.engines.registry import Engines
     from airflow_provider_air_executor.manager.lock import ManagerLock
+    from airflow_provider_air_executor.manager.loop import Loop
     from airflow_provider_air_executor.manager.manager import Manager
     from airflow_provider_air_executor.system.environment import as_given
     from airflow_provider_air_executor.system.processes import can_look
@@ -207,7 +208,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
             logging.getLogger("air_executor.manager").warning(warning)
         children, environment = Children(), as_given(os.environ)
         local = LocalEngine(store, environment, children, preload=settings.preload)
-        Manager(store, settings, Engines(store, settings, local, environment, children)).run(lock)
+        Loop(Manager(store, settings, Engines(store, settings, local, environment, children)), lock).run()
 
 
 def _leave_task() -> None:

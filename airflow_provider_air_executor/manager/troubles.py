@@ -1,30 +1,34 @@
-"""What the manager cannot do at the moment: said once, tried again with growing pauses, and shown to who asks."""
+"""What the manager cannot do at the moment: logged once, tried again with growing pauses, and published."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import logging
-import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
+from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import printable, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager.timers import Timers
+from airflow_provider_air_executor.manager.timers import RETRY_SECONDS, Action, Backoff, Timers
 
 log = logging.getLogger("air_executor.manager")
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds
 _PUBLISH_SECONDS = 0.5
+
+FailJob = Callable[[str, Exception], None]
 
 
 class Step(enum.StrEnum):
     """What fails."""
 
-    TAKE_IN = "cannot be taken in"
+    LOAD = "cannot be taken in"
     WRITE = "cannot be written"
     LIST = "its tasks cannot be written"
     START = "a task cannot be started"
@@ -39,18 +43,17 @@ _OF_A_JOB = tuple(step for step in Step if step is not Step.REQUEST)
 
 @dataclass
 class _Trouble:
-    why: str
-    kind: object  # what tells one reason from another; texts may hold names that change
     since: datetime
-    began: float
-    pause: float = _FIRST_PAUSE
-    is_waiting: bool = False  # whether a timer is set
+    began: float  # the same on the monotonic clock
+    backoff: Backoff
+    kind: object = None  # tells one reason from another; texts may hold names that change
+    why: str = ""
 
 
 class Troubles:
     """Keeps what fails, for each job and step: one line in the log when it begins and one when it is over.
 
-    :param store: where what is wrong is published, for who asks how a job stands.
+    :param store: where the problems are published, for those who ask for the status of a job.
     """
 
     def __init__(self, store: JobStore, timers: Timers) -> None:
@@ -59,38 +62,31 @@ class Troubles:
         self._troubles: dict[tuple[str, Step], _Trouble] = {}
         self._will_publish = False
 
-    def met(self, name: str, step: Step, error: Exception, again: Callable[[], None] | None = None) -> None:
-        """A step has failed.
+    def met(self, name: str, step: Step, error: Exception, again: Action | None = None) -> None:
+        """A step has failed. If permissions were missing, the modes of the job's directories are put back.
 
-        :param name: the job.
-        :param again: what tries it again after a pause; there is one timer, however often it fails meanwhile. None:
-            that is seen to elsewhere.
+        :param name: the job, or a request whose job is not known.
+        :param again: tries it again after a pause; there is one timer, however often it fails meanwhile. None: the
+            caller tries it again.
         """
+        if isinstance(error, PermissionError):
+            with contextlib.suppress(InvalidJobError):  # it is the name of a request
+                files.put_modes_back(*self._store.paths(name).directories)
         kind = (type(error), error.errno) if isinstance(error, OSError) else (type(error), str(error))
         trouble = self._troubles.get((name, step))
-        if trouble is None or trouble.kind != kind:
+        if trouble is None:
+            trouble = self._troubles[name, step] = _Trouble(utc_now(), self._timers.now(), Backoff(self._timers))
+        if trouble.kind != kind:
+            trouble.kind, trouble.why = kind, printable(str(error))
             log.error("job %s: %s: %s; it is tried again", name, step.value, error)
-            began = time.monotonic() if trouble is None else trouble.began
-            since = utc_now() if trouble is None else trouble.since
-            trouble = self._troubles[name, step] = _Trouble(
-                printable(str(error)), kind, since, began, *((trouble.pause, trouble.is_waiting) if trouble else ())
-            )
             self._publish_soon()
-        if again is not None and not trouble.is_waiting:
-            trouble.is_waiting = True
-            pause, trouble.pause = trouble.pause, min(2 * trouble.pause, _LONGEST_PAUSE)
-            self._timers.after(pause, lambda: self._try_again(name, step, again))
-
-    def _try_again(self, name: str, step: Step, again: Callable[[], None]) -> None:
-        trouble = self._troubles.get((name, step))
-        if trouble is not None:
-            trouble.is_waiting = False
-        again()
+        if again is not None:
+            trouble.backoff.retry(again)
 
     def is_waiting(self, name: str, step: Step) -> bool:
         """Whether the step will be tried again by itself, and not before."""
         trouble = self._troubles.get((name, step))
-        return trouble is not None and trouble.is_waiting
+        return trouble is not None and trouble.backoff.is_waiting
 
     def over(self, name: str, *steps: Step) -> None:
         """These steps have succeeded, or there is no need for them any more.
@@ -102,7 +98,7 @@ class Troubles:
         for step in steps or _OF_A_JOB:
             trouble = self._troubles.pop((name, step), None)
             if trouble is not None:
-                log.info("job %s: %s: over after %.1f s", name, step.value, time.monotonic() - trouble.began)
+                log.info("job %s: %s: over after %.1f s", name, step.value, self._timers.now() - trouble.began)
                 self._publish_soon()
 
     def over_everywhere(self, step: Step) -> None:
@@ -116,17 +112,69 @@ class Troubles:
             self._timers.after(_PUBLISH_SECONDS, self.publish)
 
     def publish(self) -> None:
-        """Tell others what is wrong."""
+        """Publish what is wrong now."""
         self._will_publish = False
-        told = {
+        problems = {
             name: {"problem": f"{step.value}: {trouble.why}", "since": trouble.since.isoformat()}
             for (name, step), trouble in self._troubles.items()
         }
         try:
-            if told:
-                files.publish(self._store.problems_path, json.dumps(told).encode())
+            if problems:
+                files.publish(self._store.problems_path, json.dumps(problems).encode())
             else:
                 files.remove(self._store.problems_path)
-        except OSError:  # of a file system that is away, nobody can read it either
+        except OSError:  # while the file system is away, nobody can read it either
             self._will_publish = True
-            self._timers.after(_FIRST_PAUSE, self.publish)
+            self._timers.after(RETRY_SECONDS, self.publish)
+
+
+class Guard:
+    """Takes steps, and takes them again later if they fail.
+
+    :param fail_job: ends a job, by its name, on which a step has raised an unexpected error.
+    """
+
+    def __init__(self, timers: Timers, troubles: Troubles, fail_job: FailJob) -> None:
+        self.fail_job = fail_job
+        self._timers = timers
+        self._troubles = troubles
+        self._failures: dict[str, str] = {}  # steps that have failed the last time, and how
+        self._failing: Counter[str] = Counter()  # how many steps on a job are to be taken again
+
+    def run(self, step: Action) -> bool:
+        """Take a step that concerns all jobs, and wake up soon if it fails, whatever it raises.
+
+        :return: whether it has succeeded.
+        """
+        name = step.__name__
+        try:
+            step()
+        except Exception as error:
+            if self._failures.get(name) != repr(error):
+                self._failures[name] = repr(error)
+                log.exception("something could not be done (%s); it is tried again", name)
+            self._timers.wake(RETRY_SECONDS)
+            return False
+        if self._failures and self._failures.pop(name, None) is not None:
+            log.info("%s: that is over", name)
+        return True
+
+    def run_for(self, name: str, step: Action, *, is_again: bool = False) -> None:
+        """Take a step on one job. One that raises an OSError is taken again; another error ends the job."""
+        self._failing[name] -= is_again
+        try:
+            step()
+        except OSError as error:
+            self._failing[name] += 1
+            self._troubles.met(name, Step.ACT, error)
+            self._timers.after(RETRY_SECONDS, lambda: self.run_for(name, step, is_again=True))
+        except Exception as error:  # noqa: BLE001 - the contents of a job's files may lead to any error
+            self.fail_job(name, error)
+        else:
+            if not self._failing[name]:
+                del self._failing[name]
+                self._troubles.over(name, Step.ACT)
+
+    def run_later(self, name: str, seconds: float, step: Action) -> None:
+        """Take a step on one job in so many seconds."""
+        self._timers.after(seconds, partial(self.run_for, name, step))

@@ -17,7 +17,7 @@ _PAUSE = 0.005  # before work goes on that waits for the disk
 class Turns:
     """Work that has been begun, by the jobs that it is for. What is for the same job is done in its order.
 
-    :param failed: told the name of the job, and what its work has raised.
+    :param failed: is called with the name of a job and the error that its work has raised.
     """
 
     def __init__(self, failed: Callable[[str, Exception], None]) -> None:
@@ -27,7 +27,7 @@ class Turns:
 
     @property
     def poll_after(self) -> float | None:
-        """Seconds after which :meth:`go_on` must be called; None: there is nothing to do."""
+        """Seconds after which :meth:`advance` must be called; None: there is nothing to do."""
         if not self._begun:
             return None
         return _PAUSE if self._is_waiting else 0.0
@@ -42,7 +42,7 @@ class Turns:
             self._begun[name].append(work)
             return
         self._begun[name] = deque((work,))
-        self._go_on_with(name)
+        self._advance(name)
 
     def drop(self, name: str) -> None:
         """Leave what has been begun for a job."""
@@ -51,21 +51,21 @@ class Turns:
             return
         self._end(name, works)
         for work in works:
-            with contextlib.suppress(ValueError):  # who asks for it may be this work itself
+            with contextlib.suppress(ValueError):  # this work itself may be the caller
                 work.close()
         works.clear()
 
-    def go_on(self) -> None:
+    def advance(self) -> None:
         """Do the next pieces, of each job some."""
         if not self._begun:
             return
         began = time.perf_counter()
         for name in list(self._begun):
             if name in self._begun:
-                self._go_on_with(name)
+                self._advance(name)
         self._is_waiting = time.perf_counter() - began < _SECONDS / 2
 
-    def _go_on_with(self, name: str) -> None:
+    def _advance(self, name: str) -> None:
         until = time.perf_counter() + _SECONDS
         works = self._begun[name]
         while works:
@@ -75,7 +75,7 @@ class Turns:
                     if waits or time.perf_counter() >= until:
                         gc.freeze()  # or the collector would look at all the tasks of a long list again and again
                         return
-            except Exception as problem:  # noqa: BLE001 - whatever the files of a job lead to
+            except Exception as problem:  # noqa: BLE001 - the contents of a job's files may lead to any error
                 error = problem
             if works:  # it has not been dropped
                 works.popleft()

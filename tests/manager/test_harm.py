@@ -167,39 +167,40 @@ class TestSteps:
 
     def _manager(self, managers: Managers, patch: str) -> subprocess.Popen[str]:
         """A manager in which a function raises for job ``bad``."""
-        managers.patch = "from airflow_provider_air_executor.manager import active, manager\n" + patch
+        managers.patch = patch
         return managers.start()
 
     @pytest.mark.parametrize(
         "step",
         [
-            "__init__",
-            "begin",
-            "complete",
-            "concluding",
-            "snapshotting",
-            "merging_external_edits",
-            "publish_state",
-            "stop",
+            "active_job.ActiveJob.__init__",
+            "active_job.ActiveJob.begin",
+            "active_job.ActiveJob.complete",
+            "active_job.ActiveJob.stop",
+            "job_files.JobFiles.finalizing",
+            "job_files.JobFiles.merging_external_edits",
+            "job_files.JobFiles.publish_state",
+            "job_files.JobFiles.snapshotting",
         ],
     )
     def test_the_job_ends_and_all_others_go_on(self, store: JobStore, managers: Managers, step: str) -> None:
         patch = f"""
 import functools
-real = active.ActiveJob.{step}
+from airflow_provider_air_executor.manager import active_job, job_files
+real = {step}
 @functools.wraps(real)
 def raising(self, *args, **kwargs):
-    if "bad" in (getattr(self, "job", None) or args[1]).name:
+    if "bad" in (getattr(self, "job", None) or args[0]).name:
         raise KeyError("nobody has thought of this")
     return real(self, *args, **kwargs)
-active.ActiveJob.{step} = raising
+{step} = raising
 """
         process = self._manager(managers, patch)
-        store.submit("bad", ["sleep 0.5", "exit 1" if step == "stop" else "true"], max_parallel_tasks=1)
-        if step == "stop":
+        store.submit("bad", ["sleep 0.5", "exit 1" if step.endswith(".stop") else "true"], max_parallel_tasks=1)
+        if step.endswith(".stop"):
             runner_pid(store, "bad", "task-1")
             store.cancel("bad")
-        if step in ("snapshotting", "merging_external_edits", "publish_state"):
+        if step.endswith((".snapshotting", ".merging_external_edits", ".publish_state")):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
             store.submit("bad-too", [line, line], max_parallel_tasks=1)
             assert ended(store, "bad-too").state == "failed"

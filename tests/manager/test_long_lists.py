@@ -15,8 +15,17 @@ from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.jobs import files, models, pieces, task_lists
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager import active, manager, schedule, turns
+from airflow_provider_air_executor.manager import (
+    active_job,
+    attempts,
+    job_files,
+    recovery,
+    requests,
+    schedule,
+    turns,
+)
 from airflow_provider_air_executor.manager.lock import ManagerLock
+from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.machine import Machine, Runner
 
@@ -26,7 +35,7 @@ LINES = 1_150  # of our code that may be run at a time; less than one for each t
 
 @pytest.fixture(autouse=True)
 def smallest_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (active, manager, models, pieces, registry, schedule):
+    for module in (active_job, attempts, job_files, recovery, requests, models, pieces, registry, schedule):
         monkeypatch.setattr(module, "ITEMS", 10)
     monkeypatch.setattr(turns, "_SECONDS", -1.0)
     monkeypatch.setattr(task_lists, "AT_ONCE", 1_000)
@@ -41,7 +50,7 @@ class Stepped:
         self.machine = machine
         settings = Settings(base_path=str(store.base_path), max_concurrent_runners=4)
         self.runner = Runner(machine, store)
-        self.manager = manager.Manager(store, settings, Engines(store, settings, self.runner, {}, Children()))
+        self.manager = Manager(store, settings, Engines(store, settings, self.runner, {}, Children()))
         self.longest = (0, "nothing")
         self.counted("recovers", self.manager.recover)
 
@@ -67,8 +76,8 @@ class Stepped:
         for _ in range(100_000):
             if is_there():
                 return
-            self.manager._next_pass = 0.0  # it looks at everything, whether or not files notify
-            self.manager._notifier.read()
+            self.manager.changes.next_pass = 0.0  # it looks at everything, whether or not files notify
+            self.manager.shared.notifier.read()
             self.counted(what, self.manager.tick)
         raise AssertionError(f"never: {what}")
 
@@ -95,12 +104,12 @@ def test_whatever_is_done_with_it(tmp_path: Path) -> None:
         first.until("tasks are added", lambda: not store.requests())
         assert len(store.get_tasks("j")) == 2 * len(tasks)
         second = Stepped(store, machine)
-        second.until("it is taken over", lambda: second.runner.known and not second.manager._turns.is_busy("j"))
+        second.until("it is taken over", lambda: second.runner.known and not second.manager.shared.turns.is_busy("j"))
         store.cancel("j")
         second.until("it is cancelled", lambda: store.get_job("j").state.is_terminal)
         store.retry("j")
         second.until("it is retried", lambda: len(machine.running) == 4)
-        second.until("it is written", lambda: not second.manager._turns.is_busy("j"))
+        second.until("it is written", lambda: not second.manager.shared.turns.is_busy("j"))
     for stepped in (first, second):
         assert stepped.longest[0] < LINES, stepped.longest
-        stepped.manager._notifier.close()
+        stepped.manager.shared.notifier.close()

@@ -90,36 +90,36 @@ def test_no_job_is_overtaken(
                 continue
             if what == "end":
                 runner.end(value)
-            manager._next_pass = 0.0  # it looks at everything, whether or not files notify
+            manager.changes.next_pass = 0.0  # it looks at everything, whether or not files notify
             manager.tick()
             for name in runner.started[checked:]:
                 assert name == min(waiting, key=lambda other: waiting[other])
                 del waiting[name]
             checked = len(runner.started)
         assert not waiting
-        manager._notifier.close()
+        manager.shared.notifier.close()
 
 
 def test_what_waits_for_one_runner_holds_up_no_other(store: JobStore) -> None:
     """And has its turn before what came later, as soon as there is room."""
     runner = Recorder()
     manager = manager_with(store, runner, 1)
-    manager._runners._engines["other"] = runner  # type: ignore[assignment]
-    manager._runners._limits["other"] = 1
+    manager.shared.engines._engines["other"] = runner  # type: ignore[assignment]
+    manager.shared.engines._limits["other"] = 1
     with ManagerLock(store):
         manager.recover()
         for name, priority in (("a", 0), ("b", 0), ("c", 9)):
             store.submit(name, ["true"], priority=priority)
         store.submit("d", ["true"], runner="other")
-        manager._next_pass = 0.0
+        manager.changes.next_pass = 0.0
         manager.tick()
         assert runner.started == ["c", "d"]
         runner.end(1)
         store.submit("e", ["true"])
-        manager._next_pass = 0.0
+        manager.changes.next_pass = 0.0
         manager.tick()
         assert runner.started == ["c", "d", "a"]
-        manager._notifier.close()
+        manager.shared.notifier.close()
 
 
 def test_jobs_in_a_row_run_in_their_order(store: JobStore, managers: Managers, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -27,16 +26,20 @@ from airflow_provider_air_executor.exceptions import JobStateError
 from airflow_provider_air_executor.jobs import files, models
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager import active as active_module
-from airflow_provider_air_executor.manager import manager as manager_module
-from airflow_provider_air_executor.manager import schedule, turns
-from airflow_provider_air_executor.manager import timers as timers_module
+from airflow_provider_air_executor.manager import (
+    active_job,
+    attempts,
+    job_files,
+    recovery,
+    requests,
+    schedule,
+    turns,
+)
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.machine import Machine, Runner
 
 LIMIT = 3
-MODULES = (manager_module, active_module, timers_module)  # that ask for the time
 NUMBERS = st.integers(0, 1000)
 
 T = TypeVar("T")
@@ -48,7 +51,7 @@ def one_of(items: Sequence[T], number: int) -> T:
 
 
 class Clock:
-    """What the manager takes for :mod:`time`."""
+    """A clock that stands still until somebody moves it on."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -60,9 +63,6 @@ class Clock:
     def time_ns(self) -> int:
         """Never long after a directory was changed."""
         return 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
 
 
 class Promises(RuleBasedStateMachine):
@@ -77,14 +77,13 @@ class Promises(RuleBasedStateMachine):
         self.machine = Machine()
         self.added = 0
         self.clock = Clock()
-        for module in MODULES:
-            module.time = self.clock  # type: ignore[assignment]
         self.start_manager()
 
     def start_manager(self) -> None:
         self.runner = Runner(self.machine, self.store)
         settings_ = Settings(poll_interval=0.05, max_concurrent_runners=LIMIT, kill_grace=0)
-        self.manager = Manager(self.store, settings_, Engines(self.store, settings_, self.runner))
+        engines = Engines(self.store, settings_, self.runner)
+        self.manager = Manager(self.store, settings_, engines, self.clock)
         self.manager.recover()
 
     def teardown(self) -> None:
@@ -93,8 +92,6 @@ class Promises(RuleBasedStateMachine):
             self.let_all_end()
         finally:
             self.manager.close()
-            for module in MODULES:
-                module.time = time
             shutil.rmtree(self.directory)
 
     def let_all_end(self) -> None:
@@ -142,7 +139,7 @@ class Promises(RuleBasedStateMachine):
     @rule()
     def manager_is_killed(self) -> None:
         """Nothing is written down any more; the tasks go on."""
-        self.manager._notifier.close()
+        self.manager.shared.notifier.close()
         self.start_manager()
 
     @rule(number=NUMBERS)
@@ -199,7 +196,7 @@ class Promises(RuleBasedStateMachine):
         try:
             self.manager.tick()
         except Killed:
-            self.manager._notifier.close()
+            self.manager.shared.notifier.close()
         finally:
             files.writing_beside = real
         if left[0] <= 0:
@@ -235,7 +232,7 @@ class PromisesInPieces(Promises):
     def __init__(self) -> None:
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(turns, "_SECONDS", -1.0)
-        for module in (models, active_module, manager_module, registry, schedule):
+        for module in (models, active_job, attempts, job_files, recovery, requests, registry, schedule):
             self.patches.setattr(module, "ITEMS", 1)
         super().__init__()
 

@@ -99,7 +99,7 @@ class TestManager:
         go_rounds(site)
         site.kill_manager()
         site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
-        site.faults.trouble = Trouble("manager.active", "open", errno.EIO)
+        site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
         assert site.faults.failed
@@ -123,10 +123,11 @@ class TestManager:
         [
             Trouble("jobs.store", "scandir", errno.EMFILE),
             Trouble("jobs.store", "listdir", errno.EIO),
-            Trouble("manager.manager", "lstat", errno.EIO),
+            Trouble("manager.changes", "lstat", errno.EIO),
+            Trouble("manager.loop", "lstat", errno.EIO),
             Trouble("manager.lock", "unlink", errno.EROFS),
         ],
-        ids=lambda trouble: trouble.call,
+        ids=lambda trouble: f"{trouble.module} {trouble.call}",
     )
     def test_a_manager_without_work_does_not_die_of_it(self, site: SteppedManager, trouble: Trouble) -> None:
         """That of the lock may end, since there is nothing to do."""
@@ -172,7 +173,7 @@ class TestManager:
         wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
         site.kill_manager()
         site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
-        site.faults.trouble = Trouble("manager.active", "open", errno.EIO)
+        site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
         wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be taken in")
         assert site.manager is not None
@@ -182,7 +183,7 @@ class TestManager:
             while not is_read:
                 yield True
 
-        site.manager._turns.do("j", reading())  # type: ignore[arg-type]
+        site.manager.shared.turns.do("j", reading())  # type: ignore[arg-type]
         go_rounds(site)
         assert "job j: a request cannot be carried out" in site.lines.wrong
         is_read.append(True)
@@ -198,7 +199,7 @@ class TestManager:
         site.submit("j", [{"id": "t", "command": "sh", "args": ["-c", f"echo j t $$ >> {site.done_path}; exit 1"]}], 1)
         assert site.let_all_end()
         site.store.retry("j")
-        site.faults.trouble = Trouble("manager.manager", "unlink", errno.EROFS)
+        site.faults.trouble = Trouble("manager.requests", "unlink", errno.EROFS)
         wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").attempt == 2, what="it is retried")
         wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").state.is_terminal, what="it has failed again")
         go_rounds(site, 40)

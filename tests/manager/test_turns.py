@@ -52,7 +52,7 @@ def test_long_work_takes_turns(found: Turns, one_at_a_time: None) -> None:
     assert found.is_busy("a")
     assert found.poll_after is not None
     for _ in range(2):
-        found.go_on()
+        found.advance()
     assert done == ["a0", "b0", "a1", "b1", "a over", "b over"]
     assert found.poll_after is None
 
@@ -62,7 +62,7 @@ def test_work_on_the_same_job_is_done_in_its_order(found: Turns, one_at_a_time: 
     found.do("a", work("first", done, 1))
     found.do("a", work("second", done, 1))
     while found.is_busy("a"):
-        found.go_on()
+        found.advance()
     assert done == ["first0", "first over", "second0", "second over"]
 
 
@@ -70,7 +70,7 @@ def test_what_waits_for_the_disk_leaves_time_to_others(found: Turns) -> None:
     done: Done = []
     found.do("a", work("a", done, 2, waits=True))
     assert done == ["a0"]
-    found.go_on()
+    found.advance()
     assert found.poll_after is not None
     assert found.poll_after > 0
 
@@ -84,7 +84,7 @@ def test_what_fails_ends_and_what_follows_is_done(found: Turns, failed: list[tup
 
     found.do("a", failing())
     found.do("a", work("a", done, 0))
-    found.go_on()
+    found.advance()
     assert failed == [("a", "'no'")]
     assert done == ["a over"]
 
@@ -101,7 +101,7 @@ def test_work_may_drop_what_follows_and_begin_anew(found: Turns, one_at_a_time: 
     found.do("a", dropping())
     found.do("a", work("old", done, 1))
     while found.is_busy("a"):
-        found.go_on()
+        found.advance()
     assert done == ["new0", "new over"]
 
 

@@ -24,11 +24,9 @@ MEDIAN, NINE_TENTHS = 7, 20  # lines of functions
 # How many lines and attributes other classes may have at most, and why. These numbers only ever become smaller.
 _TO_BE_CUT = "has more than one task; it is to be cut"
 LARGER = {
-    "Manager": (1129, 33, _TO_BE_CUT),
     "Attendant": (797, 22, _TO_BE_CUT),
     "JobStore": (612, 10, _TO_BE_CUT),
     "AirExecutorExecutor": (599, 12, _TO_BE_CUT),
-    "ActiveJob": (411, 26, _TO_BE_CUT),
     "KubernetesEngine": (300, 16, _TO_BE_CUT),
     "Kill": (300, 13, "what is known of a look at all processes, from one to the next"),
     "AirExecutorSubmitOperator": (432, 23, "each parameter of an operator is an attribute"),

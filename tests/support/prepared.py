@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 MODULE = "airflow_provider_air_executor.manager.cli"
 _IMPORTED = (
     MODULE,
-    "airflow_provider_air_executor.manager.manager",
+    "airflow_provider_air_executor.manager.loop",
     "airflow_provider_air_executor.engines.local.engine",
     "airflow_provider_air_executor.manager.settings",
     "airflow_provider_air_executor.manager.display",

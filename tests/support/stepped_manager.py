@@ -21,25 +21,21 @@ from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import NoLocksError
 from airflow_provider_air_executor.jobs import store as store_module
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.manager import active as active_module
-from airflow_provider_air_executor.manager import manager as manager_module
-from airflow_provider_air_executor.manager import timers as timers_module
-from airflow_provider_air_executor.manager import troubles as troubles_module
 from airflow_provider_air_executor.manager.lock import ManagerLock
+from airflow_provider_air_executor.manager.loop import Loop
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.managers import end_tasks_of
 from tests.support.system_calls import Faults
 from tests.support.waiting import PATIENCE, wait_until
 
-MODULES = (manager_module, active_module, timers_module, troubles_module)  # that ask for the time
 QUIET_ROUNDS = 150  # in which nothing runs, and in which the manager must come to an end; each is a second of its clock
 _LAST_ROUNDS = 40  # in which the manager sees that all is well again: it tries each half a minute at least
 LIMIT = 2  # tasks at a time
 
 
 class Clock:
-    """What the manager takes for :mod:`time`."""
+    """The time of this machine, and what was let pass besides."""
 
     def __init__(self) -> None:
         self.passed = 0.0
@@ -51,9 +47,6 @@ class Clock:
     def time_ns(self) -> int:
         """As above."""
         return time.time_ns() + int(self.passed * 1e9)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(time, name)
 
 
 class Lines(logging.Handler):
@@ -117,10 +110,8 @@ class SteppedManager:
         self.lines = Lines()
         self.manager: Manager | None = None
         self.runner: LocalEngine | None = None
+        self.loop: Loop | None = None
         self.lock: ManagerLock | None = None
-        self.has_ended = False
-        for module in MODULES:
-            module.time = self.clock  # type: ignore[attr-defined]
         store_module._HALF_WRITTEN_SECONDS = 0.0
         log = logging.getLogger("air_executor.manager")
         log.addHandler(self.lines)
@@ -134,8 +125,6 @@ class SteppedManager:
         log.propagate = True
         self.kill_manager()
         end_tasks_of(self.store)
-        for module in MODULES:
-            module.time = time  # type: ignore[attr-defined]
         store_module._HALF_WRITTEN_SECONDS = 0.5
         shutil.rmtree(self.directory)
 
@@ -152,9 +141,9 @@ class SteppedManager:
                 return False
             environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
             self.lock, self.runner = lock, LocalEngine(self.store, environment, children)
-            self.manager = Manager(
-                self.store, settings_, Engines(self.store, settings_, self.runner, environment, children)
-            )
+            engines = Engines(self.store, settings_, self.runner, environment, children)
+            self.manager = Manager(self.store, settings_, engines, self.clock)
+            self.loop = Loop(self.manager, lock)
             try:
                 self.manager.recover()
             except OSError:
@@ -165,21 +154,20 @@ class SteppedManager:
     def kill_manager(self) -> None:
         """What is left of a process that was killed: nothing of it is open."""
         if self.manager is not None and self.runner is not None and self.lock is not None:
-            self.manager._notifier.close()
+            self.manager.shared.notifier.close()
             self.runner.close()
             if self.lock._descriptor is not None:
                 os.close(self.lock._descriptor)
-        self.manager = self.runner = self.lock = None
+        self.manager = self.loop = self.runner = self.lock = None
         self.lines.something_changes(is_new_manager=True)
 
     def go_round(self) -> None:
         """The manager does what it can do now; if there is none, one is started."""
-        if self.manager is None:
+        if self.loop is None:
             self.start_manager()
             return
-        assert self.lock is not None
         with self.faults.installed():
-            goes_on = self.manager.go_round(self.lock)
+            goes_on = self.loop.go_round()
         if not goes_on:
             self.kill_manager()
 

@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs import files
 
 _PACKAGE = "airflow_provider_air_executor."
 # Modules by which all others read and write: a call of theirs is also one of the module that has called them.
-_SHARED = {"jobs.files", "jobs.store", "jobs.attempt_record", "jobs.inotify"}
+_SHARED = {"jobs.files", "jobs.store", "jobs.attempt_record", "jobs.inotify", "manager.job_writer"}
 
 _NO_FILE_SYSTEM = (errno.ESTALE, errno.EIO)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM)
@@ -67,7 +67,7 @@ _MODULES = {"flock": fcntl, "socketpair": socket}
 class Trouble(NamedTuple):
     """What fails, as long as it lasts."""
 
-    module: str  # without the package's name, ``manager.active``
+    module: str  # without the package's name, ``manager.requests``
     call: str
     error: int
 

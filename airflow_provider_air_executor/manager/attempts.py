@@ -1,0 +1,236 @@
+"""How attempts start and end, and which of them are followed by another one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from functools import partial
+
+from airflow_provider_air_executor.engines import protocol
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Located, NotStarted, Started
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.pieces import ITEMS, finish
+from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
+from airflow_provider_air_executor.manager.limits import Limits
+from airflow_provider_air_executor.manager.ready_queue import Entry
+from airflow_provider_air_executor.manager.rejection import Rejection
+from airflow_provider_air_executor.manager.shared import Shared
+from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
+from airflow_provider_air_executor.manager.troubles import Step
+
+log = logging.getLogger("air_executor.manager")
+
+
+class Attempts:
+    """Starts the tasks of active jobs while there is room, and processes how they end."""
+
+    def __init__(self, shared: Shared, limits: Limits, rejection: Rejection) -> None:
+        self._store, self._files, self._engines = shared.store, shared.files, shared.engines
+        self._jobs, self._queue = shared.jobs, shared.queue
+        self._timers, self._troubles = shared.timers, shared.troubles
+        self._turns, self._guard = shared.turns, shared.guard
+        self._limits, self._rejection = limits, rejection
+        self._paused_until = 0.0
+
+    # -- starting ------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start tasks while there is room, those of the first jobs in the queue first."""
+        while self._timers.now() >= self._paused_until:
+            entry = self._queue.pop()
+            if entry is None:
+                return
+            try:
+                self._launch_one(entry)
+            except Exception as error:  # noqa: BLE001 - see Guard.run_for
+                self._queue.release(entry)
+                self._rejection.fail(entry.name, error)
+
+    def _launch_one(self, entry: Entry) -> None:
+        """Start the next task of a job, or block the job until its engine has room."""
+        job = self._jobs.active.get(entry.name)
+        if job is None or not job.can_start:
+            self._queue.release(entry)
+            return
+        task = job.tasks[job.graph.take_ready()]
+        engine = self._engines.name_for(job.job, task)
+        if not self._engines.has_room(engine):
+            job.graph.add_ready(task.id)
+            self._queue.block(entry, engine)
+            return
+        self._start(job, task, engine)
+        if job.can_start:
+            self._queue.put_back(entry)
+        else:
+            self._queue.release(entry)
+
+    def _start(self, job: ActiveJob, task: Task, engine: str) -> None:
+        if task.status is not TaskStatus.PENDING:
+            return
+        attempt = Attempt.of(job.name, task.id, task.attempt + 1, engine)
+        started_at = utc_now()
+        try:
+            job.begin_to_work()  # published in a moment, when its first tasks are under way already
+            if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
+                # Before anything starts: see Recovery.reattaching what the next manager would make of it.
+                self._files.publish_state(job)
+            waits = self._engines.start(attempt, job.job, task, started_at)
+        except protocol.ResourceExhaustedError as error:
+            job.graph.add_ready(task.id)
+            self._troubles.met(job.name, Step.START, error)
+            self._pause()
+            return
+        except protocol.SpawnError as error:
+            why = str(error)
+        except OSError as error:
+            directories = self._store.paths(job.name).directories
+            is_forbidden = error.errno in files.FORBIDDEN and files.put_modes_back(*directories)
+            if error.errno in files.TRANSIENT or is_forbidden:
+                job.graph.add_ready(task.id)
+                job.holds.add(Hold.TROUBLE)
+                self._troubles.met(job.name, Step.START, error, partial(self._start_again, job))
+                return
+            why = f"it cannot be started: {error}"
+        except Exception as error:
+            log.exception("task %s of job %s cannot be started", task.id, job.name)
+            why = f"it cannot be started: {type(error).__name__}: {error}"
+        else:
+            self._troubles.over(job.name, Step.START)
+            job.running[attempt] = None  # before anything else: it must be known, so that it ends with its job
+            job.begin(attempt, started_at)
+            if not waits:
+                self._limits.job_has_started(job, started_at)
+                self._limits.watch(job.tasks[task.id], attempt)
+            self._jobs.touched.add(job.name)
+            return
+        job.begin(attempt, started_at)
+        self.fail(job, Ended(attempt, None, utc_now()), Cause(Reason.SPAWN, why))
+
+    def _start_again(self, job: ActiveJob) -> None:
+        job.holds.discard(Hold.TROUBLE)
+        if self._jobs.is_active(job):
+            self._queue.add(job)
+
+    def _pause(self) -> None:
+        """Start nothing for a while, since the machine is short of something."""
+        self._paused_until = self._timers.now() + RETRY_SECONDS
+        self._timers.wake(RETRY_SECONDS)
+
+    # -- events --------------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Process what has become of the attempts."""
+        for event in self._engines.poll():
+            try:
+                if isinstance(event, Ended):
+                    self.end(event)
+                else:
+                    self._advance(event)
+            except Exception as error:  # noqa: BLE001 - see Guard.run_for
+                lost = event.attempt if isinstance(event, Ended) else None
+                self._rejection.fail(event.attempt.job_name, error, lost)
+
+    def _advance(self, event: Event) -> None:
+        """An attempt has come nearer to its start, or further away from it."""
+        attempt = event.attempt
+        job = self._jobs.active.get(attempt.job_name)
+        if job is not None and attempt not in job.running:
+            job = None  # it is another one by now
+        if isinstance(event, NotStarted):
+            self._limits.release(attempt)
+            if job is not None:
+                del job.running[attempt]
+                self._troubles.met(job.name, Step.BEGIN, protocol.ResourceExhaustedError(event.why))
+                job.put_back(attempt)
+                self.make_ready(job, attempt.task_id)
+            self._pause()
+        elif job is not None:
+            self._jobs.touched.add(job.name)
+            if isinstance(event, Started):
+                self._troubles.over(job.name, Step.BEGIN)
+                job.begin(attempt, event.started_at)
+                self._limits.job_has_started(job, event.started_at)
+                self._limits.watch(job.tasks[attempt.task_id], attempt)
+            elif isinstance(event, Located):
+                job.locate(attempt, event.where)
+
+    def end(self, ended: Ended) -> None:
+        """An attempt has ended: its task completes, fails, or is tried again."""
+        attempt = ended.attempt
+        self._limits.release(attempt)
+        job = self._jobs.active.get(attempt.job_name)
+        if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
+            return
+        killed = job.running.pop(attempt)
+        self._troubles.over(job.name, Step.BEGIN)
+        if ended.started_at is not None and ended.started_at != job.tasks[attempt.task_id].started_at:
+            job.begin(attempt, ended.started_at)  # so short that there was no event of its start
+            self._limits.job_has_started(job, ended.started_at)
+        # The time of a file may be some milliseconds behind, and an engine's clock more than that.
+        ended_at = max(ended.ended_at, job.tasks[attempt.task_id].started_at or ended.ended_at)
+        cause = _why_failed(ended, killed)
+        if cause is not None:
+            self.fail(job, ended._replace(ended_at=ended_at), cause)
+        else:
+            is_short = job.graph.number_of_dependents(attempt.task_id) <= ITEMS and not self._turns.is_busy(job.name)
+            rest = job.complete(attempt.task_id, ended_at)
+            if is_short:
+                finish(rest)
+            else:
+                self._turns.do(job.name, rest)
+        self._queue.add(job)
+        self._jobs.touched.add(job.name)
+
+    def fail(self, job: ActiveJob, ended: Ended, cause: Cause) -> None:
+        """An attempt has failed: try again if the task has retries left, or let the task fail."""
+        attempt = ended.attempt
+        task = job.tasks[attempt.task_id]
+        made = attempt.number - task.attempts_before
+        self._jobs.touched.add(job.name)
+        if job.stopping is None and made <= task.retries and cause.reason is not Reason.CANCELLED and ended.may_repeat:
+            log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, cause.error)
+            job.put_back(attempt, failed_at=ended.ended_at)
+            self.retry_later(job, task.id, task.retry_delay)
+            return
+        log.info("job %s: task %s failed: %s", job.name, task.id, cause.error)
+        self._turns.do(job.name, job.fail(task.id, cause, ended))
+
+    def retry_later(self, job: ActiveJob, task_id: str, seconds: float) -> None:
+        """Let a pending task start in so many seconds."""
+        self._guard.run_later(job.name, seconds, partial(self.make_ready, job, task_id))
+
+    def make_ready(self, job: ActiveJob, task_id: str) -> None:
+        """Let a pending task start that was not to start yet, or fail if its job is stopped by now."""
+        if not self._jobs.is_active(job) or job.tasks[task_id].status is not TaskStatus.PENDING:
+            return
+        job.delayed.discard(task_id)
+        if job.stopping is not None:
+            job.fail_if_stopped(task_id)
+            self._jobs.touched.add(job.name)
+        else:
+            job.graph.add_ready(task_id)
+            self._queue.add(job)
+
+
+def _why_failed(ended: Ended, killed: Cause | None) -> Cause | None:
+    """Why an attempt has failed; None if it has not.
+
+    :param killed: why the manager was killing it, if it was.
+    """
+    left = f"; {ended.left}" if ended.left else ""
+    if killed is not None:
+        return Cause(killed.reason, killed.error + left)
+    if ended.reason is not None:
+        return Cause(ended.reason, (ended.error or ended.reason.value) + left)
+    if ended.exit_code is None:
+        return Cause(Reason.LOST, f"its runner was killed, or the machine restarted, and left no result{left}")
+    return _explain(ended.exit_code) if ended.exit_code else None
+
+
+def _explain(exit_code: int) -> Cause:
+    """Why a command failed, by the exit code of the shell: 128 + n for signal n."""
+    with contextlib.suppress(ValueError):
+        return Cause(Reason.SIGNAL, f"ended by {signal.Signals(exit_code - 128).name} (exit code {exit_code})")
+    return Cause(Reason.EXIT, f"exit code {exit_code}")

@@ -1,0 +1,84 @@
+"""What has changed in the job filesystem: notifications of the system, and a slow pass over everything."""
+
+from __future__ import annotations
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.paths import STATE, TASKS
+from airflow_provider_air_executor.manager.intake import Intake
+from airflow_provider_air_executor.manager.publishing import Publishing
+from airflow_provider_air_executor.manager.requests import Requests
+from airflow_provider_air_executor.manager.shared import Shared
+from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
+
+_JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
+_CHECKED_A_PASS = 200  # ended jobs inspected in one slow pass, so that it does not grow with the history
+_SETTLED_NS = 2_000_000_000  # after which another change of a directory gives it another time stamp
+
+
+class Changes:
+    """Has jobs inspected that somebody has submitted or changed, and requests answered."""
+
+    def __init__(self, shared: Shared, intake: Intake, requests: Requests, publishing: Publishing) -> None:
+        self._store, self._notifier, self._jobs = shared.store, shared.notifier, shared.jobs
+        self._timers, self._guard = shared.timers, shared.guard
+        self._poll_interval = shared.settings.poll_interval
+        self._intake, self._requests, self._publishing = intake, requests, publishing
+        self._slow_pass = SlowPass(shared, intake)
+        self.next_pass = 0.0  # when everything is inspected next, on the monotonic clock
+        self.is_notified = True  # whether there may be notifications to read
+
+    def accept(self) -> None:
+        """Inspect the jobs that have changed, and all of them if it is time or notifications were lost."""
+        changes, lost = self._notifier.read() if self.is_notified else (set(), False)
+        for key, _ in (change for change in changes if not change.name and change.key in self._jobs.active):
+            self._publishing.abandon(self._jobs.active[key])
+        for key, name in changes:
+            if key == _INBOX:
+                self._requests.may_be_there = True
+            elif key == _JOBS:
+                self._intake.inspect(name)
+            elif name in (STATE, TASKS):
+                self._intake.inspect(key)
+        self._slow_pass.has_missed_some |= lost
+        if lost or self._timers.now() >= self.next_pass:
+            # Again and again, since it may not have worked.
+            self._notifier.add(_JOBS, self._store.jobs_path)
+            self._notifier.add(_INBOX, self._store.inbox_path)
+            is_done = self._guard.run(self._slow_pass.inspect_everything)
+            pause = self._poll_interval if is_done else min(RETRY_SECONDS, self._poll_interval)
+            self.next_pass = self._timers.now() + pause
+            self._requests.may_be_there = True
+        elif not self._notifier.works:
+            self._requests.may_be_there = True
+
+
+class SlowPass:
+    """Finds what no notification told of: new jobs, changes of jobs that run, and of some that have ended."""
+
+    def __init__(self, shared: Shared, intake: Intake) -> None:
+        self._store, self._jobs, self._clock = shared.store, shared.jobs, shared.timers.clock
+        self._intake = intake
+        self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
+        self._rotation: list[str] = []  # ended jobs that are still to be inspected
+        self.has_missed_some = False  # whether notifications were lost, since there were too many
+
+    def inspect_everything(self) -> None:
+        """Inspect new jobs, those that run, and some that have ended; all of these if notifications were lost."""
+        listed = files.stamp(self._store.jobs_path)
+        # A directory that was changed a moment ago may change again without a new time stamp.
+        if listed != self._listed or listed is None or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS:
+            names = self._store.job_names()
+            for name in self._jobs.ended.keys() - set(names):
+                self._intake.forget(name)
+            for name in names:
+                if name not in self._jobs.ended:
+                    self._intake.inspect(name)
+            self._listed = listed
+        for name in list(self._jobs.active):
+            self._intake.inspect(name)
+        if self.has_missed_some or not self._rotation:
+            self._rotation = list(self._jobs.ended)
+        number = len(self._rotation) if self.has_missed_some else _CHECKED_A_PASS
+        for _ in range(min(number, len(self._rotation))):
+            self._intake.inspect(self._rotation.pop())
+        self.has_missed_some = False
