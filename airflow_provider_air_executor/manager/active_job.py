@@ -43,6 +43,8 @@ class OnDisk:
     tasks: Stamp | None  # the version of tasks.json that the manager has read or written
     # None, although there may be one: a manager that was killed may not have read the list that it had replaced.
     previous_tasks: Stamp | None = None
+    all_pending: bool = True  # whether all its tasks were pending when they were read
+    has_history: bool = False  # whether one of them had been started before
     state: Stamp | None = None
     may_have_changed: bool = True  # whether somebody else may have written the files, or removed them
     unreadable_since: float | None = None  # since when tasks.json has been half-written by someone else
@@ -68,6 +70,7 @@ class ActiveJob:
 
     def __init__(self, job: Job, on_disk: OnDisk) -> None:
         self.job = job
+        self.name = job.name
         self.on_disk = on_disk
         self.tasks: dict[str, Task] = {}
         self.graph = TaskGraph(self.tasks)
@@ -75,15 +78,8 @@ class ActiveJob:
         self.delayed: set[str] = set()  # tasks that are pending and must not start yet
         self.holds: set[Hold] = set()
         self.stopping: Cause | None = None  # why nothing more is started
-        self.is_fresh = True  # whether all its tasks were pending when they were read
-        self.has_history = False  # whether one of them has been started before
         self.is_dirty = False  # whether the tasks have changed since the last snapshot
         self._unfinished = 0
-
-    @property
-    def name(self) -> str:
-        """The name of the job."""
-        return self.job.name
 
     @property
     def can_start(self) -> bool:
@@ -142,12 +138,13 @@ class ActiveJob:
             )
 
     def taking(self, tasks: Iterable[Task]) -> Pieces[None]:
-        """Have these tasks, and no others."""
+        """Have these tasks, as they were read, and no others."""
+        disk = self.on_disk
         for number, task in enumerate(tasks, 1):
             self.tasks[task.id] = task
             self._unfinished += not task.status.is_terminal
-            self.is_fresh = self.is_fresh and task.status is TaskStatus.PENDING
-            self.has_history = self.has_history or not self.is_fresh or task.attempt > 0
+            disk.all_pending = disk.all_pending and task.status is TaskStatus.PENDING
+            disk.has_history = disk.has_history or not disk.all_pending or task.attempt > 0
             if not number % ITEMS:
                 yield False
         yield from self.building_graph()

@@ -10,7 +10,7 @@ from functools import partial
 from airflow_provider_air_executor.engines import protocol
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Located, NotStarted, Started
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.pieces import ITEMS, finish
 from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
 from airflow_provider_air_executor.manager.limits import Limits
@@ -72,8 +72,9 @@ class Attempts:
         attempt = Attempt.of(job.name, task.id, task.attempt + 1, engine)
         started_at = utc_now()
         try:
-            job.begin_to_work()  # published in a moment, when its first tasks are under way already
-            if job.state_is_changed and not job.running and job.job.started_at is None and job.has_history:
+            if job.job.state is JobState.WAITING:
+                job.begin_to_work()  # published in a moment, when its first tasks are under way already
+            if not job.running and job.job.started_at is None and job.on_disk.has_history and job.state_is_changed:
                 # Before anything starts: see Recovery.reattaching what the next manager would make of it.
                 self._files.publish_state(job)
             waits = self._engines.start(attempt, job.job, task, started_at)

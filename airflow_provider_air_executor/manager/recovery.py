@@ -115,7 +115,7 @@ class Recovery:
             self._attempts.end(end)
             if not number % _RECORDS:
                 yield False
-        if recorded or job.delayed or not job.is_fresh:
+        if job.is_dirty or job.delayed:
             yield from job.building_graph()  # not before: what has ended may depend on each other
 
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
