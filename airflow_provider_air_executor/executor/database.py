@@ -1,4 +1,4 @@
-"""What the executor asks of Airflow's database, and tells it."""
+"""What the executor reads from Airflow's database, and writes to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 from airflow.executors import workloads
+from airflow.models import callback
 from airflow.models.callback import ExecutorCallback
 from airflow.models.taskinstance import TaskInstance
 from airflow.models.taskinstancekey import TaskInstanceKey
@@ -14,9 +15,9 @@ from airflow.utils.session import create_session
 from airflow.utils.state import CallbackState, TaskInstanceState
 from sqlalchemy import select, update
 
+from airflow_provider_air_executor.executor.outcome import ALIVE
 from airflow_provider_air_executor.jobs.models import utc_now
 
-ALIVE = (TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING)
 _PENDING = (CallbackState.QUEUED, CallbackState.RUNNING)
 
 _Item = TypeVar("_Item")
@@ -66,7 +67,7 @@ def workload_of(ti_id: uuid.UUID | None, generator: Any) -> Any:
         return workloads.ExecuteTask.make(ti, generator=generator)
 
 
-def say_still_queued(ti_ids: list[uuid.UUID]) -> None:
+def renew_queued_time(ti_ids: list[uuid.UUID]) -> None:
     """These tasks wait for a slot; they are not stuck."""
     for some in _chunks(ti_ids):
         with create_session(scoped=False) as session:
@@ -83,6 +84,11 @@ def pending_callbacks() -> list[str]:
     with create_session(scoped=False) as session:
         ids = session.scalars(select(ExecutorCallback.id).where(ExecutorCallback.state.in_(_PENDING)))
         return [str(callback_id) for callback_id in ids]
+
+
+def callback_key(callback_id: str) -> Any:
+    """By what the executor knows a callback."""
+    return callback.CallbackKey(callback_id)  # before Airflow 3.3 another name of str
 
 
 def still_needed(names: list[str]) -> set[str]:

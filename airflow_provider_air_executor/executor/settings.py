@@ -1,4 +1,4 @@
-"""What the executor is told: the section ``[air_executor]`` of Airflow's configuration, and a task's own options."""
+"""The settings of the executor: the section ``[air_executor]`` of Airflow's configuration, and a task's own options."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from airflow.configuration import conf
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import tasks_base_path
+from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import MODULE
 
@@ -50,8 +51,8 @@ class Options:
         return cls(given.get("env") or {}, given.get("timeout"), priority)
 
 
-class Site(NamedTuple):
-    """A job filesystem, and how many tasks its manager runs at a time if we start it."""
+class QueueBasePath(NamedTuple):
+    """The job filesystem of a queue, and how many tasks its manager runs at a time if it is an embedded one."""
 
     store: JobStore
     max_running_tasks: int
@@ -102,11 +103,11 @@ class Settings:
         return self._text("preload", MODULE)
 
     @cached_property
-    def sites(self) -> dict[str | None, Site]:
+    def base_paths(self) -> dict[str | None, QueueBasePath]:
         """The job filesystem of each queue that has its own, and under None that of all others."""
         base_path = tasks_base_path(self._text("base_path"), self._team_name)
         limit = int(self._number("max_running_tasks", self._parallelism))
-        found: dict[str | None, Site] = {None: Site(JobStore(base_path), limit)}
+        found: dict[str | None, QueueBasePath] = {None: QueueBasePath(JobStore(base_path), limit)}
         text = self._text("queues", "{}")
         try:
             queues = json.loads(text)
@@ -120,17 +121,26 @@ class Settings:
             path = settings.get("base_path") or f"{base_path}-{queue}"
             if not os.path.isabs(path):
                 raise ValueError(f"[{SECTION}] queues: base_path of {queue!r} must be an absolute path, not {path!r}")
-            found[queue] = Site(JobStore(path), int(settings.get("max_running_tasks", limit)))
+            found[queue] = QueueBasePath(JobStore(path), int(settings.get("max_running_tasks", limit)))
         return found
 
     def store_of(self, queue: str | None) -> JobStore:
         """The job filesystem of a queue."""
-        return self.sites.get(queue, self.sites[None]).store
+        return self.base_paths.get(queue, self.base_paths[None]).store
+
+    def store_with(self, job_name: str | None) -> JobStore | None:
+        """The job filesystem that has a job of this name; None also if there can be no such name."""
+        if not job_name:
+            return None
+        try:
+            return next((s for s in self.stores if files.is_real_directory(s.paths(job_name).directory)), None)
+        except InvalidJobError:
+            return None
 
     @property
     def stores(self) -> list[JobStore]:
         """All job filesystems."""
-        return [site.store for site in self.sites.values()]
+        return [base_path.store for base_path in self.base_paths.values()]
 
     @cached_property
     def working_directory(self) -> str:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,12 @@ from airflow.utils.state import TaskInstanceState
 from airflow_provider_air_executor.engines.local.endings import say_cold
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.executor import AirExecutorExecutor, database
+from airflow_provider_air_executor.executor import AirExecutorExecutor, database, tracking, upkeep
 from airflow_provider_air_executor.executor.database import Instance
 from airflow_provider_air_executor.executor.settings import Options
+from airflow_provider_air_executor.executor.submission import Submitter
+from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
+from airflow_provider_air_executor.executor.upkeep import Managers
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
@@ -79,8 +82,8 @@ def managed(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.
     """The job filesystem of an executor that starts its manager; Airflow's database is left alone."""
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED", "True")
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__PRELOAD", "json")  # nothing here is to run
-    monkeypatch.setattr(AirExecutorExecutor, "_adopt_callbacks", lambda _: None)
-    monkeypatch.setattr(AirExecutorExecutor, "_prune_left", lambda _: None)
+    for name in ("pending_callbacks", "still_needed"):
+        monkeypatch.setattr(database, name, lambda *_: set())
     yield store
     pid = store.manager_pid()
     if pid is not None:
@@ -104,18 +107,19 @@ def environment_of(pid: int | None) -> list[str]:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="environments are looked at in /proc")
 def test_only_a_scheduler_replaces_a_manager_that_runs(managed: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another one may have a shell's environment and settings, which are no affair of the tasks to come."""
+    asked: list[str] = []
+    monkeypatch.setattr(database, "pending_callbacks", lambda: asked.append("adopt or prune") or [])
     start(1)
+    wait_until(lambda: len(asked) == 2, what="callbacks have been adopted, and old jobs pruned")
+    asked.clear()
     first = managed.manager_pid()
     monkeypatch.setenv("MARK", "of a shell")
-    adopted: list[object] = []
-    for name in ("_adopt_callbacks", "_prune_left"):
-        monkeypatch.setattr(AirExecutorExecutor, name, lambda self: adopted.append(self.job_id))
     start(None)
-    assert (managed.manager_pid(), adopted) == (first, [])
+    assert (managed.manager_pid(), asked) == (first, [])
     assert "MARK=of a shell" not in environment_of(first)
     start(2)
     assert managed.manager_pid() not in (first, None)
-    wait_until(lambda: adopted == [2, 2], what="what is there has been taken up")
+    wait_until(lambda: len(asked) == 2, what="callbacks have been adopted, and old jobs pruned")
 
 
 @pytest.mark.embedded
@@ -129,38 +133,34 @@ def test_a_manager_that_is_gone_is_started_by_a_scheduler_before_others(
     managed: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For it is the scheduler's environment that the tasks to come are to have."""
-    other = start(None)
+    settings = start(None).settings
+    other, scheduler = Managers(settings), Managers(settings)
     first = managed.manager_pid() or 0
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: not managed.manager_is_running(), what="it is gone")
-    other._look_after_managers()
-    assert other._helper is None
-    scheduler = AirExecutorExecutor(parallelism=8)
-    scheduler.job_id = 1
-    scheduler._look_after_managers()
+    assert other.restart_missing(is_scheduler=False) is None
+    assert scheduler.restart_missing(is_scheduler=True)
     wait_until(lambda: managed.manager_pid() not in (first, None), what="another one runs and has told its number")
     os.kill(managed.manager_pid() or 0, signal.SIGKILL)
     wait_until(lambda: not managed.manager_is_running(), what="it is gone, too")
-    monkeypatch.setattr("airflow_provider_air_executor.executor.executor._OTHERS_SECONDS", 0.0)
-    other._look_after_managers()  # no scheduler has come
+    monkeypatch.setattr(upkeep, "OTHERS_SECONDS", 0.0)
+    starting = other.restart_missing(is_scheduler=False)  # no scheduler has come
     wait_until(managed.manager_is_running, what="another one runs")
-    assert other._helper is not None
-    other._helper.join()
+    assert starting is not None
+    starting.join()
 
 
 @pytest.mark.embedded
 def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
-    managed: JobStore, monkeypatch: pytest.MonkeyPatch
+    managed: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(1)
     first = managed.manager_pid()
     (managed.base_path / "config.yaml").write_text("poll_interval: often\n")
-    said: list[str] = []
-    monkeypatch.setattr(AirExecutorExecutor, "log", RecordingLog(said))
     start(2)
     assert managed.manager_pid() == first
-    assert [line for line in said if f"manager {first} of {managed.base_path} is not replaced" in line], said
-    assert [line for line in said if "poll_interval = 'often'" in line], said
+    assert f"manager {first} of {managed.base_path} is not replaced" in caplog.text
+    assert "poll_interval = 'often'" in caplog.text
     text = " ".join(status(managed).split())
     assert f"manager {first} is not replaced" in text
     assert "poll_interval = 'often'" in text
@@ -169,16 +169,6 @@ def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
     start(3)
     assert managed.manager_pid() != first
     wait_until(lambda: "not replaced" not in status(managed), what="the new manager has begun")
-
-
-class RecordingLog:
-    """What the scheduler's log is told."""
-
-    def __init__(self, said: list[str]) -> None:
-        self._said = said
-
-    def __getattr__(self, level: str) -> Callable[..., None]:
-        return lambda text, *args, **_: self._said.append(text % args)
 
 
 def status(store: JobStore, *flags: str) -> str:
@@ -253,8 +243,8 @@ def test_the_highest_priority_is_handed_over_first(executor: AirExecutorExecutor
 def test_without_an_id_or_with_an_old_one_it_makes_its_own(executor: AirExecutorExecutor, store: JobStore) -> None:
     first = workload()
     hand_over(executor, first)
-    leg = workload(external_executor_id=first.ti.external_executor_id)  # the next leg, with the id of the first
-    hand_over(executor, leg, workload("other", external_executor_id=None))
+    resumed = workload(external_executor_id=first.ti.external_executor_id)  # after a deferral, with the same id
+    hand_over(executor, resumed, workload("other", external_executor_id=None))
     names = store.job_names()
     assert len(names) == 3
     events = executor.get_event_buffer()
@@ -265,7 +255,7 @@ def test_without_an_id_or_with_an_old_one_it_makes_its_own(executor: AirExecutor
     assert {info for _, info in events.values()} < set(names)
 
 
-def test_the_end_of_an_earlier_leg_is_dropped(
+def test_the_end_of_the_job_before_a_deferral_is_dropped(
     executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = workload(), workload()
@@ -335,21 +325,25 @@ def test_what_has_not_begun_is_submitted_again_under_its_name(
     hand_over(executor, given)
     name = str(given.ti.external_executor_id)
     believe(monkeypatch, "queued")
+    monkeypatch.setattr(tracking, "RESUBMISSION_SECONDS", 0.0)
     for number in range(1, 6):
         store.remove_attached(name, WORKLOAD_FILE)
         end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
         executor.sync()
-        submitted = executor._submitted[name]
-        assert submitted.again_at is not None
-        assert submitted.again_at - time.monotonic() <= 2.0 ** (number - 1)
-        submitted.again_at = 0.0
-        executor._submit_again()
         content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_bytes())
         assert content["workload"]["token"].count(".") == 2  # a new one
         assert len(store.requests()) == number
     end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
     executor.sync()
     assert [state for state, _ in executor.get_event_buffer().values()] == [FAILED]
+
+
+def test_the_pause_before_a_workload_is_submitted_again_doubles(store: JobStore) -> None:
+    tracked = TrackedWorkload("j", TaskInstanceKey("d", "t", "r", 1, -1), store, Kind.TASK)
+    for tracked.submissions, pause in enumerate((1.0, 2.0, 4.0, 8.0, 16.0), start=1):
+        earliest = time.monotonic() + pause
+        tracked.resubmit_later()
+        assert earliest <= (tracked.again_at or 0.0) <= time.monotonic() + pause
 
 
 def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
@@ -374,11 +368,9 @@ def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
 
 
 def test_why_tasks_start_cold_is_said_once(
-    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each of them takes seconds longer, and few look into the logs of jobs and managers."""
-    said: list[str] = []
-    monkeypatch.setattr(AirExecutorExecutor, "log", RecordingLog(said))
     with_variables = workload("v", executor_config={"air_executor": {"env": {"A": "b"}}})
     warm = workload("w")
     given = [workload("t"), workload("u"), with_variables, warm]
@@ -397,7 +389,7 @@ def test_why_tasks_start_cold_is_said_once(
             say_cold(store, Attempt(name, task.id, 1, 0, "local"), why)
         end(store, name, ExitCode.REPORTED)
     executor.sync()
-    (line,) = (line for line in said if "cold" in line)
+    (line,) = (record.getMessage() for record in caplog.records if record.name == upkeep.__name__)
     assert line.startswith(f"tasks of {store.base_path} start cold")
     assert line.endswith("importing x has started threads (y)")
 
@@ -406,7 +398,10 @@ def test_tasks_run_where_the_scheduler_does_unless_jobs_are_there(
     executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def directory() -> str:
-        found: str = json.loads(AirExecutorExecutor(parallelism=8)._dump(workload()))["directory"]
+        given = workload()
+        hand_over(AirExecutorExecutor(parallelism=8), given)
+        path = store.attached_path(str(given.ti.external_executor_id), WORKLOAD_FILE)
+        found: str = json.loads(path.read_bytes())["directory"]
         return found
 
     monkeypatch.chdir(tmp_path)
@@ -458,12 +453,13 @@ def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_beg
     executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting, begun = workload("waiting"), workload("begun")
-    hand_over(executor, waiting, begun)
+    submitter = Submitter(executor.settings, lambda: executor.jwt_generator)
+    tracked = [submitter.submit(waiting), submitter.submit(begun)]
     store.remove_attached(str(begun.ti.external_executor_id), WORKLOAD_FILE)
     queued: list[Any] = []
     monkeypatch.setattr(JobStore, "manager_is_running", lambda _: True)
-    monkeypatch.setattr(database, "say_still_queued", queued.extend)
-    executor._renew()
+    monkeypatch.setattr(database, "renew_queued_time", queued.extend)
+    submitter.renew_tokens(tracked)
     path = store.attached_path(str(waiting.ti.external_executor_id), WORKLOAD_FILE)
     assert json.loads(path.read_bytes())["workload"]["token"].count(".") == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -471,7 +467,7 @@ def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_beg
     assert queued == [waiting.ti.id]
     queued.clear()
     monkeypatch.setattr(JobStore, "manager_is_running", lambda _: False)
-    executor._renew()
+    submitter.renew_tokens(tracked)
     assert queued == []  # without a manager they are stuck indeed
 
 
@@ -589,13 +585,13 @@ def test_queues_and_teams_have_job_filesystems_of_their_own(
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__QUEUES", '{"heavy": {"max_running_tasks": 1}}')
     hand_over(executor, workload("light"), workload("heavy", queue="heavy"))
     assert len(JobStore(tmp_path / "base").job_names()) == len(JobStore(tmp_path / "base-heavy").job_names()) == 1
-    assert [site.max_running_tasks for site in executor.settings.sites.values()] == [8, 1]
+    assert [path.max_running_tasks for path in executor.settings.base_paths.values()] == [8, 1]
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.settings.sites[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
+    assert team.settings.base_paths[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
     monkeypatch.setenv("AIRFLOW__BLUE___AIR_EXECUTOR__BASE_PATH", str(tmp_path / "blue"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.settings.sites[None].store.base_path == tmp_path / "blue"
+    assert team.settings.base_paths[None].store.base_path == tmp_path / "blue"
 
 
 _SHARES = """

@@ -26,7 +26,6 @@ _TO_BE_CUT = "has more than one task; it is to be cut"
 LARGER = {
     "Attendant": (797, 22, _TO_BE_CUT),
     "JobStore": (612, 10, _TO_BE_CUT),
-    "AirExecutorExecutor": (599, 12, _TO_BE_CUT),
     "KubernetesEngine": (300, 16, _TO_BE_CUT),
     "Kill": (300, 13, "what is known of a look at all processes, from one to the next"),
     "AirExecutorSubmitOperator": (432, 23, "each parameter of an operator is an attribute"),

@@ -1,0 +1,153 @@
+"""Workloads as jobs: what is submitted, under which name, and with which token."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from airflow.executors import workloads
+
+from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
+from airflow_provider_air_executor.executor import database
+from airflow_provider_air_executor.executor.settings import Options, Settings
+from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import SubmittedBy
+from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.workload import MODULE, WORKLOAD_FILE
+
+log = logging.getLogger(__name__)
+
+TASK_ID = "workload"  # of the one task of each job
+LABEL = "airflow"  # of each job; its value is the kind of the workload
+_SETTLED_SECONDS = 5.0  # after which Airflow's database has a name that was made here
+
+
+class Submitter:
+    """Submits workloads as jobs.
+
+    :param generator: gives what signs tokens; called when the first token is needed.
+    """
+
+    def __init__(self, settings: Settings, generator: Callable[[], Any]) -> None:
+        self._settings = settings
+        self._generator = generator
+
+    def submit(self, workload: Any) -> TrackedWorkload:
+        """Submit a workload as a job of its external executor id.
+
+        The job gets another name if there is no id, or an earlier job has it: that of the task before it deferred.
+
+        :raises InvalidJobError: if the options of the task are not valid.
+        :raises OSError: if the job cannot be written now.
+        """
+        ti, name, kind = getattr(workload, "ti", None), None, Kind.CONNECTION_TEST
+        if ti is not None:
+            name, kind = ti.external_executor_id, Kind.TASK
+        elif workload.type == "ExecuteCallback":
+            name, kind = callback_job_name(workload.callback.id), Kind.CALLBACK
+        store = self._settings.store_of(getattr(ti or workload, "queue", None))
+        settled_at = 0.0
+        if name is None or self._settings.store_with(name) is not None:
+            name, settled_at = str(uuid.uuid4()), time.monotonic() + _SETTLED_SECONDS
+        self._create(store, name, kind, workload)
+        ti_id = ti.id if ti is not None else None
+        return TrackedWorkload(name, key_of(workload), store, kind, ti_id, workload, settled_at=settled_at)
+
+    def resubmit(self, tracked: TrackedWorkload) -> None:
+        """Submit a workload that has not begun again, under its name and with a new token.
+
+        :raises LookupError: if another scheduler has submitted it, and its task is gone.
+        :raises OSError: if the job cannot be written now.
+        """
+        tracked.again_at, tracked.has_started = None, False
+        tracked.submissions += 1
+        workload = tracked.workload or database.workload_of(tracked.ti_id, self._generator())
+        token = self._token(workload.model_dump(mode="json"))
+        workload = workload.model_copy(update={"token": token})
+        try:
+            tracked.store.attach(tracked.name, WORKLOAD_FILE, self._dump(workload))
+            tracked.store.retry(tracked.name)
+        except JobNotFoundError:
+            self._create(tracked.store, tracked.name, tracked.kind, workload)
+
+    def renew_tokens(self, waiting: Iterable[TrackedWorkload]) -> None:
+        """Keep workloads that wait for a slot valid: their tokens, and for Airflow the time at which they were queued.
+
+        A token is good for ``[scheduler] task_queued_timeout``, and Airflow takes a task that has been queued for so
+        long for stuck. If the manager is gone it is stuck, and nothing is renewed.
+        """
+        alive = {store.base_path: store.manager_is_running() for store in self._settings.stores}
+        queued = []
+        for tracked in waiting:
+            try:
+                if alive.get(tracked.store.base_path) and self._renew_token(tracked) and tracked.ti_id is not None:
+                    queued.append(tracked.ti_id)
+            except FileNotFoundError:
+                continue  # it has just begun
+            except (OSError, ValueError, KeyError, AirExecutorError) as error:
+                log.warning("the token of job %s could not be renewed: %s", tracked.name, type(error).__name__)
+        database.renew_queued_time(queued)
+
+    def _renew_token(self, tracked: TrackedWorkload) -> bool:
+        content = json.loads(files.read(tracked.store.attached_path(tracked.name, WORKLOAD_FILE))[0])
+        content["workload"]["token"] = self._token(content["workload"])
+        return tracked.store.replace_attached(tracked.name, WORKLOAD_FILE, json.dumps(content).encode())
+
+    def _token(self, workload: dict[str, Any]) -> str:
+        """A new token for a workload in its JSON form."""
+        if "ti" in workload:
+            subject = workload["ti"]["id"]
+        else:
+            subject = workload["callback"]["id"] if "callback" in workload else workload["connection_test_id"]
+        token: str = workloads.ExecuteTask.generate_token(str(subject), self._generator())
+        return token
+
+    def _create(self, store: JobStore, name: str, kind: Kind, workload: Any) -> None:
+        ti = getattr(workload, "ti", None)
+        options = Options.of(ti.executor_config if ti is not None else None)
+        labels = {LABEL: kind.value, "log_path": getattr(workload, "log_path", None) or ""}
+        priority = options.priority if options.priority is not None else getattr(ti, "priority_weight", 0)
+        store.submit(
+            name,
+            [
+                {
+                    "id": TASK_ID,
+                    "command": sys.executable,
+                    "args": ["-P", "-m", MODULE],  # modules in the directory of the manager must not be imported
+                    "runner": "warm",
+                    "preload": [MODULE],
+                    "env": options.env or None,
+                    "timeout": options.timeout,
+                }
+            ],
+            priority=priority if kind is Kind.TASK else sys.maxsize,  # others complete what is there, before new work
+            labels={key: value for key, value in labels.items() if value},
+            submitted_by=None if ti is None else SubmittedBy.of_task(ti),
+            attached={WORKLOAD_FILE: self._dump(workload)},
+            work_directory=False,
+            durable=False,  # Airflow's database has the task, and a job that a power cut takes is submitted again
+        )
+
+    def _dump(self, workload: Any) -> bytes:
+        content = {
+            "server": self._settings.server(),
+            "directory": self._settings.working_directory,
+            "workload": workload.model_dump(mode="json"),
+        }
+        return json.dumps(content).encode()
+
+
+def key_of(workload: Any) -> Any:
+    """By what Airflow knows a workload."""
+    return (getattr(workload, "ti", None) or getattr(workload, "callback", None) or workload).key
+
+
+def callback_job_name(callback_id: str) -> str:
+    """The name of the job of a callback."""
+    return f"callback-{callback_id}"
