@@ -64,98 +64,70 @@ def get_provider_info() -> dict[str, Any]:
         "config": {
             "air_executor": {
                 "description": "Settings of the AirExecutorExecutor, and of the embedded Air-Executor managers.",
-                "options": {
-                    "base_path": {
-                        "description": (
-                            "Directory of the executor's job filesystem, an absolute path. Empty: air-executor-tasks "
-                            "in AIRFLOW_HOME.\nIt must not be that of the connection air_executor_default, else jobs "
-                            "that tasks wait for\nwould compete with these tasks for the same slots."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": "/var/lib/air-executor-tasks",
-                        "default": "",
-                    },
-                    "embedded": {
-                        "description": (
-                            "Whether the scheduler starts the manager, and restarts it. False: it is a service of its "
-                            "own."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "boolean",
-                        "example": None,
-                        "default": "True",
-                    },
-                    "max_running_tasks": {
-                        "description": (
-                            "How many tasks the manager runs at a time. Empty: parallelism of the section core.\n"
-                            "With a lower number tasks wait in the manager's queue, where a slot is refilled at once."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": "16",
-                        "default": "",
-                    },
-                    "queues": {
-                        "description": (
-                            "Queues that have a job filesystem and a manager of their own, as JSON: to the name of "
-                            "each its\nsettings, base_path (default: base_path of this section, a hyphen, and the "
-                            "name) and max_running_tasks."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": '{"heavy": {"max_running_tasks": 1}}',
-                        "default": "{{}}",  # Airflow formats defaults: {}
-                    },
-                    "preload": {
-                        "description": (
-                            "Modules that the fork server of an embedded manager imports, separated by commas.\n"
-                            "Add those that many tasks import."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": f"{module}.workload,numpy,pandas",
-                        "default": f"{module}.workload",
-                    },
-                    "kill_grace": {
-                        "description": (
-                            "Seconds between SIGTERM and SIGKILL when an embedded manager kills the process of a task."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "float",
-                        "example": None,
-                        "default": "5",
-                    },
-                    "prune_after": {
-                        "description": (
-                            "Seconds after which the job of a task that has ended is removed.\n"
-                            "The task's own log stays where Airflow keeps it."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "float",
-                        "example": None,
-                        "default": "3600",
-                    },
-                    "keep_secrets": {
-                        "description": (
-                            "Whether the tasks of jobs that DAGs submit find Airflow's own secrets in their "
-                            "environment,\nif their manager is an embedded one: the database connection, the JWT and "
-                            "Fernet keys, and others\nthat are marked as sensitive. The executor's manager always has "
-                            "them."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "boolean",
-                        "example": None,
-                        "default": "False",
-                    },
-                    "embedded_idle_timeout": {
-                        "description": "Seconds without work after which the embedded manager ends.",
-                        "version_added": "0.1.0",
-                        "type": "float",
-                        "example": None,
-                        "default": "600",
-                    },
-                },
+                "options": _options(module),
             }
         },
+    }
+
+
+def _options(module: str) -> dict[str, dict[str, str | None]]:
+    """The settings in the section ``[air_executor]``."""
+    return {
+        "base_path": _option(
+            "Directory of the executor's job filesystem, an absolute path. Empty: air-executor-tasks in AIRFLOW_HOME.\n"
+            "It must not be that of the connection air_executor_default, else jobs that tasks wait for\n"
+            "would compete with these tasks for the same slots.",
+            example="/var/lib/air-executor-tasks",
+        ),
+        "embedded": _option(
+            "Whether the scheduler starts the manager, and restarts it. False: it is a service of its own.",
+            "boolean",
+            "True",
+        ),
+        "max_running_tasks": _option(
+            "How many tasks the manager runs at a time. Empty: parallelism of the section core.\n"
+            "With a lower number tasks wait in the manager's queue, where a slot is refilled at once.",
+            example="16",
+        ),
+        "queues": _option(
+            "Queues that have a job filesystem and a manager of their own, as JSON: to the name of each its\n"
+            "settings, base_path (default: base_path of this section, a hyphen, and the name) and max_running_tasks.",
+            default="{{}}",  # Airflow formats defaults: {}
+            example='{"heavy": {"max_running_tasks": 1}}',
+        ),
+        "preload": _option(
+            "Modules that the fork server of an embedded manager imports, separated by commas.\n"
+            "Add those that many tasks import.",
+            default=f"{module}.workload",
+            example=f"{module}.workload,numpy,pandas",
+        ),
+        "kill_grace": _option(
+            "Seconds between SIGTERM and SIGKILL when an embedded manager kills the process of a task.", "float", "5"
+        ),
+        "prune_after": _option(
+            "Seconds after which the job of a task that has ended is removed.\n"
+            "The task's own log stays where Airflow keeps it.",
+            "float",
+            "3600",
+        ),
+        "keep_secrets": _option(
+            "Whether the tasks of jobs that DAGs submit find Airflow's own secrets in their environment,\n"
+            "if their manager is an embedded one: the database connection, the JWT and Fernet keys, and others\n"
+            "that are marked as sensitive. The executor's manager always has them.",
+            "boolean",
+            "False",
+        ),
+        "embedded_idle_timeout": _option("Seconds without work after which the embedded manager ends.", "float", "600"),
+    }
+
+
+def _option(
+    description: str, kind: str = "string", default: str = "", example: str | None = None
+) -> dict[str, str | None]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
     }

@@ -19,7 +19,7 @@ from airflow_provider_air_executor.installation import installation_of
 from airflow_provider_air_executor.jobs.ends import JobEnds
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, printable
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.triggers import location_of
+from airflow_provider_air_executor.triggers import class_and_arguments, location_of
 
 try:
     from airflow.triggers.shared_stream import SharedStreamProducer
@@ -75,18 +75,9 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class and its arguments, to be made again in the triggerer."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "job_name": self.job_name,
-                "labels": [list(label) for label in sorted(self.labels.items())],  # before 3.3 a dict arrives encoded
-                "states": self.states,
-                "outlet": self.outlet,
-                "air_executor_conn_id": self.air_executor_conn_id,
-                "base_path": self.base_path,
-                "poll_interval": self.poll_interval,
-            },
-        )
+        path, arguments = class_and_arguments(self)
+        # Before Airflow 3.3 a dict arrives encoded.
+        return path, {**arguments, "labels": [list(label) for label in sorted(self.labels.items())]}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire at each end; for an Airflow that does not tell when it has stored an event."""

@@ -21,7 +21,7 @@ from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, PutVari
 
 from airflow_provider_air_executor.exceptions import JobNotFoundError
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name
+from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name, valid_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 
 VARIABLE = "air_executor_installation"
@@ -64,11 +64,15 @@ def known_installation() -> str | None:
         raise
 
 
-def default_name(store: JobStore, owner: SubmittedBy) -> str:
-    """The name of the job of an Airflow task that does not name it itself.
+def name_for(job_name: str | None, store: JobStore, owner: SubmittedBy) -> str:
+    """The name of the job of an Airflow task.
 
-    A job that an earlier version of this package has submitted for it keeps its name.
+    A job that an earlier version of this package has submitted for the task keeps its name.
+
+    :param job_name: the name that the user gave it, which is mapped to a valid one; default: one is made up.
     """
+    if job_name:
+        return valid_job_name(job_name)
     former = default_job_name(owner.evolve(installation=None))
     with contextlib.suppress(JobNotFoundError):
         job = store.get_job(former)

@@ -14,13 +14,7 @@ from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsE
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import known_installation
 from airflow_provider_air_executor.jobs import spec
-from airflow_provider_air_executor.jobs.models import (
-    SubmittedBy,
-    Task,
-    name_with_digest,
-    parse_tasks,
-    valid_job_name,
-)
+from airflow_provider_air_executor.jobs.models import SubmittedBy, Task, name_with_digest, parse_tasks, valid_job_name
 from airflow_provider_air_executor.operators import check_before_rendering, list_of, without_records
 
 if TYPE_CHECKING:
@@ -114,12 +108,7 @@ class AirExecutorNotifier(BaseNotifier):
         tasks = parse_tasks(list_of(self.tasks))
         hook = AirExecutorHook(self.air_executor_conn_id)
         try:
-            hook.create_job(
-                name,
-                tasks,
-                submitted_by=event,
-                **self._spec(),
-            )
+            hook.create_job(name, tasks, submitted_by=event, **self._spec())
         except JobExistsError:
             # Earlier versions did not say which Airflow it was.
             if hook.get_job(name).submitted_by not in (event, event.evolve(installation=None)):

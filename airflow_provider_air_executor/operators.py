@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.configuration import conf
-from airflow.sdk.exceptions import (
-    AirflowSkipException,
-    AirflowTaskTimeout,
-    TaskDeferralError,
-    TaskDeferralTimeout,
-)
+from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout, TaskDeferralError, TaskDeferralTimeout
 from airflow.triggers.base import StartTriggerArgs
 
 from airflow_provider_air_executor import lineage, links, triggers
@@ -25,25 +20,22 @@ from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
     CorruptFileError,
     InvalidJobError,
-    JobExistsError,
     JobNotFoundError,
     JobTimeoutError,
-    NotRemovedError,
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook
-from airflow_provider_air_executor.installation import default_name, installation_of
+from airflow_provider_air_executor.installation import installation_of, name_for
 from airflow_provider_air_executor.jobs import spec, summary
 from airflow_provider_air_executor.jobs.models import (
     Job,
     JobState,
-    Reason,
     SubmittedBy,
     Task,
     parse_tasks,
     printable,
-    valid_job_name,
 )
 from airflow_provider_air_executor.jobs.stream import LogStream
+from airflow_provider_air_executor.own_job import OwnJob
 from airflow_provider_air_executor.results import results_of
 
 if TYPE_CHECKING:
@@ -164,7 +156,6 @@ class AirExecutorSubmitOperator(BaseOperator):
         self.stream_logs = stream_logs
         self.openlineage_inject_parent_job_info = openlineage_inject_parent_job_info
         self.air_executor_conn_id = air_executor_conn_id
-        self._lineage_parent: dict[str, str] = {}  # environment variables
         self._job = ""  # the name of the job, as soon as it is known
         self._waits_for = ""  # the same, while this process waits for it
         self._owner: SubmittedBy | None = None
@@ -190,9 +181,15 @@ class AirExecutorSubmitOperator(BaseOperator):
     def execute(self, context: Context) -> Any:
         """Submit the job, and wait for it."""
         owner = self._owner_in(context)
-        if self.openlineage_inject_parent_job_info:
-            self._lineage_parent = lineage.parent_environment(context["ti"])
-        job, after_attempt = self._submit(self._name_for(owner), owner)
+        variables = lineage.parent_environment(context["ti"]) if self.openlineage_inject_parent_job_info else {}
+        own_job = OwnJob(
+            self.hook,
+            self._name_for(owner),
+            owner,
+            self._spec(),
+            lambda: lineage.with_environment(self._tasks_to_submit(), variables),
+        )
+        job, after_attempt = own_job.submit(start_over=self.on_retry == "all", poll_interval=self.poll_interval)
         self._job = job.name
         self._push_identity(context, job)
         if not self.wait_for_completion:
@@ -255,7 +252,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             raise
 
     def _name_for(self, owner: SubmittedBy) -> str:
-        return valid_job_name(self.job_name) if self.job_name else default_name(self.hook.store, owner)
+        return name_for(self.job_name, self.hook.store, owner)
 
     def _owner_in(self, context: Context) -> SubmittedBy:
         ti = context["ti"]
@@ -295,7 +292,7 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     def _start_trigger_args(self) -> StartTriggerArgs:
         trigger = triggers.AirExecutorSubmitTrigger(
-            tasks=self.tasks,
+            tasks=list(self.tasks),
             job_name=self.job_name,
             air_executor_conn_id=self.air_executor_conn_id,
             spec=self._spec(),
@@ -334,70 +331,9 @@ class AirExecutorSubmitOperator(BaseOperator):
             "runner": self.runner,
         }
 
-    # -- submitting ----------------------------------------------------------------------------------------
-
-    def _submit(self, name: str, owner: SubmittedBy) -> tuple[Job, int]:
-        """Submit the job, or take up the one that an earlier try of this task has submitted.
-
-        :return: the job, and the last of its attempts whose end we know and do not wait for.
-        """
-        job = self._own_job(name, owner)
-        if job is None:
-            tasks = self._tasks_to_submit()
-            try:
-                return self._create(name, tasks, owner), -1
-            except JobExistsError:
-                job = self._own_job(name, owner)  # another try, that is still alive, was faster
-                if job is None:
-                    raise
-        starts_over = self.on_retry == "all" and job.state is JobState.FAILED
-        is_same_run = job.submitted_by is not None and job.submitted_by.is_same_run(owner)
-        if not is_same_run or job.reason is Reason.INVALID or starts_over:
-            why = (
-                "failed, and is to start over"
-                if starts_over
-                else "is of an earlier run of this task, which was cleared"
-            )
-            self.log.info("job %s %s; it is replaced", name, why)
-            if self.hook.cancel_job(name):
-                self.hook.wait_for_job(name, poll_interval=self.poll_interval)
-            tasks = self._tasks_to_submit()
-            try:
-                self.hook.delete_job(name)
-            except NotRemovedError as error:  # which is in nobody's way
-                self.log.warning("%s", error)
-            return self._create(name, tasks, owner), -1
-        if job.state is JobState.FAILED:
-            self.log.info("job %s failed (%s); what failed of it runs again", name, job.error)
-            self.hook.take_up(name, owner)
-            self.hook.retry_job(name)
-            return job, job.attempt
-        self.log.info("job %s was submitted by an earlier try of this task and is %s", name, job.state.value)
-        self.hook.take_up(name, owner)
-        self.hook.ensure_manager()
-        return job, -1
-
-    def _own_job(self, name: str, owner: SubmittedBy) -> Job | None:
-        """The job that an earlier try of this task has submitted, if there is one."""
-        try:
-            job = self.hook.get_job(name)
-        except JobNotFoundError:
-            return None
-        return job if job.submitted_by is not None and job.submitted_by.is_same_task(owner) else None
-
     def _tasks_to_submit(self) -> tuple[Task, ...]:
         """The tasks of a new job. It is not called where a job of an earlier try is taken up."""
         return parse_tasks(list_of(self.tasks))
-
-    def _create(self, name: str, tasks: tuple[Task, ...], owner: SubmittedBy) -> Job:
-        job = self.hook.create_job(
-            name,
-            lineage.with_environment(tasks, self._lineage_parent),
-            submitted_by=owner,
-            **self._spec(),
-        )
-        self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.store.base_path)
-        return job
 
     # -- waiting -------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import inspect
 import struct
 import termios
 import time
@@ -25,7 +26,7 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
-from airflow_provider_air_executor.installation import default_name, installation_of
+from airflow_provider_air_executor.installation import installation_of, name_for
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, printable, valid_job_name
 from airflow_provider_air_executor.jobs.spec import JobSpec
@@ -130,23 +131,7 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """The class and its arguments, to be made again in the triggerer."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "job_name": self.job_name,
-                "base_path": self.base_path,
-                "air_executor_conn_id": self.air_executor_conn_id,
-                "embedded": self.embedded,
-                "poll_interval": self.poll_interval,
-                "deadline": self.deadline,
-                "must_exist": self.must_exist,
-                "after_attempt": self.after_attempt,
-                "owner": self.owner,
-                "stream_logs": self.stream_logs,
-                "end_from_trigger": self.end_from_trigger,
-                "push_results": self.push_results,
-            },
-        )
+        return class_and_arguments(self)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait for the job, and say in the task's log how far it is."""
@@ -225,7 +210,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         owner = SubmittedBy.model_validate(self.owner)
         if self._submitting is not None:  # it goes on in its thread
             await asyncio.wait([self._submitting])
-        if await self._task_state(owner) == "deferred":
+        if await task_state(owner) == "deferred":
             self.log.info("job %s goes on: the task is still deferred, another triggerer waits for it", self.job_name)
         elif await asyncio.to_thread(self._cancel_for, owner):
             self.log.info("job %s is cancelled, since its task was cleared or marked", self.job_name)
@@ -236,17 +221,6 @@ class AirExecutorJobTrigger(BaseTrigger):
                 await self.on_kill()
         except Exception as error:  # noqa: BLE001 - the triggerer ends, most likely, and nobody answers any more
             self.log.info("job %s goes on: the state of its task is not known (%r)", self.job_name, error)
-
-    @staticmethod
-    async def _task_state(owner: SubmittedBy) -> str | None:
-        from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
-
-        states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
-            dag_id=owner.dag_id, task_ids=[owner.task_id], run_ids=[owner.run_id], map_index=owner.map_index
-        )
-        key = owner.task_id if owner.map_index < 0 else f"{owner.task_id}_{owner.map_index}"
-        found: str | None = states.get(owner.run_id, {}).get(key)
-        return found
 
     def _cancel_for(self, owner: SubmittedBy) -> bool:
         """Cancel the job if it is still the owner's: a task that was cleared may have submitted another one.
@@ -412,24 +386,6 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         self.retries = retries
         self.timeout = timeout
 
-    def serialize(self) -> tuple[str, dict[str, Any]]:
-        """The class and its arguments, to be made again in the triggerer."""
-        return (
-            f"{type(self).__module__}.{type(self).__qualname__}",
-            {
-                "tasks": list(self.tasks),
-                "job_name": self.job_name or None,
-                "air_executor_conn_id": self.air_executor_conn_id,
-                "spec": self.spec,
-                "retries": self.retries,
-                "timeout": self.timeout,
-                "poll_interval": self.poll_interval,
-                "stream_logs": self.stream_logs,
-                "end_from_trigger": self.end_from_trigger,
-                "push_results": self.push_results,
-            },
-        )
-
     def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
         """Render the templates, those in :attr:`spec` too, which the operator has under other names."""
         self.template_fields = (*self.template_fields, "spec")
@@ -444,7 +400,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
                 await self._locate()
                 installation = await sync_to_async(installation_of)(self._store)
                 owner = SubmittedBy.of_task(ti, max_tries=self.retries, installation=installation)
-                self.job_name = await asyncio.to_thread(self._name_for, owner)
+                self.job_name = await asyncio.to_thread(name_for, self.job_name, self._store, owner)
                 self.owner = owner.model_dump(mode="json")
                 self._submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, owner))
                 job = await asyncio.shield(self._submitting)
@@ -456,9 +412,6 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         self.deadline = self._deadline_of(job)
         yield await self._wait_for_end()
 
-    def _name_for(self, owner: SubmittedBy) -> str:
-        return valid_job_name(self.job_name) if self.job_name else default_name(self._store, owner)
-
     def _submit(self, owner: SubmittedBy) -> Job:
         """The job of this task: submitted now, or by a triggerer before this one.
 
@@ -468,12 +421,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         if self.embedded:
             self._store.check_locks()
         try:
-            job = self._store.submit(
-                self.job_name,
-                tasks,
-                submitted_by=owner,
-                **self.spec,
-            )
+            job = self._store.submit(self.job_name, tasks, submitted_by=owner, **self.spec)
             self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.base_path)
         except JobExistsError:
             job = self._store.get_job(self.job_name)
@@ -497,6 +445,18 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         return {**super()._results(), "job_id": printable(self._store.get_job(self.job_name).id)}
 
 
+async def task_state(owner: SubmittedBy) -> str | None:
+    """The state of an Airflow task now."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states = await sync_to_async(RuntimeTaskInstance.get_task_states)(
+        dag_id=owner.dag_id, task_ids=[owner.task_id], run_ids=[owner.run_id], map_index=owner.map_index
+    )
+    key = owner.task_id if owner.map_index < 0 else f"{owner.task_id}_{owner.map_index}"
+    found: str | None = states.get(owner.run_id, {}).get(key)
+    return found
+
+
 def _unread_log_bytes() -> int | None:
     """How much of what this process has logged Airflow has not read yet, in bytes; None if that cannot be known."""
     try:
@@ -504,6 +464,13 @@ def _unread_log_bytes() -> int | None:
         return int(struct.unpack("i", fcntl.ioctl(log.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
     except (AttributeError, OSError, ValueError):  # it is not written to a socket, or another system than Linux
         return None
+
+
+def class_and_arguments(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
+    """The path of a trigger's class, and the arguments to make it again; it has each of them as an attribute."""
+    kind = type(trigger)
+    arguments = {name: getattr(trigger, name) for name in inspect.signature(kind).parameters}
+    return f"{kind.__module__}.{kind.__qualname__}", arguments
 
 
 def validate_event(event: object) -> dict[str, str]:

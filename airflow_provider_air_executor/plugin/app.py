@@ -82,6 +82,7 @@ def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 _ABOUT_A_JOB = _refusals(status.HTTP_403_FORBIDDEN, status.HTTP_404_NOT_FOUND)
 _CHANGING = {**_ABOUT_A_JOB, **_refusals(status.HTTP_503_SERVICE_UNAVAILABLE)}
+_ASKING: dict[str, Any] = {"dependencies": [Depends(same_site)], "status_code": status.HTTP_202_ACCEPTED}
 _LOG = {"description": "Text.", "content": {"text/plain": {"schema": {"type": "string"}}}}
 _EVENTS = {"description": "Events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
@@ -294,12 +295,7 @@ def follow_log(
     return _stream(found, (task_id, offset if last_event_id is None else last_event_id))
 
 
-@app.post(
-    "/api/jobs/{job_name}/cancel",
-    dependencies=[Depends(same_site)],
-    status_code=status.HTTP_202_ACCEPTED,
-    responses=_CHANGING,
-)
+@app.post("/api/jobs/{job_name}/cancel", responses=_CHANGING, **_ASKING)
 def cancel_job(found: EditedJob) -> Asked:
     """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
     if found.job.state.is_terminal:
@@ -311,12 +307,7 @@ def cancel_job(found: EditedJob) -> Asked:
     return Asked(requested=requested)
 
 
-@app.post(
-    "/api/jobs/{job_name}/retry",
-    dependencies=[Depends(same_site)],
-    status_code=status.HTTP_202_ACCEPTED,
-    responses={**_CHANGING, **_refusals(status.HTTP_409_CONFLICT)},
-)
+@app.post("/api/jobs/{job_name}/retry", responses={**_CHANGING, **_refusals(status.HTTP_409_CONFLICT)}, **_ASKING)
 def retry_job(found: EditedJob) -> Asked:
     """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
     _record("retry", found)

@@ -33,9 +33,7 @@ class Owner(BaseModel):
     def of(cls, submitted_by: SubmittedBy) -> Owner:
         """The owner as it is shown."""
         return cls(
-            **submitted_by.model_dump(
-                include={"dag_id", "run_id", "task_id", "map_index", "try_number", "callback"},
-            ),
+            **submitted_by.model_dump(include={"dag_id", "run_id", "task_id", "map_index", "try_number", "callback"}),
             run_url=links.run_url(submitted_by),
             task_url=links.task_url(submitted_by) if submitted_by.task_id else None,
         )

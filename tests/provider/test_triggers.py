@@ -237,7 +237,7 @@ def test_a_user_ends_the_task(
         assert owner == SubmittedBy(**OWNER)
         return state
 
-    monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+    monkeypatch.setattr(triggers, "task_state", task_state)
     hook = AirExecutorHook()
     hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**{**OWNER, **submitted_by}))
     asyncio.run(trigger(store, owner=OWNER).on_kill())
@@ -261,7 +261,7 @@ def test_what_a_user_has_ended_is_cancelled_although_airflow_does_not_wait_for_i
         await may_answer.wait()
         return "failed"
 
-    monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+    monkeypatch.setattr(triggers, "task_state", task_state)
     hook = AirExecutorHook()
     hook.create_job("j", ["sleep 1000"], submitted_by=SubmittedBy(**OWNER))
 
@@ -485,7 +485,7 @@ class TestSubmitting:
         async def task_state(owner: SubmittedBy) -> str | None:
             return "success"
 
-        monkeypatch.setattr(AirExecutorJobTrigger, "_task_state", staticmethod(task_state))
+        monkeypatch.setattr(triggers, "task_state", task_state)
         tested = submitting(tasks=["sleep 1000"], job_name="j")
         submit = tested._submit
 

@@ -28,8 +28,8 @@ LARGER = {
     "JobStore": (612, 10, _TO_BE_CUT),
     "KubernetesEngine": (300, 16, _TO_BE_CUT),
     "Kill": (300, 13, "what is known of a look at all processes, from one to the next"),
-    "AirExecutorSubmitOperator": (432, 23, "each parameter of an operator is an attribute"),
-    "AirExecutorJobTrigger": (308, 19, "each argument of a trigger is an attribute, for it is serialized"),
+    "AirExecutorSubmitOperator": (376, 22, "each parameter of an operator is an attribute, and is documented"),
+    "AirExecutorJobTrigger": (300, 19, "each argument of a trigger is an attribute, for it is serialized"),
 }
 
 
