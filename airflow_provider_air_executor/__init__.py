@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 
 def get_provider_info() -> dict[str, Any]:
-    """What Airflow's provider manager wants to know; nothing heavy is imported for it."""
+    """The description of this package for Airflow's provider manager; it imports nothing heavy."""
     module = "airflow_provider_air_executor"
     name = "Air-Executor"
     return {

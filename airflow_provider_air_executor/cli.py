@@ -31,7 +31,7 @@ _MAKE_IT = ("manager", "submit")  # these make a job filesystem where there is n
 
 
 def get_cli_commands() -> list[CLICommand]:
-    """What Airflow adds to its command line."""
+    """The commands that Airflow adds to its command line."""
     commands = [_command(name, command) for name, command in main.commands.items()]
     return [GroupCommand(NAME, "Run and control the jobs of Air-Executor", commands, description=_description(main))]
 

@@ -135,7 +135,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Any:
-        """What opens the stream."""
+        """The producer of that stream."""
         return _EndsProducer(cls(**kwargs))
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
@@ -172,7 +172,7 @@ if SharedStreamProducer is not None:
 
 
 def event_of(job: Job) -> dict[str, Any]:
-    """What the event of the end of a job tells; nothing that its files may hold is more than Airflow can keep."""
+    """The payload of the event of the end of a job; Airflow can store it, whatever the files of the job hold."""
     owner = job.submitted_by
     return {
         "job_name": printable(job.name),

@@ -171,7 +171,7 @@ class AirExecutorHook(BaseHook):
         return list(self.store.list_jobs())
 
     def read_log(self, job_name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
-        """What a task has printed so far, from ``offset`` bytes on, at most ``limit`` bytes.
+        """The log of a task so far, from ``offset`` bytes on, at most ``limit`` bytes.
 
         :raises JobNotFoundError: if there is no such job.
         """
@@ -313,7 +313,7 @@ def _listed(tasks: Iterable[Task | Mapping[str, Any] | str]) -> Any:
 
 
 def _secrets_of(*values: Any) -> set[str]:
-    """What of these texts Airflow masks: passwords of connections and sensitive variables that were read here."""
+    """The parts of these texts that Airflow masks: passwords and sensitive variables that were read in this process."""
     secrets: set[str] = set()
 
     def look(value: Any, name: str | None = None) -> None:

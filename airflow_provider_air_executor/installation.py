@@ -1,4 +1,4 @@
-"""What tells this Airflow from others that use the same base path: a random word, kept as a Variable of Airflow's.
+"""The identity of this Airflow among others that use the same base path: a random word, kept as an Airflow Variable.
 
 DAG, run and task have the same names in two installations that run the same DAG, and a job would be taken for that of
 the other one. What all components of an installation share, on whatever machines they are, and no other installation
@@ -29,7 +29,7 @@ _DESCRIPTION = "Tells the jobs of this Airflow from those of others on the same 
 
 
 def installation_of(store: JobStore) -> str | None:
-    """What tells this Airflow from others; made up now, if it is not there yet.
+    """The identity of this Airflow; it is made up now if it is not there yet.
 
     Nobody makes it up where Airflow is divided into teams: what one of them sets takes it from the others.
 
@@ -82,9 +82,10 @@ def name_for(job_name: str | None, store: JobStore, owner: SubmittedBy) -> str:
 
 
 def _ask(comms: Any, message: GetVariable | PutVariable) -> Any:
-    """What Airflow answers.
+    """Send a message to Airflow.
 
-    :raises AirflowRuntimeError: if it is an error, which it may also return.
+    :return: its answer.
+    :raises AirflowRuntimeError: if the answer is an error.
     """
     answer = comms.send(message)
     if isinstance(answer, ErrorResponse):

@@ -1,4 +1,4 @@
-"""What OpenLineage is told of a job, where ``apache-airflow-providers-openlineage`` is installed.
+"""Facets of a job for OpenLineage, where ``apache-airflow-providers-openlineage`` is installed.
 
 Its extractor asks the operator, which asks here; until then nothing of it is imported. Datasets are not ours to tell:
 it takes them from the operator's ``inlets`` and ``outlets``.
@@ -54,7 +54,7 @@ def with_environment(tasks: Iterable[Task], environment: Mapping[str, str]) -> t
 
 
 def of_tasks(operator: BaseOperator, tasks: Sequence[Task]) -> OperatorLineage[Any, Any]:
-    """What there is to tell before the job has begun: the commands as the DAG has them, if they may be told."""
+    """The facets before the job has begun: the commands as the DAG has them, if they may be sent."""
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.facet_v2 import source_code_job
 
@@ -65,7 +65,7 @@ def of_tasks(operator: BaseOperator, tasks: Sequence[Task]) -> OperatorLineage[A
 
 
 def of_job(store: JobStore, job_name: str) -> OperatorLineage[Any, Any]:
-    """What there is to tell when the Airflow task has ended: how the job and its tasks stand.
+    """The facets when the Airflow task has ended: the states of the job and its tasks.
 
     Not their commands: what another system has handed over, the rows of a query for instance, may be part of them.
     """

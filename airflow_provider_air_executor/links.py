@@ -46,7 +46,7 @@ def push_job(context: Context, job_name: str, conn_id: str) -> None:
 
 
 def xcoms_of(job_name: str, conn_id: str) -> dict[str, str]:
-    """What is left in XCom of a job that a task has submitted or waits for, so that its page is found."""
+    """The XComs of a task that has submitted a job or waits for it: its name, and the link to its page."""
     return {_JOB_NAME: job_name, AirExecutorJobLink().xcom_key: job_url(job_name, conn_id)}
 
 

@@ -126,7 +126,7 @@ class AirExecutorNotifier(BaseNotifier):
 
 
 def _event(context: Context) -> SubmittedBy:
-    """What has happened, to which task or DAG run.
+    """The event that a callback is about: its kind, and the task or DAG run.
 
     :raises InvalidJobError: if the context does not tell.
     """

@@ -320,7 +320,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         return self.timeout + _BACKSTOP_SECONDS
 
     def _spec(self) -> spec.JobSpec:
-        """What is said of the job; the assets among the outlets of the task are outlets of the job too."""
+        """The spec of the job; the assets among the outlets of the task are outlets of the job too."""
         assets = [outlet.uri for outlet in self.outlets if isinstance(outlet, Asset)]
         return {
             "max_parallel_tasks": self.max_parallel_tasks,

@@ -55,7 +55,7 @@ class OwnJob:
         elif not is_same_run or job.reason is Reason.INVALID:
             log.info("job %s is of an earlier run of this task, which was cleared; it is replaced", self.name)
         else:
-            return self._take_up(job)
+            return self._reattach(job)
         return self._replace(poll_interval), -1
 
     def _find(self) -> Job | None:
@@ -71,7 +71,7 @@ class OwnJob:
         log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.store.base_path)
         return job
 
-    def _take_up(self, job: Job) -> tuple[Job, int]:
+    def _reattach(self, job: Job) -> tuple[Job, int]:
         has_failed = job.state is JobState.FAILED
         if has_failed:
             log.info("job %s failed (%s); what failed of it runs again", job.name, job.error)

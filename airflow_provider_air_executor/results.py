@@ -1,4 +1,4 @@
-"""What the tasks of a job hand over to Airflow, read in one place for operator, sensor and triggers."""
+"""The results of a job for Airflow: the outputs of its tasks, for operator, sensor and triggers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RESERVED = (frozenset({"__classname__"}), frozenset({"__id__"}), frozenset({"__t
 
 
 class UnfitResultError(OutputError, AirflowFailException):
-    """What a task has handed over cannot be kept in XCom. The job has completed, so that a retry is of no use."""
+    """XCom cannot keep the output of a task. The job has completed, so that a retry is of no use."""
 
 
 def results_of(store: JobStore, job_name: str) -> dict[str, Any]:
-    """What the tasks of a job that have completed have handed over, by their ids.
+    """The outputs of the completed tasks of a job, by their ids.
 
     :raises UnfitResultError: naming the task and the file, if it cannot be read, or Airflow cannot keep it.
     """

@@ -176,7 +176,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         return TriggerEvent(event)
 
     def _success(self) -> TriggerEvent:
-        """What ends the task.
+        """The event that ends the task.
 
         :raises Exception: if Airflow could not hand it on, which would end the triggerer: a number of more than 64 bits
             in a result, for instance.
@@ -186,7 +186,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         return event
 
     def _results(self) -> dict[str, Any]:
-        """What a task that ends here leaves in XCom; it says how the job has ended, too."""
+        """The XComs of a task that ends here; the log gets a table of how the job has ended."""
         for line in summary.describe(self._store, self._store.get_job(self.job_name)):
             self.log.info("%s", line)
         results: dict[str, Any] = {**links.xcoms_of(self.job_name, self.air_executor_conn_id)}

@@ -102,7 +102,7 @@ def _warm_up() -> None:
     jinja2.lexer.get_lexer(jinja2.Environment(autoescape=True))  # kept by jinja2, for all with these delimiters
     _share_type_adapters(comms, "ToTask")
     _share_type_adapters(task_runner, "JsonValue", "StartupDetails")
-    _find_plugins_once()
+    _load_plugins_once()
 
 
 def _share_type_adapters(module: Any, *names: str) -> None:
@@ -126,7 +126,7 @@ def _share_type_adapters(module: Any, *names: str) -> None:
             shared(getattr(module, name))
 
 
-def _find_plugins_once() -> None:
+def _load_plugins_once() -> None:
     """Import the plugins of installed packages here, so that no task has to search the packages for them.
 
     Airflow goes on to load them in each task. Those that start threads are left to the tasks altogether: it is tried
@@ -162,12 +162,12 @@ def main() -> int:
     for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name != RUN_VARIABLE]:
         del os.environ[name]
     try:
-        content = json.loads(_take_file(directory / WORKLOAD_FILE))
+        content = json.loads(_read_and_remove(directory / WORKLOAD_FILE))
         workload = _workloads().validate_python(content["workload"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         # A validation error shows what it got: never print it, it may hold the token.
         why = error.strerror if isinstance(error, OSError) else "it is not a workload that this Airflow knows"
-        _say(f"{WORKLOAD_FILE} cannot be run: {why}")
+        _log_line(f"{WORKLOAD_FILE} cannot be run: {why}")
         return ExitCode.BAD_WORKLOAD
     _leave_managers_directory(content.get("directory"))
     _adopt_orphans()
@@ -177,7 +177,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
         return _explain(error)
     finally:
-        if code < 0 or _told_to_end:  # nobody wants it any more, and so not what it has started
+        if code < 0 or _terminated:  # nobody wants it any more, and so not what it has started
             kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
 
@@ -201,7 +201,7 @@ def _reap_orphans(process: Any) -> None:
             os.waitpid(ended.si_pid, 0)
 
 
-def _take_file(path: Path) -> bytes:
+def _read_and_remove(path: Path) -> bytes:
     data, _ = files.read(path)
     path.unlink()
     return data
@@ -221,14 +221,14 @@ def _leave_managers_directory(directory: str | None) -> None:
 
 @functools.cache
 def _workloads() -> Any:
-    """What reads a workload; slow to make."""
+    """The adapter that parses a workload; slow to make."""
     from airflow.executors import workloads
     from pydantic import TypeAdapter
 
     return TypeAdapter(workloads.All)
 
 
-def _say(text: str) -> None:
+def _log_line(text: str) -> None:
     print(f"air-executor: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the log of the job
 
 
@@ -239,9 +239,9 @@ def _prepare() -> None:
     from airflow.sdk.log import configure_logging
 
     configure_logging(output=sys.stdout.buffer, json_output=True)
-    _notice_the_end()
-    _signal_the_end_once()
-    _let_other_users_in()
+    _notice_end_of_task()
+    _send_sigterm_once()
+    _leave_private_directories()
 
 
 def _set_defaults() -> None:
@@ -259,7 +259,7 @@ def _set_defaults() -> None:
             os.environ.setdefault(f"AIRFLOW__WORKERS__{key.upper()}", ours)
 
 
-def _notice_the_end() -> None:
+def _notice_end_of_task() -> None:
     """Let the supervisor see at once that its task has ended.
 
     A task that ends closes its pipes a moment before it can be waited for. A supervisor that looks in between waits
@@ -281,11 +281,11 @@ def _notice_the_end() -> None:
     WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
 
 
-_told_to_end: set[int] = set()  # processes of tasks that have got SIGTERM
+_terminated: set[int] = set()  # processes of tasks that have got SIGTERM
 _forwarding: set[int] = set()  # those whose supervisor hands it on as we want it
 
 
-def _signal_the_end_once() -> None:
+def _send_sigterm_once() -> None:
     """Let a task have one SIGTERM, although two want its end: the manager, and its supervisor.
 
     An operator's ``on_kill`` runs in the handler of the signal. A second one would run it again, inside the first.
@@ -298,9 +298,9 @@ def _signal_the_end_once() -> None:
     def kill_once(
         self: Any, signal_to_send: signal.Signals = signal.SIGINT, escalation_delay: float = 5.0, force: bool = False
     ) -> None:
-        if signal_to_send != signal.SIGTERM or self.pid not in _told_to_end:
+        if signal_to_send != signal.SIGTERM or self.pid not in _terminated:
             if signal_to_send == signal.SIGTERM:
-                _told_to_end.add(self.pid)
+                _terminated.add(self.pid)
             kill(self, signal_to_send, escalation_delay, force)
             return
         kill(self, signal.SIGCONT, escalation_delay)  # which does nothing but wait as long as for SIGTERM
@@ -317,9 +317,9 @@ def _forward_once(process: Any) -> None:
         return
 
     def forward_once(number: int, frame: Any) -> None:
-        if process.pid in _told_to_end:
+        if process.pid in _terminated:
             return
-        _told_to_end.add(process.pid)
+        _terminated.add(process.pid)
         signal_group = getattr(process, "_signal_subprocess", None)  # since Airflow 3.3
         if signal_group is None:
             forward(number, frame)
@@ -331,7 +331,7 @@ def _forward_once(process: Any) -> None:
     _forwarding.add(process.pid)
 
 
-def _let_other_users_in() -> None:
+def _leave_private_directories() -> None:
     """Let no task of another user (``run_as_user``) be in a directory that is not open to all: it could not work there.
 
     Airflow finds out whose it is when it has read the DAG file, and begins anew as that user.
@@ -400,19 +400,19 @@ def _run_callback(workload: ExecuteCallback) -> int:
 
 
 def _explain(error: Exception) -> ExitCode:
-    """What the exception of a supervisor means."""
+    """The exit code for an exception of a supervisor."""
     import httpx
     from airflow.sdk.exceptions import TaskAlreadyRunningError
 
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
     if isinstance(error, TaskAlreadyRunningError) or status in (404, 409, 410):
-        _say(f"this task runs already, or is not to run any more: {error}")
+        _log_line(f"this task runs already, or is not to run any more: {error}")
         return ExitCode.SUPERSEDED
     if status in (401, 403):
-        _say(f"the API server did not accept the token: {error}")
+        _log_line(f"the API server did not accept the token: {error}")
         return ExitCode.REFUSED
     if isinstance(error, httpx.TransportError) or (status is not None and status >= 500):
-        _say(f"the API server could not be reached, or failed: {type(error).__name__}: {error}")
+        _log_line(f"the API server could not be reached, or failed: {type(error).__name__}: {error}")
         return ExitCode.UNREACHABLE
     with contextlib.suppress(Exception):
         import structlog

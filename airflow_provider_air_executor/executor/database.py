@@ -1,4 +1,4 @@
-"""What the executor reads from Airflow's database, and writes to it."""
+"""The executor's queries of Airflow's database, and its updates."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class AirExecutorExecutor(BaseExecutor):
                 self._track(TrackedWorkload(name, database.callback_key(callback_id), store, Kind.CALLBACK))
 
     def get_task_log(self, ti: TaskInstance, try_number: int) -> tuple[list[str], list[str]]:
-        """What a running task has printed so far, for where its log file cannot be read."""
+        """The output of a running task so far, for where its log file cannot be read."""
         try:
             store = self.settings.store_with(ti.external_executor_id) if ti.try_number == try_number else None
             if store is None:

@@ -1,4 +1,4 @@
-"""What the executor does about a job that has ended: tables, without input or output.
+"""The executor's decisions about jobs that have ended: tables, without input or output.
 
 A supervisor reports the end of its task to Airflow itself, so an exit code says only whether it could do so. Callbacks
 and connection tests have no supervisor that reports: their jobs' states are what the executor reports.
@@ -18,7 +18,7 @@ MAX_RESUBMISSIONS = 5
 
 
 class Decision(enum.Enum):
-    """What the executor does about a workload whose job has ended."""
+    """Each way to deal with a workload whose job has ended."""
 
     SUCCEED = enum.auto()  # report that the process has done its work; Airflow keeps the state that it was told
     FAIL = enum.auto()  # report that it failed, because nobody else does
@@ -48,7 +48,7 @@ _EXPLANATIONS: Mapping[int | None, str] = {
 
 
 def of_task(state: str | None, exit_code: int | None, *, can_be_resubmitted: bool) -> Decision:
-    """What to do about a task.
+    """The decision about a task.
 
     :param state: of the task instance in Airflow's database; None if it belongs to another job by now.
     :param exit_code: None if the process was killed, or never started.
@@ -58,7 +58,7 @@ def of_task(state: str | None, exit_code: int | None, *, can_be_resubmitted: boo
 
 
 def of_other(state: JobState, *, has_started: bool, can_be_resubmitted: bool) -> Decision:
-    """What to do about a callback or a connection test, by the state of its job."""
+    """The decision about a callback or a connection test, by the state of its job."""
     if state is JobState.COMPLETED:
         return Decision.SUCCEED
     return Decision.RESUBMIT if can_be_resubmitted and not has_started else Decision.FAIL

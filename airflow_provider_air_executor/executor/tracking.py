@@ -27,7 +27,7 @@ RESUBMISSION_SECONDS = 1.0  # before a workload is submitted for the second time
 
 
 class Kind(enum.StrEnum):
-    """What a workload is."""
+    """The kinds of workloads, which Airflow reports in different ways."""
 
     TASK = "task"
     CALLBACK = "callback"

@@ -43,7 +43,7 @@ _indexes: dict[str, JobIndex] = {}
 
 
 class Rights:
-    """What a user may do; asked for once in a request."""
+    """The rights of a user; each is asked for once in a request."""
 
     def __init__(self, user: BaseUser, conn_id: str) -> None:
         self.user = user
@@ -155,7 +155,7 @@ def hook_of(conn_id: str) -> AirExecutorHook | None:
 
 
 def index_of(store: JobStore) -> JobIndex:
-    """What this process remembers of the jobs of a base path."""
+    """The index of the jobs of a base path, which this process keeps."""
     return _indexes.setdefault(str(store.base_path), JobIndex(store, ahead=True))
 
 

@@ -69,7 +69,7 @@ Offset = Annotated[
 
 
 def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer instead, for the description of the API."""
+    """The errors that a route may answer with, for the description of the API."""
     words = {
         status.HTTP_401_UNAUTHORIZED: "No login.",
         status.HTTP_403_FORBIDDEN: "Not allowed.",

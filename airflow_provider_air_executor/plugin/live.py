@@ -1,4 +1,4 @@
-"""What changes of a job, as server-sent events, for a page that shows it.
+"""Changes of a job as server-sent events, for a page that shows it.
 
 Of the job there is only the word that it has changed, by the watcher that all pages of this process share; the page
 then asks for what it shows. The log of one task is followed by one ``stat`` a second.
@@ -95,7 +95,7 @@ def _read(store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask,
 
 
 def _mask(store: JobStore, job_name: str) -> Mask | None:
-    """What must not be shown; None if nothing may be, since that is not known."""
+    """The secrets of a job; None if they are not known, so that nothing may be shown."""
     try:
         return masking.load(store, job_name)
     except AirExecutorError:

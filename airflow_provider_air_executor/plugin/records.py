@@ -188,7 +188,7 @@ class Refusal(BaseModel):
 
 
 def _command(task: Task, mask: Mask) -> str:
-    """What the task runs: a line of shell code as it was written, anything else as one would type it."""
+    """The command of a task: a line of shell code as it was written, anything else as one would type it."""
     if task.command == "bash" and len(task.args) == 2 and task.args[0] == "-c":
         text = mask.text(task.args[1])
     else:

@@ -1,4 +1,4 @@
-"""What both transfers need of a database, which any connection of common-sql may be.
+"""Databases for both transfers: any connection of common-sql.
 
 That is one whose hook is a :class:`~airflow.providers.common.sql.hooks.sql.DbApiHook`.
 """
