@@ -181,14 +181,14 @@ class Kubernetes:
         self._cluster.close()
 
 
-class PodBundles(Kubernetes):
+class PodBatches(Kubernetes):
     """The same, with tasks that share Pods."""
 
-    name = "kubernetes-bundles"
+    name = "kubernetes-batches"
 
     def __init__(self) -> None:
         super().__init__()
-        self.config["runners"]["kubernetes"]["bundle"] = 20
+        self.config["runners"]["kubernetes"]["tasks_per_submission"] = 20
 
 
 class Manager:
@@ -291,7 +291,7 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
             print(f"  {in_flight} in flight: {cpu:.2f} % of a core, {memory:.0f} MiB", flush=True)
 
 
-ENGINES = (Local, Slurm, Bundles, Kubernetes, PodBundles)
+ENGINES = (Local, Slurm, Bundles, Kubernetes, PodBatches)
 
 
 def main() -> None:

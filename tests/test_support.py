@@ -100,7 +100,7 @@ def test_what_must_not_happen_is_shown_by_what_comes_after_it() -> None:
 
 def test_tests_that_share_something_are_a_group() -> None:
     module = "tests/engines/test_slurm.py"
-    assert group_of(f"{module}::test_a_node_is_lost[True]") == group_of(f"{module}::TestBundles::test_a_bundle")
+    assert group_of(f"{module}::test_a_node_is_lost[True]") == group_of(f"{module}::TestBatches::test_a_batch")
     assert group_of(f"{module}::test_slurm_is_away") != group_of(f"{module}::TestSite::test_too_much_memory") != ""
     example = "tests/acceptance/test_example_dags.py::test_a_job_that_fails"
     assert group_of(f"{example}[embedded]") == group_of("tests/acceptance/test_executor.py::test_a_callback")

@@ -246,8 +246,9 @@ class KubernetesOptions(BaseModel):
     :param gpu_resource: what a graphics processor is called there; default ``nvidia.com/gpu``.
     :param pod_template: a Pod to begin with, all of whose other fields stay as they are; what the task runs in is its
         container called ``task``, or else the first one.
-    :param bundle: how many tasks of the job that are ready at the same time and need the same one Pod runs, one after
-        the other; 1 to 50, default 1.
+    :param tasks_per_submission: how many tasks of the job that are ready at the same time and need the same one Pod
+        runs, one after the other; 1 to 50, default 1.
+    :param bundle: the old name of ``tasks_per_submission``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -266,6 +267,7 @@ class KubernetesOptions(BaseModel):
     env_from: tuple[dict[str, Any], ...] | None = None
     gpu_resource: NonEmptyText | None = None
     pod_template: dict[str, Any] | None = None
+    tasks_per_submission: int | None = Field(default=None, ge=1, le=50, strict=True)
     bundle: int | None = Field(default=None, ge=1, le=50, strict=True)
 
     @field_validator("volumes")

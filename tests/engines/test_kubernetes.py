@@ -17,7 +17,7 @@ import yaml
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.engines.bundles import BundleContract
+from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support.jobs import ended, only_task, task
 from tests.support.kubernetes_cluster import IMAGE, NODES, STOPPED_BY, KubernetesCluster, missing
@@ -217,14 +217,14 @@ def test_a_result_in_a_pod_of_many_containers(store: JobStore, manager: object) 
     assert store.get_outputs("j") == {"a": ["0" * 2700]}
 
 
-@pytest.mark.parametrize("bundle", [1, 5])
+@pytest.mark.parametrize("size", [1, 5])
 def test_a_result_where_memory_cannot_be_written_to(
-    store: JobStore, manager: object, tmp_path: Path, bundle: int
+    store: JobStore, manager: object, tmp_path: Path, size: int
 ) -> None:
     (tmp_path / "shm").mkdir(mode=0o755)
     volume = {"name": "shm", "hostPath": {"path": f"{tmp_path}/shm"}, "mountPath": "/dev/shm"}
     template = {"spec": {"hostNetwork": True, "securityContext": {"runAsUser": 1000}}}
-    options = {"volumes": [volume], "bundle": bundle, "pod_template": template}
+    options = {"volumes": [volume], "tasks_per_submission": size, "pod_template": template}
     tasks = [task(f"t{n}", 'echo "[$W]" > $AIR_EXECUTOR_OUTPUT', env={"W": str(n)}) for n in (1, 2)]
     store.submit("j", [{**task, "kubernetes": options} for task in tasks], max_parallel_tasks=2)
     assert ended(store, "j").state == "completed", store.get_tasks("j")
@@ -273,13 +273,13 @@ def test_deleted_by_somebody_else(store: JobStore, manager: object, cluster: Kub
     assert (tmp_path / "ran").read_text() == "x\nx\n"
 
 
-@pytest.mark.parametrize("bundle", [1, 5])
+@pytest.mark.parametrize("size", [1, 5])
 def test_evicted_and_ended_with_0(
-    store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path, bundle: int
+    store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path, size: int
 ) -> None:
     """As when a node is drained: a task that saves what it has then has not completed."""
     line = f"trap 'echo x > {tmp_path}/saved; exit 0' TERM; echo begun; while :; do sleep 0.2; done"
-    store.submit("j", [task("a", line, kubernetes={"bundle": bundle})])
+    store.submit("j", [task("a", line, kubernetes={"tasks_per_submission": size})])
     running(store)
     name = pod_of(cluster)["metadata"]["name"]
     eviction = {"apiVersion": "policy/v1beta1", "kind": "Eviction", "metadata": {"name": name, "namespace": "default"}}
@@ -347,10 +347,10 @@ def test_deleted_while_there_was_no_manager(
     assert "it is gone" in (done.error or "")
 
 
-def test_created_but_not_noted(
+def test_created_but_not_in_its_handle(
     store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster, tmp_path: Path
 ) -> None:
-    """A manager is killed between the creation of a Pod and its own note of that."""
+    """A manager is killed between the creation of a Pod and writing that into its handle."""
     engine.prepare(managers)
     manager = managers.start()
     store.submit("j", [task("a", f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6")])
@@ -364,7 +364,7 @@ def test_created_but_not_noted(
     done = only_task(store)
     assert (done.exit_code, done.attempt) == (6, 1)
     assert (tmp_path / "ran").read_text() == "x\n"
-    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-*")), what="the note is removed")
+    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-*")), what="the handle is removed")
 
 
 def test_the_api_server_is_away(
@@ -515,18 +515,18 @@ def test_a_token_that_has_expired(
 
 
 @pytest.fixture
-def bundled(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
+def batched(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
     """A manager whose tasks share Pods."""
-    engine.config = config(bundle=10)
+    engine.config = config(tasks_per_submission=10)
     engine.prepare(managers)
     return managers.start()
 
 
-class TestBundles(BundleContract):
+class TestBatches(BatchContract):
     """Several tasks in one Pod."""
 
 
-def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
+def test_a_batch_is_deleted(store: JobStore, batched: object, cluster: KubernetesCluster, tmp_path: Path) -> None:
     """What had not begun is run by another Pod, if it is certain that it had not."""
     first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
@@ -541,12 +541,12 @@ def test_a_bundle_is_deleted(store: JobStore, bundled: object, cluster: Kubernet
         t.error for t in store.get_tasks("j")
     ]
     assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "x"]
-    notes = lambda: [path for path in store.paths("j").runs.iterdir() if "bundle" in path.name]  # noqa: E731
-    wait_until(lambda: not notes(), what="the note is removed")
+    handles = lambda: [path for path in store.paths("j").runs.iterdir() if "bundle" in path.name]  # noqa: E731
+    wait_until(lambda: not handles(), what="the handle is removed")
 
 
-def test_a_bundle_without_a_manager(
-    store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+def test_a_batch_without_a_manager(
+    store: JobStore, managers: Managers, batched: subprocess.Popen[str], tmp_path: Path
 ) -> None:
     """The next manager finds out how far its Pod has come, and what was left to do."""
     line = f"echo $AIR_EXECUTOR_TASK >> {tmp_path}/ran; echo $AIR_EXECUTOR_TASK; sleep 0.5"
@@ -554,7 +554,7 @@ def test_a_bundle_without_a_manager(
     tasks += [task("long", f"echo $PPID > {tmp_path}/first; {line}; sleep 1000"), task("last", line)]
     store.submit("j", tasks, max_parallel_tasks=5)
     wait_until((tmp_path / "ran").exists, what="the first runs")
-    managers.kill(bundled)
+    managers.kill(batched)
     wait_until(lambda: "long" in (tmp_path / "ran").read_text(), what="the long one runs")
     kill([int((tmp_path / "first").read_text())])  # process of the container, that is
     managers.start()
@@ -566,10 +566,10 @@ def test_a_bundle_without_a_manager(
     ]
 
 
-def test_a_bundle_that_has_ended_without_a_manager(
+def test_a_batch_that_has_ended_without_a_manager(
     store: JobStore,
     managers: Managers,
-    bundled: subprocess.Popen[str],
+    batched: subprocess.Popen[str],
     cluster: KubernetesCluster,
     tmp_path: Path,
 ) -> None:
@@ -577,7 +577,7 @@ def test_a_bundle_that_has_ended_without_a_manager(
     line = f"echo $AIR_EXECUTOR_TASK | tee -a {tmp_path}/ran; sleep 0.5"
     store.submit("j", [task(f"t{number}", line, timeout=2) for number in range(6)], max_parallel_tasks=6)
     wait_until((tmp_path / "ran").exists, what="the first runs")
-    managers.kill(bundled)
+    managers.kill(batched)
     has_ended = lambda: pod_of(cluster)["status"]["phase"] == "Succeeded"  # noqa: E731
     wait_until(has_ended, what="its Pod has ended", interval=0.2)
     managers.start()
@@ -585,7 +585,7 @@ def test_a_bundle_that_has_ended_without_a_manager(
     assert (tmp_path / "ran").read_text().split() == [f"t{number}" for number in range(6)]
 
 
-def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object) -> None:
+def test_a_batch_that_prints_and_returns_much(store: JobStore, batched: object) -> None:
     prints = task("prints", "seq 200000; sleep 1")
     returns = task(
         "returns", "{ echo -n '\"'; head -c 100000 /dev/zero | tr '\\0' x; echo '\"'; } > $AIR_EXECUTOR_OUTPUT"
@@ -600,9 +600,23 @@ def test_a_bundle_that_prints_and_returns_much(store: JobStore, bundled: object)
     assert where["prints"] == where["returns"] == where["last"] != where["long"]
 
 
-def test_the_size_of_a_bundle(store: JobStore) -> None:
-    with pytest.raises(InvalidJobError, match="kubernetes.bundle: Input should be less than or equal to 50"):
-        store.submit("j", [task("a", "true", kubernetes={"bundle": 51})])
+def test_the_size_of_a_batch(store: JobStore) -> None:
+    for name in ("tasks_per_submission", "bundle"):
+        with pytest.raises(InvalidJobError, match=f"kubernetes.{name}: Input should be less than or equal to 50"):
+            store.submit("j", [task("a", "true", kubernetes={name: 51})])
+
+
+def test_the_old_name_of_tasks_per_submission(store: JobStore, managers: Managers, engine: Engine) -> None:
+    """It is read from the settings and from tasks, and the manager warns of it."""
+    engine.config = config(bundle=2)
+    engine.prepare(managers)
+    manager = managers.start()
+    own = {"kubernetes": {"bundle": 1}}
+    store.submit("j", [task("a", "true"), task("b", "true"), task("c", "true", **own)], max_parallel_tasks=3)
+    assert any("kubernetes.bundle is called tasks_per_submission now" in line for line in manager.stderr or ())
+    assert ended(store, "j").state == "completed"
+    where = {task.id: task.where for task in store.get_tasks("j")}
+    assert where["a"] == where["b"] != where["c"]
 
 
 def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:

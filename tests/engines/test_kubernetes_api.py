@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.engines.kubernetes import api as apis
-from airflow_provider_air_executor.engines.kubernetes.api import Api, ApiError, UnreachableError
-from airflow_provider_air_executor.engines.kubernetes.credentials import Access
+from airflow_provider_air_executor.engines.kubernetes import client as clients
+from airflow_provider_air_executor.engines.kubernetes.client import ApiError, KubernetesClient, UnreachableError
+from airflow_provider_air_executor.engines.kubernetes.credentials import ClusterCredentials
 from airflow_provider_air_executor.exceptions import SettingsError
 from tests.support.kubernetes_cluster import make_certificates
+from tests.support.ports import free_port
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -63,7 +64,7 @@ async def asking(
     trusts: ssl.SSLContext | None = None,
     token: str = "word",
     name: str | None = None,
-) -> AsyncIterator[tuple[Api, Server]]:
+) -> AsyncIterator[tuple[KubernetesClient, Server]]:
     """Somebody who asks, and a server.
 
     :param tls: the server's.
@@ -73,7 +74,9 @@ async def asking(
     server = Server(list(answers))
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, ssl=tls)
     address = f"{'https' if tls else 'http'}://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    api = Api(Access(address, trusts or ssl.create_default_context(), token=token, server_name=name))
+    api = KubernetesClient(
+        ClusterCredentials(address, trusts or ssl.create_default_context(), token=token, server_name=name)
+    )
     try:
         yield api, server
     finally:
@@ -92,7 +95,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(within())
 
 
-async def get(api: Api) -> object:
+async def get(api: KubernetesClient) -> object:
     return await api.get_pod("team", "p")
 
 
@@ -151,7 +154,7 @@ def test_a_line_break_in_a_token() -> None:
 
 def test_a_connection_that_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the server has closed meanwhile, or that is old, is not used again."""
-    monkeypatch.setattr(apis, "_KEEP_SECONDS", 0.5)
+    monkeypatch.setattr(clients, "_KEEP_SECONDS", 0.5)
 
     async def test() -> None:
         async with asking(GOOD + b"CLOSE", GOOD, GOOD) as (api, server):
@@ -184,7 +187,7 @@ def test_what_nobody_asked_for(closes: bytes) -> None:
 @pytest.mark.parametrize("address", ["htps://127.0.0.1", "http://127.0.0.1:70000", "http://", "127.0.0.1:6443"])
 def test_what_is_no_address(address: str) -> None:
     with pytest.raises(SettingsError, match="cannot be asked"):
-        Api(Access(address, ssl.create_default_context()))
+        KubernetesClient(ClusterCredentials(address, ssl.create_default_context()))
 
 
 @pytest.mark.parametrize(
@@ -225,13 +228,13 @@ def test_a_server_that_closes_the_connection_without_an_answer() -> None:
 
 @pytest.mark.parametrize("text", [b"", OK + b"Content-", OK + b"Content-Length: 10\r\n\r\n{}"])
 def test_an_answer_that_does_not_go_on(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(apis, "_ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(clients, "_ANSWER_SECONDS", 0.5)
 
     async def test() -> None:
         async with asking(text, GOOD) as (api, server):
             with pytest.raises(UnreachableError, match="imeout"):
                 await get(api)
-            monkeypatch.setattr(apis, "_ANSWER_SECONDS", 30)
+            monkeypatch.setattr(clients, "_ANSWER_SECONDS", 30)
             assert await get(api) == POD
             assert server.connections == 2
 
@@ -280,12 +283,10 @@ def test_a_stream_goes_on_when_a_request_beside_it_is_refused() -> None:
 
 def test_nobody_listens() -> None:
     async def test() -> None:
-        async with asking() as (api, _):
-            pass
-        again = Api(api._access)
+        client = KubernetesClient(ClusterCredentials(f"http://127.0.0.1:{free_port()}", ssl.create_default_context()))
         with pytest.raises(UnreachableError, match="onnect"):
-            await get(again)
-        await again.close()
+            await get(client)
+        await client.close()
 
     run(test)
 

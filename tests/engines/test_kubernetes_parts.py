@@ -18,7 +18,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,23 +27,28 @@ from typing import Any
 import pytest
 import yaml
 
-from airflow_provider_air_executor.engines.kubernetes import attendant as attendants
-from airflow_provider_air_executor.engines.kubernetes import credentials, pods
-from airflow_provider_air_executor.engines.kubernetes.api import Api, ApiError, UnreachableError
-from airflow_provider_air_executor.engines.kubernetes.attendant import Attendant, Limits
-from airflow_provider_air_executor.engines.kubernetes.attended import Pod, Run
-from airflow_provider_air_executor.engines.kubernetes.bundles import BundleOutput, Message, Part, read_message
-from airflow_provider_air_executor.engines.kubernetes.credentials import Access, find_access
-from airflow_provider_air_executor.engines.kubernetes.endings import conclude, has_all, read_result
+from airflow_provider_air_executor.engines.kubernetes import controller as controllers
+from airflow_provider_air_executor.engines.kubernetes import credentials, log_reader, pod_status, start_checks
+from airflow_provider_air_executor.engines.kubernetes import manifest as manifests
+from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt, Message, read_message
+from airflow_provider_air_executor.engines.kubernetes.client import ApiError, KubernetesClient, UnreachableError
+from airflow_provider_air_executor.engines.kubernetes.controller import Controller
+from airflow_provider_air_executor.engines.kubernetes.credentials import ClusterCredentials, find_credentials
+from airflow_provider_air_executor.engines.kubernetes.endings import has_all, last_end, read_result
 from airflow_provider_air_executor.engines.kubernetes.handles import Handles
+from airflow_provider_air_executor.engines.kubernetes.log_reader import LogReader
+from airflow_provider_air_executor.engines.kubernetes.manifest import Installation, make_manifest
+from airflow_provider_air_executor.engines.kubernetes.options import EngineOptions
 from airflow_provider_air_executor.engines.kubernetes.output import (
     THROWN_AWAY,
     UNCERTAIN,
     OutOfStepError,
+    Output,
     Reader,
-    TaskOutput,
 )
-from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, SpawnError, Started
+from airflow_provider_air_executor.engines.kubernetes.pod import Pod
+from airflow_provider_air_executor.engines.kubernetes.shared import Left, Shared
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, SpawnError
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -52,9 +57,9 @@ from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
 
 TOKEN = "c0ffee00c0ffee00"  # it is part of the names of tests; nobody kills what has it
-BEGINNING = pods.beginning(TOKEN)
+BEGINNING = manifests.beginning(TOKEN)
 POD: dict[str, Any] = {"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": [{"name": "task"}]}}
-MARKER = pods.end_marker(TOKEN)
+MARKER = f"\0air-executor {TOKEN}\n".encode()
 
 
 # -- credentials -----------------------------------------------------------------------------------------------
@@ -75,9 +80,9 @@ def write_kubeconfig(path: Path, user: dict[str, Any], *, current: str = "one", 
 
 
 def test_a_token(tmp_path: Path) -> None:
-    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
-    assert (access.server, access.namespace, access.authorization) == ("https://10.0.0.1:6443", "team", "Bearer t")
-    assert not access.must_renew
+    found = find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert (found.server, found.namespace, found.authorization) == ("https://10.0.0.1:6443", "team", "Bearer t")
+    assert not found.must_renew
 
 
 def test_what_python_calls_not_strict_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,15 +95,15 @@ def test_what_python_calls_not_strict_enough(tmp_path: Path, monkeypatch: pytest
         return found
 
     monkeypatch.setattr(ssl, "create_default_context", as_since_3_13)
-    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
-    assert not access.tls.verify_flags & ssl.VERIFY_X509_STRICT
-    assert access.tls.verify_mode is ssl.CERT_REQUIRED
+    found = find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"token": "t"}))
+    assert not found.tls.verify_flags & ssl.VERIFY_X509_STRICT
+    assert found.tls.verify_mode is ssl.CERT_REQUIRED
 
 
 def test_another_context(tmp_path: Path) -> None:
     path = write_kubeconfig(tmp_path / "config", {"token": "t"}, **{"tls-server-name": "api", "proxy-url": "http://p"})
-    access = find_access({"KUBECONFIG": path}, context="two")
-    assert (access.namespace, access.authorization, access.server_name, access.proxy) == (
+    found = find_credentials({"KUBECONFIG": path}, context="two")
+    assert (found.namespace, found.authorization, found.server_name, found.proxy) == (
         "default",
         None,
         "api",
@@ -108,17 +113,17 @@ def test_another_context(tmp_path: Path) -> None:
 
 def test_a_token_in_a_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("first\n")
-    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
-    assert access.must_renew
-    access.renew()
-    assert (access.authorization, access.must_renew) == ("Bearer first", False)
+    found = find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", {"tokenFile": "token"}))
+    assert found.must_renew
+    found.renew()
+    assert (found.authorization, found.must_renew) == ("Bearer first", False)
     (tmp_path / "token").write_text("second\n")
-    access.forget()
-    access.renew()
-    assert access.authorization == "Bearer second"
+    found.forget()
+    found.renew()
+    assert found.authorization == "Bearer second"
     later = credentials.time.time() + 61
     monkeypatch.setattr(credentials.time, "time", lambda: later)
-    assert access.must_renew
+    assert found.must_renew
 
 
 def test_a_program(tmp_path: Path) -> None:
@@ -127,19 +132,19 @@ def test_a_program(tmp_path: Path) -> None:
     program.write_text(f'#!/bin/sh\necho \'{{"kind": "ExecCredential", "status": {status}}}\'\n')
     program.chmod(0o755)
     run = {"apiVersion": "v1", "command": "./program", "args": ["x"], "env": [{"name": "WHO", "value": "me"}]}
-    access = find_access({"PATH": "/bin"}, kubeconfig=write_kubeconfig(tmp_path / "config", {"exec": run}))
-    access.renew()
-    assert access.authorization == "Bearer me-x"
-    assert access.must_renew  # it has expired
+    found = find_credentials({"PATH": "/bin"}, kubeconfig=write_kubeconfig(tmp_path / "config", {"exec": run}))
+    found.renew()
+    assert found.authorization == "Bearer me-x"
+    assert found.must_renew  # it has expired
     program.write_text("#!/bin/sh\necho nonsense\n")
     with pytest.raises(OSError, match="did not print the credentials"):
-        access.renew()
+        found.renew()
 
 
 def test_user_and_password(tmp_path: Path) -> None:
     user = {"username": "me", "password": "secret"}
-    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user))
-    assert access.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
+    found = find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", user))
+    assert found.authorization == "Basic " + base64.b64encode(b"me:secret").decode()
 
 
 @pytest.mark.parametrize(
@@ -152,21 +157,21 @@ def test_user_and_password(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used(tmp_path: Path, user: dict[str, Any], cluster: dict[str, Any], why: str) -> None:
     with pytest.raises(SettingsError, match=why):
-        find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
+        find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
 
 
 def test_a_proxy_that_is_none(tmp_path: Path) -> None:
-    access = find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", {}, **{"proxy-url": "odd://p"}))
+    found = find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", {}, **{"proxy-url": "odd://p"}))
     with pytest.raises(SettingsError, match=r"https://10\.0\.0\.1:6443 cannot be asked by the proxy odd://p: "):
-        Api(access)
+        KubernetesClient(found)
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"\.kube/config"):
-        find_access({"HOME": str(tmp_path)})
+        find_credentials({"HOME": str(tmp_path)})
     (tmp_path / "odd").write_text("- a list\n")
     with pytest.raises(SettingsError, match="odd"):
-        find_access({}, kubeconfig=str(tmp_path / "odd"))
+        find_credentials({}, kubeconfig=str(tmp_path / "odd"))
 
 
 def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +179,15 @@ def test_as_a_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "token").write_text("pod")
     (tmp_path / "namespace").write_text("jobs")
     make_certificates(tmp_path)
-    access = find_access({"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"})
-    access.renew()
-    assert (access.server, access.namespace, access.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
-    assert not access.is_outdated
+    found = find_credentials(
+        {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "443", "HOME": "/nowhere"}
+    )
+    found.renew()
+    assert (found.server, found.namespace, found.authorization) == ("https://[fd00::1]:443", "jobs", "Bearer pod")
+    assert not found.is_outdated
     make_certificates(tmp_path)  # another authority
-    assert access.is_outdated
-    assert access.read_again().tls is not access.tls
+    assert found.is_outdated
+    assert found.read_again().tls is not found.tls
 
 
 @dataclass
@@ -240,11 +247,11 @@ BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
 @pytest.mark.parametrize(
     ("user", "header"), [({"token": "b"}, "Bearer b"), ({"username": "me", "password": "secret"}, BASIC)]
 )
-def test_the_credentials_in_a_kubeconfig_are_read_again(tmp_path: Path, user: dict[str, Any], header: str) -> None:
+def test_the_foundin_a_kubeconfig_are_read_again(tmp_path: Path, user: dict[str, Any], header: str) -> None:
     async def test() -> None:
         async with api_server() as server:
             path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
-            api = Api(find_access({}, kubeconfig=path))
+            api = KubernetesClient(find_credentials({}, kubeconfig=path))
             await api.list_pods("team", "x=y")
             server.accepts = header
             with pytest.raises(ApiError, match="Unauthorized"):
@@ -264,12 +271,12 @@ def test_what_the_api_server_refuses_is_read_again(tmp_path: Path) -> None:
         async with api_server() as server:
             path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=server.address)
             before = os.stat(path)
-            access = find_access({}, kubeconfig=path)
-            api = Api(access)
+            found = find_credentials({}, kubeconfig=path)
+            api = KubernetesClient(found)
             server.accepts = "Bearer b"
             write_kubeconfig(tmp_path / "config", {"token": "b"}, server=server.address)
             os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-            assert not access.is_outdated
+            assert not found.is_outdated
             with pytest.raises(ApiError, match="Unauthorized"):
                 await api.list_pods("team", "x=y")
             await api.list_pods("team", "x=y")
@@ -284,7 +291,7 @@ def test_another_address_in_a_kubeconfig(tmp_path: Path) -> None:
     async def test() -> None:
         async with api_server() as one, api_server() as two:
             path = write_kubeconfig(tmp_path / "config", {"token": "a"}, server=one.address)
-            api = Api(find_access({}, kubeconfig=path))
+            api = KubernetesClient(find_credentials({}, kubeconfig=path))
             await api.list_pods("team", "x=y")
             write_kubeconfig(tmp_path / "config", {"token": "a"}, current="two", server=two.address)
             await api.list_pods("team", "x=y")
@@ -310,7 +317,9 @@ def test_certificates_are_read_again(tmp_path: Path) -> None:
             use("old", *names)
             user = {"client-certificate": "client.crt", "client-key": "client.key"}
             cluster = {"server": server.address, "certificate-authority": "ca.crt"}
-            api = Api(find_access({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster)))
+            api = KubernetesClient(
+                find_credentials({}, kubeconfig=write_kubeconfig(tmp_path / "config", user, **cluster))
+            )
             with pytest.raises(UnreachableError, match="certificate verify failed"):
                 await api.list_pods("team", "x=y")
             use("new", "ca.crt")
@@ -338,7 +347,9 @@ def test_a_kubeconfig_that_cannot_be_read_any_more(
 
     async def test() -> None:
         async with api_server() as server:
-            api = Api(find_access({}, kubeconfig=write_kubeconfig(path, {"token": "a"}, server=server.address)))
+            api = KubernetesClient(
+                find_credentials({}, kubeconfig=write_kubeconfig(path, {"token": "a"}, server=server.address))
+            )
             spoil()
             for _ in range(2):
                 await api.list_pods("team", "x=y")
@@ -358,13 +369,19 @@ def test_a_kubeconfig_that_is_a_pipe(tmp_path: Path) -> None:
     content = Path(write_kubeconfig(tmp_path / "config", {"token": "a"})).read_text()
     writing = threading.Thread(target=lambda: (tmp_path / "pipe").write_text(content))
     writing.start()
-    access = find_access({}, kubeconfig=str(tmp_path / "pipe"))
+    found = find_credentials({}, kubeconfig=str(tmp_path / "pipe"))
     writing.join()
-    access.forget()
-    assert not access.is_outdated
+    found.forget()
+    assert not found.is_outdated
 
 
 # -- output ----------------------------------------------------------------------------------------------------
+
+
+def one(log: Path, start: int = 0) -> tuple[BatchedAttempt, Output]:
+    """An attempt that has its container alone, and the output of that."""
+    attempt = BatchedAttempt(None, TOKEN, log_path=log, log_start=start)
+    return attempt, Output(TOKEN, [attempt], is_batch=False)
 
 
 def feed_some(reader: Reader, stream: bytes, draw: random.Random) -> None:
@@ -386,33 +403,33 @@ def test_each_byte_once(tmp_path: Path, seed: int) -> None:
     output = bytes(draw.choice(b"ab\n") for _ in range(3000)) + MARKER[:10]
     result = bytes(draw.choice(b"cd") for _ in range(2000))
     stream = BEGINNING + output + MARKER + result
-    reading = TaskOutput(BEGINNING, log, start, MARKER)
+    attempt, reading = one(log, start)
     for _ in range(8):
-        if draw.random() < 0.5 and reading.result is None:
-            reading = TaskOutput(BEGINNING, log, start, MARKER)
+        if draw.random() < 0.5 and attempt.result is None:
+            attempt, reading = one(log, start)
         feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
-    reading.finish(marker_is_due=True)
+    reading.splitter.finish(marker_is_due=True)
     assert log.read_bytes() == b"of an earlier attempt\n" + output
-    assert reading.result == result
+    assert attempt.result == result
 
 
 def test_the_beginning_was_thrown_away(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
     lines = [f"line {number}\n".encode() for number in range(1000)]
-    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    _, output = one(log)
     output.reader().feed(BEGINNING + b"".join(lines[:500]))
     there = b"".join(lines[450:600])
     with pytest.raises(OutOfStepError):
         output.reader().feed(4 * there)
-    output.go_on_in(there)
+    output.continue_in(there)
     output.reader().feed(there)
     assert log.read_bytes() == b"".join(lines[:600])
     there = b"".join(lines[800:])
-    output.go_on_in(there)
+    output.continue_in(there)
     output.reader().feed(there)
-    output.finish(marker_is_due=False)
+    output.splitter.finish(marker_is_due=False)
     text = log.read_text()
     assert "line 599\n\n[air-executor] Output is missing here" in text
     assert text.endswith("line 998\nline 999\n")
@@ -449,13 +466,13 @@ def test_its_node_has_begun_a_new_file(
 ) -> None:
     log = tmp_path / "log"
     log.touch()
-    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    _, output = one(log)
     output.reader().feed(BEGINNING + read)
     output.is_read_out = is_read_out
     if there:
         with pytest.raises(OutOfStepError):
             output.reader().feed(there)
-    output.go_on_in(there)
+    output.continue_in(there)
     output.reader().feed(there)
     assert log.read_bytes() == read + says + taken
 
@@ -464,13 +481,56 @@ def test_the_words_of_a_kubelet(tmp_path: Path) -> None:
     """What comes at the end of a stream because its node can read no more is not in the way of what comes then."""
     log = tmp_path / "log"
     log.touch()
-    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    _, output = one(log)
     output.reader().feed(BEGINNING + LINES[:6000] + b"rpc error")
     with pytest.raises(OutOfStepError):
         output.reader().feed(BEGINNING + LINES)
-    output.go_on_in(BEGINNING + LINES[:9000])
+    output.continue_in(BEGINNING + LINES[:9000])
     output.reader().feed(BEGINNING + LINES)
     assert log.read_bytes() == LINES[:6000] + b"rpc error" + LINES[6000:]
+
+
+class Manager:
+    """The manager's side of a controller: what it emits, and what is persisted before that."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, object] = {}  # exit code and reason by task, or "left" to another Pod
+        self.events: list[tuple[str, str]] = []
+        self.persisted: dict[str, bytes | None] = {}
+        self.full_for: tuple[str, float] = ("", 0.0)  # a task whose end cannot be persisted until then
+
+    def put(self, event: Event | Left) -> None:
+        if isinstance(event, Left):
+            self.ends |= {each.task_id: "left" for each in event.attempts}
+        elif isinstance(event, Ended):
+            self.ends[event.attempt.task_id] = (event.exit_code, event.reason)
+        for name in [each.task_id for each in event.attempts] if isinstance(event, Left) else [event.attempt.task_id]:
+            self.events.append((type(event).__name__, name))
+
+    def persist(self, attempt: BatchedAttempt, ended: Ended, result: bytes | None) -> None:
+        assert attempt.attempt is not None
+        name = attempt.attempt.task_id
+        if name == self.full_for[0] and time.monotonic() < self.full_for[1]:
+            raise OSError(28, "the disk is full")
+        self.persisted[name] = result
+
+    def write_creation(self, pod: Pod) -> None:
+        """It is not needed."""
+
+    def is_expected(self, annotations: Mapping[str, str], token: str) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def controlling(manager: Manager) -> Iterator[Controller]:
+    """A controller that cannot reach its API server."""
+    client = KubernetesClient(ClusterCredentials("http://127.0.0.1:1", ssl.create_default_context()))
+    options = EngineOptions(lost_after=1, stuck_after=1, start_within=1, log_streams=1)
+    controller = Controller(Shared(client, options, Installation("me", "n"), 1, manager, manager))
+    try:
+        yield controller
+    finally:
+        controller.close()
 
 
 class Node:
@@ -502,15 +562,16 @@ class Node:
         """What is in the log after the last stream."""
         log = tmp_path / "log"
         log.touch()
-        for name in ("FIRST_SILENCE", "_ARRIVAL_SECONDS"):
-            monkeypatch.setattr(attendants, name, 0.1)
-        attendant = object.__new__(Attendant)
-        attendant._api = self  # type: ignore[assignment]
-        pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, log, 0, MARKER), tmp_path / "note", [])
+        for name in ("FIRST_SILENCE", "ARRIVAL_SECONDS"):
+            monkeypatch.setattr(log_reader, name, 0.1)
+        pod = Pod("j", TOKEN, POD, tmp_path / "handle", [BatchedAttempt(None, TOKEN, log_path=log)])
 
         async def read() -> None:
+            manager = Manager()
+            ours, loop = Installation("me", "n"), asyncio.get_running_loop()
+            shared = Shared(self, EngineOptions(), ours, 1, manager, manager, loop)
             async with asyncio.timeout(10):
-                assert await attendant._read(pod, follow=True)
+                assert await LogReader(pod, shared, lambda: None).read(follow=True)
 
         asyncio.run(read())
         assert not self._streams
@@ -543,33 +604,33 @@ def test_a_stream_that_has_gone_on_to_the_next_file(tmp_path: Path, monkeypatch:
 def test_the_end_was_lost(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.touch()
-    output = TaskOutput(BEGINNING, log, 0, MARKER)
+    _, output = one(log)
     output.reader().feed(BEGINNING + b"begun" + MARKER[:5])
-    output.finish(marker_is_due=True)
+    output.splitter.finish(marker_is_due=True)
     assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
 
 
 def test_a_full_disk(tmp_path: Path) -> None:
-    """What could not be written is read again, and stands there once."""
-    output = TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER)
+    """What could not be written is written with what comes next, and stands there once."""
+    _, output = one(tmp_path / "log")
     with pytest.raises(OSError, match="No such file"):
         output.reader().feed(BEGINNING + b"text")
     (tmp_path / "log").touch()
-    output.reader().feed(BEGINNING + b"text")
-    assert (tmp_path / "log").read_bytes() == b"text"
+    output.reader().feed(BEGINNING + b"text and more")
+    assert (tmp_path / "log").read_bytes() == b"text and more"
 
 
-# -- the output of a bundle ------------------------------------------------------------------------------------
+# -- the output of a batch -------------------------------------------------------------------------------------
 
 
-def parts(directory: Path, count: int = 3) -> list[Part]:
+def parts(directory: Path, count: int = 3) -> list[BatchedAttempt]:
     """Attempts, each with a log that an earlier one has begun."""
     found = []
     for number in range(count):
         log = directory / f"t{number}.log"
         if not log.exists():
             log.write_bytes(b"earlier\n")
-        found.append(Part(None, f"{number:016x}", task_id=f"t{number}", log_path=log, log_start=8))
+        found.append(BatchedAttempt(None, f"{number:016x}", task_id=f"t{number}", log_path=log, log_start=8))
     return found
 
 
@@ -594,47 +655,50 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
         + frame(number, "done")
         for number in range(3)
     )
-    reading = BundleOutput(BEGINNING, parts(tmp_path))
+    found = parts(tmp_path)
+    reading = Output(TOKEN, found, is_batch=True)
     for _ in range(8):
         if draw.random() < 0.5:
-            reading = BundleOutput(BEGINNING, parts(tmp_path))
+            found = parts(tmp_path)
+            reading = Output(TOKEN, found, is_batch=True)
         feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
-    reading.finish(marker_is_due=True)
-    for number, part in enumerate(reading.parts):
+    reading.splitter.finish(marker_is_due=True)
+    for number, part in enumerate(found):
         assert part.log_path.read_bytes() == b"earlier\n" + pieces[number]
         assert (part.result, part.exit_code, part.is_done) == (results[number], number, True)
-        assert part.result_is_whole
+        assert part.has_whole_result
         assert part.begun_at is not None
         assert part.begun_at.timestamp() == 1700000000
 
 
-def test_the_beginning_of_a_bundle_was_thrown_away(tmp_path: Path) -> None:
+def test_the_beginning_of_a_batch_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
-    output = BundleOutput(BEGINNING, parts(tmp_path))
+    found = parts(tmp_path)
+    output = Output(TOKEN, found, is_batch=True)
     there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
-    output.go_on_in(b"the last of it\n" + b"".join(there))
+    output.continue_in(b"the last of it\n" + b"".join(there))
     output.reader().feed(b"the last of it\n" + b"".join(there))
-    output.finish(marker_is_due=False)
-    first, second, third = output.parts
+    output.splitter.finish(marker_is_due=False)
+    first, second, third = found
     assert (first.exit_code, second.exit_code, second.is_done, third.is_done) == (None, 0, True, False)
     assert first.log_path.read_bytes() == b"earlier\n"
     assert b"Output is missing here" in second.log_path.read_bytes()
     assert third.log_path.read_bytes() == b"earlier\ntwo\n"
 
 
-def test_a_bundle_and_a_full_disk(tmp_path: Path) -> None:
+def test_a_batch_and_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is written with what comes next, and stands there once."""
     found = parts(tmp_path)
     found[0].log_path.rename(tmp_path / "aside")
-    output = BundleOutput(BEGINNING, found)
+    output = Output(TOKEN, found, is_batch=True)
     stream = BEGINNING + frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
     with pytest.raises(OSError, match="No such file"):
         output.reader().feed(stream[:100])
     (tmp_path / "aside").rename(found[0].log_path)
     output.reader().feed(stream)
     assert found[0].log_path.read_bytes() == b"earlier\ntext\n"
-    assert (found[0].is_done, output.begun) == (True, 1)
+    assert (found[0].is_done, output.splitter.begun) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -658,7 +722,14 @@ def done(number: int, code: int = 0, told_to_end: int = 0) -> bytes:
     return frame(number, "begin 1") + frame(number, f"end {code} 0 {told_to_end} 2") + frame(number, "done")
 
 
-ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
+ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"  # as Manager.ends has them
+
+
+def batch(attempts: list[BatchedAttempt], directory: Path) -> Pod:
+    """A Pod that runs several attempts, all of which the manager knows."""
+    for number, each in enumerate(attempts):
+        each.attempt = Attempt("j", each.task_id, 1, number, "kubernetes")
+    return Pod("j", TOKEN, POD, directory / "handle", attempts, bare_manifest=POD)
 
 
 @pytest.mark.parametrize(
@@ -685,103 +756,56 @@ ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"
         (b"", 0, "0", [LOST] * 3),
     ],
 )
-def test_how_a_bundle_has_ended(
+def test_how_a_batch_has_ended(
     tmp_path: Path, output: bytes, exit_code: int | None, message: str, found: list[object]
 ) -> None:
     """What is not known to have ended well is not said to, and what may have begun is not begun again."""
-    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
-    told: dict[str, object] = {}
-    kept: dict[str, bytes | None] = {}
-    runs = parts(tmp_path)
-    for number, part in enumerate(runs):
-        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
-    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    manager = Manager()
+    pod = batch(parts(tmp_path), tmp_path)
     pod.output.take(output)
     ending = (
-        pods.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
+        pod_status.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
         if exit_code is not None
         else None
     )
     reason = message if message == "DeadlineExceeded" else ""
-    pod.status = pods.Status("u", "n1", "Running", ending=ending, reason=reason)
+    pod.status = pod_status.Status("u", "n1", "Running", ending=ending, reason=reason)
     pod.is_created = pod.is_gone = True
-
-    def tell(event: Event) -> None:
-        assert not isinstance(event, Started), "a limit of time would be over at once"
-        if isinstance(event, Ended):
-            told[event.attempt.task_id] = (event.exit_code, event.reason)
-
-    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
-        assert run.attempt is not None
-        kept[run.attempt.task_id] = result
-
-    attendant = Attendant(
-        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
-        "me",
-        limits,
-        tell=tell,
-        again=lambda _, left: told.update({part.task_id: LEFT for part in left}),
-        created=lambda pod: None,
-        keep=keep,
-        is_expected=lambda annotations, token: False,
-    )
-    try:
-        attendant.attend(pod)
-        wait_until(lambda: len(told) == 3, what="all ends are told")
-    finally:
-        attendant.close()
-    assert [told[f"t{number}"] for number in range(3)] == found
-    assert kept.get("t2") == (b'"abc"' if '"abc"' in message else None)
+    with controlling(manager) as controller:
+        controller.reconcile(pod)
+        wait_until(lambda: len(manager.ends) == 3, what="all ends are told")
+    assert [manager.ends[f"t{number}"] for number in range(3)] == found
+    assert manager.persisted.get("t2") == (b'"abc"' if '"abc"' in message else None)
+    assert "Started" not in {name for name, _ in manager.events}, "a limit of time would be over at once"
 
 
-def test_a_task_of_a_bundle_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_a_batch_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The container has been told to end, but nothing has ended its Pod: its exit code counts, and the rest is run."""
 
-    async def is_read(attendant: Attendant, pod: Pod) -> None:
+    async def is_read(reader: LogReader) -> None:
         """All of the output has come."""
 
-    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
-    monkeypatch.setattr(Attendant, "_read_to_the_end", is_read)
-    runs = parts(tmp_path)
-    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    monkeypatch.setattr(controllers, "END_SEEN_SECONDS", 0.1)
+    monkeypatch.setattr(LogReader, "read_to_the_end", is_read)
+    pod = batch(parts(tmp_path), tmp_path)
     pod.output.take(done(0, 143, 1) + frame(1, "left"))
-    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(143, "Error", "", None))
+    pod.status = pod_status.Status("u", "n1", "Failed", ending=pod_status.Ending(143, "Error", "", None))
     assert ends_of(pod, lambda: None) == {"t0": (143, None), "t1": "left", "t2": "left"}
 
 
 def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_path: Path) -> None:
     """Its limit of time would be over at once, and what has completed be killed."""
-    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
-    runs = parts(tmp_path)
-    for number, part in enumerate(runs):
-        part.attempt = Attempt("j", part.task_id, 1, number, "kubernetes")
-    pod = Pod("j", "f" * 16, POD, POD, BundleOutput(BEGINNING, runs), tmp_path / "note", list(runs))
+    manager = Manager()
+    manager.full_for = "t1", time.monotonic() + 1.5
+    pod = batch(parts(tmp_path), tmp_path)
     pod.output.take(done(0) + frame(1, "begin 1"))
-    pod.status = pods.Status("u", "n1", "Failed", ending=pods.Ending(137, "Error", "2\n", None))
+    pod.status = pod_status.Status("u", "n1", "Failed", ending=pod_status.Ending(137, "Error", "2\n", None))
     pod.is_created = pod.is_gone = True
-    told: list[tuple[str, str]] = []
-    full_until = time.monotonic() + 1.5
-
-    def keep(run: Run, ended: Ended, result: bytes | None) -> None:
-        if run is runs[1] and time.monotonic() < full_until:
-            raise OSError(28, "the disk is full")
-
-    attendant = Attendant(
-        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
-        "me",
-        limits,
-        tell=lambda event: told.append((type(event).__name__, event.attempt.task_id)),
-        again=lambda _, left: told.extend(("Left", part.task_id) for part in left),
-        created=lambda pod: None,
-        keep=keep,
-        is_expected=lambda annotations, token: False,
-    )
-    try:
-        attendant.attend(pod)
-        wait_until(lambda: ("Left", "t2") in told, what="all is told")
-    finally:
-        attendant.close()
-    assert [event for event in told if event[0] != "Located"] == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
+    with controlling(manager) as controller:
+        controller.reconcile(pod)
+        wait_until(lambda: ("Left", "t2") in manager.events, what="all is told")
+    found = [event for event in manager.events if event[0] != "Located"]
+    assert found == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
 
 
 @pytest.mark.parametrize(
@@ -800,11 +824,7 @@ def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_p
     ],
 )
 def test_whether_there_is_more_to_read(tmp_path: Path, output: bytes, message: str, found: bool) -> None:
-    (tmp_path / "log").touch()
-    pod = Pod("j", "f" * 16, POD, POD, TaskOutput(BEGINNING, tmp_path / "log", 0, MARKER), tmp_path / "note", [])
-    pod.status = pods.Status("u", "n1", "Succeeded", ending=pods.Ending(0, "Completed", message, None))
-    pod.output.take(output)
-    assert has_all(pod) is found
+    assert has_all(pod_of_one(tmp_path, message, output=output)) is found
 
 
 @pytest.mark.parametrize(
@@ -833,12 +853,11 @@ def pod_of_one(
 ) -> Pod:
     """A Pod whose container has ended."""
     (directory / "log").touch()
-    run = Run(Attempt("j", "a", 1, 0, "kubernetes"), "f" * 16)
-    task_output = TaskOutput(BEGINNING, directory / "log", 0, MARKER)
-    found = Pod("j", "f" * 16, pod or POD, pod or POD, task_output, directory / "note", [run], is_created=True)
+    attempt = BatchedAttempt(Attempt("j", "a", 1, 0, "kubernetes"), TOKEN, "a", log_path=directory / "log")
+    found = Pod("j", TOKEN, pod or POD, directory / "handle", [attempt], is_created=True)
     started_at = datetime.now(UTC)
-    ending = pods.Ending(code, "Completed" if code == 0 else "Error", message, None)
-    found.status = pods.Status("u", "n1", "Failed", started_at=started_at, ending=ending)
+    ending = pod_status.Ending(code, "Completed" if code == 0 else "Error", message, None)
+    found.status = pod_status.Status("u", "n1", "Failed", started_at=started_at, ending=ending)
     found.output.take(output)
     return found
 
@@ -846,37 +865,17 @@ def pod_of_one(
 def ends_of(pod: Pod, meanwhile: Callable[[], None]) -> dict[str, object]:
     """How its attempts end: exit code and reason of each, or that it is left to another Pod.
 
-    :param meanwhile: called in the attendant's thread when the end of the Pod is known.
+    :param meanwhile: called in the controller's thread when the end of the Pod is known.
     """
-    limits = Limits(1, 1, 1, None, 60, 1, is_fenced=False, is_autoscaled=False, log_streams=1)
-    ends: dict[str, object] = {}
-    for number, run in enumerate(pod.runs):
-        run.attempt = Attempt("j", run.task_id if isinstance(run, Part) else "a", 1, number, "kubernetes")
+    manager = Manager()
     pod.is_created = True
-
-    def tell(event: Event) -> None:
-        if isinstance(event, Ended):
-            ends[event.attempt.task_id] = (event.exit_code, event.reason)
-
-    attendant = Attendant(
-        Api(Access("http://127.0.0.1:1", ssl.create_default_context())),
-        "me",
-        limits,
-        tell=tell,
-        again=lambda _, left: ends.update({part.task_id: "left" for part in left}),
-        created=lambda pod: None,
-        keep=lambda run, ended, result: None,
-        is_expected=lambda annotations, token: False,
-    )
-    try:
-        attendant.attend(pod)
-        if isinstance(pod.output, TaskOutput):
+    with controlling(manager) as controller:
+        controller.reconcile(pod)
+        if not pod.is_batch:
             wait_until(lambda: pod.has_started, what="its end is known")
-        attendant._loop.call_soon_threadsafe(meanwhile)
-        wait_until(lambda: len(ends) == len(pod.runs), what="all ends are told")
-    finally:
-        attendant.close()
-    return ends
+        controller.call(meanwhile)
+        wait_until(lambda: len(manager.ends) == len(pod.attempts), what="all ends are told")
+    return manager.ends
 
 
 DISRUPTED = {"is_disrupted": "DeletionByTaintManager: node.kubernetes.io/unreachable"}
@@ -896,7 +895,7 @@ def test_what_kubernetes_has_ended_has_not_completed(
     """Whatever its exit code: a task that is told to end may save what it has, and end with 0."""
     pod = pod_of_one(tmp_path, message, code=code)
     assert pod.status is not None
-    ended = conclude(pod, pod.status._replace(**status), was_gone=False)
+    ended = last_end(pod, pod.status._replace(**status), was_gone=False)
     assert (ended.exit_code, ended.reason) == (code, reason)
 
 
@@ -905,7 +904,7 @@ def test_what_kubernetes_has_ended_has_not_completed(
 def test_what_had_ended_by_itself_before_its_pod_was_ended(tmp_path: Path, code: int, status: dict[str, Any]) -> None:
     pod = pod_of_one(tmp_path, BY_ITSELF, code=code)
     assert pod.status is not None
-    ended = conclude(pod, pod.status._replace(**status), was_gone=True)
+    ended = last_end(pod, pod.status._replace(**status), was_gone=True)
     assert (ended.exit_code, ended.reason) == (code, None)
 
 
@@ -914,17 +913,17 @@ def test_a_hook_may_have_ended_it(tmp_path: Path) -> None:
     hook = {"preStop": {"exec": {"command": ["touch", "/stop"]}}}
     pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": {"containers": [{"name": "task", "lifecycle": hook}]}})
     assert pod.status is not None
-    assert conclude(pod, pod.status._replace(is_being_deleted=True), was_gone=False).reason == "lost"
-    assert conclude(pod, pod.status, was_gone=False).reason is None
+    assert last_end(pod, pod.status._replace(is_being_deleted=True), was_gone=False).reason == "lost"
+    assert last_end(pod, pod.status, was_gone=False).reason is None
 
 
 def test_a_probe_that_has_failed(tmp_path: Path) -> None:
     """A kubelet ends a container then, and its Pod has ended well if that ends with 0."""
     spec = {"containers": [{"name": "task", "livenessProbe": {"exec": {"command": ["false"]}}}]}
     pod = pod_of_one(tmp_path, TOLD, pod={**POD, "spec": spec})
-    assert conclude(pod, pod.status, was_gone=False).reason == "lost"
+    assert last_end(pod, pod.status, was_gone=False).reason == "lost"
     pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": spec})
-    assert conclude(pod, pod.status, was_gone=False).reason is None
+    assert last_end(pod, pod.status, was_gone=False).reason is None
 
 
 def test_memory_that_a_child_of_a_task_that_completed_did_not_get(tmp_path: Path) -> None:
@@ -934,14 +933,14 @@ def test_memory_that_a_child_of_a_task_that_completed_did_not_get(tmp_path: Path
     status = pod.status._replace(ending=pod.status.ending._replace(reason="OOMKilled"))
     for message in (BY_ITSELF, UNKNOWN):
         status = status._replace(ending=status.ending and status.ending._replace(message=message))
-        assert conclude(pod, status, was_gone=False).reason is None
+        assert last_end(pod, status, was_gone=False).reason is None
 
 
 @pytest.mark.parametrize(("code", "message"), [(0, TOLD), (143, TOLD), (137, "")])
 def test_its_node_tells_later_why_it_has_ended_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
-    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", PATIENCE)
+    monkeypatch.setattr(controllers, "END_SEEN_SECONDS", PATIENCE)
     pod = pod_of_one(tmp_path, message, code=code)
 
     def tell_why() -> None:
@@ -955,7 +954,7 @@ def test_its_node_tells_later_why_it_has_ended_it(
 @pytest.mark.parametrize("code", [0, 143])
 def test_a_task_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     """The container has been told to end, but nothing has ended its Pod: the exit code counts."""
-    monkeypatch.setattr(attendants, "_END_TOLD_SECONDS", 0.1)
+    monkeypatch.setattr(controllers, "END_SEEN_SECONDS", 0.1)
     assert ends_of(pod_of_one(tmp_path, TOLD, code=code), lambda: None) == {"a": (code, None)}
 
 
@@ -964,26 +963,26 @@ def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path
     found = parts(tmp_path)
     for number in (1, 2):
         found[number].attempt = Attempt("j", f"t{number}", 1, number, "kubernetes")
-    output = BundleOutput(BEGINNING, found)
+    output = Output(TOKEN, found, is_batch=True)
     there = b"more of it\n" + frame(1, "end 0 0 0 1") + frame(1, "done")
     with pytest.raises(OutOfStepError):
         output.reader().feed(there)
-    output.go_on_in(there)
+    output.continue_in(there)
     output.reader().feed(there)
     assert found[1].log_path.read_bytes().endswith(b"could be read.\nmore of it\n")
     assert (found[1].is_done, found[2].begun_at) == (True, None)
 
 
-# -- notes -----------------------------------------------------------------------------------------------------
+# -- handles ---------------------------------------------------------------------------------------------------
 
 
-def noted(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
+def written(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
     """Two attempts that share a Pod."""
     store.submit("j", [{"command": "true", "id": "t0"}, {"command": "true", "id": "t1"}])
     JobWriter(store).prepare_job_directory(store.get_job("j"))
-    notes = Handles(store, 1)
-    runs = [
-        Part(
+    handles = Handles(store, 1)
+    found = [
+        BatchedAttempt(
             None,
             f"{number:016x}",
             task_id=f"t{number}",
@@ -992,45 +991,73 @@ def noted(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
         )
         for number in range(2)
     ]
-    attempts = [Attempt("j", part.task_id, 1, number, "kubernetes") for number, part in enumerate(runs)]
-    for part in runs:
-        notes.write_part("j", part, runs[0])
-    return notes, attempts, notes.write_bundle("j", manifest({"image": "i"}), runs)
+    attempts = [Attempt("j", part.task_id, 1, number, "kubernetes") for number, part in enumerate(found)]
+    for part in found:
+        handles.write_attempt("j", part, found[0])
+    return handles, attempts, handles.write_batch("j", manifest({"image": "i"}), found)
 
 
-def test_a_pod_that_was_never_noted_was_never_created(store: JobStore) -> None:
-    notes, attempts, pod = noted(store)
-    found = notes.read(attempts[1], {})
+def test_a_pod_that_was_without_a_handle_was_never_created(store: JobStore) -> None:
+    handles, attempts, pod = written(store)
+    found = handles.read(attempts[1], {})
     assert found is not None
     assert found[0].manifest == pod.manifest
-    assert (found[0].is_created, found[1].token) == (False, pod.runs[1].token)
+    assert (found[0].is_created, found[1].token) == (False, pod.attempts[1].token)
     assert {stat.S_IMODE(path.stat().st_mode) for path in store.paths("j").runs.iterdir()} == {0o600}
     pod.handle_path.unlink()
-    assert notes.read(attempts[1], {}) is None
-    assert not notes.path(attempts[1]).exists()
+    assert handles.read(attempts[1], {}) is None
+    assert not handles.path(attempts[1]).exists()
 
 
 def test_a_pod_with_a_record_was_created(store: JobStore) -> None:
-    notes, attempts, pod = noted(store)
+    handles, attempts, pod = written(store)
     store.paths("j").record("t0", 1).touch()
-    found = notes.read(attempts[1], {})
+    found = handles.read(attempts[1], {})
     assert found is not None
     assert found[0].is_created
-    notes.forget(attempts[0])
+    handles.forget(attempts[0])
     assert pod.handle_path.exists()
     store.paths("j").record("t1", 1).touch()
-    notes.forget(attempts[1])
+    handles.forget(attempts[1])
     assert [path.name for path in store.paths("j").runs.iterdir() if ".on-" in path.name] == []
 
 
-def test_a_note_that_cannot_be_read(store: JobStore) -> None:
+def test_a_handle_that_cannot_be_read(store: JobStore) -> None:
     """It does not mean that nothing runs."""
-    notes, attempts, pod = noted(store)
+    handles, attempts, pod = written(store)
     pod.handle_path.unlink()
     pod.handle_path.mkdir()
     with pytest.raises(OSError, match="not a regular file"):
-        notes.read(attempts[0], {})
-    assert notes.path(attempts[0]).exists()
+        handles.read(attempts[0], {})
+    assert handles.path(attempts[0]).exists()
+
+
+def test_handles_of_the_version_before(store: JobStore) -> None:
+    """Its words are in them, and its Pods go on."""
+    store.submit("j", [{"command": "true", "id": name} for name in ("alone", "t0", "t1")])
+    store.prepare_job_directory(store.get_job("j"))
+    paths = store.paths("j")
+    token = "0" * 16
+    pod = manifest({"image": "i"})
+    tasks = [
+        {"task_id": f"t{number}", "number": 1, "token": f"{number:016x}", "log_start": 0, "text": "start '' true"}
+        for number in range(2)
+    ]
+    written = {
+        ("alone", "kubernetes"): {"token": token, "log_start": 3, "created": True, "pod": pod},
+        ("t0", "kubernetes"): {"token": tasks[0]["token"], "bundle": ["t0", 1]},
+        ("t1", "kubernetes"): {"token": tasks[1]["token"], "bundle": ["t0", 1]},
+        ("t0", "kubernetes-bundle"): {"created": True, "pod": pod, "parts": tasks},
+    }
+    for (name, engine), content in written.items():
+        paths.handle(name, 1, engine).write_text(json.dumps(content))
+    handles = Handles(store, 1)
+    for name, is_batch in (("alone", False), ("t1", True)):
+        found = handles.read(Attempt("j", name, 1, 0, "kubernetes"), {})
+        assert found is not None
+        assert (found[0].is_created, found[0].is_adopted, found[0].is_batch) == (True, True, is_batch)
+        assert found[1].token == written[name, "kubernetes"]["token"]
+        assert found[1].log_path == paths.log(name)
 
 
 # -- the first process of a container --------------------------------------------------------------------------
@@ -1054,7 +1081,7 @@ def run_container(
         "AIR_EXECUTOR_OUTPUT": f"{directory}/result",
         "CDPATH": f"{directory}/elsewhere",
     }
-    script = pods._SCRIPT.replace(pods.MESSAGE_PATH, str(message))
+    script = manifests.SCRIPT.replace(manifests.MESSAGE_PATH, str(message))
     words = [*shlex.split(shell), "-c", script, "air-executor", cwd, "bash", "-c", line]
     with subprocess.Popen(
         words, cwd=directory, env=environment, stdout=subprocess.PIPE, start_new_session=True
@@ -1107,15 +1134,8 @@ def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str,
 
 def manifest(options: dict[str, Any], **task: Any) -> dict[str, Any]:
     attempt = Attempt("Jöb_1" * 10, "task with spaces/" * 3, 2, 0, "kubernetes")
-    return pods.make_manifest(
-        attempt,
-        Task(command="echo", **task),
-        KubernetesOptions(**options),
-        owner="o",
-        token=TOKEN,
-        namespace="team",
-        shared=None,
-    )
+    installation = Installation("o", "team")
+    return make_manifest(attempt, Task(command="echo", **task), KubernetesOptions(**options), installation, TOKEN)
 
 
 def test_a_template_is_kept() -> None:
@@ -1147,9 +1167,9 @@ def test_a_template_is_kept() -> None:
 
 def test_names_and_labels_are_valid_whatever_the_job_is_called() -> None:
     metadata = manifest({"image": "x"})["metadata"]
-    assert pods.re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"]), metadata["name"]
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", metadata["name"]), metadata["name"]
     for value in metadata["labels"].values():
-        assert pods.re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value), value
+        assert re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value), value
     assert metadata["annotations"]["air-executor/job"].startswith("Jöb")
 
 
@@ -1172,8 +1192,8 @@ def test_options_of_a_task_over_those_of_the_settings() -> None:
     [("500m", 0.5), ("2", 2), (3, 3), ("64Mi", 64 << 20), ("1k", 1000), ("1e3", 1000), ("1.5Gi", 1.5 * (1 << 30))],
 )
 def test_quantities(text: Any, value: float) -> None:
-    assert pods.quantity(text) == pytest.approx(value)
-    assert pods.quantity("a lot") == math.inf
+    assert pod_status.quantity(text) == pytest.approx(value)
+    assert pod_status.quantity("a lot") == math.inf
 
 
 @pytest.mark.parametrize(
@@ -1214,9 +1234,9 @@ def test_whether_a_node_could() -> None:
         "status": {"allocatable": {"cpu": "1500m", "memory": "4Gi"}},
     }
     other = {"metadata": {"name": "other"}, "status": {"allocatable": {"cpu": "8", "memory": "8Gi"}}}
-    assert pods.no_node_could(pod, [small, other]) == "small lacks cpu (2); other lacks disk=ssd"
+    assert start_checks.no_node_could(pod, [small, other]) == "small lacks cpu (2); other lacks disk=ssd"
     other["metadata"]["labels"] = {"disk": "ssd"}  # type: ignore[index]
-    assert pods.no_node_could(pod, [small, other]) == ""
+    assert start_checks.no_node_could(pod, [small, other]) == ""
 
 
 @pytest.mark.parametrize(
@@ -1231,13 +1251,15 @@ def test_whether_a_node_could() -> None:
 )
 def test_what_it_waits_for(condition: dict[str, str], found: tuple[str, str]) -> None:
     """A Pod that is held by scheduling gates is not one that finds no node."""
-    status = pods.read_status({"status": {"phase": "Pending", "conditions": [condition]}}, "task")
+    status = pod_status.read_status({"status": {"phase": "Pending", "conditions": [condition]}}, "task")
     assert (status.unschedulable, status.waits_for) == found
 
 
 def test_a_disruption_without_a_message() -> None:
     condition = {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"}
-    assert pods.read_status({"status": {"conditions": [condition]}}, "task").is_disrupted == "PreemptionByScheduler"
+    assert (
+        pod_status.read_status({"status": {"conditions": [condition]}}, "task").is_disrupted == "PreemptionByScheduler"
+    )
 
 
 def test_a_node_that_does_not_answer() -> None:
@@ -1252,9 +1274,9 @@ def test_a_node_that_does_not_answer() -> None:
             "containerStatuses": [container],
         },
     }
-    assert not pods.read_status(pod, "task").is_cut_off
+    assert not pod_status.read_status(pod, "task").is_cut_off
     pod["status"]["conditions"][0]["status"] = "False"
-    status = pods.read_status(pod, "task")
+    status = pod_status.read_status(pod, "task")
     assert (status.is_cut_off, status.is_over, status.node) == (True, False, "n1")
     pod["status"]["conditions"][1]["status"] = "False"  # a sidecar is not ready
-    assert not pods.read_status(pod, "task").is_cut_off
+    assert not pod_status.read_status(pod, "task").is_cut_off

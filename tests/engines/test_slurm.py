@@ -25,7 +25,7 @@ from airflow_provider_air_executor.engines.slurm import commands
 from airflow_provider_air_executor.engines.slurm.engine import SlurmEngine
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.engines.bundles import BundleContract
+from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
 from tests.support.jobs import ended, only_task, task
@@ -396,18 +396,18 @@ def test_a_node_does_not_start_the_script(
 
 
 @pytest.fixture
-def bundled(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
+def batched(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
     """A manager whose tasks share batch jobs."""
     engine.config = "runners: {slurm: {poll_interval: 0.5, bundle: 10}}\n"
     engine.prepare(managers)
     return managers.start()
 
 
-class TestBundles(BundleContract):
+class TestBatches(BatchContract):
     """Several tasks in one batch job."""
 
 
-def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_the_node_of_a_bundle_is_lost(store: JobStore, batched: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     """What had not begun runs elsewhere."""
     first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
@@ -425,7 +425,7 @@ def test_the_node_of_a_bundle_is_lost(store: JobStore, bundled: object, cluster:
     assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "x"]
 
 
-def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, bundled: object, cluster: SlurmCluster) -> None:
+def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, batched: object, cluster: SlurmCluster) -> None:
     line = 'scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
     tasks = [task(f"t{number}", line, resources={"time": "90s"}) for number in range(10)]
     store.submit("j", tasks, max_parallel_tasks=10)
@@ -433,7 +433,7 @@ def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, bundled: object
     assert {store.read_log("j", f"t{number}").text for number in range(10)} == {"TimeLimit=00:15:00\n"}
 
 
-def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, bundled: object) -> None:
+def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, batched: object) -> None:
     """One at a time may be submitted all the same."""
     needed = {"resources": {"time": "50s"}, "slurm": {"partition": "short"}}
     store.submit("j", [task(f"t{number}", "true", **needed) for number in range(3)], max_parallel_tasks=3)
@@ -671,7 +671,7 @@ class TestSite:
             assert "its node could not start it" in (done.error or "")
 
     def test_a_bundle_whose_node_fails_in_its_prolog(
-        self, store: JobStore, bundled: object, cluster: SiteCluster, tmp_path: Path
+        self, store: JobStore, batched: object, cluster: SiteCluster, tmp_path: Path
     ) -> None:
         """Its tasks are submitted once more, one by one."""
         cluster.fail_prolog(1)

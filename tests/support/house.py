@@ -24,9 +24,7 @@ MEDIAN, NINE_TENTHS = 7, 20  # lines of functions
 # How many lines and attributes other classes may have at most, and why. These numbers only ever become smaller.
 _TO_BE_CUT = "has more than one task; it is to be cut"
 LARGER = {
-    "Attendant": (797, 22, _TO_BE_CUT),
     "JobStore": (612, 10, _TO_BE_CUT),
-    "KubernetesEngine": (300, 16, _TO_BE_CUT),
     "Kill": (300, 13, "what is known of a look at all processes, from one to the next"),
     "AirExecutorSubmitOperator": (376, 22, "each parameter of an operator is an attribute, and is documented"),
     "AirExecutorJobTrigger": (300, 19, "each argument of a trigger is an attribute, for it is serialized"),

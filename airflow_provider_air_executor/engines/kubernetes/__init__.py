@@ -1,8 +1,12 @@
 """Attempts as Pods of Kubernetes, one each or several short ones in one, through the API server alone.
 
-``engine.py`` is what the manager talks to, ``handles.py`` keeps what was handed over, ``attendant.py`` sees Pods to
-their end, in a thread of its own, ``attended.py`` holds what it knows of them, and ``endings.py`` says how they ended.
-``pods.py`` says what a Pod looks like and reads how it stands, ``output.py`` puts what it prints into a log, and
-``bundles.py`` is for several attempts in one. ``api.py`` asks the API server, and ``credentials.py`` knows where that
-is and who we are.
+The manager calls ``engine.py``, whose options are in ``options.py``. ``handles.py`` keeps what the next manager needs.
+
+``controller.py`` reconciles Pods in a thread of its own: ``watcher.py`` keeps their status, ``start_checks.py`` finds
+those that cannot start, ``log_reader.py`` reads their output, and ``progress.py`` emits how far the attempts are.
+``client.py`` sends the requests to the API server, and ``credentials.py`` finds out where that is.
+
+Without input or output: ``manifest.py`` and ``batches.py`` make manifests, ``pod_status.py`` reads how a Pod stands,
+and ``endings.py`` decides how an attempt has ended. ``output.py`` splits what a container prints.
+The first process of a container runs the scripts in ``shim/``.
 """

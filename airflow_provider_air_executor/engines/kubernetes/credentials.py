@@ -37,10 +37,13 @@ _TOKEN_FILE_SECONDS = 60.0  # after which a token file is read again; the kubele
 _EARLY_SECONDS = 30.0  # before its end a token is renewed
 _EXEC_SECONDS = 60.0
 
+_Entry = tuple[dict[str, Any], Path]  # of a kubeconfig, and the directory of the file that has it
+_Files = dict[Path, Stamp | None]
+
 
 @dataclass
-class Access:
-    """How to reach an API server.
+class ClusterCredentials:
+    """The address of an API server, and what it takes to be let in.
 
     :param server: its address.
     :param tls: whom to trust, and the client certificate if there is one.
@@ -67,8 +70,8 @@ class Access:
     proxy: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     trust: tuple[object, ...] = ()
-    again: Callable[[], Access] | None = field(default=None, compare=False)
-    files: dict[Path, Stamp | None] = field(default_factory=dict, compare=False)
+    again: Callable[[], ClusterCredentials] | None = field(default=None, compare=False)
+    files: _Files = field(default_factory=dict, compare=False)
     _must_read: bool = field(default=False, compare=False)
     _good_until: float = field(default=0.0, compare=False)
 
@@ -92,10 +95,10 @@ class Access:
     def _has_changed(self) -> bool:
         return any(_stamp(path) != stamp for path, stamp in self.files.items())
 
-    def read_again(self) -> Access:
-        """The access that the files describe now; this one if it is the same, or they do not describe any.
+    def read_again(self) -> ClusterCredentials:
+        """The credentials that the files describe now; these if they are the same, or if the files describe none.
 
-        A connection need not be made anew if the new one has the same ``tls``.
+        A connection need not be made anew if the new ones have the same ``tls``.
         """
         has_changed, self._must_read = self._has_changed(), False
         self.files = {path: _stamp(path) for path in self.files}
@@ -162,7 +165,9 @@ class Access:
         self._good_until = good_until
 
 
-def find_access(environment: Mapping[str, str], *, kubeconfig: str | None = None, context: str | None = None) -> Access:
+def find_credentials(
+    environment: Mapping[str, str], *, kubeconfig: str | None = None, context: str | None = None
+) -> ClusterCredentials:
     """Find the API server: by the file that is given, ``KUBECONFIG``, as a Pod, or by ``~/.kube/config``.
 
     :param context: the one of the file to use; default: its current one.
@@ -176,7 +181,7 @@ def find_access(environment: Mapping[str, str], *, kubeconfig: str | None = None
     return _of_files(paths, context, environment)
 
 
-def _of_files(paths: Sequence[Path], context: str | None, environment: Mapping[str, str]) -> Access:
+def _of_files(paths: Sequence[Path], context: str | None, environment: Mapping[str, str]) -> ClusterCredentials:
     try:
         return _read_files(paths, context, environment)
     except SettingsError:
@@ -187,13 +192,13 @@ def _of_files(paths: Sequence[Path], context: str | None, environment: Mapping[s
         raise SettingsError(f"the kubeconfig {where} cannot be used: {why}") from error
 
 
-def _of_this_pod(environment: Mapping[str, str]) -> Access:
+def _of_this_pod(environment: Mapping[str, str]) -> ClusterCredentials:
     host, port = environment["KUBERNETES_SERVICE_HOST"], environment.get("KUBERNETES_SERVICE_PORT", "443")
     address = f"[{host}]" if ":" in host else host
     namespace, authority = SERVICE_ACCOUNT / "namespace", SERVICE_ACCOUNT / "ca.crt"
-    files: dict[Path, Stamp | None] = {}
+    files: _Files = {}
     trusted = _read(authority, files)
-    return Access(
+    return ClusterCredentials(
         f"https://{address}:{port}",
         _context(cadata=trusted.decode()),
         namespace.read_text().strip() if namespace.exists() else "default",
@@ -217,7 +222,7 @@ def _can_be_read_again(path: Path) -> bool:
     return path.is_file() or not path.exists()  # and is no pipe
 
 
-def _read(path: Path, files: dict[Path, Stamp | None]) -> bytes:
+def _read(path: Path, files: _Files) -> bytes:
     """What is in a file; first its stamp is put among those of others."""
     files[path] = _stamp(path)
     return path.read_bytes()
@@ -230,13 +235,13 @@ def _context(*, cadata: str | None) -> ssl.SSLContext:
     return tls
 
 
-def _read_files(paths: Sequence[Path], wanted: str | None, environment: Mapping[str, str]) -> Access:
-    """The access that one or more kubeconfig files describe; of two entries of a name the first one counts.
+def _read_files(paths: Sequence[Path], wanted: str | None, environment: Mapping[str, str]) -> ClusterCredentials:
+    """The credentials that one or more kubeconfig files describe; of two entries of a name the first one counts.
 
-    When it is read again it is that of the same context, whichever is current then: Pods are in that cluster.
+    When they are read again they are those of the same context, whichever is current then: Pods are in that cluster.
     """
-    files: dict[Path, Stamp | None] = {path: _stamp(path) for path in paths}
-    found: dict[str, dict[str, tuple[dict[str, Any], Path]]] = {"clusters": {}, "users": {}, "contexts": {}}
+    files: _Files = {path: _stamp(path) for path in paths}
+    found: dict[str, dict[str, _Entry]] = {"clusters": {}, "users": {}, "contexts": {}}
     current = wanted
     for path in (path for path in paths if path.exists() or len(paths) == 1):
         content = yaml.safe_load(_read(path, files)) or {}
@@ -245,16 +250,16 @@ def _read_files(paths: Sequence[Path], wanted: str | None, environment: Mapping[
             for entry in content.get(kind) or ():
                 entries.setdefault(entry["name"], (entry[kind[:-1]] or {}, path.parent))
     context, _ = _entry(found, "contexts", current)
-    cluster, cluster_directory = _entry(found, "clusters", context.get("cluster"))
-    user, user_directory = _entry(found, "users", context["user"]) if context.get("user") else ({}, Path())
+    cluster, _ = of_cluster = _entry(found, "clusters", context.get("cluster"))
+    user, user_directory = of_user = _entry(found, "users", context["user"]) if context.get("user") else ({}, Path())
     if "auth-provider" in user:
         raise SettingsError("the user's auth-provider is not supported, as by Kubernetes itself since 1.26; use exec")
     exec_config = user.get("exec")
     if exec_config is not None and "/" in str(exec_config.get("command", "")):
         exec_config = {**exec_config, "command": str(user_directory / exec_config["command"])}
     token_file = user.get("tokenFile")
-    tls, trust = _tls(cluster, cluster_directory, user, user_directory, files)
-    return Access(
+    tls, trust = _tls(of_cluster, of_user, files)
+    return ClusterCredentials(
         str(cluster["server"]).rstrip("/"),
         tls,
         context.get("namespace") or "default",
@@ -271,38 +276,31 @@ def _read_files(paths: Sequence[Path], wanted: str | None, environment: Mapping[
     )
 
 
-def _entry(
-    found: Mapping[str, Mapping[str, tuple[dict[str, Any], Path]]], kind: str, name: str | None
-) -> tuple[dict[str, Any], Path]:
+def _entry(found: Mapping[str, Mapping[str, _Entry]], kind: str, name: str | None) -> _Entry:
     if not name or name not in found[kind]:
         known = ", ".join(sorted(found[kind])) or "none"
         raise SettingsError(f"there is no {kind[:-1]} {name!r} in the kubeconfig; there are: {known}")
     return found[kind][name]
 
 
-def _tls(
-    cluster: dict[str, Any],
-    cluster_directory: Path,
-    user: dict[str, Any],
-    user_directory: Path,
-    files: dict[Path, Stamp | None],
-) -> tuple[ssl.SSLContext, tuple[object, ...]]:
+def _tls(cluster: _Entry, user: _Entry, files: _Files) -> tuple[ssl.SSLContext, tuple[object, ...]]:
     """Whom to trust with which certificate of our own, and what that was made of."""
-    authority = _content(cluster, "certificate-authority", cluster_directory, files)
+    authority = _content(cluster, "certificate-authority", files)
     tls = _context(cadata=authority.decode() if authority else None)
-    is_insecure = bool(cluster.get("insecure-skip-tls-verify"))
+    is_insecure = bool(cluster[0].get("insecure-skip-tls-verify"))
     if is_insecure:
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
-    certificate = _content(user, "client-certificate", user_directory, files)
-    key = _content(user, "client-key", user_directory, files)
+    certificate = _content(user, "client-certificate", files)
+    key = _content(user, "client-key", files)
     if certificate and key:
         _load_client_certificate(tls, certificate, key)
     return tls, (authority, is_insecure, certificate, key)
 
 
-def _content(entry: dict[str, Any], key: str, directory: Path, files: dict[Path, Stamp | None]) -> bytes:
-    """What an entry holds itself, or names a file for."""
+def _content(of: _Entry, key: str, files: _Files) -> bytes:
+    """The content of a field of an entry, or of the file that the entry names for it."""
+    entry, directory = of
     if entry.get(f"{key}-data"):
         try:
             return base64.b64decode(entry[f"{key}-data"], validate=True)

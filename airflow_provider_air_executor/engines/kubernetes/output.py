@@ -1,9 +1,9 @@
-"""What a container prints, into the log of its task: each byte once, however often it must be read again.
+"""The output of a container: takes each byte once, however often it must be read again, for the attempt that it is of.
 
-The API server gives the output of a container from its beginning, so what was read before is skipped. A node begins a
-new file when one has become long (the kubelet's ``containerLogMaxSize``, 10 MiB by default), and gives the newest. That
-is seen by how that one begins; what a container prints first of all is there nowhere else. A stream should go on from
-one file to the next, but may stay at the end of the one, or end there.
+The API server returns the output of a container from its beginning, so the bytes that were read before are skipped. A
+node begins a new file when one has become long (the kubelet's ``containerLogMaxSize``, 10 MiB by default), and returns
+the newest one. We recognise that by how the file begins; the first line that a container prints is in no other file. A
+stream should go on from one file to the next, but may stay at the end of the first one, or end there.
 
 If it is known that output was thrown away before it was read, the log says so at that place.
 """
@@ -12,40 +12,178 @@ from __future__ import annotations
 
 import contextlib
 import os
-from abc import ABC, abstractmethod
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt, read_time
+from airflow_provider_air_executor.engines.kubernetes.manifest import beginning
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import printable
 
-_HEAD = 4096  # bytes by which a file is known again
-_TAIL = 1024  # and a place in it
-_SHORTEST = 16  # of them that must be there still
+_HEAD = 4096  # bytes by which a file is recognised
+_TAIL = 1024  # bytes by which a place in it is recognised
+_SHORTEST = 16  # of them that must still be there
 _LONG = 1 << 16  # bytes of output before which no node begins a new file
-THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
 UNCERTAIN = (
     b"\n[air-executor] Output may be missing here, or be there twice: its node has begun a new file for it, and where "
     b"that goes on is not certain.\n"
 )
-CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
+THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
+_CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
+_FRAME = re.compile(rb"\0air-executor ([0-9a-f]{16}) (begin|spawn|end|done|left)([^\n]*)\n")
+_MARKER = re.compile(rb"\0air-executor ([0-9a-f]{16})()()\n")  # the only frame of a Pod of one attempt
+_FRAME_BEGINS = b"\0air-executor "
+_LONGEST_FRAME = 8192
 
 
 class OutOfStepError(Exception):
-    """What is read is not what was read before: its beginning has been thrown away."""
+    """The output does not begin as it did before: its beginning has been thrown away."""
 
 
-class Output(ABC):
-    """The output of a container.
+class Splitter:
+    """Writes the output of a container into the logs of its attempts, and keeps their results.
 
-    :param beginning: what the container prints first, and which belongs to nobody.
+    :param attempts: those of the container, in their order.
+    :param is_batch: whether the container prints a frame where the output of an attempt begins and ends. Otherwise it
+        has one attempt, and prints the output, a marker, and the result.
     """
 
-    def __init__(self, beginning: bytes) -> None:
+    def __init__(self, attempts: Sequence[BatchedAttempt], *, is_batch: bool) -> None:
+        self.begun: int | None = None  # how many have begun, once it is certain that no more will
+        self._attempts = attempts
+        self._by_token = {each.token.encode(): each for each in attempts}
+        self._frame = _FRAME if is_batch else _MARKER
+        self._current = None if is_batch else attempts[0]
+        self._pending = b""  # what has come, and is not written yet
+        self._has_frames = False  # whether one has come
+        self._has_dropped = False  # whether output was dropped of which it is unknown whose it is
+        for each in attempts if is_batch else ():
+            with contextlib.suppress(OSError):
+                each.skip = max(0, each.log_path.stat().st_size - each.log_start)
+
+    def take(self, data: bytes) -> None:
+        """Give each attempt the part of the output that is its own.
+
+        :raises OSError: if something cannot be written; it stays pending, and is written with the next data.
+        """
+        self._pending += data
+        self._write()
+
+    def finish(self, *, marker_is_due: bool) -> None:
+        """Write what was held back.
+
+        :param marker_is_due: whether the container is known to have printed the marker.
+        """
+        self._write(is_last=True)
+        if marker_is_due and self._attempts[0].result is None:
+            self.cut_off(self._attempts[0])
+
+    def note(self, text: bytes) -> None:
+        """Write a sentence at this place of the log, if an attempt runs."""
+        self._write(is_last=True)
+        if self._current is not None:
+            _append(self._current.log_path, text)
+
+    def cut_off(self, attempt: BatchedAttempt) -> None:
+        """Write into a log that the end of the output is missing."""
+        if not attempt.is_cut_off:
+            _append(attempt.log_path, _CUT_OFF)
+            attempt.is_cut_off = True
+
+    def _write(self, *, is_last: bool = False) -> None:
+        while match := self._frame.search(self._pending):
+            attempt = self._by_token.get(match[1])
+            # With another token, it is output that looks like a frame.
+            self._put(self._pending[: match.end() if attempt is None else match.start()])
+            self._pending = self._pending[match.end() :]
+            if attempt is not None:
+                self._has_frames = True
+                self._turn(attempt, match[2], match[3].decode(errors="replace").split())
+        kept = 0 if is_last else _unfinished(self._pending)
+        self._put(self._pending[: len(self._pending) - kept])
+        self._pending = self._pending[len(self._pending) - kept :]
+
+    def _put(self, data: bytes) -> None:
+        if self._current is None and data and not self._has_frames:
+            self._guess_current()
+        attempt = self._current
+        if attempt is None:
+            self._has_dropped = self._has_dropped or bool(data)
+        elif attempt.result is not None:
+            attempt.result += data
+        else:
+            _append(attempt.log_path, data[attempt.skip :])
+            attempt.skip = max(0, attempt.skip - len(data))
+
+    def _guess_current(self) -> None:
+        """Take the first attempt that is not known to have ended for the one that runs.
+
+        The beginning of the output was thrown away, so its frame is missing; but its timeout must count.
+        """
+        for attempt in self._attempts:
+            if attempt.attempt is not None and not attempt.is_done:
+                _append(attempt.log_path, THROWN_AWAY)
+                attempt.begun_at, attempt.skip = attempt.begun_at or read_time(None), 0
+                self._current = attempt
+                return
+
+    def _turn(self, attempt: BatchedAttempt, kind: bytes, words: list[str]) -> None:
+        """Take a frame: from here on the output is another attempt's, or the result."""
+        if kind == b"begin":
+            attempt.begun_at = read_time(words[0] if words else None)
+            self._current, self._has_dropped = attempt, False
+        elif kind == b"spawn":
+            what, *names = words or ["command"]
+            no_directory = f"the directory {' '.join(names)} (field cwd) does not exist in its Pod"
+            no_command = f"command {' '.join(names)} was not found in its Pod"
+            attempt.spawn_error = printable(no_directory if what == "directory" else no_command)
+        elif kind == b"end" and len(words) >= 2 and all(word.isdigit() for word in words):
+            lacks_its_beginning = self._current is not attempt and self._has_dropped
+            attempt.begun_at = attempt.begun_at or read_time(None)
+            attempt.exit_code, attempt.size = int(words[0]), int(words[1])
+            attempt.was_signalled = words[2:3] == ["1"]
+            attempt.ended_at = read_time(words[3] if len(words) > 3 else None)
+            attempt.result = bytearray()
+            self._current, self._has_dropped = attempt, False
+            if lacks_its_beginning:
+                _append(attempt.log_path, THROWN_AWAY)
+        elif kind == b"left":
+            self.begun = self._attempts.index(attempt)
+            self._current, attempt.begun_at = None, None
+        elif kind == b"done" and attempt.exit_code is not None:
+            attempt.is_done = True
+            self._current = None
+        elif not kind and attempt.result is None:
+            attempt.result = bytearray()
+
+
+class Output:
+    """The output of a container.
+
+    :param token: that of its Pod.
+    :param attempts: those of the container, in their order.
+    :param is_batch: see :class:`Splitter`.
+    """
+
+    def __init__(self, token: str, attempts: Sequence[BatchedAttempt], *, is_batch: bool) -> None:
+        self.splitter = Splitter(attempts, is_batch=is_batch)
         self.taken = 0  # bytes
-        self.is_read_out = False  # whether all was read of the file that was being read, and it gets no more
-        self.head = beginning  # how the file begins in which we are
-        self._position = len(beginning)  # in it
-        self._tail = b""  # what was before that, and belongs to the output
-        self._is_noted = False  # whether it was said at this place that something may be missing
+        self.is_read_out = False  # whether the file that is read was read to its end, and gets no more output
+        self.head = beginning(token)  # how the file begins that is read
+        self._position = len(self.head)  # in that file
+        self._tail = b""  # the bytes of output before that position
+        self._is_noted = False  # whether the log says at this place that something may be missing
+        if not is_batch:
+            self._recover(attempts[0])
+
+    def _recover(self, attempt: BatchedAttempt) -> None:
+        """Find the position that an earlier manager had reached: its log is the output."""
+        with contextlib.suppress(OSError), open(attempt.log_path, "rb") as file:
+            written = max(0, file.seek(0, os.SEEK_END) - attempt.log_start)
+            file.seek(-min(written, _TAIL), os.SEEK_END)
+            self._tail = file.read(_TAIL)
+            self._position += written
 
     @property
     def is_long(self) -> bool:
@@ -53,15 +191,15 @@ class Output(ABC):
         return self._position >= _LONG
 
     def reader(self) -> Reader:
-        """Read the file in which we are once more, from its beginning."""
+        """Read the current file once more, from its beginning."""
         return Reader(self, self.head, self._position, self._tail)
 
-    def go_on_in(self, found: bytes, *, is_read_out: bool = False) -> None:
-        """Find our place in what the node has, and take what comes after it.
+    def continue_in(self, found: bytes, *, is_read_out: bool = False) -> None:
+        """Find our place in another file, and take the output after it.
 
-        :param found: all that it has.
-        :param is_read_out: whether all was read of the file in which we are, if it is not this one.
-        :raises OSError: if something cannot be written; what is not must be read again.
+        :param found: all that the node has of it.
+        :param is_read_out: whether the current file was read to its end, if it is not this one.
+        :raises OSError: as :meth:`take`.
         """
         if not found and not (is_read_out or self.is_read_out):
             return
@@ -72,7 +210,7 @@ class Output(ABC):
         else:
             place, note = self._place_of_what_was_cut(found)
         if note and not self._is_noted:
-            self.note(note)
+            self.splitter.note(note)
             self._is_noted = True
         self.head, self.is_read_out = found[:_HEAD], False
         self._position, self._tail = place, found[max(0, place - _TAIL) : place]
@@ -102,7 +240,11 @@ class Output(ABC):
             return sizes[0], b"" if len(sizes) == 1 else UNCERTAIN
         return 0, THROWN_AWAY
 
-    def _count(self, data: bytes) -> None:
+    def take(self, data: bytes) -> None:
+        """Take the next bytes of the output.
+
+        :raises OSError: if something cannot be written; it is written with the next bytes.
+        """
         if self._position == len(self.head):
             self.head += data[: max(0, _HEAD - len(self.head))]
         self._position += len(data)
@@ -110,110 +252,13 @@ class Output(ABC):
         if data:
             self.taken += len(data)
             self.is_read_out = self._is_noted = False
-
-    @abstractmethod
-    def take(self, data: bytes) -> None:
-        """What comes next in the output.
-
-        :raises OSError: if it cannot be written; the output must then be read again.
-        """
-
-    @abstractmethod
-    def finish(self, *, marker_is_due: bool) -> None:
-        """There is no more.
-
-        :param marker_is_due: whether the container is known to have printed the marker.
-        """
-
-    @abstractmethod
-    def note(self, text: bytes) -> None:
-        """Say something at this place.
-
-        :raises OSError: if it cannot be written.
-        """
-
-
-class TaskOutput(Output):
-    """The output of a container that runs one attempt.
-
-    :param beginning: what the container prints first.
-    :param log_path: the log of its task.
-    :param start: how long that was when the attempt was started.
-    :param marker: what comes after the output, and before a long result.
-    """
-
-    def __init__(self, beginning: bytes, log_path: Path, start: int, marker: bytes) -> None:
-        super().__init__(beginning)
-        self._log_path = log_path
-        self._marker = marker
-        self._held = b""  # what may be the beginning of the marker
-        self._result: bytearray | None = None
-        self._recover(start)
-
-    @property
-    def result(self) -> bytes | None:
-        """What came after the marker; None if that has not come."""
-        return None if self._result is None else bytes(self._result)
-
-    def _recover(self, start: int) -> None:
-        """Find out what an earlier manager has written."""
-        with contextlib.suppress(OSError), open(self._log_path, "rb") as file:
-            position = max(0, file.seek(0, os.SEEK_END) - start)
-            length = min(position, _TAIL)
-            file.seek(-length, os.SEEK_END)
-            self._position += position
-            self._tail = file.read(length)
-
-    def take(self, data: bytes) -> None:
-        """Write it, but for what is the marker or comes after it."""
-        if self._result is None:
-            found = self._held + data
-            end = found.find(self._marker)
-            if end < 0:
-                kept = _overlap(found, self._marker)
-                append(self._log_path, found[: len(found) - kept])
-                self._held = found[len(found) - kept :]
-            else:
-                append(self._log_path, found[:end])
-                self._held, self._result = b"", bytearray(found[end + len(self._marker) :])
-        else:
-            self._result += data
-        self._count(data)
-
-    def finish(self, *, marker_is_due: bool) -> None:
-        """Write what was held back, and say so if the marker has not come."""
-        is_cut_off = marker_is_due and self._result is None
-        append(self._log_path, self._held + (CUT_OFF if is_cut_off else b""))
-        self._held = b""
-
-    def note(self, text: bytes) -> None:
-        """Say something at this place."""
-        append(self._log_path, self._held + text)
-        self._held = b""
-
-
-def append(log_path: Path, data: bytes) -> None:
-    """Write all of it to a log, or nothing."""
-    if not data:
-        return
-    log = files.open_log(log_path, create=False)
-    try:
-        before = os.fstat(log).st_size
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(log, data[written:])
-        except OSError:
-            os.ftruncate(log, before)
-            raise
-    finally:
-        os.close(log)
+        self.splitter.take(data)
 
 
 class Reader:
-    """Skips what was read before, and makes sure that it is the same.
+    """Skips the bytes that were read before, and makes sure that they are the same.
 
-    :param head: how the file must begin.
+    :param head: the bytes with which the file must begin.
     :param skip: how many bytes of it were read before.
     :param tail: the last of them.
     """
@@ -228,14 +273,14 @@ class Reader:
 
     @property
     def is_in_step(self) -> bool:
-        """Whether all that was read before has come again."""
+        """Whether all bytes that were read before have come again."""
         return self._left == 0
 
     def feed(self, data: bytes) -> None:
-        """The next bytes.
+        """Take the next bytes of the file.
 
-        :raises OutOfStepError: if they are not what they were before.
-        :raises OSError: if they cannot be written.
+        :raises OutOfStepError: if they are not the same as before.
+        :raises OSError: as :meth:`Output.take`.
         """
         if self._seen < len(self._head) and not data.startswith(self._head[self._seen : self._seen + len(data)]):
             raise OutOfStepError
@@ -257,9 +302,28 @@ def _alike(one: bytes, other: bytes) -> int:
     return next((place for place in range(length) if one[place] != other[place]), length)
 
 
-def _overlap(data: bytes, marker: bytes) -> int:
-    """How many bytes at the end may be the beginning of the marker."""
-    for length in range(min(len(data), len(marker) - 1), 0, -1):
-        if marker.startswith(data[-length:]):
-            return length
-    return 0
+def _append(log_path: Path, data: bytes) -> None:
+    """Write all of it to a log, or nothing."""
+    if not data:
+        return
+    log = files.open_log(log_path, create=False)
+    try:
+        before = os.fstat(log).st_size
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(log, data[written:])
+        except OSError:
+            os.ftruncate(log, before)
+            raise
+    finally:
+        os.close(log)
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes at the end may be the beginning of a frame."""
+    place = data.rfind(b"\0")
+    if place < 0 or len(data) - place > _LONGEST_FRAME or b"\n" in data[place:]:
+        return 0
+    found = data[place:]
+    return len(found) if found.startswith(_FRAME_BEGINS) or _FRAME_BEGINS.startswith(found) else 0

@@ -17,10 +17,10 @@ from tests.support.waiting import wait_until
 _PLACE = re.compile(r"(?:job|Pod) ([^ ,]+)")  # what several tasks may share
 
 
-class BundleContract:
-    """Tests with a manager whose tasks share what the engine starts, ten at a time (fixture ``bundled``)."""
+class BatchContract:
+    """Tests with a manager whose tasks share what the engine starts, ten at a time (fixture ``batched``)."""
 
-    def test_a_bundle(self, store: JobStore, bundled: object, engine: Engine) -> None:
+    def test_a_batch(self, store: JobStore, batched: object, engine: Engine) -> None:
         """Each task has its own log, result and end; one that fails does not stop the others."""
         ends = ["exit 3", "kill -SEGV $$", *["true"] * 22, "exit 4"]
         line = 'echo "{0}, $W"; [ "$W" = {0} ] && echo "[{0}]" > $AIR_EXECUTOR_OUTPUT; pwd{2}; {1}'
@@ -43,7 +43,7 @@ class BundleContract:
             assert done.completed_at is not None
             assert done.started_at <= done.completed_at
 
-    def test_what_cannot_be_begun(self, store: JobStore, bundled: object) -> None:
+    def test_what_cannot_be_begun(self, store: JobStore, batched: object) -> None:
         tasks = [
             {"id": "command", "command": "no-such-command", "env": {"QUOTE": 'it\'s "$HOME"\n'}},
             {"id": "directory", "command": "true", "cwd": "/no/such directory"},
@@ -56,13 +56,13 @@ class BundleContract:
         assert "no-such-command was not found" in (found["command"].error or "")
         assert "directory /no/such directory (field cwd) does not exist" in (found["directory"].error or "")
 
-    def test_a_bundle_and_managers(
-        self, store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+    def test_a_batch_and_managers(
+        self, store: JobStore, managers: Managers, batched: subprocess.Popen[str], tmp_path: Path
     ) -> None:
         line = "date +%s > {1}/begun{0}; echo {0} >> {1}/ran; echo {0}; sleep 0.3"
         tasks = [task(f"t{number}", line.format(number, tmp_path)) for number in range(20)]
         store.submit("j", tasks, max_parallel_tasks=20)
-        manager = bundled
+        manager = batched
         for seconds in (0.0, 0.05, 1, 2):
             time.sleep(seconds)
             managers.kill(manager)
@@ -83,10 +83,10 @@ class BundleContract:
             in_order = sorted(shared, key=lambda number: files[number].stat().st_mtime)
             assert all(starts[later] >= begun[earlier] for earlier, later in itertools.pairwise(in_order))
 
-    def test_a_bundle_is_cancelled(
-        self, store: JobStore, managers: Managers, bundled: subprocess.Popen[str], tmp_path: Path
+    def test_a_batch_is_cancelled(
+        self, store: JobStore, managers: Managers, batched: subprocess.Popen[str], tmp_path: Path
     ) -> None:
-        managers.kill(bundled)
+        managers.kill(batched)
         managers.start("--kill-grace", "30")
         line = f"trap 'echo cleaned; exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
         store.submit("j", [task(f"t{number}", line) for number in range(10)], max_parallel_tasks=10)
@@ -97,7 +97,7 @@ class BundleContract:
         assert (tmp_path / "ran").read_text() == "x\n"
         assert "cleaned" in store.read_log("j", "t0").text
 
-    def test_a_timeout_in_a_bundle(self, store: JobStore, bundled: object, tmp_path: Path) -> None:
+    def test_a_timeout_in_a_batch(self, store: JobStore, batched: object, tmp_path: Path) -> None:
         """What the others do is their own affair, even if it must be killed."""
         line = f"trap : TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
         stubborn = task("stubborn", line, timeout=5)

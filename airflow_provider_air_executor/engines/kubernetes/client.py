@@ -21,8 +21,8 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 from yarl import URL
 
-from airflow_provider_air_executor.engines.kubernetes.credentials import Access
-from airflow_provider_air_executor.engines.kubernetes.pods import quantity
+from airflow_provider_air_executor.engines.kubernetes.credentials import ClusterCredentials
+from airflow_provider_air_executor.engines.kubernetes.pod_status import quantity
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import printable
 
@@ -75,17 +75,17 @@ class UnreachableError(Exception):
     """The API server does not answer, or not to the end."""
 
 
-class Api:
-    """Asks an API server, within one event loop.
+class KubernetesClient:
+    """Sends requests to an API server, within one event loop.
 
-    :param access: where it is, and who we are.
+    :param credentials: the address of the server, and ours.
     :raises SettingsError: if its address or that of a proxy cannot be one.
     """
 
-    def __init__(self, access: Access) -> None:
-        self._access = access
+    def __init__(self, credentials: ClusterCredentials) -> None:
+        self._credentials = credentials
         self._renewing = asyncio.Lock()
-        self._proxy = _proxy_for(access)
+        self._proxy = _proxy_for(credentials)
         self._connections: _Connections | None = None  # there is no event loop yet
 
     async def close(self) -> None:
@@ -93,7 +93,7 @@ class Api:
         if self._connections is not None:
             await self._connections.session.close()
 
-    # All of them raise ApiError and UnreachableError.
+    # All of these raise ApiError and UnreachableError.
 
     async def create_pod(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Create a Pod."""
@@ -191,13 +191,13 @@ class Api:
         """
         await self._renew_credentials()
         if self._connections is None:
-            self._connections = _Connections(self._access)
-        value, name = self._access.authorization, self._access.server_name
+            self._connections = _Connections(self._credentials)
+        value, name = self._credentials.authorization, self._credentials.server_name
         async with self._connections.in_use() as session:
             try:
                 response = await session.request(
                     method,
-                    self._access.server.rstrip("/") + path,
+                    self._credentials.server.rstrip("/") + path,
                     headers={"Authorization": value} if value else {},
                     server_hostname=name or None,
                     proxy=self._proxy,
@@ -216,32 +216,33 @@ class Api:
                     raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> UnreachableError:
-        return UnreachableError(f"the API server {self._access.server} does not answer: {error!r}")
+        return UnreachableError(f"the API server {self._credentials.server} does not answer: {error!r}")
 
     async def _renew_credentials(self) -> None:
         """Have what a request needs so that the server knows us, and we know it."""
         async with self._renewing:
-            if self._access.is_outdated:
-                await self._read_access_again()
-            if self._access.must_renew:
+            if self._credentials.is_outdated:
+                await self._read_credentials_again()
+            if self._credentials.must_renew:
                 try:
-                    await asyncio.to_thread(self._access.renew)
+                    await asyncio.to_thread(self._credentials.renew)
                 except OSError as error:
-                    raise UnreachableError(f"there are no credentials for {self._access.server}: {error}") from error
+                    server = self._credentials.server
+                    raise UnreachableError(f"there are no credentials for {server}: {error}") from error
 
-    async def _read_access_again(self) -> None:
-        found = await asyncio.to_thread(self._access.read_again)
-        if found.tls is not self._access.tls:
+    async def _read_credentials_again(self) -> None:
+        found = await asyncio.to_thread(self._credentials.read_again)
+        if found.tls is not self._credentials.tls:
             try:
                 self._proxy = _proxy_for(found)
             except SettingsError as error:
                 log.warning("Kubernetes: %s; going on with what was read before", error)
                 return
             log.info("Kubernetes: the API server is now asked as the changed kubeconfig says: %s", found.server)
-            await self._let_go()
-        self._access = found
+            await self._reconnect()
+        self._credentials = found
 
-    async def _let_go(self) -> None:
+    async def _reconnect(self) -> None:
         """Open new connections for what is asked from now on; what is being read is read to its end."""
         before, self._connections = self._connections, None
         if before is not None:
@@ -253,17 +254,17 @@ class Api:
         except ValueError:
             content = {"message": text.decode(errors="replace")}
         if status == 401:
-            self._access.forget()
-            await self._let_go()  # a new client certificate counts for new connections only
+            self._credentials.forget()
+            await self._reconnect()  # a new client certificate counts for new connections only
         raise _error(status, content)
 
 
 class _Connections:
     """Those to one API server, by one way, within one event loop."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, credentials: ClusterCredentials) -> None:
         connector = aiohttp.TCPConnector(
-            ssl=access.tls, limit=0, keepalive_timeout=_KEEP_SECONDS, socket_factory=_make_socket
+            ssl=credentials.tls, limit=0, keepalive_timeout=_KEEP_SECONDS, socket_factory=_make_socket
         )
         headers = {"User-Agent": "air-executor", "Accept": "application/json"}
         self.session = aiohttp.ClientSession(connector=connector, headers=headers)
@@ -299,21 +300,22 @@ def _make_socket(address: tuple[Any, ...]) -> socket.socket:
     return made
 
 
-def _proxy_for(access: Access) -> str | None:
+def _proxy_for(credentials: ClusterCredentials) -> str | None:
     """The proxy by which the API server is asked: that of the kubeconfig, or that of the environment.
 
     :raises SettingsError: if its address, or that of the API server, cannot be one.
     """
     try:
-        server = _address(access.server)
+        server = _address(credentials.server)
     except ValueError as error:
-        raise SettingsError(f"the API server {access.server} cannot be asked: {error}") from None
+        raise SettingsError(f"the API server {credentials.server} cannot be asked: {error}") from None
     proxies = {} if proxy_bypass(server.authority) else getproxies()
-    proxy = access.proxy or proxies.get(server.scheme) or proxies.get("all")
+    proxy = credentials.proxy or proxies.get(server.scheme) or proxies.get("all")
     try:
         return str(_address(proxy)) if proxy else None
     except ValueError as error:
-        raise SettingsError(f"the API server {access.server} cannot be asked by the proxy {proxy}: {error}") from None
+        why = f"the API server {credentials.server} cannot be asked by the proxy {proxy}: {error}"
+        raise SettingsError(why) from None
 
 
 def _address(text: str) -> URL:

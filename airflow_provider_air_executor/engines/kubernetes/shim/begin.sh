@@ -1,0 +1,46 @@
+#!/bin/sh
+# How the first process of a container begins. Before this, the following variables are set:
+#   ae_say      where a container leaves its termination message
+#   ae_results  where tasks leave their results
+#   ae_short    the size in bytes of a result that the message can hold
+
+# Kubernetes sends a signal to the first process alone, which hands it on to all of its group as SIGTERM. It is SIGTERM,
+# or the STOPSIGNAL of the image: SIGINT, SIGQUIT, or 37, which is SIGRTMIN+3 (with others, a task may mean its own
+# group). Meanwhile sh ignores SIGTERM: it would interrupt the next `wait`. The messages of sh itself ("Killed") do not
+# belong in the log.
+exec 2>/dev/null
+ae_ended=
+ae_end() {
+trap ae_hit=1 INT QUIT
+command trap ae_hit=1 37
+trap '' TERM
+ae_ended=1 ae_hit=1
+kill -TERM 0
+trap ae_hit=1 TERM
+ae_kill_later
+}
+ae_kill_later() { :; }
+trap ae_end TERM INT QUIT
+command trap ae_end 37
+trap ae_hit=1 HUP USR1 USR2 ALRM
+
+if [ ! -w "$ae_results" ]; then export AIR_EXECUTOR_OUTPUT="${TMPDIR:-/tmp}/${AIR_EXECUTOR_OUTPUT##*/}"; fi
+ae_result=$AIR_EXECUTOR_OUTPUT
+
+# A signal interrupts sh while it waits. The status of `wait` then may not be the exit code of the command, so it is
+# called again. bash does not know any more (-1) how a command has ended that did so in the moment of the signal.
+# `ae_told` is whether the container got a signal while the command ran. `ae_size` is the size of its result.
+ae_wait() {
+while :; do
+ae_hit=
+wait $ae_child
+ae_now=$?
+if [ $ae_now -lt 0 ]; then break; fi
+ae_code=$ae_now
+if [ -z "$ae_hit" ]; then break; fi
+done
+ae_told=${ae_ended:-0}
+ae_size=0
+if [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi
+}
+ae_remove_result() { if [ -e "$ae_result" ]; then rm -f "$ae_result"; fi; }

@@ -1,0 +1,23 @@
+# The rest of the first process of a container with one attempt, after begin.sh. Its arguments are the directory to run
+# in (or nothing) and the command.
+# The termination message is `spawn` and why the command could not be started, or `end`, the size of the result, whether
+# the container got SIGTERM while it ran, and the result itself if it is short. The result follows the output too, behind
+# a marker, since it may be long, or be cut in the message. The marker is always printed, so that the manager sees whether
+# a container runtime has lost the end of the output, as some versions do. Another line is printed first, so that the
+# manager sees whether a node has thrown away the beginning.
+printf '\000air-executor %s output\n' $AIR_EXECUTOR_RUN
+ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
+if [ -n "$1" ]; then CDPATH= cd -- "$1/." || { echo "$ae_no_directory" >$ae_say; exit 126; }; fi
+shift
+air_executor_find "$1" || { printf 'spawn command %s was not found in its Pod\n' "$1" >$ae_say; exit 127; }
+shift
+set -- "$ae_found" "$@"
+{ if [ -n "$ae_ended" ]; then exit 143; fi; exec "$@"; } </dev/null 2>&1 &
+ae_child=$!
+ae_wait
+printf '\000air-executor %s\n' $AIR_EXECUTOR_RUN
+echo "end $ae_size $ae_told" >$ae_say
+if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
+if [ $ae_size -gt 0 ] && [ $ae_size -le $ae_short ]; then cat "$ae_result" >>$ae_say; fi
+ae_remove_result
+exit $ae_code
