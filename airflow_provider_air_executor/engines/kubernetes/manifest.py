@@ -55,14 +55,6 @@ def beginning(token: str) -> bytes:
     return f"\0air-executor {token} output\n".encode()
 
 
-def end_marker(token: str) -> bytes:
-    """The line between the output of an attempt that has its Pod alone and its result.
-
-    It does not begin with a newline, so that the last line of the output need not be held back.
-    """
-    return f"\0air-executor {token}\n".encode()
-
-
 def pod_name(attempt: Attempt, token: str) -> str:
     """The name of the Pod of an attempt: readable, and used once."""
     words = [_NOT_IN_NAME.sub("-", word.lower()).strip("-")[:20].strip("-") for word in attempt[:2]]

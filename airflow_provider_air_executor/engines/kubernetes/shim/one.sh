@@ -3,8 +3,9 @@
 # The termination message is `spawn` and why the command could not be started, or `end`, the size of the result, whether
 # the container got SIGTERM while it ran, and the result itself if it is short. The result follows the output too, behind
 # a marker, since it may be long, or be cut in the message. The marker is always printed, so that the manager sees whether
-# a container runtime has lost the end of the output, as some versions do. Another line is printed first, so that the
-# manager sees whether a node has thrown away the beginning.
+# a container runtime has lost the end of the output, as some versions do; it does not begin with a newline, so that the
+# last line of the output need not be held back. Another line is printed first, so that the manager sees whether a node has
+# thrown away the beginning.
 printf '\000air-executor %s output\n' $AIR_EXECUTOR_RUN
 ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
 if [ -n "$1" ]; then CDPATH= cd -- "$1/." || { echo "$ae_no_directory" >$ae_say; exit 126; }; fi
