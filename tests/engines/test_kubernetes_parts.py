@@ -610,6 +610,13 @@ def test_the_end_was_lost(tmp_path: Path) -> None:
     assert log.read_bytes().startswith(b"begun" + MARKER[:5] + b"\n[air-executor] The end of the output is missing")
 
 
+def test_a_marker_in_a_result(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    attempt, output = one(tmp_path / "log")
+    output.reader().feed(BEGINNING + b"text" + MARKER + b"result" + MARKER)
+    assert ((tmp_path / "log").read_bytes(), attempt.result) == (b"text", b"result" + MARKER)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is written with what comes next, and stands there once."""
     _, output = one(tmp_path / "log")

@@ -1,8 +1,8 @@
-"""Where the API server is, and who we are: from a kubeconfig file, or as a Pod of the cluster itself.
+"""The address of the API server and our credentials: from a kubeconfig file, or as a Pod of the cluster itself.
 
 Both may change while the manager runs: a token or a certificate expires, and somebody writes a new one.
 
-The format is that of https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/, what a Pod finds stands in
+The format is that of https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/, that of a Pod is described in
 https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.
 """
 
@@ -43,7 +43,7 @@ _Files = dict[Path, Stamp | None]
 
 @dataclass
 class ClusterCredentials:
-    """The address of an API server, and what it takes to be let in.
+    """The address of an API server, and the credentials for it.
 
     :param server: its address.
     :param tls: whom to trust, and the client certificate if there is one.

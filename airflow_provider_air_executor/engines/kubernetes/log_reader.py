@@ -78,7 +78,7 @@ class LogReader:
                     await pause()
 
     async def read(self, *, follow: bool) -> bool:
-        """Read the output from our place to its end; False if it should be tried again, since it may go on.
+        """Read the output from our position to its end; False if it should be tried again, since it may go on.
 
         :param follow: whether to go on while the container runs.
         """

@@ -25,7 +25,7 @@ MESSAGE_PATH = "/dev/termination-log"
 MESSAGE_BYTES = 3000
 
 # A task leaves its result in memory, which every container has as a file system that anybody may write to. A volume of
-# its own would cost 0.3 s: the kubelet looks only so often whether what it has mounted is there.
+# its own would cost 0.3 s: the kubelet checks only so often whether a volume is mounted.
 _RESULTS = "/dev/shm"  # noqa: S108
 
 _SHIM = Path(__file__).with_name("shim")

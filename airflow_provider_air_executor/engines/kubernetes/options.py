@@ -18,12 +18,12 @@ class EngineOptions(KubernetesOptions):
 
     These are the defaults of tasks, see :class:`KubernetesOptions`, and:
 
-    :param kubeconfig: path of the file that says where the API server is and who we are; default: ``KUBECONFIG``, or
-        as a Pod of the cluster itself, or ``~/.kube/config``.
+    :param kubeconfig: path of the file with the address of the API server and our credentials; default:
+        ``KUBECONFIG``, or as a Pod of the cluster itself, or ``~/.kube/config``.
     :param context: the context of that file; default: its current one.
     :param pod_template: as for a task, or the path of a YAML file.
-    :param share_job_files: whether the base path is mounted in the Pods at the same path; they are told then where
-        their job is. Default false.
+    :param share_job_files: whether the base path is mounted in the Pods at the same path; then they have the
+        directory of their job in ``AIR_EXECUTOR_JOB_DIR``. Default false.
     :param lost_after: seconds for which a node may not answer before its tasks are lost; default 60.
     :param fenced: whether such a node is then known to be off, so that what it ran may be tried again; default false.
     :param stuck_after: seconds for which a Pod may want for its image or a secret before its task fails; default 60.

@@ -5,7 +5,7 @@ node begins a new file when one has become long (the kubelet's ``containerLogMax
 the newest one. We recognise that by how the file begins; the first line that a container prints is in no other file. A
 stream should go on from one file to the next, but may stay at the end of the first one, or end there.
 
-If it is known that output was thrown away before it was read, the log says so at that place.
+If output is known to have been thrown away before it was read, the log says so where it is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import printable
 
 _HEAD = 4096  # bytes by which a file is recognised
-_TAIL = 1024  # bytes by which a place in it is recognised
+_TAIL = 1024  # bytes by which a position in it is recognised
 _SHORTEST = 16  # of them that must still be there
 _LONG = 1 << 16  # bytes of output before which no node begins a new file
 UNCERTAIN = (
@@ -32,7 +32,6 @@ UNCERTAIN = (
 THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
 _CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
 _FRAME = re.compile(rb"\0air-executor ([0-9a-f]{16}) (begin|spawn|end|done|left)([^\n]*)\n")
-_MARKER = re.compile(rb"\0air-executor ([0-9a-f]{16})()()\n")  # the only frame of a Pod of one attempt
 _FRAME_BEGINS = b"\0air-executor "
 _LONGEST_FRAME = 8192
 
@@ -53,7 +52,9 @@ class Splitter:
         self.begun: int | None = None  # how many have begun, once it is certain that no more will
         self._attempts = attempts
         self._by_token = {each.token.encode(): each for each in attempts}
-        self._frame = _FRAME if is_batch else _MARKER
+        token = attempts[0].token.encode()
+        self._frame = _FRAME if is_batch else re.compile(rb"\0air-executor (%s)()()\n" % token)  # the marker
+        self._frame_begins = _FRAME_BEGINS if is_batch else b"\0air-executor %s\n" % token
         self._current = None if is_batch else attempts[0]
         self._pending = b""  # what has come, and is not written yet
         self._has_frames = False  # whether one has come
@@ -79,8 +80,8 @@ class Splitter:
         if marker_is_due and self._attempts[0].result is None:
             self.cut_off(self._attempts[0])
 
-    def note(self, text: bytes) -> None:
-        """Write a sentence at this place of the log, if an attempt runs."""
+    def remark(self, text: bytes) -> None:
+        """Write a sentence into the log here, if an attempt runs."""
         self._write(is_last=True)
         if self._current is not None:
             _append(self._current.log_path, text)
@@ -100,7 +101,7 @@ class Splitter:
             if attempt is not None:
                 self._has_frames = True
                 self._turn(attempt, match[2], match[3].decode(errors="replace").split())
-        kept = 0 if is_last else _unfinished(self._pending)
+        kept = 0 if is_last else _unfinished(self._pending, self._frame_begins)
         self._put(self._pending[: len(self._pending) - kept])
         self._pending = self._pending[len(self._pending) - kept :]
 
@@ -154,8 +155,9 @@ class Splitter:
         elif kind == b"done" and attempt.exit_code is not None:
             attempt.is_done = True
             self._current = None
-        elif not kind and attempt.result is None:
+        elif not kind:
             attempt.result = bytearray()
+            self._by_token.clear()  # the same line once more belongs to the result
 
 
 class Output:
@@ -173,7 +175,7 @@ class Output:
         self.head = beginning(token)  # how the file begins that is read
         self._position = len(self.head)  # in that file
         self._tail = b""  # the bytes of output before that position
-        self._is_noted = False  # whether the log says at this place that something may be missing
+        self._has_remark = False  # whether the log says here that something may be missing
         if not is_batch:
             self._recover(attempts[0])
 
@@ -195,7 +197,7 @@ class Output:
         return Reader(self, self.head, self._position, self._tail)
 
     def continue_in(self, found: bytes, *, is_read_out: bool = False) -> None:
-        """Find our place in another file, and take the output after it.
+        """Find our position in another file, and take the output after it.
 
         :param found: all that the node has of it.
         :param is_read_out: whether the current file was read to its end, if it is not this one.
@@ -204,37 +206,37 @@ class Output:
         if not found and not (is_read_out or self.is_read_out):
             return
         if found.startswith(self.head):
-            place, note = self._place_in_the_same(found), b""
+            position, remark = self._find_in_same_file(found), b""
         elif is_read_out or self.is_read_out:
-            place, note = self._place_of_what_ended(found)
+            position, remark = self._find_after_end(found)
         else:
-            place, note = self._place_of_what_was_cut(found)
-        if note and not self._is_noted:
-            self.splitter.note(note)
-            self._is_noted = True
+            position, remark = self._find_after_cut(found)
+        if remark and not self._has_remark:
+            self.splitter.remark(remark)
+            self._has_remark = True
         self.head, self.is_read_out = found[:_HEAD], False
-        self._position, self._tail = place, found[max(0, place - _TAIL) : place]
-        self.take(found[place:])
+        self._position, self._tail = position, found[max(0, position - _TAIL) : position]
+        self.take(found[position:])
 
-    def _place_in_the_same(self, found: bytes) -> int:
-        """Our place. What was read last may have been none of it, but the words of a kubelet that can read no more."""
+    def _find_in_same_file(self, found: bytes) -> int:
+        """Our position in the file that was read. Its last bytes may have been the error message of a kubelet."""
         start = self._position - len(self._tail)
         return min(start, len(found)) + _alike(found[start : self._position], self._tail)
 
-    def _place_of_what_ended(self, found: bytes) -> tuple[int, bytes]:
-        """Our place, and what to say there, after all was read of a file: of this one, or of the one before it."""
+    def _find_after_end(self, found: bytes) -> tuple[int, bytes]:
+        """Our position and a remark, after a file was read to its end: this one, or the one before it."""
         last = found[-_TAIL:]
         if found and self._tail.endswith(last):
             is_there_once = all(text.find(last) + len(last) == len(text) for text in (found, self._tail))
             return len(found), b"" if is_there_once else UNCERTAIN
         return 0, b""
 
-    def _place_of_what_was_cut(self, found: bytes) -> tuple[int, bytes]:
-        """Our place, and what to say there. If there are several, what is there twice is better than what is not."""
+    def _find_after_cut(self, found: bytes) -> tuple[int, bytes]:
+        """Our position and a remark, after reading was cut. The first of several: twice is better than never."""
         tail = self._tail
-        place = found.find(tail) if len(tail) >= _SHORTEST else -1
-        if place >= 0:
-            return place + len(tail), UNCERTAIN if found.find(tail, place + 1) >= 0 else b""
+        position = found.find(tail) if len(tail) >= _SHORTEST else -1
+        if position >= 0:
+            return position + len(tail), UNCERTAIN if found.find(tail, position + 1) >= 0 else b""
         sizes = [size for size in range(_SHORTEST, len(tail)) if found.startswith(tail[-size:])]
         if sizes:
             return sizes[0], b"" if len(sizes) == 1 else UNCERTAIN
@@ -251,7 +253,7 @@ class Output:
         self._tail = (self._tail + data)[-_TAIL:]
         if data:
             self.taken += len(data)
-            self.is_read_out = self._is_noted = False
+            self.is_read_out = self._has_remark = False
         self.splitter.take(data)
 
 
@@ -299,7 +301,7 @@ class Reader:
 def _alike(one: bytes, other: bytes) -> int:
     """How many bytes at the beginning are the same."""
     length = min(len(one), len(other))
-    return next((place for place in range(length) if one[place] != other[place]), length)
+    return next((position for position in range(length) if one[position] != other[position]), length)
 
 
 def _append(log_path: Path, data: bytes) -> None:
@@ -320,10 +322,10 @@ def _append(log_path: Path, data: bytes) -> None:
         os.close(log)
 
 
-def _unfinished(data: bytes) -> int:
+def _unfinished(data: bytes, frame_begins: bytes) -> int:
     """How many bytes at the end may be the beginning of a frame."""
-    place = data.rfind(b"\0")
-    if place < 0 or len(data) - place > _LONGEST_FRAME or b"\n" in data[place:]:
+    position = data.rfind(b"\0")
+    if position < 0 or len(data) - position > _LONGEST_FRAME or b"\n" in data[position:]:
         return 0
-    found = data[place:]
-    return len(found) if found.startswith(_FRAME_BEGINS) or _FRAME_BEGINS.startswith(found) else 0
+    found = data[position:]
+    return len(found) if found.startswith(frame_begins) or frame_begins.startswith(found) else 0
