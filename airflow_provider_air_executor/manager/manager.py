@@ -49,6 +49,7 @@ class Manager:
         handler = RequestHandler(shared, limits, recovery, intake, self._rejection)
         self._requests = Requests(shared, intake, handler)
         self._publishing = Publishing(shared, limits, intake)
+        self._unloaded: set[str] = set()  # jobs that were there when this manager began
         self.changes = Changes(shared, intake, self._requests, self._publishing)
 
     def _fail_job(self, name: str, error: Exception) -> None:
@@ -69,6 +70,7 @@ class Manager:
             for error in store.remove_abandoned():
                 log.warning("%s", error)
         self.shared.guard.run(self.changes.accept)
+        self._unloaded = self.shared.turns.busy
         self.shared.guard.run(self._requests.answer)
 
     def tick(self) -> None:
@@ -79,11 +81,18 @@ class Manager:
             self._requests.answer,
             self.shared.timers.expire,
             self.shared.turns.advance,
-            self._attempts.launch,
+            self._launch,
             self._publishing.publish,
             self.shared.engines.prepare,
         ):
             self.shared.guard.run(step)
+
+    def _launch(self) -> None:
+        """Start what can start, once it is known what an earlier manager's attempts leave of the room."""
+        if self._unloaded:
+            self._unloaded &= self.shared.turns.busy
+        if not self._unloaded:
+            self._attempts.launch()
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""

@@ -32,6 +32,11 @@ class Turns:
             return None
         return _PAUSE if self._is_waiting else 0.0
 
+    @property
+    def busy(self) -> set[str]:
+        """The jobs for which something has been begun."""
+        return set(self._begun)
+
     def is_busy(self, name: str) -> bool:
         """Whether something has been begun for this job."""
         return name in self._begun

@@ -264,6 +264,22 @@ def test_tasks_that_were_added_too_late_run_although_their_job_cannot_be_written
     assert sorted(promises.machine.history) == [("j0", "a1", 1), ("j0", "t0", 1)]
 
 
+def test_what_an_earlier_manager_has_started_counts_before_its_job_is_loaded() -> None:
+    """A job of many tasks takes longer to load than another one, whose tasks must not take its place meanwhile."""
+    promises = PromisesInPieces()
+    tasks = [{"id": f"t{number}", "command": "x"} for number in range(60)]
+    promises.store.submit("j0", tasks, max_parallel_tasks=LIMIT)
+    while len(promises.machine.running) < LIMIT:
+        promises.tick(0.1)
+    promises.store.submit("j1", [{"id": "t0", "command": "x"}], priority=1)
+    promises.manager_is_killed()
+    for _ in range(200):
+        promises.tick(0)
+        promises.no_more_run_than_allowed()
+    promises.teardown()
+    assert len(promises.machine.history) == 61
+
+
 TestPromises = Promises.TestCase
 TestPromisesInPieces = PromisesInPieces.TestCase
 TestPromises.settings = TestPromisesInPieces.settings = settings(
