@@ -25,7 +25,7 @@ from tests.support.managers import CLI, Managers
 from tests.support.processes import kill
 from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
-EXAMPLES = Path(__file__).resolve().parents[3] / "docs" / "kubernetes"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "kubernetes"
 
 pytestmark = [
     pytest.mark.engine,
