@@ -11,6 +11,7 @@ from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.active_job import Hold
 from airflow_provider_air_executor.manager.attempts import Attempts
 from airflow_provider_air_executor.manager.changes import Changes
 from airflow_provider_air_executor.manager.intake import Intake
@@ -89,10 +90,13 @@ class Manager:
 
     def _launch(self) -> None:
         """Start what can start, once it is known what an earlier manager's attempts leave of the room."""
-        if self._unloaded:
-            self._unloaded &= self.shared.turns.busy
+        self._unloaded = {name for name in self._unloaded if self._is_being_loaded(name)}
         if not self._unloaded:
             self._attempts.launch()
+
+    def _is_being_loaded(self, name: str) -> bool:
+        job = self.shared.jobs.active.get(name)
+        return self.shared.turns.is_busy(name) and (job is None or Hold.REATTACH in job.holds)
 
     def close(self) -> None:
         """Write down how the jobs stand. What runs goes on."""
