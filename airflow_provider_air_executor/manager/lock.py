@@ -16,7 +16,7 @@ _PATIENCE_SECONDS = 0.5
 
 
 class ManagerLock:
-    """An advisory lock on ``manager.lock``; the system gives it up when the process ends, however that happens.
+    """An advisory lock on ``manager.lock``; the system releases it when the process ends, however that happens.
 
     The descriptor is not inherited by runners, which outlive their manager.
     """
@@ -34,11 +34,11 @@ class ManagerLock:
         self._store.create_directories()
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(self._store.lock_path, flags, 0o600)
-        give_up = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _PATIENCE_SECONDS
         with contextlib.ExitStack() as unless_ours:
             unless_ours.callback(os.close, descriptor)
             while not files.lock(descriptor, self._store.lock_path):
-                if time.monotonic() > give_up:
+                if time.monotonic() > deadline:
                     return False
                 time.sleep(0.02)
             unless_ours.pop_all()
@@ -61,7 +61,7 @@ class ManagerLock:
             return False
 
     def release(self) -> None:
-        """Give the lock up."""
+        """Release the lock."""
         if self._descriptor is not None:
             with contextlib.suppress(OSError):  # it is only believed while the lock is held
                 self._store.pid_path.unlink()

@@ -1,4 +1,4 @@
-"""The loop of a manager's process: it sleeps until something happens, and ends when it is told to or not needed."""
+"""The loop of a manager's process: it sleeps until something happens, and ends by a signal or for lack of work."""
 
 from __future__ import annotations
 
