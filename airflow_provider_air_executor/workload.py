@@ -1,7 +1,7 @@
 """Runs one workload of Airflow: ``python -m airflow_provider_air_executor.workload`` is what the executor's jobs run.
 
-The workload is in a file in the job's directory, which is removed as soon as it is read, since it holds a token. What
-became of it is told by the exit code, see :class:`ExitCode`; how a task has ended its supervisor tells Airflow itself.
+The workload is in a file in the job's directory, which is removed as soon as it is read, since it holds a token. The
+supervisor reports to Airflow how the task has ended. The exit code says whether it could, see :class:`ExitCode`.
 """
 
 from __future__ import annotations
