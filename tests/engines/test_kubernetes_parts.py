@@ -1042,7 +1042,7 @@ def test_a_handle_that_cannot_be_read(store: JobStore) -> None:
 def test_handles_of_the_version_before(store: JobStore) -> None:
     """Its words are in them, and its Pods go on."""
     store.submit("j", [{"command": "true", "id": name} for name in ("alone", "t0", "t1")])
-    store.prepare_job_directory(store.get_job("j"))
+    JobWriter(store).prepare_job_directory(store.get_job("j"))
     paths = store.paths("j")
     token = "0" * 16
     pod = manifest({"image": "i"})
