@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import installation_of
-from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs.completions import JobCompletions
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, printable
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.triggers import class_and_arguments, location_of
@@ -27,7 +27,7 @@ except ImportError:  # before Airflow 3.3 a trigger is not told when its events 
     SharedStreamProducer = None  # type: ignore[assignment, misc]
 
 _STORED_SECONDS = 5.0  # after which Airflow has stored an event, if it does not tell
-_UNCONFIRMED = 100  # ends that are told before Airflow has stored the first of them
+_UNACKNOWLEDGED = 100  # completions that are delivered before Airflow has stored the first of them
 _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 
 
@@ -81,36 +81,36 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Fire at each end; for an Airflow that does not tell when it has stored an event."""
-        ends = await self.ends()
-        confirming: set[asyncio.Task[None]] = set()
+        completions = await self.completions()
+        waiting: set[asyncio.Task[None]] = set()
 
-        async def confirm(job: Job) -> None:
+        async def ack(job: Job) -> None:
             await asyncio.sleep(_STORED_SECONDS)
-            await asyncio.to_thread(ends.confirm, job)
+            await asyncio.to_thread(completions.ack, job)
 
         try:
-            async for job in ends.follow():
+            async for job in completions.follow():
                 yield TriggerEvent(event_of(job))
-                task = asyncio.create_task(confirm(job))
-                confirming.add(task)
-                task.add_done_callback(confirming.discard)
+                task = asyncio.create_task(ack(job))
+                waiting.add(task)
+                task.add_done_callback(waiting.discard)
         finally:
-            for task in confirming:
+            for task in waiting:
                 task.cancel()
 
-    async def ends(self) -> JobEnds:
-        """The ends that are to be told here."""
+    async def completions(self) -> JobCompletions:
+        """The completions of jobs, for this trigger as their subscriber."""
         store = JobStore(self.base_path or (await location_of(self.air_executor_conn_id))[0])
-        reader, formerly = self._reader(await sync_to_async(installation_of)(store)), self._reader()
-        return JobEnds(
+        subscriber, formerly = self.subscriber(await sync_to_async(installation_of)(store)), self.subscriber()
+        return JobCompletions(
             store,
-            reader,
+            subscriber,
             interval=self.poll_interval,
             matches=self.matches,
-            formerly=formerly if formerly != reader else "",
+            formerly=formerly if formerly != subscriber else "",
         )
 
-    def _reader(self, installation: str | None = None) -> str:
+    def subscriber(self, installation: str | None = None) -> str:
         """A name that is the same for this trigger in each triggerer, and another one for each other trigger.
 
         :param installation: which Airflow it is; earlier versions did not say.
@@ -127,16 +127,16 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
             and (self.outlet is None or self.outlet in job.outlets)
         )
 
-    # Since Airflow 3.3 a trigger can learn when its events have been stored, if it is the reader of a stream.
+    # Since Airflow 3.3 a trigger can learn when its events have been stored, if it subscribes to a stream.
 
     def shared_stream_key(self) -> Hashable | None:
-        """The stream of ends that belongs to this trigger alone, since each one has confirmed others."""
-        return None if SharedStreamProducer is None else ("air-executor", self._reader())
+        """The stream of completions that belongs to this trigger alone: each trigger acknowledges its own."""
+        return None if SharedStreamProducer is None else ("air-executor", self.subscriber())
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> Any:
         """The producer of that stream."""
-        return _EndsProducer(cls(**kwargs))
+        return _CompletionsProducer(cls(**kwargs))
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Fire at each end that comes from the stream."""
@@ -146,29 +146,29 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
 
 if SharedStreamProducer is not None:
 
-    class _EndsProducer(SharedStreamProducer):
-        """Tells the ends of jobs, and confirms those whose events have been stored."""
+    class _CompletionsProducer(SharedStreamProducer):
+        """Delivers the completions of jobs, and acknowledges those whose events have been stored."""
 
         def __init__(self, trigger: AirExecutorJobEventTrigger) -> None:
             self._trigger = trigger
-            self._ends: JobEnds | None = None
+            self._completions: JobCompletions | None = None
             # A subscriber that is behind by more than [triggerer] shared_stream_subscriber_queue_size is ended.
-            self._room = asyncio.Semaphore(_UNCONFIRMED)
+            self._room = asyncio.Semaphore(_UNACKNOWLEDGED)
 
         async def open_stream(self) -> AsyncIterator[tuple[Any, Any]]:
-            self._ends = await self._trigger.ends()
-            async with contextlib.aclosing(self._ends.follow()) as found:
+            self._completions = await self._trigger.completions()
+            async with contextlib.aclosing(self._completions.follow()) as found:
                 async for job in found:
                     await self._room.acquire()
                     yield event_of(job), job
 
         async def advance(self, batch: Sequence[Any]) -> None:
-            ends = self._ends
-            if ends is None:
+            completions = self._completions
+            if completions is None:
                 return
             for job, outcome in batch:
                 self._room.release()
-                await asyncio.to_thread(ends.confirm if outcome.is_clean else ends.tell_again, job)
+                await asyncio.to_thread(completions.ack if outcome.is_clean else completions.nack, job)
 
 
 def event_of(job: Job) -> dict[str, Any]:

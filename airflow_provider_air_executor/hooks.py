@@ -25,10 +25,11 @@ from airflow_provider_air_executor.exceptions import (
     ManagerRunningError,
     SettingsError,
 )
-from airflow_provider_air_executor.jobs import files, masking
+from airflow_provider_air_executor.jobs import attachments, files, inbox, manager_status, masking
+from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.spec import JobSpec
-from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
+from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system.environment import as_given
 
 log = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ class AirExecutorHook(BaseHook):
         spec["outlets"] = given if isinstance(given, str) else tuple(given)
         secrets = _secrets_of(listed, spec.get("labels"), spec["outlets"])
         if self.location.embedded:
-            self.store.check_locks()
+            manager_status.check_locks(self.store)
         job = self.store.submit(
             job_name,
             listed,
@@ -175,7 +176,7 @@ class AirExecutorHook(BaseHook):
 
         :raises JobNotFoundError: if there is no such job.
         """
-        return self.store.read_log(job_name, task_id, offset, limit)
+        return TaskLog(self.store.paths(job_name), task_id).read(offset, limit)
 
     def cancel_job(self, job_name: str, owner: SubmittedBy | None = None) -> bool:
         """Ask for a job to be cancelled.
@@ -184,7 +185,7 @@ class AirExecutorHook(BaseHook):
         :return: False if it had ended already, or belongs to somebody else.
         :raises JobNotFoundError: if there is no such job.
         """
-        requested = self.store.cancel(job_name, owner)
+        requested = inbox.cancel(self.store, job_name, owner)
         if requested:
             self.ensure_manager()
         return requested
@@ -194,7 +195,7 @@ class AirExecutorHook(BaseHook):
 
         :raises JobNotFoundError: if there is no such job.
         """
-        self.store.take_up(job_name, owner)
+        inbox.take_up(self.store.paths(job_name), owner)
 
     def retry_job(self, job_name: str) -> None:
         """Ask for a failed job to go on: failed tasks run again, and what depends on them; the rest is kept.
@@ -202,7 +203,7 @@ class AirExecutorHook(BaseHook):
         :raises JobNotFoundError: if there is no such job.
         :raises JobStateError: if it has not failed.
         """
-        self.store.retry(job_name)
+        inbox.retry(self.store, job_name)
         self.ensure_manager()
 
     def add_tasks(self, job_name: str, tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[str, ...]:
@@ -215,8 +216,8 @@ class AirExecutorHook(BaseHook):
         listed = _listed(tasks)
         secrets = _secrets_of(listed)
         if secrets:  # before they can be seen
-            self.store.append_attached(job_name, masking.FILE, masking.dump(secrets))
-        added = self.store.add_tasks(job_name, listed)
+            attachments.append(self.store.paths(job_name), masking.FILE, masking.dump(secrets))
+        added = inbox.add_tasks(self.store, job_name, listed)
         self.ensure_manager()
         return added
 
@@ -289,11 +290,11 @@ class AirExecutorHook(BaseHook):
             self.store.create_directories()
             if not os.access(self.store.inbox_path, os.W_OK):
                 return False, f"{base_path} is not writable for this user"
-            self.store.check_locks()
+            manager_status.check_locks(self.store)
         except (AirExecutorError, ValueError, OSError) as error:
             return False, str(error)
-        if self.store.manager_is_running():
-            return True, f"manager {self.store.manager_pid()} runs the jobs of {base_path}"
+        if manager_status.is_running(self.store):
+            return True, f"manager {manager_status.pid(self.store)} runs the jobs of {base_path}"
         if embedded:
             return True, f"jobs go to {base_path}; the manager is started with the first one"
         return False, f"no manager is running; start it: air-executor manager --base-path {base_path}"
@@ -375,7 +376,7 @@ def start_manager_if_none(store: JobStore) -> None:
 
     :raises ManagerError: if it cannot be started; the message holds what it said.
     """
-    if not store.manager_is_running():
+    if not manager_status.is_running(store):
         start_manager(store, keep_secrets=conf.getboolean("air_executor", "keep_secrets", fallback=False))
 
 
@@ -387,8 +388,7 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
     :param replace: whether the one that runs is ended first.
     :raises ManagerError: if it cannot be started, or the one that runs not be replaced; the message holds what it said.
     """
-    store.create_directories()
-    store.keep_alive()
+    manager_status.keep_alive(store)
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=_DEFAULT_IDLE_SECONDS)
     # Without -P, modules of the working directory, which is one that tasks may write to, would be ours.
     command = [sys.executable, "-P", "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
@@ -417,7 +417,7 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
         except subprocess.TimeoutExpired as error:
             raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
         was_late = started.returncode == ManagerRunningError.exit_code
-        if started.returncode == 0 or ((was_late or not replace) and store.manager_is_running()):
+        if started.returncode == 0 or ((was_late or not replace) and manager_status.is_running(store)):
             if started.returncode == 0 and started.stderr:
                 log.warning("the embedded manager of %s: %s", store.base_path, _text(started.stderr))
             return

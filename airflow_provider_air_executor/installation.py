@@ -102,12 +102,7 @@ def _comms() -> Any:
 def _only_one(store: JobStore) -> Iterator[None]:
     """Let one process after the other do what is within: all that could come first use this job filesystem."""
     store.create_directories()
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(store.base_path / "installation.lock", flags, 0o600)
-    try:
-        files.give(descriptor, store.base_path)
+    with files.opened(store.base_path / "installation.lock", os.O_RDWR) as descriptor:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_air_executor.exceptions import OutputError
+from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 
 # An object with all keys of one of these sets is taken for one of its own by what keeps XCom (airflow.sdk.serde): it
@@ -24,6 +25,6 @@ def results_of(store: JobStore, job_name: str) -> dict[str, Any]:
     :raises UnfitResultError: naming the task and the file, if it cannot be read, or Airflow cannot keep it.
     """
     try:
-        return store.get_outputs(job_name, reserved=RESERVED)
+        return read_outputs(store.paths(job_name), store.get_tasks(job_name), RESERVED)
     except OutputError as error:
         raise UnfitResultError(error.job_name, error.task_id, error.why) from None

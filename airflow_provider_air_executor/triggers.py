@@ -27,7 +27,7 @@ from airflow_provider_air_executor.exceptions import (
 )
 from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
 from airflow_provider_air_executor.installation import installation_of, name_for
-from airflow_provider_air_executor.jobs import summary
+from airflow_provider_air_executor.jobs import inbox, manager_status, summary
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, printable, valid_job_name
 from airflow_provider_air_executor.jobs.spec import JobSpec
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -228,7 +228,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         If the manager is away, the next one cancels it.
         """
         try:
-            is_asked = self._store.cancel(self.job_name, owner)
+            is_asked = inbox.cancel(self._store, self.job_name, owner)
         except JobNotFoundError:
             return False
         if is_asked and self.embedded:
@@ -419,7 +419,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         """
         tasks = list(self.tasks)
         if self.embedded:
-            self._store.check_locks()
+            manager_status.check_locks(self._store)
         try:
             job = self._store.submit(self.job_name, tasks, submitted_by=owner, **self.spec)
             self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.base_path)

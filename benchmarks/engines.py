@@ -41,6 +41,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from airflow_provider_air_executor.jobs import inbox, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.kubernetes_cluster import IMAGE, KubernetesCluster
 from tests.support.kubernetes_cluster import PATH as KUBERNETES_PATH
@@ -202,7 +203,7 @@ class Manager:
         command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
         command += ["--base-path", self._directory.name, "--kill-grace", "1"]
         self.process = subprocess.Popen(command, env={**os.environ, **engine.environment})
-        wait_until(lambda: self.store.manager_pid() == self.process.pid, what="it runs", timeout=30)
+        wait_until(lambda: manager_status.pid(self.store) == self.process.pid, what="it runs", timeout=30)
         self._numbers = iter(range(1 << 30))
 
     def run(self, tasks: int) -> None:
@@ -226,7 +227,7 @@ class Manager:
         used = self._cpu_seconds() - before
         text = Path(f"/proc/{self.process.pid}/status").read_text()
         (memory,) = (int(line.split()[1]) for line in text.splitlines() if line.startswith("VmRSS"))
-        self.store.cancel("flight")
+        inbox.cancel(self.store, "flight")
         wait_until(lambda: self.store.get_job("flight").state.is_terminal, what="it is over", timeout=600, interval=0.5)
         return 100 * used / WATCHED_SECONDS, memory / 1024
 

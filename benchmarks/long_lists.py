@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.jobs import inbox, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.run import Run
 
@@ -99,7 +100,7 @@ def start(store: JobStore, directory: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [*command, "--base-path", str(store.base_path)], env={**os.environ, "PYTHONPATH": str(directory)}
     )
-    while store.manager_pid() != process.pid:
+    while manager_status.pid(store) != process.pid:
         time.sleep(0.05)
     return process
 
@@ -142,15 +143,15 @@ def run(kind: str, number: int) -> None:
             time.sleep(5)
 
         def add() -> None:
-            store.add_tasks("long", [{**task, "id": f"more-{task['id']}"} for task in tasks])
-            until(lambda: not store.requests())
+            inbox.add_tasks(store, "long", [{**task, "id": f"more-{task['id']}"} for task in tasks])
+            until(lambda: not inbox.requests(store))
 
         def cancel() -> None:
-            store.cancel("long")
+            inbox.cancel(store, "long")
             until(lambda: store.get_job("long").state.is_terminal)
 
         def retry() -> None:
-            store.retry("long")
+            inbox.retry(store, "long")
             until(lambda: store.get_job("long").state == "working")
 
         def take_over() -> None:

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
@@ -51,7 +52,7 @@ class AirExecutor:
         command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
         command += ["--base-path", self._directory, "--max-concurrent-runners", str(self._runners)]
         process = subprocess.Popen(command)
-        while self.store.manager_pid() != process.pid:
+        while manager_status.pid(self.store) != process.pid:
             time.sleep(0.02)
         time.sleep(0.2)
         return process

@@ -35,6 +35,7 @@ from airflow_provider_air_executor.executor.tracking import (
     task_states,
 )
 from airflow_provider_air_executor.executor.upkeep import Every, Managers, Pruning, measure, warn_if_cold
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Job, Reason, utc_now
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ _STATES_SECONDS = 1.0  # between two looks at whether Airflow still wants what r
 _UNWANTED_SECONDS = 30.0  # that a supervisor has to end a task that Airflow does not want, before it is killed
 _MARKED_SECONDS = 0.5  # the same, if it has reported that its task failed, or a user has marked it so
 _LOG_BYTES = 5_000_000  # of the log of a running task that are shown
+_TAIL_BYTES = 65_536  # of the log of a callback that has failed, in which its last lines are
 
 
 class AirExecutorExecutor(BaseExecutor):
@@ -210,7 +212,7 @@ class AirExecutorExecutor(BaseExecutor):
             path = store.load_job(name)[0].labels.get("log_path")
             if path and (Path(self.conf.get_mandatory_value("logging", "base_log_folder")) / path).exists():
                 return [], []  # it is read anyway
-            chunk = store.read_log(name, TASK_ID, offset=-_LOG_BYTES)
+            chunk = TaskLog(store.paths(name), TASK_ID).read(-_LOG_BYTES)
             return [f"Log of job {name} in {store.base_path}"], list(chunk.lines)
         except Exception as error:  # noqa: BLE001 - the rest of the log must be shown in any case
             return [], [f"The log of the job could not be read: {error}"]
@@ -260,8 +262,10 @@ class AirExecutorExecutor(BaseExecutor):
             self.log.error("task %s: %s", tracked.key, why)
             self._fail(tracked.key, why, job.labels.get("log_path"))
         else:
-            said = tracked.store.tail(tracked.name, TASK_ID, 5) if job.reason is not Reason.LOST else ""
-            self.fail(tracked.key, f"{why}\n{said}".strip())
+            said = (
+                TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines[-5:] if job.reason is not Reason.LOST else []
+            )
+            self.fail(tracked.key, "\n".join([why, *said]).strip())
 
     def _fail(self, key: Any, why: str, log_path: str | None) -> None:
         """Report that a workload has failed, and write so into the log of its task, where Airflow's users look first.

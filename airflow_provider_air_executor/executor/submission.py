@@ -16,7 +16,7 @@ from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFou
 from airflow_provider_air_executor.executor import database
 from airflow_provider_air_executor.executor.settings import Options, Settings
 from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import attachments, files, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import MODULE, WORKLOAD_FILE
@@ -71,8 +71,8 @@ class Submitter:
         token = self._token(workload.model_dump(mode="json"))
         workload = workload.model_copy(update={"token": token})
         try:
-            tracked.store.attach(tracked.name, WORKLOAD_FILE, self._dump(workload))
-            tracked.store.retry(tracked.name)
+            attachments.attach(tracked.paths, WORKLOAD_FILE, self._dump(workload))
+            inbox.retry(tracked.store, tracked.name)
         except JobNotFoundError:
             self._create(tracked.store, tracked.name, tracked.kind, workload)
 
@@ -82,7 +82,7 @@ class Submitter:
         A token is good for ``[scheduler] task_queued_timeout``, and Airflow takes a task that has been queued for so
         long for stuck. If the manager is gone it is stuck, and nothing is renewed.
         """
-        alive = {store.base_path: store.manager_is_running() for store in self._settings.stores}
+        alive = {store.base_path: manager_status.is_running(store) for store in self._settings.stores}
         queued = []
         for tracked in waiting:
             try:
@@ -95,9 +95,9 @@ class Submitter:
         database.renew_queued_time(queued)
 
     def _renew_token(self, tracked: TrackedWorkload) -> bool:
-        content = json.loads(files.read(tracked.store.attached_path(tracked.name, WORKLOAD_FILE))[0])
+        content = json.loads(files.read(tracked.paths.attached(WORKLOAD_FILE))[0])
         content["workload"]["token"] = self._token(content["workload"])
-        return tracked.store.replace_attached(tracked.name, WORKLOAD_FILE, json.dumps(content).encode())
+        return attachments.replace(tracked.paths, WORKLOAD_FILE, json.dumps(content).encode())
 
     def _token(self, workload: dict[str, Any]) -> str:
         """A new token for a workload in its JSON form."""

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, CorruptFileError, JobNotFoundError
 from airflow_provider_air_executor.executor import database
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, inbox
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.paths import JobPaths
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE
 
@@ -51,16 +52,21 @@ class TrackedWorkload:
     again_at: float | None = None  # when it is submitted again
     unwanted_since: float | None = None  # when Airflow was seen not to want it any more
 
+    @property
+    def paths(self) -> JobPaths:
+        """Where the files of the job are."""
+        return self.store.paths(self.name)
+
     def sees_start(self) -> bool:
         """Whether the job has begun since the last call: it removes the workload when it has read it."""
-        if self.has_started or files.stamp(self.store.attached_path(self.name, WORKLOAD_FILE)) is not None:
+        if self.has_started or files.stamp(self.paths.attached(WORKLOAD_FILE)) is not None:
             return False
         self.has_started = True
         return True
 
     def ended_job(self) -> Job | None:
         """The job, if it has ended; None also if it has not changed since the last call, or cannot be read now."""
-        found = files.stamp(self.store.paths(self.name).state)
+        found = files.stamp(self.paths.state)
         if found is not None and found == self.seen:
             return None
         try:
@@ -84,13 +90,13 @@ class TrackedWorkload:
 
     def resubmit_later(self) -> None:
         """Have it submitted again after a pause. Until then its job, which has ended, does not count."""
-        self.seen = files.stamp(self.store.paths(self.name).state)
+        self.seen = files.stamp(self.paths.state)
         self.again_at = time.monotonic() + RESUBMISSION_SECONDS * 2.0 ** (self.submissions - 1)
 
     def withdraw(self) -> None:
         """Remove the workload, which holds a token; a job that has not begun can do nothing then."""
         with contextlib.suppress(OSError, AirExecutorError):
-            self.store.remove_attached(self.name, WORKLOAD_FILE)
+            files.remove(self.paths.attached(WORKLOAD_FILE))
 
 
 class TrackedWorkloads:
@@ -143,7 +149,7 @@ def task_states(tracked: Iterable[TrackedWorkload]) -> dict[str, str | None]:
 def cancel_job(store: JobStore, name: str) -> None:
     """Kill a job, or keep it from beginning."""
     try:
-        store.remove_attached(name, WORKLOAD_FILE)
-        store.cancel(name)
+        files.remove(store.paths(name).attached(WORKLOAD_FILE))
+        inbox.cancel(store, name)
     except (OSError, AirExecutorError) as error:
         log.warning("job %s could not be cancelled: %s", name, error)

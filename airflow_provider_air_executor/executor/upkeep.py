@@ -18,6 +18,8 @@ from airflow_provider_air_executor.executor import database
 from airflow_provider_air_executor.executor.settings import QueueBasePath, Settings
 from airflow_provider_air_executor.executor.submission import LABEL, TASK_ID, callback_job_name
 from airflow_provider_air_executor.hooks import start_manager
+from airflow_provider_air_executor.jobs import manager_status
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import MODULE
@@ -68,7 +70,7 @@ class Managers:
         for base_path in self._settings.base_paths.values():
             if self._settings.is_embedded and is_scheduler:
                 self._replace(base_path)
-            elif base_path.store.manager_is_running():
+            elif manager_status.is_running(base_path.store):
                 continue
             elif self._settings.is_embedded:
                 self._start(base_path)
@@ -96,8 +98,8 @@ class Managers:
         for base_path in self._settings.base_paths.values():
             store = base_path.store
             if keep_alive:
-                store.keep_alive()
-            if store.manager_is_running():
+                manager_status.keep_alive(store)
+            if manager_status.is_running(store):
                 self._missing_since.pop(store.base_path, None)
             elif now - self._missing_since.setdefault(store.base_path, now) >= patience:
                 missing.append(base_path)
@@ -121,12 +123,12 @@ class Managers:
         try:
             self._start(base_path, replace=True)
         except ManagerError as error:
-            if not store.manager_is_running():
+            if not manager_status.is_running(store):
                 raise
             why = f"not replaced, and works with the code and the settings that it was started with: {error}"
-            log.error("manager %s of %s is %s", store.manager_pid(), store.base_path, why)
+            log.error("manager %s of %s is %s", manager_status.pid(store), store.base_path, why)
             with contextlib.suppress(OSError):  # the log has it
-                store.say_not_replaced(why)
+                manager_status.say_not_replaced(store, why)
 
     def _start(self, base_path: QueueBasePath, *, replace: bool = False) -> None:
         flags = ["--max-concurrent-runners", str(base_path.max_running_tasks)]
@@ -191,7 +193,7 @@ def warn_if_cold(store: JobStore, name: str, task: Task | None) -> None:
     if task is None or task.env:
         return
     with contextlib.suppress(OSError, AirExecutorError):
-        found = _COLD.match(store.read_log(name, TASK_ID, limit=4096).text)
+        found = _COLD.match(TaskLog(store.paths(name), TASK_ID).read(limit=4096).text)
         if found:
             _warn_of_cold_starts(store.base_path, found[1])
 

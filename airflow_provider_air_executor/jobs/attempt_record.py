@@ -98,10 +98,9 @@ def claim(path: Path | str, record: Record) -> int:
     :raises FileExistsError: if another one has the attempt.
     :raises OSError: if it cannot be written; then nobody has it.
     """
-    descriptor, text = os.open(path, _FLAGS, 0o600), memoryview(record.text)
+    descriptor = os.open(path, _FLAGS, 0o600)
     try:
-        while text:
-            text = text[os.write(descriptor, text) :]
+        files.write_all(descriptor, record.text)
     except BaseException:
         os.close(descriptor)
         files.remove(path)

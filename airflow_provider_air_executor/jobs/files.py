@@ -9,9 +9,8 @@ import itertools
 import os
 import stat
 import sys
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from io import FileIO
 from pathlib import Path
@@ -107,10 +106,10 @@ def publish(path: Path, data: bytes, *, durable: bool = False) -> Stamp:
 
 def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pieces[Stamp]:
     """The same in pieces, see :func:`publish`."""
-    temporary, version = yield from writing_beside(path, data, durable=durable)
+    temporary, stamp = yield from writing_beside(path, data, durable=durable)
     try:
         if durable:
-            yield from _aside(version.size, partial(put, temporary, path))  # the old one may be long, too
+            yield from _aside(stamp.size, partial(put, temporary, path))  # the old one may be long, too
         else:
             os.rename(temporary, path)  # unlike an exchange, it makes ext4 write the data before the name
     except BaseException:
@@ -118,7 +117,7 @@ def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pi
         raise
     if durable:
         sync_directory(path.parent)
-    return version
+    return stamp
 
 
 def replace(path: Path, data: bytes) -> bool:
@@ -150,8 +149,8 @@ def put(temporary: str, path: Path) -> None:
         os.unlink(temporary)
 
 
-def publish_and_keep(path: Path, data: bytes, previous: Path) -> tuple[Stamp, bool]:
-    """Publish as :func:`publish` does, and keep the file that was there as ``previous``.
+def publishing_and_keeping(path: Path, data: Iterable[bytes], previous: Path) -> Pieces[tuple[Stamp, bool]]:
+    """Publish in pieces, as :func:`publishing` does, and keep the file that was there as ``previous``.
 
     Someone else may be writing the file at this very moment. What they have put in its place, or will still write
     into the old file, is then found in ``previous`` and not lost. The two names are exchanged in one step where
@@ -162,21 +161,16 @@ def publish_and_keep(path: Path, data: bytes, previous: Path) -> tuple[Stamp, bo
 
     :return: the stamp of the new file, and whether there was an old one.
     """
-    return finish(publishing_and_keeping(path, (data,), previous))
-
-
-def publishing_and_keeping(path: Path, data: Iterable[bytes], previous: Path) -> Pieces[tuple[Stamp, bool]]:
-    """The same in pieces, see :func:`publish_and_keep`."""
-    temporary, version = yield from writing_beside(path, data, durable=True)
+    temporary, stamp = yield from writing_beside(path, data, durable=True)
     try:
-        return version, (yield from putting_and_keeping(temporary, path, previous, size=version.size))
+        return stamp, (yield from putting_and_keeping(temporary, path, previous, size=stamp.size))
     except BaseException:
         remove(temporary)
         raise
 
 
 def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
-    """Give a finished file its name, see :func:`publish_and_keep`; whether there was an old one."""
+    """Give a finished file its name, see :func:`publishing_and_keeping`; whether there was an old one."""
     if _exchange(temporary, path):
         try:
             os.rename(temporary, previous)
@@ -216,20 +210,32 @@ def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> N
         sync_directory(path.parent)
 
 
+@contextlib.contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """Open a file that is ours, of mode 0600, for as long as a ``with`` block; it is made if it is missing.
+
+    :param flags: more flags of ``open(2)``. A symlink is refused, and a pipe is not waited for.
+    :return: a context manager that gives the descriptor.
+    """
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        give(descriptor, path.parent)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def write_new(path: Path, data: bytes) -> None:
     """Write a file of mode 0600 into a directory that nobody else knows of yet.
 
     :raises FileExistsError: if it is there.
     """
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        give(descriptor, path.parent)
-        _write(descriptor, data)
-    finally:
-        os.close(descriptor)
+    with opened(path, os.O_WRONLY | os.O_EXCL) as descriptor:
+        write_all(descriptor, data)
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes) -> None:
     """Write all of some data."""
     view = memoryview(data)
     while view:
@@ -254,16 +260,16 @@ def writing_beside(path: Path, data: Iterable[bytes], *, durable: bool) -> Piece
             for number, piece in enumerate(data):
                 if number:
                     yield False
-                _write(descriptor, piece)
+                write_all(descriptor, piece)
             if durable:
                 yield from _aside(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
-            version = Stamp.of(os.fstat(descriptor))
+            stamp = Stamp.of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
     except BaseException:
         remove(temporary)
         raise
-    return temporary, version
+    return temporary, stamp
 
 
 def make_directory(path: Path, *, exist_ok: bool = False) -> None:
@@ -315,22 +321,11 @@ def _aside(size: int, work: Callable[[], T]) -> Pieces[T]:
     """
     if size <= _PIECE_BYTES:
         return work()
-    done: Future[T] = Future()
-
-    def do() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised below
-            done.set_exception(error)
-
-    thread = threading.Thread(target=do)
-    thread.start()
-    try:
-        while thread.is_alive():
+    with ThreadPoolExecutor(1) as thread:  # at the end it is waited for: whoever has begun it may close its files next
+        done = thread.submit(work)
+        while not done.done():
             yield True
-    finally:
-        thread.join()  # whoever has begun it may close its files next
-    return done.result()
+        return done.result()
 
 
 def flush(*paths: Path | str) -> None:
@@ -423,28 +418,41 @@ def open_file(path: Path | str) -> FileIO:
 
 
 def read(path: Path, *, limit: int | None = None) -> tuple[bytes, Stamp]:
-    """The content of a regular file, and the stamp of the version read.
+    """The content of a regular file, and the stamp of what was read.
 
     :param limit: the size in bytes above which nothing is read, and the error EFBIG is raised; default: none.
     """
     with open_file(path) as file:
-        version = Stamp.of(os.fstat(file.fileno()))
-        if limit is not None and version.size > limit:
+        stamp = Stamp.of(os.fstat(file.fileno()))
+        if limit is not None and stamp.size > limit:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
-        return file.readall(), version
+        return file.readall(), stamp
+
+
+def read_if_there(path: Path) -> bytes:
+    """The content of a regular file; nothing if there is certainly none.
+
+    :raises OSError: if that cannot be known now.
+    """
+    try:
+        return read(path)[0]
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return b""
 
 
 def reading(path: Path) -> Pieces[tuple[list[bytes], Stamp]]:
     """The same in pieces, see :func:`read`; what is read comes in pieces, too."""
     with open_file(path) as file:
-        version = Stamp.of(os.fstat(file.fileno()))
-        if version.size <= _PIECE_BYTES:
-            return [file.readall()], version
+        stamp = Stamp.of(os.fstat(file.fileno()))
+        if stamp.size <= _PIECE_BYTES:
+            return [file.readall()], stamp
         pieces = []
         while piece := file.read(_PIECE_BYTES):
             pieces.append(piece)
             yield False
-        return pieces, version
+        return pieces, stamp
 
 
 def lock(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:

@@ -23,7 +23,7 @@ class Notifier:
     """Watches directories for files that are written or moved there.
 
     The system may not notify: on another platform than Linux, on a network file system, or when its watches are
-    used up. So whoever uses this makes a slow pass of his own too.
+    used up. So each user of this class makes a slow pass of its own too.
     """
 
     def __init__(self) -> None:
@@ -52,20 +52,16 @@ class Notifier:
         """The descriptor that becomes readable when there are changes; -1 if none ever does."""
         return self._inotify.fileno() if self._inotify is not None else -1
 
-    def add(self, key: str, path: Path) -> bool:
-        """Watch a directory; its changes are reported under ``key``.
-
-        :return: False if it cannot be watched.
-        """
+    def add(self, key: str, path: Path) -> None:
+        """Watch a directory, if that is possible; its changes are reported under ``key``."""
         if self._inotify is None:
-            return False
+            return
         try:
             watch = self._inotify.add_watch(path, self._mask)
         except OSError:  # whatever it is: the slow pass sees what happens there
-            return False
+            return
         self._keys[watch] = key
         self._watches[key] = watch
-        return True
 
     def remove(self, key: str) -> None:
         """Watch a directory no longer."""

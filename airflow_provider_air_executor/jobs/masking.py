@@ -1,8 +1,8 @@
-"""Secrets in what the tasks of a job are called with, which nobody is to see in what they print either.
+"""Secrets in the commands of a job's tasks: they must not be visible in the output of the tasks either.
 
-Who submits a job knows which of its texts are secrets; it leaves them beside the job in a file of mode 0600
-(:data:`FILE`), a JSON list on each line. The tasks have them in ``tasks.json`` anyway. Whatever shows the job's texts
-to people masks them.
+The process that submits a job knows which of its texts are secrets. It attaches them to the job (:data:`FILE`, of mode
+0600), a JSON list on each line. ``tasks.json`` holds them anyway. All code that shows the job's texts to people masks
+them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.store import JobStore, LogChunk
+from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
+from airflow_provider_air_executor.jobs.paths import JobPaths
 
 FILE = "secrets.jsonl"  # attached to the job
 REPLACEMENT = "***"
-MIN_LENGTH = 5  # what is shorter is found in too much that is none
+MIN_LENGTH = 5  # a shorter text occurs in too many places that are no secret
 _TAIL_BYTES = 65_536
 
 
@@ -40,10 +41,8 @@ class Mask:
         data = text.encode(errors="surrogatepass")
         return self._masked(data, 0, len(data))[0].decode(errors="surrogatepass")
 
-    def read_log(
-        self, store: JobStore, job_name: str, task_id: str, offset: int, limit: int, *, is_over: bool
-    ) -> LogChunk:
-        """A piece of a log, as :meth:`JobStore.read_log` gives it, without secrets.
+    def read_log(self, log: TaskLog, offset: int, limit: int, *, is_over: bool) -> LogChunk:
+        """A piece of a log, as :meth:`TaskLog.read` gives it, without secrets.
 
         A secret that lies across the beginning or the end of the piece is masked too.
 
@@ -52,11 +51,11 @@ class Mask:
             end of the log is left for the next call.
         """
         if not self._encoded:
-            return store.read_log(job_name, task_id, offset, limit)
+            return log.read(offset, limit)
         if offset < 0:
-            offset = max(0, store.log_size(job_name, task_id) + offset)
+            offset = max(0, log.size() + offset)
         start = max(0, offset - self._longest + 1)
-        found = store.read_log(job_name, task_id, start, offset - start + limit + self._longest - 1).data
+        found = log.read(start, offset - start + limit + self._longest - 1).data
         begin = min(offset - start, len(found))
         end = min(begin + limit, len(found))
         if not is_over:
@@ -64,9 +63,9 @@ class Mask:
         shown, next_position = self._masked(found, begin, end)
         return LogChunk(shown, start + next_position)
 
-    def tail(self, store: JobStore, job_name: str, task_id: str, lines: int) -> list[str]:
+    def tail(self, log: TaskLog, lines: int) -> list[str]:
         """The last lines of a log, of at most 64 KiB, without secrets."""
-        chunk = self.read_log(store, job_name, task_id, -_TAIL_BYTES, 2 * _TAIL_BYTES, is_over=True)
+        chunk = self.read_log(log, -_TAIL_BYTES, 2 * _TAIL_BYTES, is_over=True)
         return chunk.lines[-lines:]
 
     def _masked(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
@@ -108,12 +107,12 @@ class Mask:
         return 0
 
 
-def load(store: JobStore, job_name: str) -> Mask:
-    """The secrets of a job.
+def load(paths: JobPaths) -> Mask:
+    """The secrets of the job with these paths.
 
     :raises AirExecutorError: if they cannot be read: then nothing of the job should be shown.
     """
-    path = store.attached_path(job_name, FILE)
+    path = paths.attached(FILE)
     try:
         stamp = files.stamp(path)
         return Mask() if stamp is None else _load(path, stamp)

@@ -34,7 +34,7 @@ FORMAT_VERSION = 1
 MAX_NAME_LENGTH = 100
 
 _SUBMITTED_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_STORED_NAME = re.compile(r"[\w-]{1,100}")
+STORED_NAME = re.compile(r"[\w-]{1,100}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
@@ -385,6 +385,9 @@ _NOT_STARTED: dict[str, Any] = {
 }
 
 
+_IDENTITY = ("dag_id", "run_id", "task_id", "map_index")  # of a task of an Airflow
+
+
 class SubmittedBy(Record):
     """The Airflow task that submitted a job, or the callback of a task or a DAG run."""
 
@@ -421,12 +424,8 @@ class SubmittedBy(Record):
 
     def is_same_task(self, other: SubmittedBy) -> bool:
         """Whether both are tries of the same task of the same run."""
-        return not self.is_elsewhere(other) and (self.dag_id, self.run_id, self.task_id, self.map_index) == (
-            other.dag_id,
-            other.run_id,
-            other.task_id,
-            other.map_index,
-        )
+        same = all(getattr(self, field) == getattr(other, field) for field in _IDENTITY)
+        return same and not self.is_elsewhere(other)
 
     def is_same_run(self, other: SubmittedBy) -> bool:
         """Whether both are tries of the same task without somebody having cleared it in between."""
@@ -488,7 +487,7 @@ def check_stored_name(name: str) -> str:
 
     :raises InvalidJobError: when it is not 1 to 100 letters, digits, ``-`` or ``_``.
     """
-    if not _STORED_NAME.fullmatch(name):
+    if not STORED_NAME.fullmatch(name):
         raise InvalidJobError(
             f"job name {name!r} is not valid: 1 to {MAX_NAME_LENGTH} letters, digits, '-' and '_' are allowed"
         )
@@ -556,14 +555,13 @@ def check_task_id(task_id: str) -> str:
     raise InvalidJobError("a task id must not be empty")
 
 
-def validate(model: type[Record] | TypeAdapter[Any], data: Any, where: str) -> Any:
-    """Validate ``data`` as a record (or a list of them).
+def validate(adapter: TypeAdapter[Any], data: Any, where: str) -> Any:
+    """Validate ``data`` as a record, or a list of records.
 
     :param where: what the data is, the beginning of the path in the error: ``tasks`` gives ``tasks[0].args[1]``.
     :raises InvalidJobError: naming each field that is not valid.
     """
     try:
-        adapter = model if isinstance(model, TypeAdapter) else TypeAdapter(model)
         return adapter.validate_python(data)
     except ValidationError as error:
         raise InvalidJobError(describe_validation_error(error, where)) from None
@@ -595,7 +593,7 @@ def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ())
     """Make tasks of what a user gave: a list of :class:`Task`, dicts, or bash lines.
 
     Ids that are missing are filled in by position, and the list as a whole is checked
-    (:func:`check_task_list`). Fields that no task has are refused: they are most often a slip of the pen.
+    (:func:`checking_task_list`). Fields that no task has are refused: they are most often a slip of the pen.
 
     :param present: the tasks that the job has already, if these are to be added to it.
     :raises InvalidJobError: naming each field that is not valid.
@@ -610,7 +608,7 @@ def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ())
         task if task.id else task.evolve(id=f"task-{number}")
         for number, task in enumerate(tasks, start=len(present) + 1)
     )
-    check_task_list(tasks, where=where, present=present)
+    finish(checking_task_list(tasks, where=where, present={task.id: task for task in present}))
     return tasks
 
 
@@ -625,21 +623,14 @@ def _refuse_unknown_fields(record: Record, where: str) -> None:
         raise InvalidJobError(f"{where}.{name}: there is no such field{hint}")
 
 
-def check_task_list(tasks: Sequence[Task], *, where: str = "tasks", present: Sequence[Task] = ()) -> None:
-    """Check what a single task cannot tell: that ids are unique and dependencies lead to an order.
-
-    :param present: tasks of the same job that were there before and may be depended on.
-    :raises InvalidJobError: for an empty list, a duplicate id, an unknown dependency, or a cycle.
-    """
-    finish(checking_task_list(tasks, where=where, present={task.id: task for task in present}))
-
-
 def checking_task_list(
     tasks: Sequence[Task], *, where: str = "tasks", present: Mapping[str, Task] | None = None
 ) -> Pieces[None]:
-    """The same in pieces, see :func:`check_task_list`.
+    """Check, in pieces, what a single task does not show: ids are unique, and dependencies lead to an order.
 
-    :param present: by their ids. They have been checked before, and depend on none of the others.
+    :param present: tasks of the same job that were there before and may be depended on, by their ids. They have been
+        checked, and depend on none of the others.
+    :raises InvalidJobError: for an empty list, a duplicate id, an unknown dependency, or a cycle.
     """
     if not tasks:
         raise InvalidJobError(f"{where}: the list is empty; a job needs at least one task")
@@ -652,6 +643,7 @@ def checking_task_list(
         if not index % ITEMS:
             yield False
     dependents: dict[str, list[str]] = {}
+    ready = []
     for index, task in enumerate(tasks):
         for number, name in enumerate(task.dependencies):
             if name in missing:
@@ -661,13 +653,9 @@ def checking_task_list(
                 raise InvalidJobError(f"{where}[{index}].dependencies: there is no task {name!r} in this job")
             if number and not number % ITEMS:
                 yield False
-        if not index % ITEMS:
-            yield False
-    ready = []
-    for number, task in enumerate(tasks, 1):
         if not missing[task.id]:
             ready.append(task.id)
-        if not number % ITEMS:
+        if not index % ITEMS:
             yield False
     done = 0
     while ready:

@@ -6,22 +6,77 @@ or another process is handed (a number of any length, lists in lists without end
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from airflow_provider_air_executor.exceptions import OutputError
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.models import Task, TaskStatus, check_task_id
+from airflow_provider_air_executor.jobs.paths import JobPaths
+
+MAX_OUTPUT_BYTES = 1_000_000  # of the result of one task
+MAX_OUTPUTS_BYTES = 5_000_000  # of the results of all tasks of a job, together
 MAX_DEPTH = 100  # of nested lists and objects; Airflow 3.3.2 takes 249
 _NUMBERS = range(-(2**63), 2**64)
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
-def why_unfit(value: Any, reserved: Iterable[frozenset[str]] = ()) -> str | None:
+def read_outputs(paths: JobPaths, tasks: Iterable[Task], reserved: Sequence[frozenset[str]] = ()) -> dict[str, Any]:
+    """What the completed ones among some tasks of a job have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
+
+    :param paths: the paths of the job.
+    :param reserved: see :func:`why_unfit`, which says what is refused besides.
+    :raises OutputError: if a result is not JSON, is longer than 1 MB (5 MB for all together), or cannot be kept.
+    """
+    outputs, left = {}, MAX_OUTPUTS_BYTES
+    for task in tasks:
+        if task.status is TaskStatus.COMPLETED:
+            with contextlib.suppress(FileNotFoundError):
+                outputs[task.id], size = _read_output(paths, task, reserved)
+                left -= size
+            if left < 0:
+                raise OutputError(
+                    paths.name, task.id, "those of all tasks are too long together; write what is long to files"
+                )
+    return outputs
+
+
+def _read_output(paths: JobPaths, task: Task, reserved: Sequence[frozenset[str]]) -> tuple[Any, int]:
+    """The result of a task, and its length in bytes."""
+    path = paths.output(check_task_id(task.id), task.attempt)
+    try:
+        if not files.is_real_directory(path.parent):
+            raise FileNotFoundError(path)
+        with io.BufferedReader(files.open_file(path)) as file:
+            data = file.read(MAX_OUTPUT_BYTES + 1)
+    except OSError as error:
+        if error.errno in files.NOT_A_FILE:
+            raise OutputError(paths.name, task.id, f"{path} is not a regular file") from None
+        raise
+    if len(data) > MAX_OUTPUT_BYTES:
+        raise OutputError(
+            paths.name, task.id, f"{path} is longer than {MAX_OUTPUT_BYTES} bytes; write what is long to a file"
+        )
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise OutputError(paths.name, task.id, f"{path} is not JSON that can be read: {error}") from None
+    why = why_unfit({task.id: value}, reserved)
+    if why is not None:
+        raise OutputError(paths.name, task.id, f"{path} cannot be kept: {why}")
+    return value, len(data)
+
+
+def why_unfit(value: Any, reserved: Sequence[frozenset[str]] = ()) -> str | None:
     """Why a value that was read from JSON cannot be a result; None if it can.
 
     :param reserved: keys that mean something to who keeps the result: no object may have all of one of these sets.
     """
-    reserved = tuple(reserved)
     waiting = [(value, 0)]
     while waiting:
         item, depth = waiting.pop()

@@ -6,13 +6,15 @@ import functools
 import re
 from pathlib import Path
 
+from airflow_provider_air_executor.exceptions import InvalidJobError, JobNotFoundError
 from airflow_provider_air_executor.jobs.models import check_stored_name
 
 STATE = "state.json"
 TASKS = "tasks.json"
 LOGS, RUNS, WORK = "logs", "runs", "work"
-OWN = (STATE, TASKS, LOGS, RUNS, WORK)  # what makes up a job, besides files that begin with a dot
+_OWN = (STATE, TASKS, LOGS, RUNS, WORK)  # what makes up a job, besides files that begin with a dot
 
+_ATTACHED = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # The names in ``runs/``: that of the record of an attempt, and that of its handle beside it.
 _RUN = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.ASCII)
 
@@ -26,7 +28,12 @@ class JobPaths:
     """
 
     def __init__(self, jobs_path: Path, name: str) -> None:
-        self.directory = jobs_path / check_stored_name(name)
+        self.name = check_stored_name(name)
+        self.directory = jobs_path / name
+
+    def not_found(self) -> JobNotFoundError:
+        """The error that says that there is no such job."""
+        return JobNotFoundError(self.name, self.directory.parent.parent)
 
     @functools.cached_property
     def state(self) -> Path:
@@ -68,9 +75,18 @@ class JobPaths:
         """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
         return self.directory / ".waiter"
 
-    def seen(self, reader: str) -> Path:
-        """What tells that a reader of :class:`~.ends.JobEnds` has been told of the end of the job."""
-        return self.directory / f".seen-{reader}"
+    def acknowledged(self, subscriber: str) -> Path:
+        """The completion of the job that a subscriber has acknowledged last, see :mod:`.completions`."""
+        return self.directory / f".seen-{subscriber}"
+
+    def attached(self, file: str) -> Path:
+        """A file that was attached to the job, see :mod:`.attachments`.
+
+        :raises InvalidJobError: if no attached file can have the name, since it is not valid or belongs to the job.
+        """
+        if not _ATTACHED.fullmatch(file) or file in _OWN:
+            raise InvalidJobError(f"attached: {file!r} cannot be the name of an attached file")
+        return self.directory / file
 
     def log(self, task_id: str) -> Path:
         """The log of a task: what all its attempts printed, in order."""

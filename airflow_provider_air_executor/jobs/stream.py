@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import files, masking
+from airflow_provider_air_executor.jobs.logs import TaskLog, split_lines
 from airflow_provider_air_executor.jobs.models import Task
-from airflow_provider_air_executor.jobs.store import JobStore, split_lines
+from airflow_provider_air_executor.jobs.store import JobStore
 
 TRUNCATED = "the log has been truncated; it begins anew"
 PASS_BYTES = 65_536  # of one task's log that are read at a time
@@ -78,9 +79,8 @@ class LogStream:
 
     def __init__(self, store: JobStore, job_name: str, reader: str, *, arrival: float = 0.0) -> None:
         self._arrival = arrival
-        self._store = store
-        self._job_name = job_name
-        self._path = store.paths(job_name).logs / f".{reader}.offsets"
+        self._job = store.paths(job_name)
+        self._path = self._job.logs / f".{reader}.offsets"
         self._offsets: dict[str, int] | None = None
         self._lines: defaultdict[str, Lines] = defaultdict(Lines)
         self._on_their_way: tuple[float, dict[str, int]] | None = None  # when they will have arrived, and up to where
@@ -139,9 +139,10 @@ class LogStream:
         """Hand on some lines of one task; False if there is nothing more to read."""
         offset, cutter = offsets.get(task_id, 0), self._lines[task_id]
         try:
-            mask = masking.load(self._store, self._job_name)  # tasks that are added may bring secrets of their own
-            data = self._store.read_log(self._job_name, task_id, offset, PASS_BYTES).data
-            if not data and self._store.log_size(self._job_name, task_id) < offset:
+            mask = masking.load(self._job)  # tasks that are added may bring secrets of their own
+            log = TaskLog(self._job, task_id)
+            data = log.read(offset, PASS_BYTES).data
+            if not data and log.size() < offset:
                 say(f"{task_id} | ({TRUNCATED})")
                 del offsets[task_id], self._lines[task_id]
                 return True
@@ -149,7 +150,7 @@ class LogStream:
             if end == begin:
                 offsets[task_id] = offset + after
                 return after > 0
-            chunk = mask.read_log(self._store, self._job_name, task_id, offset + begin, end - begin, is_over=is_over)
+            chunk = mask.read_log(log, offset + begin, end - begin, is_over=is_over)
         except (AirExecutorError, OSError):
             return False
         for line in cutter.cut(chunk.data, piece):

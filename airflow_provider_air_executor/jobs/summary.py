@@ -12,8 +12,10 @@ from airflow_provider_air_executor.exceptions import (
     JobLostError,
     NoLocksError,
 )
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import manager_status, masking
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
+from airflow_provider_air_executor.jobs.paths import JobPaths
 from airflow_provider_air_executor.jobs.store import JobStore
 
 _ERRORS: dict[Reason | None, type[JobFailedError]] = {
@@ -24,6 +26,7 @@ _ERRORS: dict[Reason | None, type[JobFailedError]] = {
 }
 _SHOWN = 3  # tasks named one by one; the rest is counted
 _ROWS = 50  # of a table
+_LOG_LINES = 20  # shown of each log
 _LOGS = 10  # tasks whose output is shown
 
 
@@ -44,11 +47,11 @@ def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
     """
     if job.state.is_terminal:
         return None
-    problem = store.problems().get(job.name)
+    problem = manager_status.problems(store).get(job.name)
     if problem is not None or job.state is not JobState.WAITING:
         return problem
     try:
-        if not store.manager_is_running():
+        if not manager_status.is_running(store):
             return "no manager is running"
     except (AirExecutorError, OSError) as error:
         return f"whether a manager runs cannot be told: {error}"
@@ -64,13 +67,13 @@ def trouble(store: JobStore, job_name: str, *, embedded: bool) -> str:
 
     :param embedded: whether a manager is started if none runs.
     """
-    problem = store.problems().get(job_name)
+    problem = manager_status.problems(store).get(job_name)
     if problem is not None:
         return f" ({problem})"
     if embedded:
         return ""
     try:
-        is_running = store.manager_is_running()
+        is_running = manager_status.is_running(store)
     except NoLocksError as error:
         return f" ({error})"
     return "" if is_running else f" (no manager is running: air-executor manager --base-path {store.base_path})"
@@ -118,28 +121,25 @@ def root_failures(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if task.status is TaskStatus.FAILED and task.reason is not Reason.DEPENDENCY]
 
 
-def failure(store: JobStore, job: Job, *, log_lines: int = 20) -> str:
-    """Why a job failed: the error of each task that failed by itself, and the end of its log.
-
-    :param log_lines: how many lines of each log are shown.
-    """
+def failure(store: JobStore, job: Job) -> str:
+    """Why a job failed: the error of each task that failed by itself, and the end of its log."""
     lines = [job.error or (job.reason.value if job.reason else "no reason is recorded")]
     try:
-        tasks, mask = store.get_tasks(job.name), masking.load(store, job.name)
+        tasks, mask = store.get_tasks(job.name), masking.load(store.paths(job.name))
     except AirExecutorError as error:
         return "\n".join([*lines, str(error)])
     failed = root_failures(tasks)
     for task in failed[:_SHOWN]:
         lines.append(f"task {task.id}: {task.error or task.status.value}")
-        lines += _last_lines(store, job.name, task.id, log_lines, mask)
+        lines += _last_lines(store.paths(job.name), task.id, mask, _LOG_LINES)
     if len(failed) > _SHOWN:
         lines.append(f"and {len(failed) - _SHOWN} more tasks failed")
     lines.append(f"logs: {store.paths(job.name).logs}")
     return "\n".join(lines)
 
 
-def _last_lines(store: JobStore, job_name: str, task_id: str, count: int, mask: masking.Mask) -> list[str]:
-    return [f"  {task_id} | {line}" for line in mask.tail(store, job_name, task_id, count)]
+def _last_lines(paths: JobPaths, task_id: str, mask: masking.Mask, count: int) -> list[str]:
+    return [f"  {task_id} | {line}" for line in mask.tail(TaskLog(paths, task_id), count)]
 
 
 def error_of(store: JobStore, job: Job) -> JobFailedError:
@@ -148,16 +148,16 @@ def error_of(store: JobStore, job: Job) -> JobFailedError:
     return error(job.name, failure(store, job), job.reason.value if job.reason is not None else None)
 
 
-def describe(store: JobStore, job: Job, *, log_lines: int = 20) -> list[str]:
+def describe(store: JobStore, job: Job, *, log_lines: int = _LOG_LINES) -> list[str]:
     """A job that has ended: a table of its tasks, and the end of what they printed, of those that failed first.
 
     :param log_lines: how many lines of each log are shown; 0: none.
     """
-    tasks, mask = store.get_tasks(job.name), masking.load(store, job.name)
+    tasks, mask = store.get_tasks(job.name), masking.load(store.paths(job.name))
     lines = [f"job {job.name}: {job.state.value}" + (f": {job.error}" if job.error else ""), *table(tasks)]
     failed_first = sorted(tasks, key=lambda task: task.status is not TaskStatus.FAILED)
     for task in failed_first[:_LOGS] if log_lines else ():
-        lines += _last_lines(store, job.name, task.id, log_lines, mask)
+        lines += _last_lines(store.paths(job.name), task.id, mask, log_lines)
     if job.state is JobState.FAILED:
         lines.append(f"logs: {store.paths(job.name).logs}")
     return lines

@@ -6,7 +6,7 @@ import codecs
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,7 @@ from airflow_provider_air_executor.jobs.models import TASK_LIST, Task, describe_
 from airflow_provider_air_executor.jobs.pieces import Pieces
 
 AT_ONCE = 400_000  # bytes of a file that are parsed without doing something else in between
+LONGEST_NEW = 1_000_000  # bytes of a new task, or a new state.json; they get longer when they have failed
 LONGEST = 4_000_000  # characters of one task; Linux starts no command of half that length
 _MOST = 16_384  # that nearly all tasks are shorter than
 _PIECE = 50_000  # bytes, or characters
@@ -203,3 +204,18 @@ def dumping(tasks: Iterable[Task]) -> Iterator[bytes]:
             piece.clear()
     piece += b"]\n" if is_first else b"\n]\n"
     yield bytes(piece)
+
+
+def check_lengths(tasks: Sequence[Task], written: bytes) -> None:
+    """Refuse new tasks that are too long for readers.
+
+    :param written: the bytes of all of them together.
+    :raises InvalidJobError: naming the task.
+    """
+    if len(written) <= LONGEST_NEW:
+        return
+    for index, task in enumerate(tasks):
+        if len(b"".join(dumping([task]))) > LONGEST_NEW:
+            raise InvalidJobError(
+                f"tasks[{index}]: it is longer than {LONGEST_NEW} bytes; write what is long to a file"
+            )

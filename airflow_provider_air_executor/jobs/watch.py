@@ -21,22 +21,22 @@ from airflow_provider_air_executor.jobs.store import JobStore
 
 log = logging.getLogger(__name__)
 
-_JOBS = "/jobs"  # key of the notifier; no job can be called so
+JOBS_KEY = "/jobs"  # of the notifier, for the directory of all jobs; no job can be called so
 _WATCHED = (STATE, TASKS)
-_PASS_SHARE = 100  # a pass over all jobs may take one part of so many of the time
+PASS_SHARE = 100  # a pass over all jobs may take one part of so many of the time
 
 _Key = tuple[str, float]
 _watchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[_Key, JobWatcher]] = weakref.WeakKeyDictionary()
 
 
 class Waiter:
-    """Somebody who waits for one job."""
+    """Waits in an event loop until a job may have changed."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
 
     def wake(self) -> None:
-        """Say that the job may have changed."""
+        """Wake the waiter: the job may have changed."""
         self._changed.set()
 
     async def wait(self, timeout: float | None = None) -> bool:  # noqa: ASYNC109 - it is no error
@@ -134,13 +134,13 @@ class JobWatcher:
         task.add_done_callback(self._tasks.discard)
 
     def _watch(self, job_name: str) -> None:
-        self._notifier.add(_JOBS, self._store.jobs_path)
+        self._notifier.add(JOBS_KEY, self._store.jobs_path)
         self._notifier.add(job_name, self._store.paths(job_name).directory)
 
     def _read(self) -> None:
         changes, lost = self._notifier.read()
         for key, name in changes:
-            if key == _JOBS:
+            if key == JOBS_KEY:
                 if name in self._waiters:  # it has appeared, or was replaced
                     self._start(self._watch_again(name))
             elif name in _WATCHED:
@@ -164,7 +164,7 @@ class JobWatcher:
             paths = list(self._paths.values())
             try:
                 found, cost = await asyncio.to_thread(self._stamps_of, paths)
-                pause = max(self._interval, _PASS_SHARE * cost)
+                pause = max(self._interval, PASS_SHARE * cost)
             except OSError as error:  # the file system is away for a moment
                 if trouble != error.strerror:
                     trouble = error.strerror or str(error)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airflow_provider_air_executor import __version__, exceptions
+from airflow_provider_air_executor.jobs import manager_status
 
 # The records need pydantic, which takes longer to import than all else: what does without it does not wait for it.
 if TYPE_CHECKING:
@@ -225,8 +226,8 @@ def _detach(store: JobStore) -> int:
 
     :return: 0 in that process, and its number here, as soon as it holds the base path.
     """
-    if store.manager_is_running():
-        raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
+    if manager_status.is_running(store):
+        raise exceptions.ManagerRunningError(store.base_path, manager_status.pid(store))
     store.create_directories()
     if store.manager_log_path.exists() and store.manager_log_path.stat().st_size > _LOG_BYTES:
         store.manager_log_path.replace(store.manager_log_path.with_suffix(".log.1"))
@@ -243,9 +244,9 @@ def _detach(store: JobStore) -> int:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             if os.waitstatus_to_exitcode(status) == exceptions.ManagerRunningError.exit_code:  # another one was faster
-                raise exceptions.ManagerRunningError(store.base_path, store.manager_pid())
+                raise exceptions.ManagerRunningError(store.base_path, manager_status.pid(store))
             raise exceptions.ManagerError(f"the manager could not start; see {store.manager_log_path}")
-        if store.manager_pid() == pid:
+        if manager_status.pid(store) == pid:
             return pid
         time.sleep(0.02)
     raise exceptions.ManagerError(
@@ -307,7 +308,8 @@ def _stop(store: JobStore) -> int | None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     give_up = time.monotonic() + _STOP_SECONDS
-    while store.manager_is_running() and store.manager_pid() in (pid, None):  # it removes its number before it lets go
+    # It removes its number before it releases the lock.
+    while manager_status.is_running(store) and manager_status.pid(store) in (pid, None):
         if time.monotonic() > give_up:
             raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.02)
@@ -321,8 +323,8 @@ def _number(store: JobStore) -> int | None:
     that was killed.
     """
     give_up = time.monotonic() + _TOLD_SECONDS
-    while store.manager_is_running():
-        pid = store.manager_pid()
+    while manager_status.is_running(store):
+        pid = manager_status.pid(store)
         if pid is not None and _is_manager(pid):
             return pid
         if time.monotonic() > give_up:
@@ -360,7 +362,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
     """
     store = _store(base_path, must_exist=False)
     described = _read_job(file, name)
-    store.check_locks()
+    manager_status.check_locks(store)
     job = store.submit(**described)
     if wait:
         _say_if_none_runs(store)
@@ -376,7 +378,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
 
 def _say_if_none_runs(store: JobStore) -> None:
     """Whoever waits for a job must know that nobody runs it."""
-    if not store.manager_is_running():
+    if not manager_status.is_running(store):
         click.echo(f"no manager is running; start it: air-executor manager --base-path {store.base_path}", err=True)
 
 
@@ -414,7 +416,7 @@ def _problem_teller(store: JobStore, name: str) -> Callable[[], None]:
 
     def tell() -> None:
         nonlocal told
-        problem = store.problems().get(name)
+        problem = manager_status.problems(store).get(name)
         if problem not in (None, told):
             click.echo(f"air-executor: job {name!r} {problem}", err=True)
         told = problem
@@ -429,7 +431,7 @@ def _exit_with(job: Job) -> None:
 
 def _job_as_json(store: JobStore, job: Job, *, with_tasks: bool = False) -> dict[str, Any]:
     record = job.model_dump(mode="json")
-    problem = store.problems().get(job.name)
+    problem = manager_status.problems(store).get(job.name)
     if problem is not None:
         record["problem"] = problem
     if with_tasks:
@@ -469,8 +471,8 @@ def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
     if job_name is None:
         found: dict[str, Any] = {"manager_pid": None}
         try:
-            found["manager_pid"] = store.manager_pid()
-            if found["manager_pid"] and (why_old := store.why_not_replaced()):
+            found["manager_pid"] = manager_status.pid(store)
+            if found["manager_pid"] and (why_old := manager_status.why_not_replaced(store)):
                 found["problem"] = f"manager {found['manager_pid']} is {why_old}"
         except (exceptions.AirExecutorError, OSError) as error:
             found["problem"] = f"whether a manager runs cannot be told: {error}"
@@ -526,10 +528,11 @@ class _LogPrinter:
     """Prints what has been added to a log since the last time, line by line if each gets a prefix."""
 
     def __init__(self, store: JobStore, job_name: str, task_id: str, *, prefix: bool) -> None:
+        from airflow_provider_air_executor.jobs.logs import TaskLog
         from airflow_provider_air_executor.jobs.stream import PASS_BYTES, Lines
 
-        self._read = partial(store.read_log, job_name, task_id, limit=PASS_BYTES)
-        self._size = partial(store.log_size, job_name, task_id)
+        self._log = TaskLog(store.paths(job_name), task_id)
+        self._read = partial(self._log.read, limit=PASS_BYTES)
         self._task_id = task_id
         self._lines = Lines() if prefix else None
         self._offset = 0
@@ -552,7 +555,7 @@ class _LogPrinter:
     def _begin_anew_if_truncated(self) -> None:
         from airflow_provider_air_executor.jobs.stream import TRUNCATED
 
-        if self._size() < self._offset:
+        if self._log.size() < self._offset:
             click.echo(f"air-executor: {self._task_id}: {TRUNCATED}", err=True)
             self._offset = 0
 
@@ -562,8 +565,10 @@ class _LogPrinter:
 @click.argument("job_name", metavar="JOB")
 def cancel(base_path: str | None, job_name: str) -> None:
     """Cancel a job: what runs is killed, nothing more is started."""
+    from airflow_provider_air_executor.jobs import inbox
+
     store = _store(base_path)
-    if store.cancel(job_name):
+    if inbox.cancel(store, job_name):
         click.echo(f"{job_name}: cancellation requested")
     else:
         click.echo(f"{job_name}: has ended already ({store.get_job(job_name).state})")
@@ -592,11 +597,13 @@ def add_task(
 
     A task can add tasks to its own job, and to no other unless it is named. Prints the id of the new task.
     """
+    from airflow_provider_air_executor.jobs import inbox
+
     if (bash is None) == (not command):
         raise click.UsageError("give either a command, or --bash")
     what = {"bash": bash} if bash is not None else {"command": command[0], "args": command[1:]}
     given = {"id": task_id, "dependencies": depends_on, "timeout": timeout, "retries": retries}
-    (added,) = _store(base_path).add_tasks(job_name, [{**what, **given}])
+    (added,) = inbox.add_tasks(_store(base_path), job_name, [{**what, **given}])
     click.echo(added)
 
 
@@ -605,7 +612,9 @@ def add_task(
 @click.argument("job_name", metavar="JOB")
 def retry(base_path: str | None, job_name: str) -> None:
     """Run again what failed of a job, and what depends on it."""
-    _store(base_path).retry(job_name)
+    from airflow_provider_air_executor.jobs import inbox
+
+    inbox.retry(_store(base_path), job_name)
     click.echo(f"{job_name}: retry requested")
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.jobs import summary
+from airflow_provider_air_executor.jobs import manager_status, summary
 from airflow_provider_air_executor.jobs.index import JobIndex, TaskCounts
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -96,7 +96,7 @@ def _print_progress(store: JobStore, job: Job, console: Console) -> Job:
 def _overview(store: JobStore, index: JobIndex, limit: int, width: int) -> RenderableType:
     """The newest jobs, a line each. Where there is little room the bar goes first, then the reason, then the times."""
     jobs = index.jobs()
-    problems = store.problems()
+    problems = manager_status.problems(store)
     rows: list[dict[str, RenderableType]] = [
         {
             "JOB": job.name,
@@ -132,10 +132,10 @@ def _overview(store: JobStore, index: JobIndex, limit: int, width: int) -> Rende
 
 def _manager(store: JobStore) -> str:
     try:
-        pid = store.manager_pid()
+        pid = manager_status.pid(store)
     except (AirExecutorError, OSError) as error:
         return f"whether a manager runs cannot be told: {error}"
-    why_old = store.why_not_replaced()
+    why_old = manager_status.why_not_replaced(store)
     return f"manager {pid}{' is ' if why_old else ''}{why_old}" if pid else "no manager is running"
 
 

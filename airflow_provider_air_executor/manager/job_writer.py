@@ -33,7 +33,7 @@ class JobWriter:
         return files.publish(self._store.paths(job.name).state, dump_job(job), durable=durable)
 
     def writing_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[tuple[files.Stamp, bool]]:
-        """Publish ``tasks.json``, and keep the list that it replaces (:func:`files.publish_and_keep`)."""
+        """Publish ``tasks.json``, and keep the list that it replaces (:func:`files.publishing_and_keeping`)."""
         paths = self._store.paths(name)
         return (yield from files.publishing_and_keeping(paths.tasks, task_lists.dumping(tasks), paths.previous_tasks))
 

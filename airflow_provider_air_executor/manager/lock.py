@@ -8,10 +8,10 @@ import time
 from typing import Self
 
 from airflow_provider_air_executor.exceptions import ManagerRunningError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 
-# Longer than anyone holds the lock just to see whether it is taken (JobStore.manager_is_running).
+# Longer than anyone holds the lock just to see whether it is taken (manager_status.is_running).
 _PATIENCE_SECONDS = 0.5
 
 
@@ -74,7 +74,7 @@ class ManagerLock:
         :raises ManagerRunningError: if another manager holds it.
         """
         if not self.acquire():
-            raise ManagerRunningError(self._store.base_path, self._store.manager_pid())
+            raise ManagerRunningError(self._store.base_path, manager_status.pid(self._store))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,7 +9,7 @@ import select
 import signal
 import socket
 
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, inbox
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
 
@@ -138,7 +138,7 @@ class Loop:
 
     def _has_work(self) -> bool:
         """Whether there is a request, or a job that has changed since it ended."""
-        return bool(self._store.requests()) or any(
+        return bool(inbox.requests(self._store)) or any(
             files.stamp(self._store.paths(name).state) != self._shared.jobs.ended.get(name)
             for name in self._store.job_names()
         )

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, CorruptFileError, InvalidJobError
-from airflow_provider_air_executor.jobs import models
+from airflow_provider_air_executor.jobs import inbox, models
+from airflow_provider_air_executor.jobs.inbox import Action, Request
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, utc_now
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
-from airflow_provider_air_executor.jobs.store import Action, Request
 from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
 from airflow_provider_air_executor.manager.intake import Intake
 from airflow_provider_air_executor.manager.limits import Limits
@@ -49,7 +49,7 @@ class Requests:
         if not self.may_be_there:
             return
         is_open = False
-        for path in self._store.requests():
+        for path in inbox.requests(self._store):
             if not self._is_in_work(path):
                 self._turns.do(f"{_INBOX}/{path.name}", self._reading(path))
             is_open = is_open or self._backoff.is_waiting or self._is_in_work(path)
@@ -67,7 +67,7 @@ class Requests:
         name, request = self._answered.get(path.name, path.name), None
         try:
             if path.name not in self._answered:
-                request = yield from self._store.loading_request(path)
+                request = yield from inbox.loading_request(path)
                 name = request.job
                 if name not in self._jobs.active:
                     self._intake.inspect(name)
@@ -137,7 +137,7 @@ class RequestHandler:
         """
         job = self._jobs.active.get(request.job)
         stored = job.job if job is not None else self._store.load_job(request.job)[0]
-        if not self._store.may_cancel(stored, request.owner):
+        if not inbox.may_cancel(self._store.paths(request.job), stored, request.owner):
             log.info("job %s is not cancelled: it does not belong to %s any more", request.job, request.owner)
         elif job is None and not stored.state.is_terminal:  # its tasks may run
             raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")

@@ -14,7 +14,7 @@ class TaskGraph:
     """The tasks of one job that can start, in the order of the list.
 
     Each change costs what it touches, not the length of the list. The tasks must have been checked
-    (:func:`~airflow_provider_air_executor.jobs.models.check_task_list`).
+    (:func:`~airflow_provider_air_executor.jobs.models.checking_task_list`).
 
     :param tasks: all tasks of the job, by their ids; :meth:`add` takes them in.
     """

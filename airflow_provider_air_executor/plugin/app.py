@@ -25,9 +25,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from airflow_provider_air_executor import links
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobStateError, ManagerError
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import inbox, masking
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord
 from airflow_provider_air_executor.jobs.index import TaskCounts
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, nearest_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -221,7 +222,7 @@ def get_job(response: Response, found: SeenJob) -> JobDetails:
     return JobDetails.shown(
         job,
         index_of(found.store).counts(job.name),
-        masking.load(found.store, job.name),
+        masking.load(found.store.paths(job.name)),
         held_up=held_up(found.store, job, index_of(found.store).jobs()),
         may_edit=found.permits(DagAccessEntity.TASK_INSTANCE, "PUT"),
         may_read_logs=found.permits(DagAccessEntity.TASK_LOGS),
@@ -254,7 +255,7 @@ def list_tasks(
     attempts: dict[str, list[AttemptRecord]] = {task.id: [] for task in page}
     for record in store.get_attempts(name, page):
         attempts[record.task_id].append(record)
-    mask = masking.load(store, name)
+    mask = masking.load(store.paths(name))
     return TaskList(tasks=[TaskDetails.of(task, attempts[task.id], mask) for task in page], total=len(wanted))
 
 
@@ -266,14 +267,14 @@ def get_log(
     limit: Annotated[int | None, Query(ge=0, description="At most so many bytes; default: all there is.")] = None,
 ) -> Response:
     """What a task has printed, byte for byte, but for secrets. With a limit, `X-Next-Offset` says where to go on."""
-    mask = _mask_for_log(found, task_id)
+    mask, log = _mask_for_log(found, task_id), TaskLog(found.store.paths(found.job.name), task_id)
     is_over = found.job.state.is_terminal
     headers = {**HEADERS, "Content-Disposition": "inline"}
     if limit is None:
-        pieces = _pieces(found, task_id, mask, offset, is_over=is_over)
+        pieces = _pieces(log, mask, offset, is_over=is_over)
         first = next(pieces, b"")  # if it cannot be read, that is said before the answer begins
         return StreamingResponse(chain([first], pieces), media_type="text/plain", headers=headers)
-    chunk = mask.read_log(found.store, found.job.name, task_id, offset, min(limit, MAX_LOG_BYTES), is_over=is_over)
+    chunk = mask.read_log(log, offset, min(limit, MAX_LOG_BYTES), is_over=is_over)
     headers["X-Next-Offset"] = str(chunk.next_offset)
     return Response(chunk.data, media_type="text/plain", headers=headers)
 
@@ -301,7 +302,7 @@ def cancel_job(found: EditedJob) -> Asked:
     if found.job.state.is_terminal:
         return Asked(requested=False)
     _record("cancel", found)
-    requested = found.store.cancel(found.job.name)
+    requested = inbox.cancel(found.store, found.job.name)
     if requested:
         found.hook.ensure_manager()
     return Asked(requested=requested)
@@ -311,7 +312,7 @@ def cancel_job(found: EditedJob) -> Asked:
 def retry_job(found: EditedJob) -> Asked:
     """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
     _record("retry", found)
-    found.store.retry(found.job.name)
+    inbox.retry(found.store, found.job.name)
     found.hook.ensure_manager()
     return Asked(requested=True)
 
@@ -325,7 +326,7 @@ def _never_cached(response: Response) -> None:
 
 def _row(store: JobStore, job: Job, counts: TaskCounts) -> JobSummary:
     try:
-        mask = masking.load(store, job.name)
+        mask = masking.load(store.paths(job.name))
     except AirExecutorError:  # nobody knows what must not be shown
         job, mask = job.evolve(labels={}), Mask()
     return JobSummary.of(job, counts, mask)
@@ -340,7 +341,7 @@ def _is_owned(job: Job, asked: Mapping[str, Any]) -> bool:
 def _shows_labels(store: JobStore, job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:
     """Whether these labels are shown as they are: who guesses a secret must not learn from the list that it fits."""
     try:
-        mask = masking.load(store, job.name)
+        mask = masking.load(store.paths(job.name))
     except AirExecutorError:
         return False
     return all(mask.text(key) == key and (not equals or mask.text(value) == value) for key, equals, value in wanted)
@@ -353,16 +354,15 @@ def _has_labels(job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:
 def _mask_for_log(found: FoundJob, task_id: str) -> Mask:
     if all(task.id != task_id for task in found.store.get_tasks(found.job.name)):
         raise HTTPException(status.HTTP_404_NOT_FOUND, "there is no such task in this job")
-    return masking.load(found.store, found.job.name)
+    return masking.load(found.store.paths(found.job.name))
 
 
-def _pieces(found: FoundJob, task_id: str, mask: Mask, offset: int, *, is_over: bool) -> Iterator[bytes]:
+def _pieces(log: TaskLog, mask: Mask, offset: int, *, is_over: bool) -> Iterator[bytes]:
     """A log as it is now, piece by piece: what is printed meanwhile is not waited for."""
-    store, name = found.store, found.job.name
-    end = store.log_size(name, task_id)
+    end = log.size()
     offset = max(0, end + offset) if offset < 0 else offset
     while offset < end:
-        chunk = mask.read_log(store, name, task_id, offset, min(MAX_LOG_BYTES, end - offset), is_over=is_over)
+        chunk = mask.read_log(log, offset, min(MAX_LOG_BYTES, end - offset), is_over=is_over)
         if chunk.next_offset == offset:
             return
         yield chunk.data

@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
 from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.masking import Mask
+from airflow_provider_air_executor.jobs.paths import JobPaths
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.watch import watching
 
@@ -50,10 +52,10 @@ async def events(store: JobStore, job_name: str, log: tuple[str, int] | None) ->
                 yield _event("changed", {}, offset)
                 is_over = await asyncio.to_thread(_is_over, store, job_name)
                 # Tasks that have been added may have brought secrets of their own.
-                mask = await asyncio.to_thread(_mask, store, job_name) if log is not None else None
+                mask = await asyncio.to_thread(_mask, store.paths(job_name)) if log is not None else None
             has_more = False
             if mask is not None and (is_over or time.monotonic() >= look_at):
-                piece = await asyncio.to_thread(_read, store, job_name, task_id, offset, mask, is_over)
+                piece = await asyncio.to_thread(_read, store.paths(job_name), task_id, offset, mask, is_over)
                 if piece is not None:
                     yield _event("log", piece._asdict(), piece.next_offset)
                     # More of it at once, but not all of a long one: the job is to be looked at in between.
@@ -74,16 +76,17 @@ class Piece(NamedTuple):
     next_offset: int
 
 
-def _read(store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask, is_over: bool) -> Piece | None:
+def _read(paths: JobPaths, task_id: str, offset: int, mask: Mask, is_over: bool) -> Piece | None:
     """The next piece of a log; None if there is nothing new. One that has been truncated begins anew."""
     try:
-        size = store.log_size(job_name, task_id)
+        log = TaskLog(paths, task_id)
+        size = log.size()
         if size == offset:
             return None
         is_truncated = size < offset
         offset = 0 if is_truncated else offset
         offset = max(0, size + offset) if offset < 0 else offset
-        chunk = mask.read_log(store, job_name, task_id, offset, _LOG_BYTES, is_over=is_over)
+        chunk = mask.read_log(log, offset, _LOG_BYTES, is_over=is_over)
     except (AirExecutorError, OSError):
         return None
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -94,10 +97,10 @@ def _read(store: JobStore, job_name: str, task_id: str, offset: int, mask: Mask,
     return Piece(text, offset, chunk.next_offset - len(decoder.getstate()[0]))
 
 
-def _mask(store: JobStore, job_name: str) -> Mask | None:
+def _mask(paths: JobPaths) -> Mask | None:
     """The secrets of a job; None if they are not known, so that nothing may be shown."""
     try:
-        return masking.load(store, job_name)
+        return masking.load(paths)
     except AirExecutorError:
         return None
 

@@ -18,6 +18,7 @@ from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.with_users import WithUsers
+from tests.support.jobs import read_log
 from tests.support.waiting import PATIENCE, until, wait_until
 
 pytestmark = [pytest.mark.airflow, pytest.mark.browser]
@@ -176,7 +177,7 @@ def test_a_log_is_followed(airflow: WithUsers, store: JobStore, page: Page) -> N
     assert re.findall(r"tick (\d+)", text) == [str(number + 1) for number in range(text.count("tick"))]
     with page.expect_download() as download:
         page.get_by_role("link", name="Download").click()
-    assert Path(download.value.path()).read_text() == store.read_log("followed", "transform-a").text
+    assert Path(download.value.path()).read_text() == read_log(store, "followed", "transform-a").text
 
 
 def test_the_end_of_a_log_is_shown_first(airflow: WithUsers, store: JobStore, page: Page) -> None:

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support import kubernetes_cluster, slurm_cluster
 from tests.support.installation import EXAMPLES, EXECUTOR, Installation
+from tests.support.jobs import read_log
 from tests.support.managers import CLI
 from tests.support.waiting import wait_until
 
@@ -81,7 +83,7 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
     command = [*CLI, "manager", "--base-path", str(store.base_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment) as manager:
         try:
-            wait_until(lambda: store.manager_pid() == manager.pid, what="the manager runs")
+            wait_until(lambda: manager_status.pid(store) == manager.pid, what="the manager runs")
             yield installation
             assert manager.poll() is None
         finally:
@@ -103,7 +105,7 @@ def job_of(airflow: Installation, run_id: str) -> Job:
 
 def outputs(airflow: Installation, job: Job) -> dict[str, str]:
     store = store_of(airflow)
-    return {task.id: store.read_log(job.name, task.id).text.strip() for task in store.get_tasks(job.name)}
+    return {task.id: read_log(store, job.name, task.id).text.strip() for task in store.get_tasks(job.name)}
 
 
 def test_submit_sensor_and_result(airflow: Installation) -> None:
@@ -191,7 +193,7 @@ def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: 
         lambda: airflow.task_states("example_submit_and_wait", run_id).get("wait") == "deferred",
         what="the sensor has deferred",
     )
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     assert airflow.follow("example_submit_and_wait", run_id)[0] == "success"

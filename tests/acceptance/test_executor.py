@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import evidence
@@ -207,13 +208,13 @@ def test_on_kill_runs_once(airflow: Installation, marks: Path) -> None:
 def test_a_test_of_a_dag_uses_the_manager_that_runs(airflow: Installation, marks: Path) -> None:
     """As it is: it may not bring the tester's environment into the tasks of others."""
     store = JobStore(airflow.tasks_path)
-    manager = store.manager_pid()
+    manager = manager_status.pid(store)
     airflow.wait_for_dag("where")
     dags = airflow.environment["AIRFLOW__CORE__DAGS_FOLDER"]
     environment = {**airflow.environment, "OF_A_SHELL": "yes", "PYTHONPATH": dags}
     code = "from executor_dags import where; where.test(use_executor=True)"
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=PATIENCE)
-    assert store.manager_pid() == manager
+    assert manager_status.pid(store) == manager
     run_id, _ = succeed(airflow, "where")
     assert evidence(marks, run_id)[0].endswith(" None")
 

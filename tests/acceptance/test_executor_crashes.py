@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.support.installation import EXECUTOR, Installation
@@ -108,11 +109,11 @@ def test_the_scheduler_is_killed_and_is_back_at_once(airflow: Installation, mark
 def test_the_manager_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 6)
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     assert_each_ran_once(airflow, marks, run_id)
-    wait_until(lambda: store.manager_pid() not in (None, pid), what="another one runs and has told its number")
+    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
 
 
 @pytest.mark.parametrize("repetition", [1, 2])

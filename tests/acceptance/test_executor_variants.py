@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS
 from tests.support.installation import EXAMPLES, EXECUTOR, Installation
@@ -76,7 +77,7 @@ def test_standalone(tmp_path: Path) -> None:
         # What it leaves: tasks that run, and a manager that ends by itself.
         os.kill(airflow._processes["standalone"].pid, signal.SIGINT)
         airflow._processes["standalone"].wait(PATIENCE)
-        assert store.manager_is_running()
+        assert manager_status.is_running(store)
 
         def is_down() -> bool:
             try:

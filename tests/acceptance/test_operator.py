@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import EXECUTOR, SINCE_3_3, Installation
+from tests.support.jobs import read_log
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
@@ -89,7 +91,7 @@ def assert_all_lines_are_in_the_log(airflow: Installation, run_id: str, dag_id: 
 
     A task succeeds a moment before the last lines of its log are written.
     """
-    lines = store.read_log(job.name, "work").text.splitlines()
+    lines = read_log(store, job.name, "work").text.splitlines()
     assert lines == ["started", *(f"line {number}" for number in range(1, len(lines)))]
     has_the_end = lambda: f"work | {lines[-1]}\n" in airflow.log(dag_id, run_id, "submit")  # noqa: E731
     wait_until(has_the_end, what="the end of the log is there")
@@ -204,7 +206,7 @@ def test_complaint_2_jobs_are_killed_when_the_triggerer_is_restarted(
     (job,) = jobs_of(store, run_id)
     airflow.stop_component("triggerer")
     airflow.start_component("triggerer")
-    printed = len(store.read_log(job.name, "work").text.splitlines())
+    printed = len(read_log(store, job.name, "work").text.splitlines())
     wait_until(
         lambda: f"work | line {printed}\n" in airflow.log("talks", run_id, "submit"), what="the next one goes on"
     )
@@ -305,7 +307,7 @@ def test_complaint_7_soft_fail_and_timeouts_disagree(airflow: Installation, stor
     states = airflow.task_states("sensors", run_id)
     assert (states["too_long"], states["broken"]) == ("skipped", "failed")
     for job in jobs_of(store, run_id):
-        store.cancel(job.name)
+        inbox.cancel(store, job.name)
 
 
 def test_complaint_9_ids_and_links_are_missing_on_failure(airflow: Installation, store: JobStore) -> None:

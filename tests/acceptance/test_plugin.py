@@ -11,13 +11,13 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import inbox, masking
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
 from tests.acceptance.with_users import BELOW, Answer, WithUsers
-from tests.support.jobs import publish_job, publish_tasks
+from tests.support.jobs import publish_job, publish_tasks, read_log
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
@@ -241,7 +241,7 @@ def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server
     assert airflow.get("/air-executor/api/jobs/of-ours/retry", "ada", method="POST").status == 202
     has_completed = lambda: embedded.get_job("of-ours").state == "completed"  # noqa: E731
     wait_until(has_completed, what="the job has run again")
-    lines = embedded.read_log("of-ours", "shows").text.splitlines()
+    lines = read_log(embedded, "of-ours", "shows").text.splitlines()
     assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=airflow-db-not-allowed:///" in lines
     assert not any(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] in line for line in lines)
     assert f"AIRFLOW_HOME={airflow.home}" in lines
@@ -249,11 +249,11 @@ def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server
 
 def test_what_is_asked_reaches_the_manager_and_the_audit_log(airflow: WithUsers, store: JobStore) -> None:
     store.submit("of-eve", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
-    before = set(store.requests())
+    before = set(inbox.requests(store))
     assert airflow.get(api("/jobs/of-eve/retry"), "eve", method="POST").status == 409
     answer = airflow.get(api("/jobs/of-eve/cancel"), "eve", method="POST")
     assert (answer.status, json.loads(answer.text)) == (202, {"requested": True})
-    (asked,) = (store.load_request(path) for path in set(store.requests()) - before)
+    (asked,) = (inbox.load_request(path) for path in set(inbox.requests(store)) - before)
     assert (asked.request, asked.job) == ("cancel", "of-eve")
     logged = json.loads(airflow.get("/api/v2/eventLogs?event=air_executor.cancel_job&dag_id=hidden", "ada").text)
     (entry,) = logged["event_logs"]
@@ -415,7 +415,7 @@ def test_files_that_cannot_be_read(airflow: WithUsers, store: JobStore) -> None:
     paths = [api(f"/jobs/half{rest}") for rest in ("", "/tasks", "/tasks/talk/log")]
     store.paths("half").tasks.write_text("[{")
     assert [airflow.get(path, "ada").status for path in paths] == [200, 404, 404]
-    store.attached_path("half", masking.FILE).write_text("[")  # nobody knows what must not be shown
+    store.paths("half").attached(masking.FILE).write_text("[")  # nobody knows what must not be shown
     assert airflow.get(paths[0], "ada").status == 404
     store.paths("half").state.write_text("{")
     assert [airflow.get(path, "ada").status for path in paths] == [404, 404, 404]
@@ -464,7 +464,7 @@ def test_every_task_has_its_link(airflow: WithUsers, run_id: str) -> None:
 
 def printed(store: JobStore, name: str) -> str:
     wait_until(lambda: store.get_job(name).state == "completed", what=f"job {name} has completed")
-    return store.read_log(name, "task-1").text.strip()
+    return read_log(store, name, "task-1").text.strip()
 
 
 def test_callbacks_have_submitted_their_jobs(airflow: WithUsers, run_id: str) -> None:
@@ -514,7 +514,7 @@ def test_openlineage_is_told_how_a_deferred_task_failed(airflow: WithUsers, run_
 
 
 def test_the_tasks_of_a_job_know_their_openlineage_parent(airflow: WithUsers, run_id: str) -> None:
-    log = JobStore(airflow.base_path).read_log("seen", "print").text
+    log = read_log(JobStore(airflow.base_path), "seen", "print").text
     told = told_of(airflow, "submit", "START")["run"]
     root = told["facets"]["parent"]["run"]["runId"]
     assert f"OPENLINEAGE_PARENT_ID=tests/seen.submit/{told['runId']}\n" in log

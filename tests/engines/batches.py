@@ -8,9 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+from airflow_provider_air_executor.jobs import inbox
+from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.contract import Engine
-from tests.support.jobs import ended, task
+from tests.support.jobs import ended, read_log, task
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
 
@@ -32,12 +34,14 @@ class BatchContract:
         ended(store, "j")
         found = store.get_tasks("j")
         assert [task.exit_code for task in found] == [3, 139, *[0] * 22, 4]
-        assert store.get_outputs("j") == {f"t{number}": [number] for number in range(2, 24)}
+        assert read_outputs(store.paths("j"), store.get_tasks("j")) == {
+            f"t{number}": [number] for number in range(2, 24)
+        }
         # One that had ended before sbatch did is not known to have been anywhere.
         names = {place[1] for task in found if (place := _PLACE.search(task.where or ""))}
         assert len(names) == 3
         for number, done in enumerate(found):
-            text = store.read_log("j", done.id).text.removesuffix("Segmentation fault\n")  # sh may say so
+            text = read_log(store, "j", done.id).text.removesuffix("Segmentation fault\n")  # sh may say so
             assert text == f"{number}, {number}\n/usr\n"
             assert done.started_at is not None
             assert done.completed_at is not None
@@ -69,7 +73,7 @@ class BatchContract:
             manager = managers.start()
         assert ended(store, "j").state == "completed"
         assert sorted((tmp_path / "ran").read_text().split(), key=int) == [str(number) for number in range(20)]
-        assert [store.read_log("j", f"t{number}").text for number in range(20)] == [f"{each}\n" for each in range(20)]
+        assert [read_log(store, "j", f"t{number}").text for number in range(20)] == [f"{each}\n" for each in range(20)]
         # Each has its own start, in whole seconds, and not that at which ten of them were handed over. What had not yet
         # been handed over when its manager was killed shares with nobody.
         found = store.get_tasks("j")
@@ -91,11 +95,11 @@ class BatchContract:
         line = f"trap 'echo cleaned; exit 9' TERM; echo x >> {tmp_path}/ran; while :; do sleep 0.1; done"
         store.submit("j", [task(f"t{number}", line) for number in range(10)], max_parallel_tasks=10)
         wait_until((tmp_path / "ran").exists, what="the first runs")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
         assert {task.reason for task in store.get_tasks("j")} == {"cancelled"}
         assert (tmp_path / "ran").read_text() == "x\n"
-        assert "cleaned" in store.read_log("j", "t0").text
+        assert "cleaned" in read_log(store, "j", "t0").text
 
     def test_a_timeout_in_a_batch(self, store: JobStore, batched: object, tmp_path: Path) -> None:
         """What the others do is their own affair, even if it must be killed."""

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import ended
+from tests.support.jobs import ended, read_log
 from tests.support.managers import Managers
 from tests.support.processes import is_gone
 from tests.support.waiting import until, wait_until
@@ -53,7 +55,7 @@ class Engine:
 
     def printed(self, store: JobStore) -> str:
         """What the only task of job ``j`` has printed."""
-        return store.read_log("j", "a").text
+        return read_log(store, "j", "a").text
 
     def command(self, *words: str, **more: Any) -> dict[str, Any]:
         """A task that runs a command."""
@@ -78,7 +80,7 @@ class EngineContract:
         begun = time.monotonic()
         task = run(engine.task("echo it works"))
         assert (task.status, task.exit_code, task.reason) == ("completed", 0, None)
-        assert store.read_log("j", "a").text == "it works\n"
+        assert read_log(store, "j", "a").text == "it works\n"
         assert task.started_at is not None
         assert task.completed_at is not None
         assert task.seconds is not None
@@ -126,7 +128,7 @@ class EngineContract:
         words = ["", "a b", "two\nlines", "\r\n", "'", '"', "$HOME", "$(HOME)", "$$", "*", "é", "-n", "%s", "\\"]
         run(engine.command("printf", "<%s>", *words))
         expected = "".join(f"<{word}>" for word in words)
-        assert store.read_log("j", "a").text == expected.replace("\r", engine.carriage_return.decode())
+        assert read_log(store, "j", "a").text == expected.replace("\r", engine.carriage_return.decode())
 
     def test_odd_bytes(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         run(engine.task(r"printf '\377\000\r\n[red]\033[1mx'; printf '\200' >&2"))
@@ -144,12 +146,12 @@ class EngineContract:
 
     def test_a_result(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         run(engine.task("""echo '{"rows": 7}' > "$AIR_EXECUTOR_OUTPUT" """))
-        assert store.get_outputs("j") == {"a": {"rows": 7}}
+        assert read_outputs(store.paths("j"), store.get_tasks("j")) == {"a": {"rows": 7}}
 
     def test_timeout(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.task("echo begun; sleep 1000", timeout=5))
         assert (task.status, task.reason) == ("failed", "timeout")
-        assert store.read_log("j", "a").text.startswith("begun\n")
+        assert read_log(store, "j", "a").text.startswith("begun\n")
 
     def test_the_time_that_it_asked_for(self, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.task("sleep 1000", resources={"time": "1s"}))
@@ -163,7 +165,7 @@ class EngineContract:
     def test_retries(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.task("echo $AIR_EXECUTOR_ATTEMPT; test $AIR_EXECUTOR_ATTEMPT = 3", retries=2))
         assert (task.status, task.attempt) == ("completed", 3)
-        assert store.read_log("j", "a").text == "1\n2\n3\n"
+        assert read_log(store, "j", "a").text == "1\n2\n3\n"
 
     # -- cancelling --------------------------------------------------------------------------------------------
 
@@ -181,9 +183,9 @@ class EngineContract:
         file = tmp_path / "pids"
         line = f"trap 'echo cleaned; exit 9' TERM; echo $$ > {file}; while :; do sleep 0.1; done"
         self._running(store, engine, engine.task(line), file)
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
-        assert "cleaned\n" in store.read_log("j", "a").text
+        assert "cleaned\n" in read_log(store, "j", "a").text
 
     def test_cancelling_kills_what_does_not_want_to_end(
         self, store: JobStore, manager: subprocess.Popen[str], engine: Engine, tmp_path: Path
@@ -192,7 +194,7 @@ class EngineContract:
         stubborn = "trap : TERM HUP INT; while :; do sleep 0.2; done"
         line = f"trap : TERM; setsid bash -c {shlex.quote(stubborn)} & echo $$ $! > {file}; {stubborn}"
         pids = self._running(store, engine, engine.task(line), file)
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
         wait_until(lambda: all(map(is_gone, pids)), what="all are gone")
 
@@ -204,7 +206,7 @@ class EngineContract:
             name = f"j{number}"
             store.submit(name, [engine.task(f"{until(tmp_path / 'go')}; echo {number} >> {tmp_path}/ran")])
             time.sleep(0.03 * number)
-            store.cancel(name)
+            inbox.cancel(store, name)
         for number in range(5):
             assert ended(store, f"j{number}").reason == "cancelled"
         (tmp_path / "go").touch()

@@ -16,10 +16,12 @@ import pytest
 import yaml
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs import inbox
+from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
-from tests.support.jobs import ended, only_task, task
+from tests.support.jobs import ended, only_task, read_log, task
 from tests.support.kubernetes_cluster import IMAGE, NODES, STOPPED_BY, KubernetesCluster, missing
 from tests.support.managers import CLI, Managers
 from tests.support.processes import kill
@@ -70,7 +72,7 @@ def running(store: JobStore, name: str = "j") -> str:
 
     def node() -> str | None:
         where = store.get_tasks(name)[0].where or ""
-        return where.partition(" on ")[2] if "begun" in store.read_log(name, "a").text else None
+        return where.partition(" on ")[2] if "begun" in read_log(store, name, "a").text else None
 
     return wait_until(node, what="it runs on a node")
 
@@ -110,8 +112,8 @@ def test_what_it_needs_is_what_kubernetes_gives(
     }
     line = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes; cd /scratch && ls /tmp/. >/dev/null && echo mounted"
     store.submit("j", [task("a", line, resources=needed, kubernetes=options)])
-    assert only_task(store).status == "completed", store.read_log("j", "a").text
-    assert store.read_log("j", "a").text == f"{100 << 20}\nmounted\n"
+    assert only_task(store).status == "completed", read_log(store, "j", "a").text
+    assert read_log(store, "j", "a").text == f"{100 << 20}\nmounted\n"
     pod = pod_of(cluster)
     (container,) = pod["spec"]["containers"]
     assert container["resources"] == {
@@ -175,7 +177,7 @@ def test_a_quota(store: JobStore, managers: Managers, engine: Engine, cluster: K
     assert (never.status, never.reason) == ("failed", "spawn"), never
     assert "exceeded quota: q, requested: requests.memory=" in (never.error or "")
     wait_until(lambda: "exceeded quota" in (store.get_tasks("waits")[0].where or ""), what="it waits")
-    store.cancel("j")
+    inbox.cancel(store, "j")
     assert only_task(store, "waits").status == "completed"
     cluster.kubectl("delete", "namespace", "small", "--wait=false")
 
@@ -203,8 +205,8 @@ def test_results(store: JobStore, manager: object, length: int) -> None:
     line = f"""echo before; printf '["%0{length}d"]' 0 > $AIR_EXECUTOR_OUTPUT; printf after"""
     store.submit("j", [task("a", line)])
     assert only_task(store).status == "completed"
-    assert store.get_outputs("j") == {"a": ["0" * length]}
-    assert store.read_log("j", "a").text == "before\nafter"
+    assert read_outputs(store.paths("j"), store.get_tasks("j")) == {"a": ["0" * length]}
+    assert read_log(store, "j", "a").text == "before\nafter"
 
 
 def test_a_result_in_a_pod_of_many_containers(store: JobStore, manager: object) -> None:
@@ -214,7 +216,7 @@ def test_a_result_in_a_pod_of_many_containers(store: JobStore, manager: object) 
     line = """printf '["%02700d"]' 0 > $AIR_EXECUTOR_OUTPUT; sleep 1"""
     store.submit("j", [task("a", line, kubernetes={"pod_template": template})])
     assert only_task(store).status == "completed"
-    assert store.get_outputs("j") == {"a": ["0" * 2700]}
+    assert read_outputs(store.paths("j"), store.get_tasks("j")) == {"a": ["0" * 2700]}
 
 
 @pytest.mark.parametrize("size", [1, 5])
@@ -228,7 +230,7 @@ def test_a_result_where_memory_cannot_be_written_to(
     tasks = [task(f"t{n}", 'echo "[$W]" > $AIR_EXECUTOR_OUTPUT', env={"W": str(n)}) for n in (1, 2)]
     store.submit("j", [{**task, "kubernetes": options} for task in tasks], max_parallel_tasks=2)
     assert ended(store, "j").state == "completed", store.get_tasks("j")
-    assert store.get_outputs("j") == {"t1": [1], "t2": [2]}
+    assert read_outputs(store.paths("j"), store.get_tasks("j")) == {"t1": [1], "t2": [2]}
     assert not list(Path("/tmp").glob("air-executor-*.json"))
 
 
@@ -300,7 +302,7 @@ def test_an_image_with_a_stopsignal(
     line = f"trap 'echo x > {tmp_path}/told; exit 3' TERM; echo begun; while :; do sleep 0.2; done"
     store.submit("j", [task("a", line, kubernetes={"image": STOPPED_BY[name]})])
     running(store)
-    store.cancel("j")
+    inbox.cancel(store, "j")
     assert only_task(store).reason == "cancelled"
     assert (tmp_path / "told").exists()
 
@@ -380,18 +382,18 @@ def test_the_api_server_is_away(
         store.submit("meanwhile", [task("a", f"echo m >> {tmp_path}/ran")])
         store.submit("cancelled", [task("a", f"echo c >> {tmp_path}/ran")])
         time.sleep(1)
-        store.cancel("cancelled")
+        inbox.cancel(store, "cancelled")
         managers.kill(manager)
         manager = managers.start()
         assert any("trying again" in line for line in manager.stderr or ())  # until it says so
-        wait_until(lambda: store.requests() == [], what="it knows of the cancellation")
+        wait_until(lambda: inbox.requests(store) == [], what="it knows of the cancellation")
         assert store.get_job("before").state == "working"
         assert store.get_job("meanwhile").state == "working"
     finally:
         cluster.start_api_server()
         cluster.wait_for_nodes()
     assert ended(store, "before").state == "completed", store.get_tasks("before")
-    assert store.read_log("before", "a").text == "begun\nlast\n"
+    assert read_log(store, "before", "a").text == "begun\nlast\n"
     assert ended(store, "meanwhile").state == "completed", store.get_tasks("meanwhile")
     assert ended(store, "cancelled").reason == "cancelled"
     assert (tmp_path / "ran").read_text() == "b\nm\n"
@@ -435,7 +437,7 @@ def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: Kuber
     cluster.start_kubelet(node)
     done = only_task(store)
     assert (done.status, done.exit_code) == ("failed", 3), done
-    assert store.read_log("j", "a").text == "begun\nend\n"
+    assert read_log(store, "j", "a").text == "begun\nend\n"
     assert (tmp_path / "ran").read_text() == "x\n"
 
 
@@ -488,7 +490,7 @@ def test_with_the_least_rights(
     store.submit("elsewhere", [task("a", "true", kubernetes={"namespace": "default"})])
     store.submit("cancelled", [task("a", "echo begun; sleep 1000")])
     running(store, "cancelled")
-    store.cancel("cancelled")
+    inbox.cancel(store, "cancelled")
     assert ended(store, "cancelled").reason == "cancelled"
     ended(store, "j")
     assert [task.exit_code for task in store.get_tasks("j")] == [0, 3]
@@ -561,7 +563,7 @@ def test_a_batch_without_a_manager(
     ended(store, "j")
     assert [task.reason for task in store.get_tasks("j")] == [None, None, None, "signal", None]
     assert (tmp_path / "ran").read_text().split() == ["t0", "t1", "t2", "long", "last"]
-    assert [store.read_log("j", task.id).text for task in store.get_tasks("j")] == [
+    assert [read_log(store, "j", task.id).text for task in store.get_tasks("j")] == [
         f"{name}\n" for name in ("t0", "t1", "t2", "long", "last")
     ]
 
@@ -593,9 +595,9 @@ def test_a_batch_that_prints_and_returns_much(store: JobStore, batched: object) 
     long = task("long", "true #" + "x" * 6000)  # too long to share a Pod
     store.submit("j", [prints, returns, long, task("last", "sleep 1")], max_parallel_tasks=4)
     assert ended(store, "j").state == "completed"
-    log = store.read_log("j", "prints").text
+    log = read_log(store, "j", "prints").text
     assert log == "".join(f"{number}\n" for number in range(1, 200001))
-    assert store.get_outputs("j") == {"returns": 100_000 * "x"}
+    assert read_outputs(store.paths("j"), store.get_tasks("j")) == {"returns": 100_000 * "x"}
     where = {task.id: task.where for task in store.get_tasks("j")}
     assert where["prints"] == where["returns"] == where["last"] != where["long"]
 
@@ -636,8 +638,8 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     assert ended(store, "many").state == "completed"
     store.submit("both", light)
     assert ended(store, "both").state == "completed"
-    assert store.read_log("both", "light").text == "local\n"
-    assert store.read_log("both", "heavy").text == "pod\n"
+    assert read_log(store, "both", "light").text == "local\n"
+    assert read_log(store, "both", "heavy").text == "pod\n"
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,11 @@ from airflow_provider_air_executor.engines.local import resources, shells
 from airflow_provider_air_executor.engines.local.engine import LocalEngine
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, NotStarted, SpawnError
 from airflow_provider_air_executor.engines.shim import FIND, could_not_fork, script_here
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import ended, only_task, plain, runner_pid, task, write_job
+from tests.support.jobs import ended, only_task, plain, read_log, runner_pid, task, write_job
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
 
@@ -68,7 +69,7 @@ def test_a_file_system_that_does_not_answer_holds_up_its_own_tasks_only(
     assert ended(store, "good").state == "completed"
     wait_until(lambda: all(store.get_tasks(name)[0].status == "running" for name in stuck), what="they are said to run")
     for name in stuck:
-        store.cancel(name)
+        inbox.cancel(store, name)
     assert {name: ended(store, name).reason for name in stuck} == dict.fromkeys(stuck, "cancelled")
 
 
@@ -100,7 +101,7 @@ def test_a_command_is_found_from_the_directory_of_its_task(
     program.chmod(0o755)
     store.submit("j", [{"id": "a", "command": "./program", "cwd": str(tmp_path)}])
     assert only_task(store).status == "completed"
-    assert store.read_log("j", "a").text == "./program\n"
+    assert read_log(store, "j", "a").text == "./program\n"
 
 
 def test_a_forked_runner_says_that_its_directory_is_not_there(
@@ -110,7 +111,7 @@ def test_a_forked_runner_says_that_its_directory_is_not_there(
     command = {"id": "a", "command": sys.executable, "args": ["-m", "this"], "cwd": "/no/such", "runner": "warm"}
     store.submit("j", [command])
     done = only_task(store)
-    assert (done.status, done.reason) == ("failed", "spawn"), store.read_log("j", "a").text
+    assert (done.status, done.reason) == ("failed", "spawn"), read_log(store, "j", "a").text
     assert "/no/such" in (done.error or "")
 
 
@@ -129,7 +130,7 @@ def test_tasks_run_in_a_directory_of_their_job(
     store.submit("j", [{**told, "id": "a"}, {"command": "mkdir", "args": ["below"], "id": "m"}, *others])
     assert ended(store, "j").state == "completed"
     work = store.paths("j").work
-    printed = [store.read_log("j", name).text for name in ("a", "b", "c")]
+    printed = [read_log(store, "j", name).text for name in ("a", "b", "c")]
     assert printed == [f"{work}\n", f"{work}/below\n", f"{absolute}\n"]
     assert {path.name for path in work.iterdir()} == {"config.yaml", "below"}
     assert not store.config_path.exists()
@@ -143,7 +144,7 @@ def test_jobs_of_the_existing_system_run_where_the_manager_was_started(
     managers.start(cwd=tmp_path)
     write_job(store, "j", [plain("t", "pwd")])
     assert ended(store, "j").state == "completed"
-    assert store.read_log("j", "t").text == f"{tmp_path}\n"
+    assert read_log(store, "j", "t").text == f"{tmp_path}\n"
     assert not store.paths("j").work.exists()
 
 
@@ -152,7 +153,7 @@ def test_a_job_directory_that_a_task_has_removed_is_there_again_for_a_retry(
 ) -> None:
     store.submit("j", [task("a", 'rmdir "$PWD"; exit 1')])
     assert ended(store, "j").state == "failed"
-    store.retry("j")
+    inbox.retry(store, "j")
     wait_until(lambda: store.get_job("j").attempt == 2, what="it is tried again")
     assert ended(store, "j").state == "failed"
     assert only_task(store).reason == "exit"
@@ -308,8 +309,8 @@ def test_variables_for_which_a_shell_has_no_word_reach_the_command(
     managers.environment.update({"a.b": "x 'y", "BASH_FUNC_hello%%": "() {  echo 100%\n}", "PYTHONPATH": str(tmp_path)})
     managers.start()
     store.submit("j", [{"id": "a", "command": sys.executable, "args": ["-m", "show"], "runner": runner}])
-    assert only_task(store).status == "completed", store.read_log("j", "a").text
-    assert store.read_log("j", "a").text == "x 'y\n100%\n"
+    assert only_task(store).status == "completed", read_log(store, "j", "a").text
+    assert read_log(store, "j", "a").text == "x 'y\n100%\n"
 
 
 @pytest.mark.parametrize("shell", SHELLS)

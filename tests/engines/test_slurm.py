@@ -23,12 +23,13 @@ from airflow_provider_air_executor.engines.children import NOT_RUN, Children, Co
 from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Running
 from airflow_provider_air_executor.engines.slurm import commands
 from airflow_provider_air_executor.engines.slurm.engine import SlurmEngine
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
-from tests.support.jobs import ended, only_task, task
+from tests.support.jobs import ended, only_task, read_log, task
 from tests.support.managers import CLI, Managers
 from tests.support.slurm_cluster import (
     NODES,
@@ -167,8 +168,8 @@ def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> 
     )
     needed = {"cpus": 1.5, "memory": "100Mi", "time": "90s"}
     store.submit("j", [task("a", line, resources=needed, slurm={"partition": "main"})])
-    assert only_task(store).status == "completed", store.read_log("j", "a").text
-    assert store.read_log("j", "a").text == "2 100\nTimeLimit=00:02:00\n"
+    assert only_task(store).status == "completed", read_log(store, "j", "a").text
+    assert read_log(store, "j", "a").text == "2 100\nTimeLimit=00:02:00\n"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,7 @@ def test_slurm_is_away(
         store.submit("meanwhile", [task("a", f"echo m >> {tmp_path}/ran")])
         store.submit("cancelled", [task("a", f"echo c >> {tmp_path}/ran")])
         assert ended(store, "before").state == "completed"  # the node has written so
-        store.cancel("cancelled")
+        inbox.cancel(store, "cancelled")
         managers.kill(manager)
         manager = managers.start()
         # It has taken long to find out, but is not to be asked again as seldom as what has much to do.
@@ -320,7 +321,7 @@ def test_nothing_is_left_for_others_to_read(
     assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
     (tmp_path / "go").touch()
     assert only_task(store).status == "completed"
-    assert "hunter2" not in store.read_log("j", "a").text
+    assert "hunter2" not in read_log(store, "j", "a").text
     no_note_is_left(store)
 
 
@@ -430,7 +431,7 @@ def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, batched: object
     tasks = [task(f"t{number}", line, resources={"time": "90s"}) for number in range(10)]
     store.submit("j", tasks, max_parallel_tasks=10)
     ended(store, "j")
-    assert {store.read_log("j", f"t{number}").text for number in range(10)} == {"TimeLimit=00:15:00\n"}
+    assert {read_log(store, "j", f"t{number}").text for number in range(10)} == {"TimeLimit=00:15:00\n"}
 
 
 def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, batched: object) -> None:
@@ -464,8 +465,8 @@ def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engi
     assert ended(store, "many").state == "completed"
     store.submit("both", light)
     assert ended(store, "both").state == "completed"
-    assert store.read_log("both", "light").text == "local\n"
-    assert store.read_log("both", "heavy").text.strip().isdigit()
+    assert read_log(store, "both", "light").text == "local\n"
+    assert read_log(store, "both", "heavy").text.strip().isdigit()
 
 
 def test_no_slurm(store: JobStore, managers: Managers, tmp_path: Path) -> None:
@@ -592,7 +593,7 @@ class TestSite:
             line = f"trap 'echo cleaned > {tmp_path}/c{number}; exit 9' TERM; echo x > {tmp_path}/b{number}"
             store.submit(f"j{number}", [task("a", f"{line}; sleep 1000 & wait")])
             wait_until((tmp_path / f"b{number}").exists, what="it has begun")
-            store.cancel(f"j{number}")
+            inbox.cancel(store, f"j{number}")
             assert ended(store, f"j{number}").reason == "cancelled"
             assert (tmp_path / f"c{number}").read_text() == "cleaned\n"
 
@@ -602,7 +603,7 @@ class TestSite:
         done = only_task(store)
         assert (done.status, done.reason, done.exit_code) == ("failed", "signal", 137)
         assert "OUT_OF_MEMORY" in (done.error or "")
-        assert re.search(r"oom.kill event", store.read_log("j", "a").text)  # Slurm's own words are in the log too
+        assert re.search(r"oom.kill event", read_log(store, "j", "a").text)  # Slurm's own words are in the log too
 
     def test_a_child_that_needs_too_much_memory(self, store: JobStore, manager: object) -> None:
         """What the task itself makes of it, counts."""
@@ -751,9 +752,9 @@ def test_a_stopped_task_hears_that_it_is_to_end(
     has_begun(tmp_path / "pid")
     stat_of = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
     wait_until(lambda: stat_of.read_text().rpartition(")")[2].split()[0] == "T", what="it has stopped itself")
-    store.cancel("j")
+    inbox.cancel(store, "j")
     assert ended(store, "j").reason == "cancelled"
-    assert store.read_log("j", "a").text.endswith("bye\n")  # Slurm has a word of its own before
+    assert read_log(store, "j", "a").text.endswith("bye\n")  # Slurm has a word of its own before
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import processes
-from tests.support.jobs import ended, task
+from tests.support.jobs import ended, read_log, task
 from tests.support.managers import Managers
 from tests.support.processes import command_line, is_gone, parent, pids
 from tests.support.waiting import wait_until
@@ -144,7 +145,7 @@ def run(store: JobStore, name: str, task: dict[str, Any], **more: Any) -> Task:
 def report_of(store: JobStore, name: str) -> dict[str, Any]:
     import json
 
-    report: dict[str, Any] = json.loads(store.read_log(name, "a").text.splitlines()[-1])
+    report: dict[str, Any] = json.loads(read_log(store, name, "a").text.splitlines()[-1])
     return report
 
 
@@ -200,7 +201,7 @@ def test_it_ends_as_a_module_does(
     managers.start()
     task = run(store, "job", warm("ends", how))
     assert (task.exit_code, task.reason) == (code, reason)
-    text = store.read_log("job", "a").text
+    text = read_log(store, "job", "a").text
     assert text.startswith(f"about to end {how}")
     assert says in text
 
@@ -219,8 +220,8 @@ def test_what_cannot_be_warm_starts_cold_and_says_so(
 ) -> None:
     managers.start("--preload", "heavy")
     task = run(store, "job", {**warm("report"), **more})
-    assert task.exit_code == 0, store.read_log("job", "a").text
-    assert re.match(rf"air-executor: a cold start, .*{why}", store.read_log("job", "a").text)
+    assert task.exit_code == 0, read_log(store, "job", "a").text
+    assert re.match(rf"air-executor: a cold start, .*{why}", read_log(store, "job", "a").text)
     report = report_of(store, "job")
     assert report["imported_by"] == report["pid"]
 
@@ -234,7 +235,7 @@ def test_a_failing_preload_means_cold_starts(store: JobStore, managers: Managers
     for name in ("one", "two"):
         task = run(store, name, warm("report"))
         assert task.exit_code == 0
-        assert why in store.read_log(name, "a").text
+        assert why in read_log(store, name, "a").text
         report = report_of(store, name)
         assert report["imported_by"] == report["pid"]
 
@@ -245,11 +246,11 @@ def test_a_task_that_is_cancelled_before_its_modules_are_imported_never_starts(
     managers.start("--preload", "slow")
     store.submit("job", [warm("report")])
     wait_until(lambda: store.get_job("job").state == "working", what="it is taken in")
-    store.cancel("job")
+    inbox.cancel(store, "job")
     assert ended(store, "job").reason == "cancelled"
     (modules / "slow.py.go").touch()
     assert run(store, "next", warm("report")).exit_code == 0  # now they are imported
-    assert store.read_log("job", "a").text == ""
+    assert read_log(store, "job", "a").text == ""
 
 
 @pytest.mark.parametrize("mode", ["", "stubborn"])
@@ -259,7 +260,7 @@ def test_cancelling_ends_the_whole_session(store: JobStore, managers: Managers, 
     store.submit("job", [warm("family", file, mode)])
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
     pids = [int(pid) for pid in file.read_text().split()]
-    store.cancel("job")
+    inbox.cancel(store, "job")
     assert ended(store, "job").reason == "cancelled"
     wait_until(lambda: all(map(is_gone, pids)), what="all of them are gone")
 
@@ -271,7 +272,7 @@ def test_cancelling_ends_what_is_known_by_its_parent_alone(store: JobStore, mana
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
     stray = int(file.read_text())
     (child,) = wait_until(lambda: [pid for pid in pids() if parent(pid) == stray], what="it has a child")
-    store.cancel("job")
+    inbox.cancel(store, "job")
     try:
         assert ended(store, "job").reason == "cancelled"
         assert is_gone(stray)
@@ -302,7 +303,7 @@ def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Man
     store.submit("killed", [warm("family", tmp_path / "pids")])
     pids = tmp_path / "pids"
     wait_until(
-        lambda: store.read_log("job", "a").data and pids.exists() and pids.read_text().endswith("\n"), what="they run"
+        lambda: read_log(store, "job", "a").data and pids.exists() and pids.read_text().endswith("\n"), what="they run"
     )
     server = fork_servers(first)[0]
     managers.kill(first)
@@ -313,7 +314,7 @@ def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Man
     (tmp_path / "go").touch()
     assert ended(store, "job").reason == "exit"
     assert store.get_tasks("job")[0].exit_code == 7
-    assert store.read_log("job", "a").text == "started\n"  # once
+    assert read_log(store, "job", "a").text == "started\n"  # once
     os.kill(runner, signal.SIGKILL)
     assert ended(store, "killed").reason == "lost"
     wait_until(lambda: is_gone(child), what="its child is gone")
@@ -336,7 +337,7 @@ def test_a_runner_that_died_with_its_manager_is_lost(store: JobStore, managers: 
 def test_the_fork_server_may_be_killed(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     manager = managers.start("--preload", "heavy")
     store.submit("job", [warm("waits", tmp_path / "go")])
-    wait_until(lambda: store.read_log("job", "a").data, what="it runs")
+    wait_until(lambda: read_log(store, "job", "a").data, what="it runs")
     server = fork_servers(manager)[0]
     os.kill(server, signal.SIGKILL)
     report = run(store, "next", warm("report"))
@@ -345,7 +346,7 @@ def test_the_fork_server_may_be_killed(store: JobStore, managers: Managers, tmp_
     (tmp_path / "go").touch()
     ended(store, "job")
     assert store.get_tasks("job")[0].exit_code == 7
-    assert store.read_log("job", "a").text == "started\n"
+    assert read_log(store, "job", "a").text == "started\n"
 
 
 def test_many_at_once_and_the_limit_holds(store: JobStore, managers: Managers, tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ print(number)
     tasks = [{**warm("counts", *given), "id": f"t{number}"} for number in range(40)]
     store.submit("job", tasks, max_parallel_tasks=40)
     assert ended(store, "job").state == "completed"
-    seen = [int(store.read_log("job", task["id"]).text) for task in tasks]
+    seen = [int(read_log(store, "job", task["id"]).text) for task in tasks]
     assert max(seen) == 3
 
 
@@ -399,14 +400,14 @@ def test_it_ends_as_python_does(store: JobStore, manager: subprocess.Popen[str])
     """Pools of threads are told to stop before they are waited for, and what was registered is called."""
     done = run(store, "j", warm("pooled"))
     assert done.status == "completed"
-    assert store.read_log("j", "a").text == "3\nat exit\n"
+    assert read_log(store, "j", "a").text == "3\nat exit\n"
 
 
 def test_what_preloaded_modules_have_registered_is_called_at_its_end(store: JobStore, managers: Managers) -> None:
     managers.start("--preload", "registered")
     for name in ("one", "two"):
         assert run(store, name, warm("pooled")).status == "completed"
-        assert store.read_log(name, "a").text == "3\nat exit\nregistered before the fork\n"
+        assert read_log(store, name, "a").text == "3\nat exit\nregistered before the fork\n"
 
 
 def test_it_has_the_umask_and_the_locale_of_a_fresh_process(store: JobStore, managers: Managers) -> None:
@@ -415,7 +416,7 @@ def test_it_has_the_umask_and_the_locale_of_a_fresh_process(store: JobStore, man
     texts = []
     for runner in ("warm", "local"):
         assert run(store, runner, {**warm("process"), "runner": runner}).status == "completed"
-        texts.append(store.read_log(runner, "a").text)
+        texts.append(read_log(store, runner, "a").text)
     assert texts[0] == texts[1]
     assert re.fullmatch("0o26 .*C.UTF-8.*\n", texts[0])
 
@@ -447,14 +448,14 @@ def test_each_draws_numbers_of_its_own(store: JobStore, managers: Managers) -> N
     drawn = []
     for number in range(3):
         assert run(store, f"j{number}", warm("draws")).status == "completed"
-        drawn.append(store.read_log(f"j{number}", "a").text.split())
+        drawn.append(read_log(store, f"j{number}", "a").text.split())
     assert len({numbers[0] for numbers in drawn}) == len({numbers[1] for numbers in drawn}) == 3
 
 
 def test_threads_that_come_back_after_a_fork_are_let_pass(store: JobStore, managers: Managers) -> None:
     managers.start("--preload", "otel")
     run(store, "j", warm("report"))
-    assert "cold start" not in store.read_log("j", "a").text
+    assert "cold start" not in read_log(store, "j", "a").text
 
 
 @pytest.mark.parametrize("is_preloaded", [False, True])
@@ -468,7 +469,7 @@ def test_its_own_directory_comes_first(store: JobStore, managers: Managers, tmp_
     if is_preloaded:
         (directory / "heavy.py").write_text("")
     assert run(store, "j", warm("waits", cwd=str(directory))).status == "completed"
-    lines = store.read_log("j", "a").text.splitlines()
+    lines = read_log(store, "j", "a").text.splitlines()
     assert lines[-1] == f"mine too {directory}"
     assert [line for line in lines if "cold start" in line and "heavy" in line] == lines[:-1]
     assert len(lines) == 1 + is_preloaded

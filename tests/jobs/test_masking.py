@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
-from airflow_provider_air_executor.jobs import masking, summary
+from airflow_provider_air_executor.jobs import attachments, masking, summary
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -29,22 +30,22 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def test_the_file_is_for_its_owner_only(store: JobStore) -> None:
-    path = store.attached_path("j", masking.FILE)
+    path = store.paths("j").attached(masking.FILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert masking.load(store, "j").secrets == {SECRET}  # what is short is found in too much
+    assert masking.load(store.paths("j")).secrets == {SECRET}  # what is short is found in too much
 
 
 def test_a_job_without_secrets(store: JobStore) -> None:
     store.submit("other", ["true"])
-    assert masking.load(store, "other").secrets == frozenset()
-    assert masking.load(store, "missing").secrets == frozenset()
+    assert masking.load(store.paths("other")).secrets == frozenset()
+    assert masking.load(store.paths("missing")).secrets == frozenset()
 
 
 def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -> None:
-    store.attached_path("j", masking.FILE).write_text("{not json")
+    store.paths("j").attached(masking.FILE).write_text("{not json")
     store.paths("j").log("task-1").write_text("text\n")
     with pytest.raises(AirExecutorError, match="cannot be read"):
-        masking.load(store, "j")
+        masking.load(store.paths("j"))
     said: list[str] = []
     LogStream(store, "j", "reader").follow([task.evolve(attempt=1) for task in store.get_tasks("j")], said.append)
     assert said == []
@@ -59,22 +60,24 @@ def test_secrets_that_overlap_or_touch() -> None:
 
 def test_writers_at_the_same_time_lose_nothing(store: JobStore) -> None:
     threads = [
-        threading.Thread(target=store.append_attached, args=("j", masking.FILE, masking.dump([f"secret-{number}"])))
+        threading.Thread(
+            target=attachments.append, args=(store.paths("j"), masking.FILE, masking.dump([f"secret-{number}"]))
+        )
         for number in range(20)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert masking.load(store, "j").secrets == {SECRET, *(f"secret-{number}" for number in range(20))}
+    assert masking.load(store.paths("j")).secrets == {SECRET, *(f"secret-{number}" for number in range(20))}
     with pytest.raises(JobNotFoundError):
-        store.append_attached("missing", masking.FILE, b"")
+        attachments.append(store.paths("missing"), masking.FILE, b"")
 
 
 def pieces(store: JobStore, mask: Mask, size: int, *, is_over: bool) -> str:
     shown, offset = b"", 0
     while True:
-        chunk = mask.read_log(store, "j", "task-1", offset, size, is_over=is_over)
+        chunk = mask.read_log(TaskLog(store.paths("j"), "task-1"), offset, size, is_over=is_over)
         if chunk.next_offset == offset:
             return shown.decode()
         shown, offset = shown + chunk.data, chunk.next_offset
@@ -93,7 +96,7 @@ def test_pieces_of_any_size_are_the_masked_whole(
     store.paths("j").log("task-1").write_text(text)
     assert pieces(store, mask, size, is_over=True) == text.replace(SECRET, "***")
     for offset in range(len(text.encode()) + 1):
-        data = mask.read_log(store, "j", "task-1", offset, size, is_over=True).data
+        data = mask.read_log(TaskLog(store.paths("j"), "task-1"), offset, size, is_over=True).data
         assert data.startswith(b"***") or data in text.replace(SECRET, "***").encode()
 
 
@@ -109,7 +112,7 @@ def test_a_log_that_grows_never_shows_the_beginning_of_a_secret(
     for number in range(len(text) + 1):
         is_over = written >= len(text)
         while True:
-            chunk = mask.read_log(store, "j", "task-1", offset, size, is_over=is_over)
+            chunk = mask.read_log(TaskLog(store.paths("j"), "task-1"), offset, size, is_over=is_over)
             if chunk.next_offset == offset:
                 break
             shown, offset = shown + chunk.data.decode(), chunk.next_offset
@@ -120,22 +123,22 @@ def test_a_log_that_grows_never_shows_the_beginning_of_a_secret(
 
 
 def test_half_a_secret_waits_for_the_other_half(store: JobStore) -> None:
-    log, mask = store.paths("j").log("task-1"), masking.load(store, "j")
+    log, mask = store.paths("j").log("task-1"), masking.load(store.paths("j"))
     log.write_text("it is hunt")
-    first = mask.read_log(store, "j", "task-1", 0, 1000, is_over=False)
+    first = mask.read_log(TaskLog(store.paths("j"), "task-1"), 0, 1000, is_over=False)
     assert first == (b"it is ", 6)
     log.write_text("it is hunter2!\n")
-    assert mask.read_log(store, "j", "task-1", 6, 1000, is_over=False) == (b"***\n", 15)
+    assert mask.read_log(TaskLog(store.paths("j"), "task-1"), 6, 1000, is_over=False) == (b"***\n", 15)
     log.write_text("it is hunt")
-    assert mask.read_log(store, "j", "task-1", 6, 1000, is_over=True) == (b"hunt", 10)
-    assert mask.read_log(store, "j", "task-1", -4, 1000, is_over=True) == (b"hunt", 10)
+    assert mask.read_log(TaskLog(store.paths("j"), "task-1"), 6, 1000, is_over=True) == (b"hunt", 10)
+    assert mask.read_log(TaskLog(store.paths("j"), "task-1"), -4, 1000, is_over=True) == (b"hunt", 10)
 
 
 KEY = "-----BEGIN KEY-----\n" + "\n".join("abcdefghijklmnop" for _ in range(30)) + "\n-----END KEY-----"
 
 
 def test_a_secret_of_many_lines(store: JobStore) -> None:
-    store.append_attached("j", masking.FILE, masking.dump([KEY]))
+    attachments.append(store.paths("j"), masking.FILE, masking.dump([KEY]))
     (task,) = store.get_tasks("j")
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
     reset_tasks(store, "j", [failed])
@@ -159,7 +162,7 @@ def test_a_secret_that_comes_later_and_a_line_without_an_end(store: JobStore) ->
     stream = LogStream(store, "j", "reader")
     log.write_text("plain\n")
     stream.follow([task], said.append)
-    store.append_attached("j", masking.FILE, masking.dump(["added-later"]))
+    attachments.append(store.paths("j"), masking.FILE, masking.dump(["added-later"]))
     log.write_text("plain\nadded-later\n" + "x" * 16_380 + "added-")
     stream.follow([task], said.append)
     log.write_text("plain\nadded-later\n" + "x" * 16_380 + "added-later\n")

@@ -37,8 +37,8 @@ def test_a_record_is_known_by_its_name(task_id: str, attempt: int) -> None:
 
 
 @given(task_id=IDS, attempt=ATTEMPTS, runner=st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True))
-def test_a_note_is_known_by_its_name(task_id: str, attempt: int, runner: str) -> None:
-    assert parse_run(JobPaths(Path("/jobs"), "j").note(task_id, attempt, runner).name) == (task_id, attempt, runner)
+def test_a_handle_is_known_by_its_name(task_id: str, attempt: int, runner: str) -> None:
+    assert parse_run(JobPaths(Path("/jobs"), "j").handle(task_id, attempt, runner).name) == (task_id, attempt, runner)
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.01", "a.x", "a.1.output", "a.1.on-", "a.1.probe", ".1", "a.1234567890"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import stat
 import subprocess
@@ -25,11 +24,10 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
     JobStateError,
 )
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import attachments, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, JobState, SubmittedBy, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import publish_job
-from tests.support.waiting import wait_until
+from tests.support.jobs import publish_job, read_log
 
 
 def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED) -> None:
@@ -196,7 +194,7 @@ def test_names_in_a_request_do_not_lead_outside(store: JobStore) -> None:
         with pytest.raises(InvalidJobError):
             store.get_job(name)
         with pytest.raises(InvalidJobError):
-            store.read_log("j", name)
+            read_log(store, "j", name)
     with pytest.raises(JobNotFoundError):
         store.get_job("nope")
 
@@ -210,51 +208,6 @@ def test_listing_passes_over_what_is_no_job(store: JobStore, tmp_path: Path) -> 
     (store.jobs_path / "empty").mkdir()
     (store.jobs_path / "link").symlink_to(tmp_path)
     assert [job.name for job in store.list_jobs()] == ["a", "b"]
-
-
-def test_reading_a_log_by_offset(store: JobStore) -> None:
-    store.submit("j", ["true"])
-    assert store.read_log("j", "task-1") == (b"", 0)
-    store.paths("j").log("task-1").write_bytes(b"0123456789\xff")
-    assert store.read_log("j", "task-1", 3, 4) == (b"3456", 7)
-    assert store.read_log("j", "task-1", 7) == (b"789\xff", 11)
-    assert store.read_log("j", "task-1", 11) == (b"", 11)
-    assert store.read_log("j", "task-1", -2).text == "9\ufffd"
-
-
-def test_a_log_that_leads_outside_is_not_read(store: JobStore, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("secret")
-    store.submit("j", ["true"])
-    store.paths("j").log("task-1").symlink_to(tmp_path / "secret")
-    with pytest.raises(OSError, match="symbolic"):
-        store.read_log("j", "task-1")
-
-
-def test_requests_say_no_where_they_make_no_sense(store: JobStore) -> None:
-    store.submit("j", ["true"])
-    with pytest.raises(JobStateError):
-        store.retry("j")
-    for ask in (store.cancel, store.retry, lambda name: store.add_tasks(name, ["true"])):
-        with pytest.raises(JobNotFoundError):
-            ask("nope")
-    end(store, "j")
-    assert store.cancel("j") is False
-    with pytest.raises(JobStateError):
-        store.add_tasks("j", ["true"])
-    assert store.requests() == []
-
-
-def test_tasks_to_be_added_are_checked_against_those_that_are_there(store: JobStore) -> None:
-    store.submit("j", [{"id": "a", "command": "true"}])
-    for bad in ([], [{"id": "a", "command": "true"}], [{"command": "true", "dependencies": ["nope"]}], "true", [7]):
-        with pytest.raises(InvalidJobError):
-            store.add_tasks("j", bad)
-    first, second = store.add_tasks("j", [{"command": "true", "dependencies": ["a"]}, {"id": "b", "command": "x"}])
-    assert second == "b"
-    assert first.startswith("task-2-")  # not task-2, which another one who adds at the same time would choose too
-    assert store.add_tasks("j", ["true"]) != store.add_tasks("j", ["true"])
-    request = store.load_request(store.requests()[0])
-    assert [task.dependencies for task in request.tasks] == [("a",), ()]
 
 
 def test_deleting_and_pruning(store: JobStore) -> None:
@@ -277,11 +230,11 @@ def test_what_root_makes_belongs_to_the_owner_of_the_base_path(store: JobStore) 
     store.base_path.mkdir()
     os.chown(store.base_path, 65534, 65534)
     store.submit("j", ["true"], attached={"file": b""})
-    store.append_attached("j", "other", b"line\n")
-    store.attach("j", "another", b"")
-    store.take_up("j", SubmittedBy(dag_id="d", run_id="r", task_id="t"))
-    store.cancel("j")
-    store.keep_alive()
+    attachments.append(store.paths("j"), "other", b"line\n")
+    attachments.attach(store.paths("j"), "another", b"")
+    inbox.take_up(store.paths("j"), SubmittedBy(dag_id="d", run_id="r", task_id="t"))
+    inbox.cancel(store, "j")
+    manager_status.keep_alive(store)
     made = [*store.base_path.rglob("*")]
     assert len(made) == 14
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65534)}
@@ -295,68 +248,6 @@ def test_what_an_interrupted_submit_left_is_removed_when_it_is_old(store: JobSto
         os.utime(store.jobs_path / name, (when, when))
     store.remove_abandoned()
     assert [path.name for path in store.jobs_path.iterdir()] == [".submit-new"]
-
-
-class TestPublishing:
-    def test_a_reader_sees_the_old_file_or_the_new_one(self, tmp_path: Path) -> None:
-        path = tmp_path / "file"
-        versions = [json.dumps([number] * 5000).encode() for number in range(200)]
-        files.publish(path, versions[0])
-        done = threading.Event()
-        seen: list[object] = []
-
-        def read() -> None:
-            while not done.is_set():
-                seen.append(json.loads(path.read_bytes())[-1])
-
-        reader = threading.Thread(target=read)
-        reader.start()
-        wait_until(lambda: seen, what="it reads")
-        for data in versions:
-            files.publish(path, data)
-        done.set()
-        reader.join()
-        assert seen
-        assert [item.name for item in tmp_path.iterdir()] == ["file"]
-
-    def test_what_was_put_there_meanwhile_is_kept(self, tmp_path: Path) -> None:
-        path, previous = tmp_path / "file", tmp_path / "previous"
-        files.publish(path, b"1")
-        before = files.stamp(path)
-        with path.open("wb") as late:
-            version, existed = files.publish_and_keep(path, b"2", previous)
-            late.write(b"late")
-        assert existed
-        assert files.stamp(path) == version
-        assert path.read_bytes() == b"2"
-        assert previous.read_bytes() == b"late"
-        assert files.stamp(previous) != before
-
-    @pytest.mark.parametrize("exchange", [True, False])
-    def test_the_same_where_the_system_cannot_exchange(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool
-    ) -> None:
-        if not exchange:
-            monkeypatch.setattr(files, "_renameat2", lambda *_: False)
-        path, previous = tmp_path / "file", tmp_path / "previous"
-        assert files.publish_and_keep(path, b"1", previous)[1] is False
-        for number in range(3):
-            before = files.stamp(path)
-            assert files.publish_and_keep(path, b"%d" % number, previous)[1] is True
-            assert files.stamp(previous) == before
-        assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "previous"]
-
-    def test_a_directory_gets_its_name_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for attempt in ("exchange", "plain"):
-            if attempt == "plain":
-                monkeypatch.setattr(files, "_renameat2", lambda *_: False)
-            target = tmp_path / attempt
-            (tmp_path / "one").mkdir()
-            files.publish_directory(tmp_path / "one", target)
-            (tmp_path / "two").mkdir()
-            with pytest.raises(FileExistsError):
-                files.publish_directory(tmp_path / "two", target)
-            (tmp_path / "two").rmdir()
 
 
 def test_statuses_are_what_the_format_calls_them() -> None:
@@ -375,36 +266,23 @@ def test_a_file_system_that_cannot_flush_a_directory(store: JobStore, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fsync)
     store.submit("j", ["true"])
-    assert store.cancel("j")
-    assert len(store.requests()) == 1
-
-
-def test_a_read_that_fails_leaves_no_file_open(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS, where a file that was replaced can be opened, and is stale."""
-    store.submit("j", ["true"])
-    before = len(os.listdir("/proc/self/fd"))
-
-    def fstat(descriptor: int) -> os.stat_result:
-        raise OSError(errno.ESTALE, "Stale file handle")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fstat", fstat)
-        for _ in range(5):
-            with pytest.raises(OSError, match="Stale"):
-                files.open_regular(store.paths("j").state)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert inbox.cancel(store, "j")
+    assert len(inbox.requests(store)) == 1
 
 
 def test_nobody_waits_at_a_pipe_in_place_of_a_file(store: JobStore) -> None:
     """A task can put one wherever it likes."""
     store.submit("j", ["true"])
-    for path in (store.lock_path, store.pid_path, store.keep_alive_path, store.attached_path("j", "file")):
+    for path in (store.lock_path, store.pid_path, store.keep_alive_path, store.paths("j").attached("file")):
         os.mkfifo(path)
-    assert not store.manager_is_running()
+    assert not manager_status.is_running(store)
     lock = os.open(store.lock_path, os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert store.manager_pid() is None
+    assert manager_status.pid(store) is None
     os.close(lock)
-    for write in (store.keep_alive, lambda: store.append_attached("j", "file", b"x\n")):
+    for write in (
+        lambda: manager_status.keep_alive(store),
+        lambda: attachments.append(store.paths("j"), "file", b"x\n"),
+    ):
         with pytest.raises(OSError, match="No such device"):
             write()

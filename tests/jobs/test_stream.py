@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
@@ -63,7 +64,8 @@ def test_much_at_once_and_bytes_that_are_no_text(store: JobStore) -> None:
 def test_only_a_newline_ends_a_line(store: JobStore) -> None:
     write(store, "a", b"one\x0b\x0c\x1c\xc2\x85\xe2\x80\xa8line\r\ntwo\n")
     assert follow(store) == ["a | one\x0b\x0c\x1c\x85\u2028line", "a | two"]
-    for found in (store.tail("j", "a").split("\n"), masking.load(store, "j").tail(store, "j", "a", 9)):
+    log = TaskLog(store.paths("j"), "a")
+    for found in (log.read().lines, masking.load(store.paths("j")).tail(log, 9)):
         assert found == ["one\x0b\x0c\x1c\x85\u2028line", "two"]
 
 

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError
-from airflow_provider_air_executor.jobs import task_lists
+from airflow_provider_air_executor.jobs import inbox, task_lists
+from airflow_provider_air_executor.jobs.inbox import Action, Request
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.pieces import Pieces, finish
-from airflow_provider_air_executor.jobs.store import Action, JobStore, Request, dump_tasks
+from airflow_provider_air_executor.jobs.store import JobStore, dump_tasks
 
 TEXT = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 JSON = st.recursive(
@@ -110,7 +111,7 @@ def test_a_long_request_is_read_in_pieces(store: JobStore) -> None:
     found = []
 
     def reading() -> Pieces[None]:
-        found.append((yield from store.loading_request(path)))
+        found.append((yield from inbox.loading_request(path)))
 
     assert len(list(reading())) > 10
     assert found == [asked.evolve(tasks=list(tasks))]
@@ -123,7 +124,7 @@ def test_a_long_request_that_is_not_valid_is_refused(store: JobStore, text: str)
     path = store.base_path / "request.json"
     path.write_text(text % ", ".join(["7"] * 200_000))
     with pytest.raises(CorruptFileError, match="request"):
-        store.load_request(path)
+        inbox.load_request(path)
 
 
 def test_a_state_that_is_too_long_is_not_read(store: JobStore) -> None:
@@ -141,8 +142,8 @@ def test_a_task_that_no_manager_would_take_is_not_submitted(store: JobStore) -> 
     assert not store.paths("j").directory.exists()
     store.submit("j", ["true"], durable=False)
     with pytest.raises(InvalidJobError, match=r"tasks\[0\]: it is longer than 1000000 bytes"):
-        store.add_tasks("j", [long])
-    assert not store.requests()
+        inbox.add_tasks(store, "j", [long])
+    assert not inbox.requests(store)
 
 
 def test_a_job_whose_state_would_be_too_long_is_refused(store: JobStore) -> None:

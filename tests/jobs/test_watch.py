@@ -7,8 +7,8 @@ import contextlib
 
 import pytest
 
-from airflow_provider_air_executor.jobs import notify, watch
-from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs import inotify, watch
+from airflow_provider_air_executor.jobs.completions import JobCompletions
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import publish_job
@@ -55,7 +55,7 @@ def test_a_job_that_is_not_there_yet_is_waited_for(store: JobStore) -> None:
 
 
 def test_the_slow_pass_finds_what_no_notification_told_of(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify.Notifier, "add", lambda *_: False)
+    monkeypatch.setattr(inotify.Notifier, "add", lambda *_: False)
     passes = []
 
     async def scenario() -> None:
@@ -91,7 +91,7 @@ def test_a_thousand_waiters_share_one_watcher(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("rounds", range(4))
-@pytest.mark.parametrize("who", ["a waiter", "a reader of ends"])
+@pytest.mark.parametrize("who", ["a waiter", "a subscriber"])
 def test_a_cancellation_that_comes_with_a_change_is_not_lost(store: JobStore, who: str, rounds: int) -> None:
     """Or a trigger that Airflow has ended would go on."""
 
@@ -100,8 +100,8 @@ def test_a_cancellation_that_comes_with_a_change_is_not_lost(store: JobStore, wh
             waiter = watch.Waiter()
             change, waiting = waiter.wake, asyncio.create_task(waiter.wait(FOREVER))
         else:
-            changed, ends = asyncio.Event(), JobEnds(store, "r", interval=FOREVER, matches=lambda _: True)
-            change, waiting = changed.set, asyncio.create_task(ends._changes(notifier, changed))
+            changed, completions = watch.Waiter(), JobCompletions(store, "r", interval=FOREVER, matches=lambda _: True)
+            change, waiting = changed.wake, asyncio.create_task(completions._changes(notifier, changed))
         for _ in range(3):
             await asyncio.sleep(0)
         change()
@@ -111,6 +111,6 @@ def test_a_cancellation_that_comes_with_a_change_is_not_lost(store: JobStore, wh
             with pytest.raises(asyncio.CancelledError):
                 await waiting
 
-    notifier = notify.Notifier()
+    notifier = inotify.Notifier()
     with contextlib.closing(notifier):
         asyncio.run(scenario())

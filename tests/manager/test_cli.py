@@ -23,10 +23,11 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.exceptions import ManagerError
+from airflow_provider_air_executor.jobs import inbox, manager_status
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import cli
-from tests.support.jobs import ended, publish_job, reset_tasks, task
+from tests.support.jobs import ended, publish_job, read_log, reset_tasks, task
 from tests.support.managers import CLI, Managers, run_cli
 from tests.support.waiting import PATIENCE, until, wait_until
 
@@ -66,7 +67,7 @@ def test_tasks_have_the_locale_that_the_manager_was_given(
     store.submit("a", [task("a", "env")])
     ended(store, "a")
     assert run("stop").returncode == 0
-    lines = store.read_log("a", "a").text.splitlines()
+    lines = read_log(store, "a", "a").text.splitlines()
     assert [line for line in lines if line.startswith("LC_")] == [f"LC_CTYPE={value}" for value in given.values()]
 
 
@@ -294,7 +295,7 @@ def test_adding_needs_one_task(run: Any, store: JobStore, manager: object) -> No
     assert run("add-task", "--job", "j", "--bash", "true", "true").returncode == 2
     assert "no task 'nope'" in run("add-task", "--job", "j", "--depends-on", "nope", "true").stderr
     assert run("add-task", "true").returncode == 2  # whose job?
-    store.cancel("j")
+    inbox.cancel(store, "j")
 
 
 def test_prune(run: Any, store: JobStore, manager: object) -> None:
@@ -477,7 +478,7 @@ def test_a_job_filesystem_elsewhere_is_named(managers: Managers, tmp_path: Path)
 
 def test_detach_and_stop(run: Any, store: JobStore) -> None:
     done = run("manager", "--detach")
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     assert pid is not None
     assert done.stdout == f"manager {pid} runs the jobs of {store.base_path}\n"
     try:
@@ -526,7 +527,7 @@ time.sleep(60)
 """
     paths = [str(store.lock_path), str(store.pid_path)]
     with subprocess.Popen([sys.executable, "-c", code, "manager", *paths]) as ending:
-        wait_until(lambda: store.manager_pid() == ending.pid, what="it holds the lock")
+        wait_until(lambda: manager_status.pid(store) == ending.pid, what="it holds the lock")
         started = run("manager", "--replace", "--detach")
         assert started.returncode == 0, started.stderr
         assert run("stop").returncode == 0
@@ -548,7 +549,7 @@ def test_a_manager_that_has_just_begun_is_stopped(
     monkeypatch.setattr(cli, "_is_manager", is_manager)
     assert cli._stop(store) == process.pid
     process.wait(PATIENCE)  # it may not have come to heed the signal, which ends it then
-    assert not store.manager_is_running()
+    assert not manager_status.is_running(store)
 
 
 def test_a_manager_that_tells_no_number_is_not_taken_for_none(
@@ -569,10 +570,10 @@ def test_many_start_at_once_and_one_runs(store: JobStore, managers: Managers) ->
         process.communicate()
         codes.append(process.returncode)
     assert sorted(codes) == [0, 4, 4, 4, 4, 4]
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     assert pid is not None
     os.kill(pid, signal.SIGTERM)
-    wait_until(lambda: not store.manager_is_running(), what="it has ended")
+    wait_until(lambda: not manager_status.is_running(store), what="it has ended")
 
 
 def test_an_invalid_setting_stops_the_start(run: Any, store: JobStore) -> None:
@@ -609,7 +610,7 @@ def test_an_idle_manager_retires_but_not_before_a_job_is_done(store: JobStore, m
     process = managers.launch("--idle-timeout", "0.3")
     assert process.wait(PATIENCE) == 0
     assert [store.get_job(f"j{number}").state for number in range(5)] == ["completed"] * 5
-    assert store.manager_pid() is None
+    assert manager_status.pid(store) is None
 
 
 def test_log_as_json(store: JobStore, managers: Managers) -> None:

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError, JobStateError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, inbox, manager_status
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import read_log
 from tests.support.stepped_manager import SteppedManager
 from tests.support.system_calls import CALLS, Trouble
 
@@ -40,8 +41,8 @@ def calls() -> list[tuple[str, str, int]]:
                 site.kill_manager()
             if rounds == 15:
                 with site.faults.installed():
-                    site.store.add_tasks("a", ["true"])
-                    site.store.cancel("b")
+                    inbox.add_tasks(site.store, "a", ["true"])
+                    inbox.cancel(site.store, "b")
             with site.faults.installed():
                 read_all(site.store)
             site.clock.passed += 1.0
@@ -62,15 +63,15 @@ def read_all(store: JobStore) -> None:
             try:
                 store.load_job(name)
                 for task in store.load_tasks(name)[0]:
-                    store.read_log(name, task.id)
+                    read_log(store, name, task.id)
                 store.get_attempts(name)
             except JobNotFoundError:
                 raise AssertionError(f"{name} is said not to exist") from None
     with contextlib.suppress(OSError):
         list(store.list_jobs())
         JobIndex(store).jobs()
-        store.problems()
-        store.manager_pid()
+        manager_status.problems(store)
+        manager_status.pid(store)
 
 
 class Misfortune(RuleBasedStateMachine):
@@ -141,7 +142,7 @@ class Misfortune(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def cancel(self, number: int) -> None:
         name = f"j{number % self.jobs}"
-        if self.store.cancel(name):
+        if inbox.cancel(self.store, name):
             self.is_cancelled.add(name)
 
     @precondition(lambda self: self.jobs)
@@ -150,7 +151,7 @@ class Misfortune(RuleBasedStateMachine):
         name = f"j{number % self.jobs}"
         self.added += 1
         with contextlib.suppress(JobStateError):
-            self.store.add_tasks(name, [{"id": f"a{self.added}", **self.site.command(waits=False)}])
+            inbox.add_tasks(self.store, name, [{"id": f"a{self.added}", **self.site.command(waits=False)}])
 
     @rule(number=NUMBERS)
     def trouble_begins(self, number: int) -> None:
@@ -176,7 +177,7 @@ class Misfortune(RuleBasedStateMachine):
         for job in self.store.list_jobs():
             assert job.state.is_terminal, f"{job.name} stands still: {job} {self.store.get_tasks(job.name)}"
         assert len(list(self.store.list_jobs())) == self.jobs
-        assert not self.store.requests()
+        assert not inbox.requests(self.store)
 
     def check_what_ran(self) -> None:
         done = self.site.done()

@@ -22,15 +22,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.jobs import masking, summary
-from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs import attachments, inbox, manager_status, masking, summary
+from airflow_provider_air_executor.jobs.completions import JobCompletions
+from airflow_provider_air_executor.jobs.inbox import Action, Request
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.inotify import Notifier
+from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, Task, parse_tasks, utc_now
-from airflow_provider_air_executor.jobs.store import Action, Request, dump_job, dump_tasks
+from airflow_provider_air_executor.jobs.outputs import read_outputs
+from airflow_provider_air_executor.jobs.store import dump_job, dump_tasks
 from airflow_provider_air_executor.jobs.stream import LogStream
 from airflow_provider_air_executor.manager.cli import main
 from airflow_provider_air_executor.manager.settings import load_settings
+from tests.support.jobs import read_log
 from tests.support.stepped_manager import SteppedManager
 
 EXAMPLES = int(os.environ.get("EXAMPLES", "0")) or 3 * settings().max_examples  # make fuzz
@@ -295,7 +299,7 @@ class Base:
 
     def left(self) -> list[str]:
         """The jobs that have not ended, and of which nothing is said."""
-        problems = self.store.problems()
+        problems = manager_status.problems(self.store)
         return [
             job.name
             for job in self.store.list_jobs()
@@ -308,7 +312,7 @@ class Base:
             return
         for name in self.left():
             with contextlib.suppress(AirExecutorError):
-                self.store.cancel(name)
+                inbox.cancel(self.store, name)
         assert self.go_on(lambda: not self.left()), [
             (self.store.get_job(name), self.store.get_tasks(name)) for name in self.left()
         ]
@@ -323,10 +327,10 @@ class Base:
         index = JobIndex(self.store)
         for job in index.jobs():
             index.counts(job.name)
-        self.store.problems()
-        self.store.manager_pid()
+        manager_status.problems(self.store)
+        manager_status.pid(self.store)
         with contextlib.closing(Notifier()) as notifier:
-            JobEnds(self.store, "r", interval=1, matches=lambda _: True)._look(notifier, None)
+            JobCompletions(self.store, "r", interval=1, matches=lambda _: True)._find(notifier, None)
         with contextlib.suppress(AirExecutorError):
             load_settings({"base_path": str(self.store.base_path)}, environment={})
         self.commands()
@@ -334,17 +338,19 @@ class Base:
     def reads(self, name: str) -> Iterator[Callable[[], object]]:
         store = self.store
         yield lambda: list(store.get_attempts(name))
-        yield lambda: store.get_outputs(name)
-        yield lambda: store.take_up(name, SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=3))
-        yield lambda: store.may_cancel(store.get_job(name), SubmittedBy(dag_id="d", run_id="r", task_id="t"))
-        yield lambda: store.append_attached(name, masking.FILE, b'["secret-three"]\n')
-        yield store.keep_alive
-        yield lambda: masking.load(store, name).tail(store, name, "a", 10)
+        yield lambda: read_outputs(store.paths(name), store.get_tasks(name))
+        yield lambda: inbox.take_up(store.paths(name), SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=3))
+        yield lambda: inbox.may_cancel(
+            store.paths(name), store.get_job(name), SubmittedBy(dag_id="d", run_id="r", task_id="t")
+        )
+        yield lambda: attachments.append(store.paths(name), masking.FILE, b'["secret-three"]\n')
+        yield lambda: manager_status.keep_alive(store)
+        yield lambda: masking.load(store.paths(name)).tail(TaskLog(store.paths(name), "a"), 10)
         yield lambda: summary.failure(store, store.get_job(name))
         yield lambda: summary.table(store.get_tasks(name))
         yield lambda: summary.progress(store.get_tasks(name))
         yield lambda: summary.held_up(store, store.get_job(name), store.list_jobs())
-        yield lambda: store.tail(name, "a")
+        yield lambda: read_log(store, name, "a")
         yield lambda: LogStream(store, name, "r").follow(store.get_tasks(name), lambda _: None, is_over=True)
 
     def commands(self) -> None:

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError, SettingsError
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import inbox, manager_status, masking
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, SubmittedBy, Task, TaskStatus, parse_tasks
+from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.schedule import TaskGraph
 from airflow_provider_air_executor.manager.settings import load_settings
@@ -155,7 +156,7 @@ class TestNumbers:
         runner_pid(store, "j", "a")
         added = f'{{"id": "b", "command": "true", {more}}}'
         (store.inbox_path / "1.json").write_text(f'{{"request": "add_tasks", "job": "j", "tasks": [{added}]}}')
-        wait_until(lambda: not store.requests(), what="it is quarantined")
+        wait_until(lambda: not inbox.requests(store), what="it is quarantined")
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"
         assert [found.id for found in store.get_tasks("j")] == ["a"]
@@ -199,7 +200,7 @@ def raising(self, *args, **kwargs):
         store.submit("bad", ["sleep 0.5", "exit 1" if step.endswith(".stop") else "true"], max_parallel_tasks=1)
         if step.endswith(".stop"):
             runner_pid(store, "bad", "task-1")
-            store.cancel("bad")
+            inbox.cancel(store, "bad")
         if step.endswith((".snapshotting", ".merging_external_edits", ".publish_state")):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
             store.submit("bad-too", [line, line], max_parallel_tasks=1)
@@ -252,7 +253,7 @@ os.listdir = listdir
         process = self._manager(managers, patch)
         store.submit("j", ["sleep 1000"])
         runner_pid(store, "j", "task-1")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert goes_on(store, process)
         (tmp_path / "trouble").unlink()
         assert ended(store, "j").reason == "cancelled"
@@ -296,8 +297,8 @@ LocalEngine.start = start
         (tmp_path / "trouble").touch()
         process = self._manager(managers, patch)
         store.submit("j", [task("a"), task("b", after="a")])
-        wait_until(lambda: "j" in store.problems(), what="it is said what is wrong")
-        assert os.strerror(getattr(errno, name)) in store.problems()["j"]
+        wait_until(lambda: "j" in manager_status.problems(store), what="it is said what is wrong")
+        assert os.strerror(getattr(errno, name)) in manager_status.problems(store)["j"]
         for flags in ([], ["--json"]):
             done = run_cli(["status", "j", "--base-path", str(store.base_path), *flags], managers.environment)
             assert os.strerror(getattr(errno, name)) in done.stdout.replace("\n", " ")
@@ -305,7 +306,7 @@ LocalEngine.start = start
         assert not store.get_job("j").state.is_terminal
         (tmp_path / "trouble").unlink()
         assert ended(store, "j").state == "completed"
-        wait_until(lambda: store.problems() == {}, what="that is over")
+        wait_until(lambda: manager_status.problems(store) == {}, what="that is over")
         managers.kill(process)
 
 
@@ -324,12 +325,12 @@ def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, ma
     (path / "runs").mkdir()
     os.utime(path / ".tasks.json.previous", (1, 1))
     path.rename(store.jobs_path / "j")
-    wait_until(lambda: "j" in store.problems(), what="it is seen that it fails")
+    wait_until(lambda: "j" in manager_status.problems(store), what="it is seen that it fails")
     for _ in range(10):
         assert goes_on(store, manager)
     (store.paths("j").directory / ".tasks.json.previous").rmdir()
     assert ended(store, "j").state == "completed"
-    wait_until(lambda: store.problems() == {}, what="that is over")
+    wait_until(lambda: manager_status.problems(store) == {}, what="that is over")
     manager.send_signal(signal.SIGTERM)
     log = manager.communicate()[1]
     assert log.count("job j: cannot be taken in: [Errno") == 1
@@ -339,7 +340,7 @@ def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, ma
 def test_secrets_that_are_nested_too_deep_hide_their_job_only(store: JobStore) -> None:
     store.submit("bad", ["true"], attached={masking.FILE: b"[" * 100_000})
     with pytest.raises(AirExecutorError, match="cannot be read"):
-        masking.load(store, "bad")
+        masking.load(store.paths("bad"))
 
 
 def test_a_result_that_is_nested_too_deep(store: JobStore) -> None:
@@ -348,7 +349,7 @@ def test_a_result_that_is_nested_too_deep(store: JobStore) -> None:
     publish_tasks(store, "j", [a.evolve(status=TaskStatus.COMPLETED, attempt=1)])
     store.paths("j").output("a", 1).write_bytes(b"[" * 100_000)
     with pytest.raises(AirExecutorError, match="not JSON that can be read"):
-        store.get_outputs("j")
+        read_outputs(store.paths("j"), store.get_tasks("j"))
 
 
 def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers: Managers) -> None:
@@ -357,9 +358,9 @@ def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers:
     manager = managers.start()
     store.submit("j", ["sleep 1000"])
     runner_pid(store, "j", "task-1")
-    store.cancel("j")
+    inbox.cancel(store, "j")
     assert ended(store, "j").reason == "cancelled"
-    wait_until(lambda: not store.requests(), what="the other one is quarantined")
+    wait_until(lambda: not inbox.requests(store), what="the other one is quarantined")
     assert goes_on(store, manager)
 
 

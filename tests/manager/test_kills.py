@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import processes
 from airflow_provider_air_executor.system.processes import Kill
-from tests.support.jobs import ended, only_task, runner_pid, task
+from tests.support.jobs import ended, only_task, read_log, runner_pid, task
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment
 from tests.support.waiting import wait_until
@@ -44,7 +45,7 @@ def test_a_chain_of_processes_does_not_outrun_the_kill(
     store.submit(JOB, [task("a", f"{starts} sleep 1000")])
     counts = [tmp_path / f"c{number}" for number in range(3)]
     wait_until(lambda: all(path.exists() and path.stat().st_size > 3 for path in counts), what="they run")
-    store.cancel(JOB)
+    inbox.cancel(store, JOB)
     assert ended(store, JOB).reason == "cancelled"
     sizes = [path.stat().st_size for path in counts]
     assert not with_environment(f"AIR_EXECUTOR_JOB={JOB}")
@@ -89,13 +90,13 @@ def test_what_may_not_be_killed_is_said_and_not_repeated_beside(store: JobStore,
     pid = runner_pid(store, JOB, "a")
     wait_until(_sleeps, what="it runs")
     if how == "cancelled":
-        store.cancel(JOB)
+        inbox.cancel(store, JOB)
     elif how == "lost":
         os.kill(pid, signal.SIGKILL)
     found = only_task(store, JOB)
     assert (found.reason, found.attempt) == (how, 1)
     assert "may not be killed and lives on (process " in (found.error or "")
-    assert "may not be killed" in store.read_log(JOB, "a").text
+    assert "may not be killed" in read_log(store, JOB, "a").text
     assert _sleeps()
 
 
@@ -130,9 +131,9 @@ def test_a_stopped_task_hears_that_it_is_to_end(store: JobStore, managers: Manag
         return any("T" in _state(process) for process in with_environment(f"AIR_EXECUTOR_JOB={JOB}") if process != pid)
 
     wait_until(is_stopped, what="it has stopped itself")
-    store.cancel(JOB)
+    inbox.cancel(store, JOB)
     assert ended(store, JOB).reason == "cancelled"
-    assert store.read_log(JOB, "a").text == "bye\n"
+    assert read_log(store, JOB, "a").text == "bye\n"
 
 
 def _state(pid: int) -> str:
@@ -160,7 +161,7 @@ def test_a_signal_that_was_blocked_where_the_manager_was_started(
         one = {"id": "a", "command": sys.executable, "args": ["-m", "timeit", "-n", "1", code], "runner": "warm"}
     store.submit(JOB, [one])
     wait_until((tmp_path / "begun").exists, what="it runs")
-    store.cancel(JOB)
+    inbox.cancel(store, JOB)
     assert ended(store, JOB).reason == "cancelled"
     manager.send_signal(signal.SIGTERM)
     wait_until(lambda: manager.poll() is not None, what="it has ended")

@@ -13,7 +13,7 @@ import pytest
 from airflow_provider_air_executor.engines import registry
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.registry import Engines
-from airflow_provider_air_executor.jobs import files, models, pieces, task_lists
+from airflow_provider_air_executor.jobs import files, inbox, models, pieces, task_lists
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import (
     active_job,
@@ -100,14 +100,14 @@ def test_whatever_is_done_with_it(tmp_path: Path) -> None:
         first.until("it is taken in", lambda: machine.running)
         first.end_all()
         first.until("the next ones start", lambda: len(machine.running) == 4)
-        store.add_tasks("j", [{**task, "id": f"more-{task['id']}", "dependencies": []} for task in tasks])
-        first.until("tasks are added", lambda: not store.requests())
+        inbox.add_tasks(store, "j", [{**task, "id": f"more-{task['id']}", "dependencies": []} for task in tasks])
+        first.until("tasks are added", lambda: not inbox.requests(store))
         assert len(store.get_tasks("j")) == 2 * len(tasks)
         second = Stepped(store, machine)
         second.until("it is taken over", lambda: second.runner.known and not second.manager.shared.turns.is_busy("j"))
-        store.cancel("j")
+        inbox.cancel(store, "j")
         second.until("it is cancelled", lambda: store.get_job("j").state.is_terminal)
-        store.retry("j")
+        inbox.retry(store, "j")
         second.until("it is retried", lambda: len(machine.running) == 4)
         second.until("it is written", lambda: not second.manager.shared.turns.is_busy("j"))
     for stepped in (first, second):

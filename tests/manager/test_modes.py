@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support import ordinary_user
 from tests.support.jobs import ended, outcomes, task
@@ -36,7 +37,7 @@ class TestAsItsOwner:
         line = f'chmod a-w "$AIR_EXECUTOR_JOB_DIR"; echo >> {tmp_path}/locked; sleep 1000'
         store.submit("j", [task("a", line)])
         wait_until((tmp_path / "locked").exists, what="it has been made read-only")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import DATA, ended, outcomes, plain, remove, runner_pid, task, write_job
+from tests.support.jobs import DATA, ended, outcomes, plain, read_log, remove, runner_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import command_line, is_gone
 from tests.support.waiting import PATIENCE, until, wait_until
@@ -78,7 +79,7 @@ class TestEngines:
         store.submit("j", [{"command": command, "args": [r"a\tb"]}])
         job = ended(store, "j")
         if command == "echo":
-            assert store.read_log("j", "task-1").data == b"a\\tb\n"
+            assert read_log(store, "j", "task-1").data == b"a\\tb\n"
         else:
             assert job.reason == "spawn"
 
@@ -88,7 +89,7 @@ class TestEngines:
         wait_until(lambda: waiting_runners(manager), what="a runner waits")
         store.submit("j", [{"command": "printf", "args": ["[%s]", *args]}])
         assert ended(store, "j").state == "completed"
-        assert store.read_log("j", "task-1").text == "".join(f"[{arg}]" for arg in args)
+        assert read_log(store, "j", "task-1").text == "".join(f"[{arg}]" for arg in args)
 
     def test_a_runner_waits_for_the_next_task_and_goes_with_the_manager(
         self, store: JobStore, managers: Managers
@@ -122,7 +123,7 @@ class TestEngines:
         wait_until(lambda: waiting_runners(manager), what="a runner waits")
         store.submit("j", [{"command": "printf", "args": ["%s", "'" + "x" * length]}])
         assert ended(store, "j").state == "completed"
-        assert store.read_log("j", "task-1").text == "'" + "x" * length
+        assert read_log(store, "j", "task-1").text == "'" + "x" * length
 
     def test_environment_directory_and_input(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
@@ -131,7 +132,7 @@ class TestEngines:
         line += "ls $AIR_EXECUTOR_JOB_DIR"
         store.submit("j", [task("a", line, env={"WORD": "hé"}, cwd=str(tmp_path))])
         assert ended(store, "j").state == "completed"
-        first, *listed = store.read_log("j", "a").text.splitlines()
+        first, *listed = read_log(store, "j", "a").text.splitlines()
         assert first == f"hé {tmp_path} j a 1"
         assert {"logs", "state.json", "tasks.json"} <= set(listed)
 
@@ -140,7 +141,7 @@ class TestEngines:
     ) -> None:
         store.submit("j", [task("a", "ls -l /proc/$$/fd; true")])
         assert ended(store, "j").state == "completed"
-        log = store.read_log("j", "a").text
+        log = read_log(store, "j", "a").text
         assert "manager.lock" not in log
         assert "inotify" not in log
 
@@ -148,7 +149,7 @@ class TestEngines:
     def test_much_on_stderr_is_kept(self, store: JobStore, manager: subprocess.Popen[str], size: int) -> None:
         store.submit("j", [task("a", f"head -c {size} /dev/zero | tr '\\0' x >&2; exit 1")])
         assert ended(store, "j").reason == "exit"
-        assert store.read_log("j", "a").data == b"x" * size
+        assert read_log(store, "j", "a").data == b"x" * size
 
     def test_output_that_is_not_text_is_kept_byte_for_byte(
         self, store: JobStore, manager: subprocess.Popen[str]
@@ -156,8 +157,8 @@ class TestEngines:
         """Not UTF-8, with NUL, and what looks like markup: it breaks neither the job nor what shows it."""
         store.submit("j", [task("a", r"printf '\377\376\000[bold]x[/nope]\033[31m'; exit 1")])
         assert ended(store, "j").reason == "exit"
-        assert store.read_log("j", "a").data == b"\xff\xfe\x00[bold]x[/nope]\x1b[31m"
-        assert "[bold]" in store.tail("j", "a")
+        assert read_log(store, "j", "a").data == b"\xff\xfe\x00[bold]x[/nope]\x1b[31m"
+        assert "[bold]" in read_log(store, "j", "a").text
 
     def test_timeout_is_enforced_on_the_whole_group(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
@@ -231,7 +232,7 @@ class TestLimits:
         else:
             command = [*CLI, "submit", "-", "--base-path", str(store.base_path)]
             subprocess.run(command, input=json.dumps({"name": "j", "tasks": tasks}), text=True, check=True)
-        store.add_tasks("j", [task("c", f"{until(third)}; touch {second}"), task("d", f"touch {third}")])
+        inbox.add_tasks(store, "j", [task("c", f"{until(third)}; touch {second}"), task("d", f"touch {third}")])
         assert ended(store, "j").state == "completed"
 
     def test_job_timeout(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
@@ -328,11 +329,11 @@ class TestBadJobs:
         path = write_job(store, "logs", [plain("a", "true")], state="failed")
         (path / "logs").rmdir()
         (path / "logs").symlink_to(outside)
-        store.retry("logs")
+        inbox.retry(store, "logs")
         wait_until(lambda: store.get_job("logs").reason == "invalid", what="it is refused")
         path = write_job(store, "log", [plain("a", "echo", "x")], state="failed")
         (path / "logs" / "a.log").symlink_to(outside / "file")
-        store.retry("log")
+        inbox.retry(store, "log")
         wait_until(lambda: store.get_job("log").reason == "spawn", what="it is refused")
         (store.jobs_path / "job").symlink_to(outside)
         assert list(outside.iterdir()) == []
@@ -356,7 +357,7 @@ class TestForeignFiles:
                     opened.write(text[40:])
             assert ended(store, name).state == "completed"
             assert [item.status for item in store.get_tasks(name)] == ["completed"] * 3
-            assert "second" in store.read_log(name, "task-2").text
+            assert "second" in read_log(store, name, "task-2").text
 
     def test_tasks_run_one_at_a_time_in_order(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
@@ -456,7 +457,7 @@ class TestTasksAddedAtRuntime:
         found = {item.id: item.status for item in store.get_tasks("j")}
         assert {"new1", "new2", "new3"} <= found.keys()
         assert set(found.values()) == {"completed"}
-        assert store.read_log("j", "new3").text == "new3\n"
+        assert read_log(store, "j", "new3").text == "new3\n"
 
     def test_a_list_that_is_spoiled_while_the_job_runs_fails_it(
         self, store: JobStore, manager: subprocess.Popen[str]
@@ -474,7 +475,7 @@ class TestTasksAddedAtRuntime:
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
         store.submit("j", [task("a", f"until [ -e {tmp_path}/go ]; do sleep 0.02; done; echo a >> {tmp_path}/out")])
-        store.add_tasks("j", [task("b", f"echo b >> {tmp_path}/out", after="a"), "true"])
+        inbox.add_tasks(store, "j", [task("b", f"echo b >> {tmp_path}/out", after="a"), "true"])
         (tmp_path / "go").touch()
         wait_until(lambda: len(store.get_tasks("j")) == 3 and store.get_job("j").state == "completed", what="all ran")
         assert (tmp_path / "out").read_text() == "a\nb\n"
@@ -541,7 +542,7 @@ class TestCrashes:
         pids = [runner_pid(store, name, "a") for name in ("timeout", "cancel")]
         managers.kill(process)
         managers.start()
-        store.cancel("cancel")
+        inbox.cancel(store, "cancel")
         assert ended(store, "timeout").reason == "timeout"
         assert ended(store, "cancel").reason == "cancelled"
         for pid in pids:
@@ -577,7 +578,7 @@ class TestCrashes:
         (tmp_path / "go").touch()
         managers.start()
         assert ended(store, "j").state == "completed"
-        assert store.read_log("j", "a").text == "done\n"
+        assert read_log(store, "j", "a").text == "done\n"
 
     def test_a_running_task_of_the_existing_system_is_lost_not_completed(
         self, store: JobStore, managers: Managers
@@ -631,33 +632,33 @@ class TestRequests:
         owners = [SubmittedBy(dag_id="d", run_id="r", task_id="t", max_tries=number) for number in range(2)]
         for name in ("mine", "another"):
             store.submit(name, [task("a", "sleep 2")], submitted_by=owners[0])
-            assert not store.cancel(name, owners[1])
-            assert store.cancel(name, owners[0])
+            assert not inbox.cancel(store, name, owners[1])
+            assert inbox.cancel(store, name, owners[0])
         os.rename(store.paths("another").directory, store.base_path / "away")
         store.submit("another", [task("a", "sleep 2")], submitted_by=owners[1])
         managers.start()
         assert ended(store, "mine").reason == "cancelled"
         assert ended(store, "another").state == "completed"
-        assert not store.requests()
+        assert not inbox.requests(store)
 
     def test_cancel_kills_what_runs_and_starts_nothing_more(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
         store.submit("j", [task("a", "sleep 1000"), task("b")], max_parallel_tasks=1)
         pid = runner_pid(store, "j", "a")
-        assert store.cancel("j")
+        assert inbox.cancel(store, "j")
         job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "cancelled")
         assert outcomes(store, "j") == {"a": ("failed", "cancelled"), "b": ("failed", "cancelled")}
         assert not Path(f"/proc/{pid}").exists()
-        assert not store.cancel("j")
+        assert not inbox.cancel(store, "j")
 
     def test_a_request_made_while_no_manager_runs_is_not_lost(self, store: JobStore, managers: Managers) -> None:
         store.submit("j", [task("a", "exit 1")])
-        store.cancel("j")
+        inbox.cancel(store, "j")
         managers.start()
         assert ended(store, "j").reason == "cancelled"
-        assert store.requests() == []
+        assert inbox.requests(store) == []
 
     def test_retry_keeps_what_is_done(self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
         store.submit(
@@ -670,7 +671,7 @@ class TestRequests:
         )
         assert ended(store, "j").state == "failed"
         (tmp_path / "flag").touch()
-        store.retry("j")
+        inbox.retry(store, "j")
         wait_until(lambda: store.get_job("j").state == "completed", what="it has completed")
         assert (tmp_path / "out").read_text() == "a\n"
         assert {item.id: item.attempt for item in store.get_tasks("j")} == {"a": 1, "b": 2, "c": 1}
@@ -680,7 +681,7 @@ class TestRequests:
         (store.inbox_path / "1.json").write_text("{")
         (store.inbox_path / "2.json").write_text('{"request": "cancel", "job": "../../evil"}')
         (store.inbox_path / "3.json").write_text('{"request": "retry", "job": "nope"}')
-        wait_until(lambda: store.requests() == [], what="the inbox is empty")
+        wait_until(lambda: inbox.requests(store) == [], what="the inbox is empty")
         assert len(list(store.inbox_path.glob(".*.invalid-*"))) == 3
         assert manager.poll() is None
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
 from airflow_provider_air_executor.engines.registry import Engines
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import JobState, Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.lock import ManagerLock
@@ -151,7 +152,7 @@ class TestWaiting:
         store.submit("j", [task("a", "sleep 0.1")], timeout=60)
         store.submit("late", [task("a", "sleep 1000")], timeout=0.5)
         store.submit("cancelled", ["true"])
-        store.cancel("cancelled")
+        inbox.cancel(store, "cancelled")
         assert ended(store, "cancelled").reason == "cancelled"
         job = store.get_job("j")
         assert (job.state, job.started_at, job.attempt) == (JobState.WAITING, None, 0)
@@ -176,7 +177,7 @@ class TestWaiting:
         assert (first.reason, first.started_at is not None) == ("exit", True)
         an_hour_ago = utc_now() - timedelta(hours=1)
         publish_job(store, first.evolve(started_at=an_hour_ago, started_clock=clock.mark(3600)))
-        store.retry("j")
+        inbox.retry(store, "j")
         second = wait_until(
             lambda: job if (job := store.get_job("j")).attempt == 2 and job.state.is_terminal else None, what="its end"
         )
@@ -186,7 +187,7 @@ class TestWaiting:
         first = self._full(store, managers, tmp_path)
         store.submit("j", ["true"])
         store.submit("after", ["true"])
-        store.cancel("after")
+        inbox.cancel(store, "after")
         ended(store, "after")
         managers.kill(first)
         managers.start("--max-concurrent-runners", "1")

@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_air_executor.engines.shim import FIND, script_here
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, inbox, manager_status
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
@@ -25,6 +25,7 @@ from tests.support.jobs import (
     plain,
     publish_job,
     publish_tasks,
+    read_log,
     remove,
     reset_tasks,
     runner_pid,
@@ -47,7 +48,7 @@ class TestSameNameAgain:
         managers.start("--kill-grace", "2")
         store.submit("j", ["sleep 1000"])
         runner_pid(store, "j", "task-1")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         ended(store, "j")
         store.delete("j")
         store.submit("j", ["sleep 3"])
@@ -139,7 +140,7 @@ class TestOddFiles:
         store.submit("j", ["exit 1"])
         before = ended(store, "j")
         store.paths("j").tasks.write_text("[{")
-        store.retry("j")
+        inbox.retry(store, "j")
         wait_until(lambda: store.get_job("j").attempt > before.attempt, what="the attempt is over")
         assert (ended(store, "j").state, ended(store, "j").reason) == ("failed", "invalid")
 
@@ -159,7 +160,7 @@ class TestRequestsThatWait:
     def test_a_cancel_of_a_job_that_is_not_whole_yet(self, store: JobStore, managers: Managers) -> None:
         managers.start("--poll-interval", "60")
         path = write_job(store, "j", "[")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         time.sleep(0.3)
         (path / "tasks.json").write_text(json.dumps([plain("a", "sleep", "1000")]))
         assert ended(store, "j").reason == "cancelled"
@@ -168,7 +169,7 @@ class TestRequestsThatWait:
         store.submit("j", ["sleep 1000"])
         runner_pid(store, "j", "task-1")
         (store.inbox_path / "0.json").write_text(json.dumps({"request": "cancel", "job": "漢" * 100}))
-        store.cancel("j")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
 
     def test_an_added_task_without_an_id_is_refused(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
@@ -183,7 +184,7 @@ class TestRequestsThatWait:
     ) -> None:
         store.submit("j", [until(tmp_path / "go")])
         for word in ("one", "two"):
-            store.add_tasks("j", [f"echo {word}"])
+            inbox.add_tasks(store, "j", [f"echo {word}"])
         wait_until(lambda: len(store.get_tasks("j")) == 3, what="both are there")
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"
@@ -196,12 +197,12 @@ class TestRequestsThatWait:
         ended(store, "j")
         managers.kill(first)
         publish_job(store, store.get_job("j").evolve(state=JobState.WORKING))
-        store.add_tasks("j", [task("late", "echo late")])
+        inbox.add_tasks(store, "j", [task("late", "echo late")])
         publish_job(store, store.get_job("j").evolve(state=JobState.COMPLETED))
-        added = store.load_request(store.requests()[0]).tasks
+        added = inbox.load_request(inbox.requests(store)[0]).tasks
         publish_tasks(store, "j", [*store.get_tasks("j"), *added])  # where the killed manager had come to
         managers.start()
-        wait_until(lambda: store.read_log("j", "late").data == b"late\n", what="it has run")
+        wait_until(lambda: read_log(store, "j", "late").data == b"late\n", what="it has run")
         assert ended(store, "j").state == "completed"
 
 
@@ -247,7 +248,7 @@ class TestRestarts:
         )
         managers.kill(first)
         managers.start()
-        store.add_tasks("j", ["true"])
+        inbox.add_tasks(store, "j", ["true"])
         assert ended(store, "j").reason == "exit"
         began, again = map(float, (tmp_path / "out").read_text().split())
         assert again - began > 9.9
@@ -302,7 +303,7 @@ class TestRestarts:
         (tmp_path / "syslog.1").touch()
         store.paths("j").runs.rename(tmp_path / "runs")
         store.paths("j").runs.symlink_to(tmp_path)
-        store.retry("j")
+        inbox.retry(store, "j")
         wait_until(lambda: store.get_job("j").reason == "invalid", what="it is refused")
         assert (tmp_path / "syslog.1").exists()
 
@@ -329,17 +330,17 @@ class TestManagersInOddPlaces:
         other = JobStore(tmp_path / "other")
         line = f"{' '.join(CLI)} manager --detach --idle-timeout 60 --base-path {other.base_path}; sleep 1000"
         store.submit("j", [task("a", line)])
-        pid = wait_until(other.manager_pid, what="the other manager runs")
-        store.cancel("j")
+        pid = wait_until(lambda: manager_status.pid(other), what="the other manager runs")
+        inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
-        assert other.manager_pid() == pid
+        assert manager_status.pid(other) == pid
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not other.manager_is_running(), what="it has ended")
+        wait_until(lambda: not manager_status.is_running(other), what="it has ended")
 
     def test_a_manager_that_cannot_retire_does_not_spin(self, store: JobStore, managers: Managers) -> None:
         """There is a request that cannot be carried out yet, of a job whose list is half-written."""
         write_job(store, "j", "[")
-        store.cancel("j")
+        inbox.cancel(store, "j")
         process = managers.start("--idle-timeout", "0.2", "--poll-interval", "60")
         time.sleep(0.5)
         before = cpu_seconds(process.pid)
@@ -366,9 +367,9 @@ class TestWithoutNotification:
         assert ended(store, "a").state == "failed"
         store.submit("b", ["sleep 1000"])
         runner_pid(store, "b", "task-1")
-        store.cancel("b")
+        inbox.cancel(store, "b")
         assert ended(store, "b").reason == "cancelled"
-        store.retry("a")
+        inbox.retry(store, "a")
         wait_until(lambda: store.get_job("a").attempt == 2, what="it is retried")
         write_job(store, "c", [plain("t", "true")])
         assert ended(store, "c").state == "completed"

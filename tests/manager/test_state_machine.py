@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from airflow_provider_air_executor.engines import registry
 from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import JobStateError
-from airflow_provider_air_executor.jobs import files, models
+from airflow_provider_air_executor.jobs import files, inbox, models
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import (
@@ -100,7 +100,7 @@ class Promises(RuleBasedStateMachine):
                 self.end(key, 0)
             self.clock.now += 0.1
             self.manager.tick()
-            if not self.store.requests() and all(job.state.is_terminal for job in self.store.list_jobs()):
+            if not inbox.requests(self.store) and all(job.state.is_terminal for job in self.store.list_jobs()):
                 break
         for job in self.store.list_jobs():
             tasks = self.store.get_tasks(job.name)
@@ -145,13 +145,13 @@ class Promises(RuleBasedStateMachine):
     @rule(number=NUMBERS)
     def cancel(self, number: int) -> None:
         if names := self.store.job_names():
-            self.store.cancel(one_of(names, number))
+            inbox.cancel(self.store, one_of(names, number))
 
     @rule(number=NUMBERS)
     def retry(self, number: int) -> None:
         if names := self.store.job_names():
             with contextlib.suppress(JobStateError):
-                self.store.retry(one_of(names, number))
+                inbox.retry(self.store, one_of(names, number))
 
     @rule(number=NUMBERS)
     def add_task(self, number: int) -> None:
@@ -160,7 +160,7 @@ class Promises(RuleBasedStateMachine):
             name = one_of(names, number)
             task = {"id": f"a{self.added}", "command": "x", "dependencies": [self.store.get_tasks(name)[0].id]}
             with contextlib.suppress(JobStateError):
-                self.store.add_tasks(name, [task])
+                inbox.add_tasks(self.store, name, [task])
 
     @rule(number=st.integers(1, 3), error=st.sampled_from([errno.ENOSPC, errno.EIO, errno.ESTALE]))
     def a_write_fails(self, number: int, error: int) -> None:
@@ -249,7 +249,7 @@ def test_tasks_that_were_added_too_late_run_although_their_job_cannot_be_written
     promises.store.submit("j0", [{"id": "t0", "command": "x"}])
     for _ in range(3):
         promises.tick(0.1)
-    promises.store.add_tasks("j0", [{"id": "a1", "command": "x"}])
+    inbox.add_tasks(promises.store, "j0", [{"id": "a1", "command": "x"}])
     promises.a_write_fails(1, errno.ENOSPC)
     promises.end(next(iter(promises.machine.running)), 0)
     for _ in range(3):

@@ -18,9 +18,9 @@ import pytest
 from airflow_provider_air_executor.engines import children
 from airflow_provider_air_executor.engines.batch.handles import read_handle
 from airflow_provider_air_executor.engines.slurm import commands
-from airflow_provider_air_executor.jobs import files, watch
+from airflow_provider_air_executor.jobs import files, inbox, manager_status, watch
 from airflow_provider_air_executor.jobs.attempt_record import read_record
-from airflow_provider_air_executor.jobs.ends import JobEnds
+from airflow_provider_air_executor.jobs.completions import JobCompletions
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy
@@ -98,7 +98,7 @@ class TestManager:
         wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
         go_rounds(site)
         site.kill_manager()
-        site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
+        inbox.add_tasks(site.store, "j", [{"id": "more", **site.command(waits=False)}])
         site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
         go_rounds(site)
@@ -172,7 +172,7 @@ class TestManager:
         submit(site, waits=True)
         wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
         site.kill_manager()
-        site.store.add_tasks("j", [{"id": "more", **site.command(waits=False)}])
+        inbox.add_tasks(site.store, "j", [{"id": "more", **site.command(waits=False)}])
         site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
         wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be taken in")
@@ -198,7 +198,7 @@ class TestManager:
         site.start_manager()
         site.submit("j", [{"id": "t", "command": "sh", "args": ["-c", f"echo j t $$ >> {site.done_path}; exit 1"]}], 1)
         assert site.let_all_end()
-        site.store.retry("j")
+        inbox.retry(site.store, "j")
         site.faults.trouble = Trouble("manager.requests", "unlink", errno.EROFS)
         wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").attempt == 2, what="it is retried")
         wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").state.is_terminal, what="it has failed again")
@@ -216,13 +216,13 @@ class TestManager:
         site.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
         submit(site)
         go_rounds(site)
-        assert site.store.problems()
+        assert manager_status.problems(site.store)
         site.faults.trouble = Trouble("jobs.files", "unlink", errno.EROFS)
         wait_until(lambda: go_rounds(site, 1) or site.done(), what="it runs")
         go_rounds(site)
         site.faults.trouble = None
         go_rounds(site)
-        assert not site.store.problems()
+        assert not manager_status.problems(site.store)
 
 
 class TestProcesses:
@@ -319,7 +319,7 @@ class TestReaders:
         index._look()
         assert [job.name for job in index._jobs or ()] == ["j"]
 
-    def test_an_end_is_not_told_again_because_its_confirmation_cannot_be_read(
+    def test_a_completion_is_not_delivered_again_because_its_acknowledgement_cannot_be_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         store = JobStore(tmp_path)
@@ -327,19 +327,19 @@ class TestReaders:
         publish_job(store, job)
 
         def told() -> list[Job]:
-            ends = JobEnds(store, "r", interval=1, matches=lambda _: True)
+            ends = JobCompletions(store, "r", interval=1, matches=lambda _: True)
             with contextlib.closing(Notifier()) as notifier:
-                found = ends._look(notifier, None)
+                found = ends._find(notifier, None)
                 with monkeypatch.context() as patch:
                     patch.setattr(JobStore, "load_job", lambda *_: (job, files.stamp(store.paths("j").state)))
                     patch.setattr(files, "read", _fails(STALE))
-                    again = JobEnds(store, "r", interval=1, matches=lambda _: True)
-                    assert again._look(notifier, None) == []
-                assert again._look(notifier, None) == found
+                    again = JobCompletions(store, "r", interval=1, matches=lambda _: True)
+                    assert again._find(notifier, None) == []
+                assert again._find(notifier, None) == found
             return found
 
         (first,) = told()
-        JobEnds(store, "r", interval=1, matches=lambda _: True).confirm(first)
+        JobCompletions(store, "r", interval=1, matches=lambda _: True).ack(first)
         assert told() == []
 
     def test_an_earlier_try_does_not_cancel_because_it_cannot_be_seen_who_waits(
@@ -348,11 +348,11 @@ class TestReaders:
         store = JobStore(tmp_path)
         first = SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=1)
         job = store.submit("j", ["true"], submitted_by=first)
-        store.take_up("j", first.evolve(try_number=2))
-        assert not store.may_cancel(job, first)
+        inbox.take_up(store.paths("j"), first.evolve(try_number=2))
+        assert not inbox.may_cancel(store.paths("j"), job, first)
         monkeypatch.setattr(files, "read", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
-            store.may_cancel(job, first)
+            inbox.may_cancel(store.paths("j"), job, first)
 
     def test_what_was_handed_to_slurm_is_not_forgotten_because_it_cannot_be_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -29,6 +29,7 @@ from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.executor.submission import Submitter
 from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
 from airflow_provider_air_executor.executor.upkeep import Managers
+from airflow_provider_air_executor.jobs import files, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
@@ -85,10 +86,10 @@ def managed(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.
     for name in ("pending_callbacks", "still_needed"):
         monkeypatch.setattr(database, name, lambda *_: set())
     yield store
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
-        wait_until(lambda: not store.manager_is_running(), what="the manager has ended")
+        wait_until(lambda: not manager_status.is_running(store), what="the manager has ended")
 
 
 def start(job_id: int | None) -> AirExecutorExecutor:
@@ -112,20 +113,20 @@ def test_only_a_scheduler_replaces_a_manager_that_runs(managed: JobStore, monkey
     start(1)
     wait_until(lambda: len(asked) == 2, what="callbacks have been adopted, and old jobs pruned")
     asked.clear()
-    first = managed.manager_pid()
+    first = manager_status.pid(managed)
     monkeypatch.setenv("MARK", "of a shell")
     start(None)
-    assert (managed.manager_pid(), asked) == (first, [])
+    assert (manager_status.pid(managed), asked) == (first, [])
     assert "MARK=of a shell" not in environment_of(first)
     start(2)
-    assert managed.manager_pid() not in (first, None)
+    assert manager_status.pid(managed) not in (first, None)
     wait_until(lambda: len(asked) == 2, what="callbacks have been adopted, and old jobs pruned")
 
 
 @pytest.mark.embedded
 def test_without_a_manager_whoever_starts_the_executor_starts_one(managed: JobStore) -> None:
     start(None)
-    assert managed.manager_pid()
+    assert manager_status.pid(managed)
 
 
 @pytest.mark.embedded
@@ -135,17 +136,19 @@ def test_a_manager_that_is_gone_is_started_by_a_scheduler_before_others(
     """For it is the scheduler's environment that the tasks to come are to have."""
     settings = start(None).settings
     other, scheduler = Managers(settings), Managers(settings)
-    first = managed.manager_pid() or 0
+    first = manager_status.pid(managed) or 0
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: not managed.manager_is_running(), what="it is gone")
+    wait_until(lambda: not manager_status.is_running(managed), what="it is gone")
     assert other.restart_missing(is_scheduler=False) is None
     assert scheduler.restart_missing(is_scheduler=True)
-    wait_until(lambda: managed.manager_pid() not in (first, None), what="another one runs and has told its number")
-    os.kill(managed.manager_pid() or 0, signal.SIGKILL)
-    wait_until(lambda: not managed.manager_is_running(), what="it is gone, too")
+    wait_until(
+        lambda: manager_status.pid(managed) not in (first, None), what="another one runs and has told its number"
+    )
+    os.kill(manager_status.pid(managed) or 0, signal.SIGKILL)
+    wait_until(lambda: not manager_status.is_running(managed), what="it is gone, too")
     monkeypatch.setattr(upkeep, "OTHERS_SECONDS", 0.0)
     starting = other.restart_missing(is_scheduler=False)  # no scheduler has come
-    wait_until(managed.manager_is_running, what="another one runs")
+    wait_until(lambda: manager_status.is_running(managed), what="another one runs")
     assert starting is not None
     starting.join()
 
@@ -155,10 +158,10 @@ def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
     managed: JobStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(1)
-    first = managed.manager_pid()
+    first = manager_status.pid(managed)
     (managed.base_path / "config.yaml").write_text("poll_interval: often\n")
     start(2)
-    assert managed.manager_pid() == first
+    assert manager_status.pid(managed) == first
     assert f"manager {first} of {managed.base_path} is not replaced" in caplog.text
     assert "poll_interval = 'often'" in caplog.text
     text = " ".join(status(managed).split())
@@ -167,7 +170,7 @@ def test_a_manager_that_cannot_be_replaced_goes_on_and_that_is_said(
     assert "poll_interval = 'often'" in json.loads(status(managed, "--json"))["problem"]
     (managed.base_path / "config.yaml").unlink()
     start(3)
-    assert managed.manager_pid() != first
+    assert manager_status.pid(managed) != first
     wait_until(lambda: "not replaced" not in status(managed), what="the new manager has begun")
 
 
@@ -226,7 +229,7 @@ def test_a_workload_becomes_a_job_of_its_external_executor_id(executor: AirExecu
     assert (task.runner, task.args) == ("warm", ("-P", "-m", "airflow_provider_air_executor.workload"))
     assert given.ti.key in executor.running
     assert given.ti.key not in executor.queued_tasks
-    path = store.attached_path(name, WORKLOAD_FILE)
+    path = store.paths(name).attached(WORKLOAD_FILE)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert json.loads(path.read_bytes())["workload"]["token"] == "secret-token"
     for other in ("state.json", "tasks.json"):
@@ -327,12 +330,12 @@ def test_what_has_not_begun_is_submitted_again_under_its_name(
     believe(monkeypatch, "queued")
     monkeypatch.setattr(tracking, "RESUBMISSION_SECONDS", 0.0)
     for number in range(1, 6):
-        store.remove_attached(name, WORKLOAD_FILE)
+        files.remove(store.paths(name).attached(WORKLOAD_FILE))
         end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
         executor.sync()
-        content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_bytes())
+        content = json.loads(store.paths(name).attached(WORKLOAD_FILE).read_bytes())
         assert content["workload"]["token"].count(".") == 2  # a new one
-        assert len(store.requests()) == number
+        assert len(inbox.requests(store)) == number
     end(store, name, ExitCode.UNREACHABLE, Reason.EXIT)
     executor.sync()
     assert [state for state, _ in executor.get_event_buffer().values()] == [FAILED]
@@ -362,7 +365,7 @@ def test_why_a_task_failed_that_has_never_begun_stands_in_its_log(
     before, why = map(json.loads, (logs / "there.log").read_text().splitlines())
     assert before == {"event": "before"}
     assert (why["level"], "the environment is too long" in why["event"]) == ("error", True)
-    assert not store.attached_path(str(given.ti.external_executor_id), WORKLOAD_FILE).exists()  # nobody will read it
+    assert not store.paths(str(given.ti.external_executor_id)).attached(WORKLOAD_FILE).exists()  # nobody will read it
     (line,) = (logs / "d/r/t/1.log").read_text().splitlines()
     assert "there is no option 'memory'" in json.loads(line)["event"]
 
@@ -400,7 +403,7 @@ def test_tasks_run_where_the_scheduler_does_unless_jobs_are_there(
     def directory() -> str:
         given = workload()
         hand_over(AirExecutorExecutor(parallelism=8), given)
-        path = store.attached_path(str(given.ti.external_executor_id), WORKLOAD_FILE)
+        path = store.paths(str(given.ti.external_executor_id)).attached(WORKLOAD_FILE)
         found: str = json.loads(path.read_bytes())["directory"]
         return found
 
@@ -455,18 +458,18 @@ def test_a_token_is_renewed_while_the_job_waits_and_not_put_back_when_it_has_beg
     waiting, begun = workload("waiting"), workload("begun")
     submitter = Submitter(executor.settings, lambda: executor.jwt_generator)
     tracked = [submitter.submit(waiting), submitter.submit(begun)]
-    store.remove_attached(str(begun.ti.external_executor_id), WORKLOAD_FILE)
+    files.remove(store.paths(str(begun.ti.external_executor_id)).attached(WORKLOAD_FILE))
     queued: list[Any] = []
-    monkeypatch.setattr(JobStore, "manager_is_running", lambda _: True)
+    monkeypatch.setattr(manager_status, "is_running", lambda _: True)
     monkeypatch.setattr(database, "renew_queued_time", queued.extend)
     submitter.renew_tokens(tracked)
-    path = store.attached_path(str(waiting.ti.external_executor_id), WORKLOAD_FILE)
+    path = store.paths(str(waiting.ti.external_executor_id)).attached(WORKLOAD_FILE)
     assert json.loads(path.read_bytes())["workload"]["token"].count(".") == 2
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert not store.attached_path(str(begun.ti.external_executor_id), WORKLOAD_FILE).exists()
+    assert not store.paths(str(begun.ti.external_executor_id)).attached(WORKLOAD_FILE).exists()
     assert queued == [waiting.ti.id]
     queued.clear()
-    monkeypatch.setattr(JobStore, "manager_is_running", lambda _: False)
+    monkeypatch.setattr(manager_status, "is_running", lambda _: False)
     submitter.renew_tokens(tracked)
     assert queued == []  # without a manager they are stuck indeed
 
@@ -506,7 +509,7 @@ def test_what_was_not_submitted_yet_is_submitted_on_adoption(
     assert executor.try_adopt_task_instances([TI(name, "t", "queued"), *unknown]) == unknown  # type: ignore[list-item]
     believe(monkeypatch, "queued")
     wait_until(lambda: (executor.sync(), store.paths(name).directory.exists())[1], what="it is submitted")
-    content = json.loads(store.attached_path(name, WORKLOAD_FILE).read_text())
+    content = json.loads(store.paths(name).attached(WORKLOAD_FILE).read_text())
     assert content["workload"]["token"].count(".") == 2  # a new one
     assert store.get_job(name).labels["airflow"] == "task"
     assert executor.get_event_buffer() == {}
@@ -519,8 +522,8 @@ def test_revoking_kills_and_tells_nothing(executor: AirExecutorExecutor, store: 
     executor.revoke_task(ti=TI(name))  # type: ignore[arg-type]
     assert executor.running == set()
     assert executor.get_event_buffer() == {}
-    assert [store.load_request(path).request for path in store.requests()] == ["cancel"]
-    assert not store.attached_path(name, WORKLOAD_FILE).exists()
+    assert [inbox.load_request(path).request for path in inbox.requests(store)] == ["cancel"]
+    assert not store.paths(name).attached(WORKLOAD_FILE).exists()
     executor.revoke_task(ti=TI(None))  # type: ignore[arg-type]
 
 

@@ -17,7 +17,9 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError, NoLocksError
 from airflow_provider_air_executor.hooks import AirExecutorHook, tasks_base_path
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.jobs import read_log
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -97,12 +99,12 @@ class TestEmbeddedManager:
     def test_it_is_started_with_the_first_job_and_found_by_the_second(self, store: JobStore) -> None:
         hook = AirExecutorHook()
         hook.create_job("a", ["echo hi"])
-        pid = store.manager_pid()
+        pid = manager_status.pid(store)
         assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
         assert hook.read_log("a", "task-1").text == "hi\n"
         hook.create_job("b", ["true"])
         assert hook.wait_for_job("b", timeout=PATIENCE).state == "completed"
-        assert store.manager_pid() == pid
+        assert manager_status.pid(store) == pid
         assert hook.test_connection()[1].startswith(f"manager {pid} runs")
 
     def test_it_outlives_the_process_that_started_it(self, store: JobStore) -> None:
@@ -112,7 +114,7 @@ class TestEmbeddedManager:
         starter = subprocess.Popen(
             [sys.executable, "-c", code + "input()"], stdin=subprocess.PIPE, start_new_session=True
         )
-        wait_until(store.manager_is_running, what="the manager runs")
+        wait_until(lambda: manager_status.is_running(store), what="the manager runs")
         os.killpg(starter.pid, signal.SIGKILL)
         starter.communicate()
         assert AirExecutorHook().wait_for_job("a", timeout=PATIENCE).state == "completed"
@@ -136,7 +138,7 @@ class TestEmbeddedManager:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("LANG", "LC_"))}
         environment["PYTHONPATH"] = ":mine"
         subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, check=True, timeout=PATIENCE)
-        lines = store.read_log("a", "task-1").text.splitlines()
+        lines = read_log(store, "a", "task-1").text.splitlines()
         assert f"PYTHONPATH={os.path.realpath(tmp_path)}:{os.path.realpath(tmp_path)}/mine" in lines
         assert not [line for line in lines if line.startswith("LC_")]
 
@@ -191,7 +193,7 @@ class TestEmbeddedManager:
     def test_it_is_started_again_while_somebody_waits(self, store: JobStore) -> None:
         hook = AirExecutorHook()
         hook.create_job("a", ["sleep 1", "true"])
-        pid = store.manager_pid()
+        pid = manager_status.pid(store)
         assert pid
         os.kill(pid, signal.SIGKILL)
         assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
@@ -199,7 +201,7 @@ class TestEmbeddedManager:
     def test_it_retires_after_the_configured_time(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__EMBEDDED_IDLE_TIMEOUT", "2")
         AirExecutorHook().create_job("a", ["true"])
-        wait_until(lambda: not store.manager_is_running(), what="it has retired")
+        wait_until(lambda: not manager_status.is_running(store), what="it has retired")
         assert store.get_job("a").state == "completed"
 
 

@@ -17,6 +17,7 @@ from airflow_provider_air_executor.event_triggers import AirExecutorJobEventTrig
 from airflow_provider_air_executor.exceptions import JobExistsError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import VARIABLE, installation_of, known_installation
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.notifications import AirExecutorNotifier
@@ -177,15 +178,15 @@ class TestTheJobs:
                 submit(job_name="j", **changes)
         asyncio.run(submitted_by_trigger(job_name="j"))
         assert store.get_job("j") == job
-        assert store.requests() == []
+        assert inbox.requests(store) == []
 
     def test_one_does_not_cancel_the_jobs_of_the_other(self, store: JobStore, ours: Airflow, theirs: Airflow) -> None:
         ours.runs()
         job = store.get_job(submit())
         theirs.runs()
         owner = SubmittedBy.of_task(TaskInstance(), max_tries=0, installation=installation_of(store))
-        assert not store.cancel(job.name, owner)
-        assert store.cancel(job.name, job.submitted_by)
+        assert not inbox.cancel(store, job.name, owner)
+        assert inbox.cancel(store, job.name, job.submitted_by)
 
     @pytest.mark.parametrize("name", [None, "j"])
     def test_a_job_of_an_earlier_version_is_taken_up(self, store: JobStore, ours: Airflow, name: str | None) -> None:
@@ -215,5 +216,5 @@ def test_each_installation_is_told_of_an_end(store: JobStore, ours: Airflow, the
     readers = set()
     for airflow in (ours, theirs, ours):
         airflow.runs()
-        readers.add(asyncio.run(AirExecutorJobEventTrigger(job_name="j").ends())._reader)
+        readers.add(asyncio.run(AirExecutorJobEventTrigger(job_name="j").completions())._subscriber)
     assert len(readers) == 2

@@ -28,6 +28,7 @@ from airflow_provider_air_executor.exceptions import (
     JobTimeoutError,
     OutputError,
 )
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
@@ -401,8 +402,8 @@ class TestDeferring:
         if is_cancelled:
             assert tested.hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
         else:
-            assert not store.requests()
-            store.cancel("j")
+            assert not inbox.requests(store)
+            inbox.cancel(store, "j")
 
     def test_the_manager_kills_the_job_by_itself_long_after_its_timeout(self, store: JobStore) -> None:
         operator(["true"], job_name="j", timeout=100).execute(context())
@@ -504,8 +505,8 @@ class TestTriedAgain:
             SubmittedBy(dag_id="d", run_id="manual__1+00:00", task_id="t", try_number=n, max_tries=1) for n in (1, 2)
         ]
         assert deferred.value.trigger.owner == owners[1].model_dump(mode="json")
-        assert not store.cancel("j", owners[0])
-        assert store.cancel("j", owners[1])
+        assert not inbox.cancel(store, "j", owners[0])
+        assert inbox.cancel(store, "j", owners[1])
         assert tested.hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
 
     def test_the_job_of_somebody_else_is_not_touched(self, store: JobStore) -> None:

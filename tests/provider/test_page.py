@@ -22,7 +22,7 @@ from fastapi import HTTPException, Request, Response
 import vendor
 from airflow_provider_air_executor import plugin
 from airflow_provider_air_executor.hooks import AirExecutorHook
-from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs import inbox, masking
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -62,23 +62,23 @@ def test_what_airflow_masks_is_left_beside_the_job(hook: AirExecutorHook) -> Non
     mask_secret("in-a-label")
     hook.create_job("j", tasks, labels={"of": "x in-a-label"}, outlets=["postgres://hunter2-of-conn@host/"])
     secrets = {"hunter2-of-conn", "another-one", "in-a-label", "by its name", "of a record"}
-    assert masking.load(hook.store, "j").secrets == secrets
+    assert masking.load(hook.store.paths("j")).secrets == secrets
     hook.create_job("plain", ["echo hello"])
-    assert not hook.store.attached_path("plain", masking.FILE).exists()
+    assert not hook.store.paths("plain").attached(masking.FILE).exists()
 
 
 def test_what_airflow_masks_of_added_tasks_too(hook: AirExecutorHook) -> None:
     hook.create_job("j", [{"command": "x", "env": {"PASSWORD": "the first"}}])
     hook.add_tasks("j", ["echo plain"])
     hook.add_tasks("j", ["echo hunter2-of-conn"])
-    assert set(masking.load(hook.store, "j").secrets) == {"hunter2-of-conn", "the first"}
+    assert set(masking.load(hook.store.paths("j")).secrets) == {"hunter2-of-conn", "the first"}
 
 
 def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutorHook) -> None:
     task_with = {"command": "curl", "args": ["-u", "hunter2-of-conn"], "env": {"A": "not to be seen"}}
     everywhere = {"labels": {"l": "hunter2-of-conn"}, "outlets": ["x://hunter2-of-conn"]}
     hook.create_job("j", [{**task_with, "cwd": "/hunter2-of-conn"}], **everywhere)
-    store, mask = hook.store, masking.load(hook.store, "j")
+    store, mask = hook.store, masking.load(hook.store.paths("j"))
     task = store.get_tasks("j")[0].evolve(
         status=TaskStatus.FAILED, error="no hunter2-of-conn", where="Pod hunter2-of-conn"
     )
@@ -140,7 +140,7 @@ def test_what_the_audit_log_cannot_be_told_is_not_done(
     monkeypatch.setattr(app, "create_session", away)
     with pytest.raises(OSError, match="away"):
         getattr(app, f"{action}_job")(FoundJob(hook.get_job("j"), hook, rights()))
-    assert hook.store.requests() == []
+    assert inbox.requests(hook.store) == []
 
 
 # -- records -----------------------------------------------------------------------------------------------

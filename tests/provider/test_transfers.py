@@ -26,6 +26,7 @@ from airflow_provider_air_executor.exceptions import (
     JobNotFoundError,
 )
 from airflow_provider_air_executor.hooks import start_manager_if_none
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
@@ -35,7 +36,7 @@ from airflow_provider_air_executor.transfers.databases import database_hook
 from airflow_provider_air_executor.transfers.sql_to_air_executor import as_text
 from tests.support.contexts import context
 from tests.support.installation import Installation
-from tests.support.jobs import publish_job, publish_tasks
+from tests.support.jobs import publish_job, publish_tasks, read_log
 from tests.support.postgresql import PostgreSQL
 from tests.support.waiting import wait_until
 
@@ -120,7 +121,7 @@ def arguments_of(sql: str, **kwargs: Any) -> list[str]:
 def printed(store: JobStore, job_name: str = "j") -> dict[str, list[str]]:
     """What each task has printed, NUL by NUL."""
     return {
-        task.id: store.read_log(job_name, task.id).data.decode().split("\0")[:-1] for task in store.get_tasks(job_name)
+        task.id: read_log(store, job_name, task.id).data.decode().split("\0")[:-1] for task in store.get_tasks(job_name)
     }
 
 
@@ -612,7 +613,7 @@ def run(tasks: Any, *, job_name: str = "j") -> None:
 def retry(store: JobStore) -> Job:
     """Let the failed job run again what failed, and wait for its end."""
     before = store.get_job("j").attempt
-    store.retry("j")
+    inbox.retry(store, "j")
     return wait_until(
         lambda: (job := store.get_job("j")).attempt > before and job.state.is_terminal and job, what="it has ended"
     )
@@ -921,7 +922,7 @@ class Airflow(Installation):
     def printed(self, dag_id: str) -> dict[str, str]:
         """What the tasks of the job of a DAG have printed."""
         (job,) = (job for job in self.store.list_jobs() if job.submitted_by and job.submitted_by.dag_id == dag_id)
-        return {task.id: self.store.read_log(job.name, task.id).text for task in self.store.get_tasks(job.name)}
+        return {task.id: read_log(self.store, job.name, task.id).text for task in self.store.get_tasks(job.name)}
 
 
 @pytest.fixture(scope="module")

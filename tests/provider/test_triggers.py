@@ -26,7 +26,8 @@ from airflow_provider_air_executor import triggers
 from airflow_provider_air_executor.event_triggers import AirExecutorJobEventTrigger, event_of
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, inbox, manager_status
+from airflow_provider_air_executor.jobs.completions import subscriber_path
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.stream import LogStream
@@ -149,7 +150,7 @@ def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
 @pytest.mark.embedded
 def test_the_embedded_manager_is_started_again(store: JobStore, tmp_path: Path) -> None:
     AirExecutorHook().create_job("j", [until(tmp_path / "go"), "true"])
-    pid = store.manager_pid()
+    pid = manager_status.pid(store)
     assert pid
     wait_until(lambda: store.get_job("j").state == "working", what="it works")
     os.kill(pid, signal.SIGKILL)
@@ -244,9 +245,9 @@ def test_a_user_ends_the_task(
     if is_cancelled:
         assert hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
     else:
-        assert not store.requests()
+        assert not inbox.requests(store)
         assert store.get_job("j").cancel_requested_at is None
-        store.cancel("j")
+        inbox.cancel(store, "j")
 
 
 @pytest.mark.embedded
@@ -274,7 +275,9 @@ def test_what_a_user_has_ended_is_cancelled_although_airflow_does_not_wait_for_i
             with pytest.raises(asyncio.CancelledError):
                 await killing
         may_answer.set()
-        await asyncio.to_thread(wait_until, lambda: store.requests() or store.get_job("j").reason, what="it has asked")
+        await asyncio.to_thread(
+            wait_until, lambda: inbox.requests(store) or store.get_job("j").reason, what="it has asked"
+        )
 
     asyncio.run(as_the_triggerer_does())
     assert hook.wait_for_job("j", timeout=PATIENCE).reason == "cancelled"
@@ -284,8 +287,8 @@ def test_what_a_user_has_ended_is_cancelled_although_airflow_does_not_wait_for_i
 def test_a_trigger_that_has_no_owner_cancels_nothing(store: JobStore) -> None:
     AirExecutorHook().create_job("j", ["sleep 1000"])
     asyncio.run(trigger(store).on_kill())
-    assert not store.requests()
-    store.cancel("j")
+    assert not inbox.requests(store)
+    inbox.cancel(store, "j")
 
 
 @pytest.mark.embedded
@@ -333,7 +336,7 @@ def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
 
     with capture_logs() as lines:
         asyncio.run(interrupted())
-    store.cancel("j")
+    inbox.cancel(store, "j")
 
 
 TRIGGERS_PROCESS = """
@@ -513,7 +516,7 @@ class TestSubmitting:
         created = store.get_job("j").created_at
         assert created is not None
         assert tested.deadline == created.timestamp() + 1
-        store.cancel("j")
+        inbox.cancel(store, "j")
 
 
 class TestEndsOfJobs:
@@ -531,7 +534,7 @@ class TestEndsOfJobs:
                     events.append(event.payload)  # noqa: PERF401 - it goes on for ever
 
             reading = asyncio.create_task(take())
-            reads = store.reader_path(tested._reader()).exists
+            reads = subscriber_path(store, tested.subscriber()).exists
             await asyncio.to_thread(wait_until, reads, what="it reads")
             hook = AirExecutorHook()
             for name, line, team in (
@@ -563,7 +566,7 @@ class TestEndsOfJobs:
 
     def test_equal_triggers_are_one_reader_and_others_are_not(self) -> None:
         readers = {
-            AirExecutorJobEventTrigger(**arguments)._reader()
+            AirExecutorJobEventTrigger(**arguments).subscriber()
             for arguments in ({}, {"poll_interval": 9}, {"job_name": "a"}, {"outlet": "file:///x"})
         }
         assert len(readers) == 4

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
 from airflow_provider_air_executor.jobs.models import Job, Task
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -92,6 +93,11 @@ def only_task(store: JobStore, name: str = "j", timeout: float = PATIENCE) -> Ta
     ended(store, name, timeout)
     (found,) = store.get_tasks(name)
     return found
+
+
+def read_log(store: JobStore, name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
+    """What a task of a job has printed."""
+    return TaskLog(store.paths(name), task_id).read(offset, limit)
 
 
 def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.prepared import MODULE, Prepared, can_be_prepared
 from tests.support.processes import kill_all_with_environment
@@ -90,7 +91,7 @@ class Managers:
     def start(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
         """Start a manager, and wait until it holds the base path."""
         process = self.launch(*flags, **kwargs)
-        wait_until(lambda: self.store.manager_pid() == process.pid or process.poll() is not None, what="it runs")
+        wait_until(lambda: manager_status.pid(self.store) == process.pid or process.poll() is not None, what="it runs")
         assert process.poll() is None, process.communicate()[1]
         return process
 

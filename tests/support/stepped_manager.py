@@ -19,6 +19,7 @@ from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.local.engine import LocalEngine
 from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import NoLocksError
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs import store as store_module
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.lock import ManagerLock
@@ -214,7 +215,7 @@ class SteppedManager:
                 quiet += 1
             self.clock.passed += 1.0
             self.go_round()
-            if not self.store.requests() and all(job.state.is_terminal for job in self.store.list_jobs()):
+            if not inbox.requests(self.store) and all(job.state.is_terminal for job in self.store.list_jobs()):
                 for _ in range(_LAST_ROUNDS):
                     self.clock.passed += 1.0
                     self.go_round()
