@@ -17,7 +17,7 @@ Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine
 The nodes of Slurm have more room than in the tests: what a full node cannot take waits for one of the next ticks of
 Slurm's scheduler, and a round, by either side, is then up to twice as long as the one before it.
 
-    python benchmarks/engines.py [--engines slurm slurm-bundles] [--tasks 40] [--rounds 10] [--in-flight 1000]
+    python benchmarks/engines.py [--engines slurm slurm-batches] [--tasks 40] [--rounds 10] [--in-flight 1000]
 """
 
 from __future__ import annotations
@@ -113,11 +113,11 @@ class Slurm:
 class Bundles(Slurm):
     """The same, with tasks that share batch jobs."""
 
-    name = "slurm-bundles"
+    name = "slurm-batches"
 
     def __init__(self) -> None:
         super().__init__()
-        self.config["runners"]["slurm"]["bundle"] = 20
+        self.config["runners"]["slurm"]["tasks_per_submission"] = 20
 
 
 class Kubernetes:

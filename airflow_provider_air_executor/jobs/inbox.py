@@ -24,13 +24,13 @@ from airflow_provider_air_executor.jobs.models import (
     SubmittedBy,
     Task,
     Timestamp,
-    describe_validation_error,
     parse_tasks,
     utc_now,
 )
 from airflow_provider_air_executor.jobs.paths import JobPaths
 from airflow_provider_air_executor.jobs.pieces import Pieces, finish
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.validation import describe_validation_error
 
 
 class Action(enum.StrEnum):

@@ -13,7 +13,7 @@ import re
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -22,13 +22,13 @@ from pydantic import (
     ConfigDict,
     Field,
     TypeAdapter,
-    ValidationError,
-    field_validator,
     model_validator,
 )
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs.engine_options import has_valid_options
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, finish
+from airflow_provider_air_executor.jobs.validation import SHOWN, validate
 
 FORMAT_VERSION = 1
 MAX_NAME_LENGTH = 100
@@ -38,12 +38,10 @@ STORED_NAME = re.compile(r"[\w-]{1,100}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ID_FORBIDDEN = re.compile(r"[/\x00-\x1f\x7f]")
 _MAX_ID_BYTES = 200
-_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 # Every number has a bound: files may hold any, and what is computed with one must not fail.
 _MAX_COUNT = 2**31 - 1
 ALL_AT_ONCE = _MAX_COUNT  # tasks side by side: all that are independent, those added later too
 _MAX_SECONDS = 100 * 366 * 86400.0
-_SHOWN = 20  # fields that are not valid, or tasks that wait for each other
 _MAX_BYTES = 2**63 - 1  # of what is kept in a signed integer of 64 bits
 _MEMORY = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTkmgt]?)(i?)[Bb]?", re.ASCII)
 _NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
@@ -140,21 +138,6 @@ def _valid_env(value: dict[str, str]) -> dict[str, str]:
     return value
 
 
-def check_options(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an engine if each has a name and a value as a command line has them.
-
-    :raises ValueError: naming the one that is not valid.
-    """
-    for name, option in value.items():
-        if not isinstance(name, str) or not _OPTION.fullmatch(name):
-            raise ValueError(f"{name!r} cannot be the name of an option")
-        if option is not None and not isinstance(option, str | int | float):
-            raise ValueError(f"option {name!r} must be a text, a number, true or false")
-        if not str(option).isprintable():
-            raise ValueError(f"option {name!r} must be printable")
-    return value
-
-
 def _bytes(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -178,7 +161,6 @@ Text = Annotated[str, AfterValidator(_without_nul)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
 Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
-Options = Annotated[dict[str, Any], AfterValidator(check_options)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
@@ -227,71 +209,6 @@ class Resources(BaseModel):
     time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)] | None = None
 
 
-class KubernetesOptions(BaseModel):
-    """How the Pod of a task looks, if it runs on Kubernetes. Words are those of Kubernetes, and so are the dicts.
-
-    :param image: the container image; it must have ``/bin/sh``, and ``bash`` if the task is a line of bash.
-    :param namespace: default: that of the manager's credentials.
-    :param service_account: as which it runs. Without one, it gets no token for the API server.
-    :param node_selector: labels that its node must have.
-    :param tolerations: taints of nodes that it tolerates.
-    :param labels: more labels of the Pod.
-    :param annotations: more annotations of the Pod.
-    :param image_pull_policy: ``Always``, ``IfNotPresent`` or ``Never``.
-    :param image_pull_secrets: names of secrets by which its image is pulled.
-    :param priority_class: name of its PriorityClass.
-    :param volumes: volumes, each with a ``mountPath`` besides (and ``subPath``, ``readOnly``): ``{"name": "data",
-        "persistentVolumeClaim": {"claimName": "data"}, "mountPath": "/data"}``.
-    :param env_from: where more environment variables come from: ``{"secretRef": {"name": "database"}}``.
-    :param gpu_resource: what a graphics processor is called there; default ``nvidia.com/gpu``.
-    :param pod_template: a Pod to begin with, all of whose other fields stay as they are; what the task runs in is its
-        container called ``task``, or else the first one.
-    :param tasks_per_submission: how many tasks of the job that are ready at the same time and need the same one Pod
-        runs, one after the other; 1 to 50, default 1.
-    :param bundle: the old name of ``tasks_per_submission``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
-
-    image: NonEmptyText | None = None
-    namespace: Label | None = None
-    service_account: NonEmptyText | None = None
-    node_selector: dict[str, str] | None = None
-    tolerations: tuple[dict[str, Any], ...] | None = None
-    labels: dict[str, str] | None = None
-    annotations: dict[str, str] | None = None
-    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    image_pull_secrets: tuple[str, ...] | None = None
-    priority_class: NonEmptyText | None = None
-    volumes: tuple[dict[str, Any], ...] | None = None
-    env_from: tuple[dict[str, Any], ...] | None = None
-    gpu_resource: NonEmptyText | None = None
-    pod_template: dict[str, Any] | None = None
-    tasks_per_submission: int | None = Field(default=None, ge=1, le=50, strict=True)
-    bundle: int | None = Field(default=None, ge=1, le=50, strict=True)
-
-    @field_validator("volumes")
-    @classmethod
-    def _check_volumes(cls, value: tuple[dict[str, Any], ...] | None) -> tuple[dict[str, Any], ...] | None:
-        for volume in value or ():
-            if not isinstance(volume.get("name"), str) or not str(volume.get("mountPath", "")).startswith("/"):
-                raise ValueError("each volume needs a name and a mountPath that begins with /")
-        return value
-
-    def over(self, default: KubernetesOptions) -> KubernetesOptions:
-        """These options, and those of another one that these do not name; what is by name is put together."""
-        merged = {}
-        for name in type(self).model_fields:
-            own, other = getattr(self, name), getattr(default, name)
-            if own is not None and other is not None and name in ("labels", "annotations", "node_selector"):
-                own = {**other, **own}
-            elif own is not None and other is not None and name == "volumes":
-                names = {volume["name"] for volume in own}
-                own = (*(volume for volume in other if volume["name"] not in names), *own)
-            merged[name] = other if own is None else own
-        return type(self).model_construct(**merged)
-
-
 class Task(Record):
     """One command of a job, and how it stands.
 
@@ -317,8 +234,9 @@ class Task(Record):
         Default: what its job says, or else the manager's setting ``runner``.
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
     :param resources: what it needs, see :class:`Resources`; default: what its runner gives to each task.
-    :param slurm: options of ``sbatch`` for it, by their long names, if it runs on Slurm: ``{"partition": "gpu"}``.
-    :param kubernetes: how its Pod looks if it runs on Kubernetes, see :class:`KubernetesOptions`.
+
+    A field that is called like an engine holds that engine's own options, which the engine checks, see
+    :mod:`.engine_options`: ``slurm={"partition": "gpu"}``, ``kubernetes={"image": "busybox"}``.
     """
 
     id: TaskId = ""
@@ -340,8 +258,6 @@ class Task(Record):
     runner: RunnerName | None = None
     preload: tuple[ModuleName, ...] | None = None
     resources: Resources | None = None
-    slurm: Options | None = None
-    kubernetes: KubernetesOptions | None = None
     attempt: Count = 0  # number of the latest attempt, 0 before the first
     attempts_before: Count = 0  # attempts made before the job was retried last
     exit_code: Number | None = None
@@ -369,6 +285,11 @@ class Task(Record):
     def reset(self) -> Self:
         """The task for another run of its job, which counts its attempts on."""
         return self.evolve(**_NOT_STARTED, attempts_before=self.attempt)
+
+    def engine_options(self, name: str) -> dict[str, Any]:
+        """A copy of the options that it has for an engine; they may have been written by hand, and not be valid."""
+        found = (self.model_extra or {}).get(name)
+        return dict(found) if isinstance(found, Mapping) else {}
 
     @property
     def seconds(self) -> float | None:
@@ -555,32 +476,6 @@ def check_task_id(task_id: str) -> str:
     raise InvalidJobError("a task id must not be empty")
 
 
-def validate(adapter: TypeAdapter[Any], data: Any, where: str) -> Any:
-    """Validate ``data`` as a record, or a list of records.
-
-    :param where: what the data is, the beginning of the path in the error: ``tasks`` gives ``tasks[0].args[1]``.
-    :raises InvalidJobError: naming each field that is not valid.
-    """
-    try:
-        return adapter.validate_python(data)
-    except ValidationError as error:
-        raise InvalidJobError(describe_validation_error(error, where)) from None
-
-
-def describe_validation_error(error: ValidationError, where: str) -> str:
-    """One line that names every field that is not valid, and what is wrong with it.
-
-    Values are not shown, since a field may hold a secret.
-    """
-    problems = []
-    found = error.errors(include_url=False, include_input=False, include_context=False)
-    for item in found[:_SHOWN]:
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"])
-        problems.append(f"{(where + path).lstrip('.')}: {item['msg'].removeprefix('Value error, ')}")
-    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-    return "; ".join(problems) + more
-
-
 def checking_ids(tasks: Sequence[Task]) -> Pieces[None]:
     """See :func:`check_task_id`, in pieces."""
     for number, task in enumerate(tasks, 1):
@@ -613,8 +508,8 @@ def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ())
 
 
 def _refuse_unknown_fields(record: Record, where: str) -> None:
-    for name in record.model_extra or ():
-        if isinstance(record, Task) and name == record.runner:  # the options of a runner that is installed elsewhere
+    for name, value in (record.model_extra or {}).items():
+        if isinstance(record, Task) and has_valid_options(name, value, f"{where}.{name}", record.runner):
             continue
         import difflib
 
@@ -684,7 +579,7 @@ def _cycle(left: Mapping[str, Task]) -> list[str]:
         path[name] = len(path)
         name = next(each for each in left[name].dependencies if each in left)
     cycle = [*list(path)[path[name] :], name]
-    return cycle if len(cycle) <= _SHOWN else [*cycle[: _SHOWN - 1], f"({len(cycle) - _SHOWN} more)", name]
+    return cycle if len(cycle) <= SHOWN else [*cycle[: SHOWN - 1], f"({len(cycle) - SHOWN} more)", name]
 
 
 def nearest_tasks(tasks: Sequence[Task], task_id: str, count: int) -> list[Task]:

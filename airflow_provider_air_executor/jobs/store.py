@@ -41,14 +41,13 @@ from airflow_provider_air_executor.jobs.models import (
     SubmittedBy,
     Task,
     check_submitted_name,
-    describe_validation_error,
     parse_tasks,
     utc_now,
-    validate,
 )
 from airflow_provider_air_executor.jobs.paths import LOGS, RUNS, STATE, TASKS, WORK, JobPaths, paths_of
 from airflow_provider_air_executor.jobs.pieces import Pieces, finish
 from airflow_provider_air_executor.jobs.spec import JobSpec, fields_of
+from airflow_provider_air_executor.jobs.validation import describe_validation_error, validate
 
 T = TypeVar("T")
 

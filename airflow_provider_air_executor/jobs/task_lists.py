@@ -12,8 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.jobs.models import TASK_LIST, Task, describe_validation_error
+from airflow_provider_air_executor.jobs.models import TASK_LIST, Task
 from airflow_provider_air_executor.jobs.pieces import Pieces
+from airflow_provider_air_executor.jobs.validation import describe_validation_error
 
 AT_ONCE = 400_000  # bytes of a file that are parsed without doing something else in between
 LONGEST_NEW = 1_000_000  # bytes of a new task, or a new state.json; they get longer when they have failed

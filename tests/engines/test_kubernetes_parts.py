@@ -48,9 +48,10 @@ from airflow_provider_air_executor.engines.kubernetes.output import (
 )
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.kubernetes.shared import Left, Shared
+from airflow_provider_air_executor.engines.kubernetes.task_options import KubernetesOptions
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, SpawnError
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.jobs.models import KubernetesOptions, Task
+from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.job_writer import JobWriter
 from tests.support.kubernetes_cluster import make_certificates

@@ -23,13 +23,14 @@ from airflow_provider_air_executor.engines.children import NOT_RUN, Children, Co
 from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Running
 from airflow_provider_air_executor.engines.slurm import commands
 from airflow_provider_air_executor.engines.slurm.engine import SlurmEngine
+from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
-from tests.support.jobs import ended, only_task, read_log, task
+from tests.support.jobs import ended, only_task, plain, read_log, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.slurm_cluster import (
     NODES,
@@ -183,7 +184,6 @@ def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> 
             "PartitionTimeLimit|PartitionConfig|time limit",
         ),
         ({"slurm": {"no_such_option": 1}}, "no-such-option"),
-        ({"slurm": {"array": "1-3"}}, "slurm.array"),
     ],
 )
 def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, Any], why: str) -> None:
@@ -191,6 +191,16 @@ def test_what_can_never_run(store: JobStore, manager: object, more: dict[str, An
     done = only_task(store)
     assert (done.status, done.reason) == ("failed", "spawn")
     assert re.search(why, done.error or "", re.IGNORECASE), done.error
+
+
+def test_an_option_that_is_ours(store: JobStore, manager: object) -> None:
+    """It is refused where it is submitted, and when the task is started, if somebody has written the list by hand."""
+    why = "array: the option array of sbatch is given by air-executor itself"
+    with pytest.raises(InvalidJobError, match=rf"tasks\[0\]\.slurm: {why}"):
+        store.submit("j", [task("a", "true", slurm={"array": "1-3"})])
+    write_job(store, "j", [{**plain("a", "true"), "runner": "slurm", "slurm": {"array": "1-3"}}])
+    done = only_task(store)
+    assert (done.status, done.reason, done.error) == ("failed", "spawn", f"slurm.{why}")
 
 
 def test_cancelled_by_somebody_else(store: JobStore, manager: object, cluster: SlurmCluster) -> None:
@@ -399,7 +409,7 @@ def test_a_node_does_not_start_the_script(
 @pytest.fixture
 def batched(managers: Managers, engine: Engine) -> subprocess.Popen[str]:
     """A manager whose tasks share batch jobs."""
-    engine.config = "runners: {slurm: {poll_interval: 0.5, bundle: 10}}\n"
+    engine.config = "runners: {slurm: {poll_interval: 0.5, tasks_per_submission: 10}}\n"
     engine.prepare(managers)
     return managers.start()
 
@@ -443,9 +453,10 @@ def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, batched: object) -
     assert [task.error for task in store.get_tasks("j") if task.status == "failed"] == []
 
 
-def test_the_size_of_a_bundle(store: JobStore, manager: object) -> None:
-    store.submit("j", [task("a", "true", slurm={"bundle": 51})])
-    assert "bundle: must be a whole number from 1 to 50" in (only_task(store).error or "")
+@pytest.mark.parametrize("name", ["tasks_per_submission", "bundle"])
+def test_the_size_of_a_batch(store: JobStore, name: str) -> None:
+    with pytest.raises(InvalidJobError, match=rf"tasks\[0\]\.slurm: {name}: must be a whole number from 1 to 50"):
+        store.submit("j", [task("a", "true", slurm={name: 51})])
 
 
 def test_side_by_side_with_local_tasks(store: JobStore, managers: Managers, engine: Engine, tmp_path: Path) -> None:

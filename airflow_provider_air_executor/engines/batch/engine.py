@@ -32,6 +32,7 @@ from airflow_provider_air_executor.engines.batch.dialect import TAKEN, Dialect, 
 from airflow_provider_air_executor.engines.batch.handles import Handles, make_script
 from airflow_provider_air_executor.engines.batch.query import AGAIN_SECONDS, Query
 from airflow_provider_air_executor.engines.batch.submitter import Submitter
+from airflow_provider_air_executor.engines.batching import pop_tasks_per_submission
 from airflow_provider_air_executor.engines.children import Commands, Result
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
@@ -60,7 +61,6 @@ _SETTLE_SECONDS = 2.0  # that a shared file system may take to show what a node 
 _LONGEST_STATE_SECONDS = 10.0  # that a command ended by a signal waits for the system to say why
 _PUT_BACK_SECONDS = 15.0  # that the system may say of what runs that it waits
 _NEVER_TWICE = 2  # a reason is believed if it is given again
-_LARGEST_BATCH = 50  # so that the tokens of all of them fit where the system keeps them
 
 
 class Options(NamedTuple):
@@ -120,8 +120,8 @@ class BatchEngine:
         log_path, output_path = str(paths.log(task_id)), str(paths.output(task_id, number))
         words = [log_path, task.cwd or "", task.command, *task.args]
         try:
-            given = dict(task.slurm or {})
-            size = _check_size(given.pop("bundle", self._options.tasks_per_submission))
+            given = task.engine_options(dialect.NAME)
+            size = pop_tasks_per_submission(given, dialect.NAME, self._options.tasks_per_submission)
             own, needed = dialect.check_options(given), dialect.resource_options(task.resources)
         except ValueError as error:
             raise SpawnError(f"{dialect.NAME}.{error}") from None
@@ -394,26 +394,17 @@ def _read_options(dialect: Dialect, given: dict[str, object]) -> Options:
 
     :raises SettingsError: naming the one that is not valid.
     """
-    interval, fenced, size = given.pop("poll_interval", 2.0), given.pop("fenced", False), given.pop("bundle", 1)
+    interval, fenced = given.pop("poll_interval", 2.0), given.pop("fenced", False)
     path = f"runners.{dialect.NAME}"
     if isinstance(interval, bool) or not isinstance(interval, int | float):
         raise SettingsError(f"{path}.poll_interval must be seconds, not {interval!r}")
     if not isinstance(fenced, bool):
         raise SettingsError(f"{path}.fenced must be true or false, not {fenced!r}")
     try:
-        return Options(interval, fenced, _check_size(size), dialect.check_options(given))
+        size = pop_tasks_per_submission(given, dialect.NAME)
+        return Options(interval, fenced, size, dialect.check_options(given))
     except ValueError as error:
         raise SettingsError(f"{path}: {error}") from None
-
-
-def _check_size(size: object) -> int:
-    """Return how many attempts may share a batch job.
-
-    :raises ValueError: if it is not a number of them.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= _LARGEST_BATCH:
-        raise ValueError(f"bundle: must be a whole number from 1 to {_LARGEST_BATCH}, not {size!r}")
-    return size
 
 
 def _recorded_end(attempt: Attempt, record: Record, path: str) -> Ended:

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from airflow_provider_air_executor.engines.batching import pop_tasks_per_submission
 from airflow_provider_air_executor.engines.kubernetes import batches
 from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt
@@ -28,12 +30,22 @@ from airflow_provider_air_executor.engines.kubernetes.manifest import Installati
 from airflow_provider_air_executor.engines.kubernetes.options import read_options
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.kubernetes.shared import EventQueue, Left, Shared
-from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Event, NotStarted, Running
+from airflow_provider_air_executor.engines.kubernetes.task_options import KubernetesOptions, check_options
+from airflow_provider_air_executor.engines.protocol import (
+    Attempt,
+    Context,
+    Ended,
+    Event,
+    NotStarted,
+    Running,
+    SpawnError,
+)
 from airflow_provider_air_executor.engines.shim import modified_at, preparing
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
-from airflow_provider_air_executor.jobs.models import KubernetesOptions, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.validation import describe_validation_error
 
 log = logging.getLogger("air_executor.manager")
 
@@ -104,7 +116,11 @@ class KubernetesEngine:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Hand an attempt to Kubernetes; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
-        options = (task.kubernetes or KubernetesOptions()).over(self._options)
+        given = task.engine_options(NAME)
+        try:
+            options = check_options(given).over(self._options)
+        except ValidationError as error:
+            raise SpawnError(describe_validation_error(error, NAME)) from None
         paths = self._store.paths(job_name)
         log_path = paths.log(task_id)
         with preparing("Kubernetes"):
@@ -114,7 +130,7 @@ class KubernetesEngine:
             start = os.stat(log_path).st_size
         token = secrets.token_hex(8)
         batched = BatchedAttempt(attempt, token, task_id, number, log_path=log_path, log_start=start)
-        size = pop_tasks_per_submission(dict(task.kubernetes or ()), NAME, self._tasks_per_submission)
+        size = pop_tasks_per_submission(given, NAME, self._tasks_per_submission)
         if size > 1 and batches.can_share(task):
             text = batches.attempt_text(task, self._installation.variables_of(attempt, None))
             if len(text) <= batches.LARGEST_TEXT:

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_provider_air_executor.engines.kubernetes.task_options import KubernetesOptions
 from airflow_provider_air_executor.engines.protocol import Attempt, SpawnError
 from airflow_provider_air_executor.engines.shim import FIND, task_variables
-from airflow_provider_air_executor.jobs.models import KubernetesOptions, Resources, Task
+from airflow_provider_air_executor.jobs.models import Resources, Task
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 
 OWNER_LABEL = "air-executor/owner"  # the installation to which a Pod belongs

@@ -9,8 +9,10 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, Field, ValidationError
 
+from airflow_provider_air_executor.engines.kubernetes.task_options import KubernetesOptions
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.jobs.models import KubernetesOptions, Seconds, describe_validation_error
+from airflow_provider_air_executor.jobs.models import Seconds
+from airflow_provider_air_executor.jobs.validation import describe_validation_error
 
 
 class EngineOptions(KubernetesOptions):

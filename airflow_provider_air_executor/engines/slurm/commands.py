@@ -11,7 +11,6 @@ from typing import Any
 
 from airflow_provider_air_executor.engines.batch.dialect import Listed, Phase, State, Submission
 from airflow_provider_air_executor.jobs.models import Reason, Resources
-from airflow_provider_air_executor.jobs.models import check_options as check_words
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -20,6 +19,7 @@ IDENTITY = "$SLURM_JOB_ID"
 
 _COMMENT = "air-executor:"
 _MEBIBYTE = 1 << 20
+_OPTION = re.compile(r"[a-z][a-z0-9]*([_-][a-z0-9]+)*")
 
 # What ends a Slurm job before its time, and what that is to us.
 _REASONS = {
@@ -118,7 +118,7 @@ def check_options(given: Mapping[str, Any]) -> dict[str, str]:
     :raises ValueError: naming the one that is not valid, or that is not free to choose.
     """
     options = {}
-    for key, value in check_words(dict(given)).items():
+    for key, value in _check_words(given).items():
         name = key.replace("_", "-")
         ours = [option for option in _OURS if option.startswith(name)]  # sbatch takes the beginning of a name, too
         if ours:
@@ -126,6 +126,21 @@ def check_options(given: Mapping[str, Any]) -> dict[str, str]:
         if value is not None and value is not False:
             options[name] = "" if value is True else str(value)
     return options
+
+
+def _check_words(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return options if each has a name and a value as a command line has them.
+
+    :raises ValueError: naming the one that is not valid.
+    """
+    for name, option in value.items():
+        if not isinstance(name, str) or not _OPTION.fullmatch(name):
+            raise ValueError(f"{name!r} cannot be the name of an option")
+        if option is not None and not isinstance(option, str | int | float):
+            raise ValueError(f"option {name!r} must be a text, a number, true or false")
+        if not str(option).isprintable():
+            raise ValueError(f"option {name!r} must be printable")
+    return value
 
 
 def nearest(*layers: Mapping[str, str]) -> dict[str, str]:
