@@ -160,11 +160,10 @@ def _ask(store: JobStore, request: Request) -> None:
 
 def requests(store: JobStore) -> list[Path]:
     """The requests in the inbox, oldest first."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         names = [name for name in os.listdir(store.inbox_path) if name.endswith(".json") and name[0] != "."]
-    except FileNotFoundError:
-        return []
-    return [store.inbox_path / name for name in sorted(names)]
+        return [store.inbox_path / name for name in sorted(names)]
+    return []
 
 
 def load_request(path: Path) -> Request:

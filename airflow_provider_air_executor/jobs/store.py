@@ -192,12 +192,10 @@ class JobStore:
 
     def job_names(self) -> list[str]:
         """The names of all jobs, sorted; directories that cannot be a job are left out."""
-        try:
-            with os.scandir(self.jobs_path) as entries:
-                found = [entry for entry in entries if STORED_NAME.fullmatch(entry.name)]
-                return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
-        except FileNotFoundError:
-            return []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.jobs_path) as entries:
+            found = [entry for entry in entries if STORED_NAME.fullmatch(entry.name)]
+            return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        return []
 
     def list_jobs(self) -> Iterator[Job]:
         """All jobs that can be read, by name. A directory without a readable ``state.json`` is left out."""
