@@ -1,12 +1,12 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv.
 #   make demo    a real Airflow runs an example DAG, in a temporary home
 #   make up      a real Airflow with its UI, until Ctrl-C, at port 8080 if that is free, or at UI_PORT
-#   make test    all tests; tests/README.md says what they need, and how to run some of them
-#   make test-fast           those of a minute, without a server
+#   make test    all tests; tests/README.md lists their needs, and explains how to run some of them
+#   make test-fast           tests that need no server, in a minute
 #   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
-#   make test-errno          calls of the system that fail, in EXAMPLES=2000 orders
+#   make test-errno          system calls that fail, in EXAMPLES=2000 orders
 #   make fuzz                files of jobs that hold anything, in EXAMPLES=8000 mixtures
-#   make coverage            all tests, and which lines and branches they reach
+#   make coverage            all tests, and the lines and branches that they reach
 #   make check   ruff, mypy, import-linter, and how large classes and functions are
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
@@ -73,7 +73,7 @@ postgresql:
 chromium:
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium >/dev/null; }
 
-# The tests of the runner slurm start clusters of two nodes of their own, and a database for one of them: MariaDB's core
+# The tests of the engine slurm start clusters of two nodes of their own, and a database for one of them: MariaDB's core
 # packages have no service that would be started for the whole machine, and that of slurmdbd waits for its configuration.
 slurm:
 	@test -x /usr/sbin/slurmctld || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
@@ -81,7 +81,7 @@ slurm:
 	  apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server-core mariadb-client-core >/dev/null; }
 
-# The tests of the runner kubernetes run where this has been built.
+# The tests of the engine kubernetes run where this has been built.
 kubernetes-build:
 	@tests/support/build_kubernetes.sh
 
@@ -124,7 +124,7 @@ $(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS) tests/support/in_tests.pth
 	@$(BIN)/python -m pytest --collect-only -qq tests/jobs tests/engines tests/manager >/dev/null || true  # or each worker compiles them
 	@touch $@
 
-# The libraries of the pages, as their packages have them; needs npm. The result is committed, so nobody else does.
+# The libraries of the pages, as their packages have them; needs npm. The result is committed, so only this target needs npm.
 vendor:
 	$(PYTHON) vendor.py
 

@@ -1,4 +1,4 @@
-"""The end of a job schedules a DAG, whoever submitted the job; here another DAG does, and says what the job makes."""
+"""The end of a job schedules a DAG, whichever program submitted it. Here another DAG does, and declares the job's outlet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain operators, run by the executor: nothing in a DAG says that it is Air-Executor that runs it.
+"""Plain operators, run by the executor: the DAG does not mention Air-Executor.
 
 To see it, start Airflow with AIRFLOW__CORE__EXECUTOR=airflow_provider_air_executor.executor.AirExecutorExecutor.
 """

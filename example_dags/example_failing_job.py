@@ -1,4 +1,4 @@
-"""A job that fails: the Airflow task fails too, with the exit code and the end of the log of what failed."""
+"""A job that fails: the Airflow task fails too, with the exit code and the last lines of the failed task's log."""
 
 from __future__ import annotations
 
