@@ -447,9 +447,19 @@ def check_before_rendering(tasks: Any) -> None:
         plain = without_records(tasks)
         names = [name for task in plain if isinstance(task, Mapping) for name in _names_in(task)]
         if not any(triggers.has_template(name) for name in names):
-            parse_tasks(plain)
+            parse_tasks([_without_templates(task) if isinstance(task, Mapping) else task for task in plain])
     elif isinstance(tasks, list | tuple) and any(isinstance(task, int | float | bytes | None) for task in tasks):
         parse_tasks(tasks)
+
+
+def _without_templates(task: Mapping[str, Any]) -> dict[str, Any]:
+    """A task without the options of engines that are known when templates are rendered."""
+    return {
+        name: {key: option for key, option in value.items() if not triggers.has_template(option)}
+        if isinstance(value, Mapping) and name not in Task.model_fields
+        else value
+        for name, value in task.items()
+    }
 
 
 def _names_in(task: Mapping[str, Any]) -> list[Any]:

@@ -52,6 +52,7 @@ _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cance
 _IS_TOLD = hasattr(BaseTrigger, "on_kill")
 # And the scheduler lets a task start from its trigger.
 _STARTS = _IS_TOLD
+_CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
@@ -467,9 +468,17 @@ def _unread_log_bytes() -> int | None:
 
 
 def class_and_arguments(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
-    """The path of a trigger's class, and the arguments to make it again; it has each of them as an attribute."""
-    kind = type(trigger)
-    arguments = {name: getattr(trigger, name) for name in inspect.signature(kind).parameters}
+    """The path of a trigger's class, and the arguments to make it again; it has each of them as an attribute.
+
+    A class of a user may hand arguments on to its base, whose names are in the signature of that.
+    """
+    kind, arguments = type(trigger), {}
+    for each in kind.__mro__:
+        parameters = list(inspect.signature(each.__init__).parameters.values())[1:]  # type: ignore[misc]
+        named = [parameter.name for parameter in parameters if parameter.kind not in _CATCH_ALL]
+        arguments.update({name: getattr(trigger, name) for name in named})
+        if len(named) == len(parameters):
+            break
     return f"{kind.__module__}.{kind.__qualname__}", arguments
 
 

@@ -1,4 +1,4 @@
-"""The end of a job schedules a DAG, whichever program submitted it. Here another DAG does, and declares the job's outlet."""
+"""The end of a job schedules a DAG, whichever program submitted it. Here another DAG does, and declares its outlet."""
 
 from __future__ import annotations
 

@@ -31,7 +31,8 @@ def has_valid_options(name: str, value: Any, path: str, engine: str | None) -> b
         check = _check_of(name)
         if check is None:
             return name == engine
-        check(value)
+        if value is not None:  # versions before have written that for no options
+            check(value)
     except ValidationError as error:
         raise InvalidJobError(describe_validation_error(error, path)) from None
     except (ValueError, ImportError, AttributeError) as error:

@@ -287,9 +287,14 @@ class Task(Record):
         return self.evolve(**_NOT_STARTED, attempts_before=self.attempt)
 
     def engine_options(self, name: str) -> dict[str, Any]:
-        """A copy of the options that it has for an engine; they may have been written by hand, and not be valid."""
-        found = (self.model_extra or {}).get(name)
-        return dict(found) if isinstance(found, Mapping) else {}
+        """A copy of the options that it has for an engine; they may have been written by hand, and not be valid.
+
+        :raises ValueError: if they are not options by their names.
+        """
+        found = (self.model_extra or {}).get(name) or {}
+        if not isinstance(found, Mapping):
+            raise ValueError("options: must be a mapping")
+        return dict(found)
 
     @property
     def seconds(self) -> float | None:

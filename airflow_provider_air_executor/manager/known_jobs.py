@@ -33,7 +33,7 @@ class KnownJobs:
 
     def release(self, job: ActiveJob) -> None:
         """The manager does not run this job any more."""
-        del self.active[job.name]
+        self.active.pop(job.name, None)  # to drop what reattaches it has released it already
         self._timers.cancel(job.name)
         self._turns.do(_GONE, job.dropping())
 

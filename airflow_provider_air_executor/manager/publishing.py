@@ -32,7 +32,8 @@ class Publishing:
 
     def publish(self) -> None:
         """Publish the jobs that something has happened to, and end those that are over."""
-        touched, self._jobs.touched = self._jobs.touched, set()
+        touched = self._jobs.touched.copy()
+        self._jobs.touched.clear()  # timers add to this very set
         for name in touched:
             job = self._jobs.active.get(name)
             if job is None or self._troubles.is_waiting(name, Step.WRITE):

@@ -47,6 +47,7 @@ from airflow_provider_air_executor.engines.kubernetes.output import (
     Reader,
 )
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
+from airflow_provider_air_executor.engines.kubernetes.progress import Progress
 from airflow_provider_air_executor.engines.kubernetes.shared import Left, Shared
 from airflow_provider_air_executor.engines.kubernetes.task_options import KubernetesOptions
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, SpawnError
@@ -626,6 +627,32 @@ def test_a_full_disk(tmp_path: Path) -> None:
     (tmp_path / "log").touch()
     output.reader().feed(BEGINNING + b"text and more")
     assert (tmp_path / "log").read_bytes() == b"text and more"
+
+
+def test_output_that_could_not_be_written_is_let_go_of_with_its_job(tmp_path: Path) -> None:
+    """The job was removed: nothing of it holds its attempt up, or comes into the log of another job of its name."""
+    log = tmp_path / "log"
+    log.touch()
+    pod = Pod("j", TOKEN, POD, tmp_path / "handle", [BatchedAttempt(None, TOKEN, log_path=log)])
+    reader = pod.output.reader()
+    reader.feed(BEGINNING + b"begun\n")
+    log.unlink()
+    with pytest.raises(OSError, match="No such file"):
+        reader.feed(BEGINNING + b"begun\nended\n")
+    manager = Manager()
+
+    async def make() -> Progress:
+        ours, loop = Installation("me", "n"), asyncio.get_running_loop()
+        return Progress(pod, Shared(Node(b""), EngineOptions(), ours, 1, manager, manager, loop), lambda _: None)
+
+    progress = asyncio.run(make())
+    with pytest.raises(OSError, match="No such file"):
+        progress.advance()
+    pod.is_detached = True
+    progress.advance()
+    log.touch()  # of another job of that name
+    progress.advance()
+    assert log.read_bytes() == b""
 
 
 # -- the output of a batch -------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class Promises(RuleBasedStateMachine):
     """What users, tasks and misfortune may do, in any order."""
 
     ticks = 100  # in which all must have come to its end
+    poll_interval = 0.05
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class Promises(RuleBasedStateMachine):
 
     def start_manager(self) -> None:
         self.runner = Runner(self.machine, self.store)
-        settings_ = Settings(poll_interval=0.05, max_concurrent_runners=LIMIT, kill_grace=0)
+        settings_ = Settings(poll_interval=self.poll_interval, max_concurrent_runners=LIMIT, kill_grace=0)
         engines = Engines(self.store, settings_, self.runner)
         self.manager = Manager(self.store, settings_, engines, self.clock)
         self.manager.recover()
@@ -279,6 +280,73 @@ def test_what_an_earlier_manager_has_started_counts_before_its_job_is_loaded() -
         promises.no_more_run_than_allowed()
     promises.teardown()
     assert len(promises.machine.history) == 61
+
+
+class Unhurried(Promises):
+    """The same where a slow pass is far away, so that each thing must be woken for."""
+
+    poll_interval = 3600
+
+
+def test_an_end_that_could_not_be_written_is_written_a_second_later() -> None:
+    """Also if the manager has had something else to do meanwhile."""
+    promises = Unhurried()
+    promises.store.submit("j0", [{"id": "t0", "command": "x"}])
+    while not promises.machine.running:
+        promises.tick(0.1)
+    promises.end(next(iter(promises.machine.running)), 0)
+    promises.a_write_fails(1, errno.ENOSPC)
+    assert not promises.store.get_job("j0").state.is_terminal
+    for _ in range(4):
+        promises.tick(0.3)
+    assert promises.store.get_job("j0").state is JobState.COMPLETED
+    promises.teardown()
+
+
+def test_a_list_that_was_half_written_is_read_again_soon() -> None:
+    """Also if the manager has had something else to do meanwhile."""
+    promises = Unhurried()
+    promises.store.submit("j0", [{"id": "t0", "command": "x"}])
+    for _ in range(10):
+        promises.tick(0.1)
+    path = promises.store.paths("j0").tasks
+    written = path.read_bytes()
+    with path.open("r+b", buffering=0) as file:  # nothing tells of a change as long as it is open
+        file.truncate(20)
+        promises.manager.changes._intake.inspect("j0")
+        promises.tick(0)
+        (job,) = promises.manager.shared.jobs.active.values()
+        assert job.on_disk.unreadable_since is not None
+        file.write(written)
+        promises.tick(0.01)
+        promises.tick(0.05)
+        assert job.on_disk.unreadable_since is None
+    promises.teardown()
+
+
+def test_a_job_that_is_removed_while_its_attempts_are_reattached_harms_no_other() -> None:
+    class UnhurriedInPieces(PromisesInPieces):
+        poll_interval = 3600
+
+    promises = UnhurriedInPieces()
+    tasks = [{"id": f"t{number}", "command": "x"} for number in range(20)]
+    promises.store.submit("j0", tasks, max_parallel_tasks=LIMIT)
+    while len(promises.machine.history) < len(tasks) - 1:
+        promises.tick(0.1)
+        if len(promises.machine.running) == LIMIT:
+            promises.end(next(iter(promises.machine.running)), 1)
+    promises.manager_is_killed()
+    jobs = promises.manager.shared.jobs
+    while "j0" not in jobs.active:
+        promises.tick(0)
+    assert jobs.active["j0"].holds
+    shutil.rmtree(promises.store.paths("j0").directory.rename(f"{promises.directory}/away"))
+    promises.store.submit("j1", [{"id": "t0", "command": "x"}])
+    for _ in range(20):
+        promises.tick(0)
+    assert [key[:2] for key in promises.machine.running] == [("j1", "t0")]
+    assert "j0" not in jobs.active
+    promises.teardown()
 
 
 TestPromises = Promises.TestCase

@@ -71,6 +71,7 @@ class TestParsing:
             ["echo {{ ds }}"],
             [{"id": "x-{{ ds }}", "command": "a"}, {"command": "b", "dependencies": ["x-{{ ds }}"]}],
             [Task(command="echo", args=["{{ run_id }}"])],
+            [{"bash": "true", "slurm": {"tasks_per_submission": "{{ params.n }}"}}],
         ],
     )
     def test_what_a_template_decides_is_checked_later(self, tasks: Any) -> None:

@@ -570,3 +570,19 @@ class TestEndsOfJobs:
             for arguments in ({}, {"poll_interval": 9}, {"job_name": "a"}, {"outlet": "file:///x"})
         }
         assert len(readers) == 4
+
+
+class _Theirs(AirExecutorJobTrigger):
+    """A class of a user, with one argument of its own."""
+
+    def __init__(self, *args: Any, colour: str = "red", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.colour = colour
+
+
+def test_a_class_of_a_user_that_hands_arguments_on_is_serialized(store: JobStore) -> None:
+    path, arguments = _Theirs("j", str(store.base_path), colour="blue", poll_interval=3.0).serialize()
+    assert path.endswith("._Theirs")
+    again = _Theirs(**arguments)
+    assert (again.job_name, again.colour, again.poll_interval) == ("j", "blue", 3.0)
+    assert again.serialize() == (path, arguments)

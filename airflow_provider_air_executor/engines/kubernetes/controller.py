@@ -275,7 +275,7 @@ class Reconciler:
         """All attempts have ended, or are another Pod's."""
         pod = self._pod
         pod.is_released = True
-        del self._shared.pods[pod.token]
+        self._shared.pods.pop(pod.token, None)
         self._reader.stop()
         if pod.is_created and not pod.is_gone:
             metadata = {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}

@@ -116,11 +116,13 @@ class KubernetesEngine:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Hand an attempt to Kubernetes; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
-        given = task.engine_options(NAME)
         try:
+            given = task.engine_options(NAME)
             options = check_options(given).over(self._options)
         except ValidationError as error:
             raise SpawnError(describe_validation_error(error, NAME)) from None
+        except ValueError as error:
+            raise SpawnError(f"{NAME}.{error}") from None
         paths = self._store.paths(job_name)
         log_path = paths.log(task_id)
         with preparing("Kubernetes"):

@@ -55,7 +55,8 @@ class Progress:
         :raises OSError: if an end cannot be persisted; it must be called again.
         """
         pod = self._pod
-        pod.output.splitter.take(b"")  # output that could not be written before
+        if not pod.is_detached:  # then its log is gone, or another job's
+            pod.output.splitter.take(b"")  # output that could not be written before
         for each in pod.attempts if pod.is_batch else ():
             # Why an attempt was signalled is known once the Pod is over.
             if each.is_done and each.ended is None and (pod.is_over or not each.was_signalled):

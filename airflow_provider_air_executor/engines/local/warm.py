@@ -93,6 +93,7 @@ class ForkServer:
         self._process: _Process | None = None
         self._why_not = "" if _IS_LINUX else "warm runners need Linux"
         self._retry_at = 0.0 if _IS_LINUX else math.inf
+        self._found: dict[str, str] = {}  # commands that tasks have named, in the manager's own path
         self._waiting: dict[Attempt, dict[str, Any]] = {}
         self._sent: dict[int, Attempt] = {}  # by their serial numbers
         self._forked: dict[int, Attempt] = {}  # by the process ids
@@ -118,9 +119,12 @@ class ForkServer:
 
     def _is_this_python(self, command: str) -> bool:
         """Whether a command is the Python that runs the manager."""
-        if "/" not in command:
-            command = shutil.which(command, path=self._environment["PATH"]) or command
-        return command == sys.executable
+        if "/" not in command and command not in self._found:
+            found = shutil.which(command, path=self._environment["PATH"])
+            if found is None:  # it may come to be there
+                return False
+            self._found[command] = found
+        return self._found.get(command, command) == sys.executable
 
     @property
     def poll_after(self) -> float | None:
