@@ -57,7 +57,7 @@ READ_TOGETHER = 8  # Pods; one kubectl makes ten requests at once, and then five
 
 
 class Local:
-    """The local runner, and xargs."""
+    """The local engine, and xargs."""
 
     look_every = 0.01  # seconds between two looks whether all have ended; a time may be too long by so much
     name, command_line = "local", "xargs -P 16"
@@ -78,7 +78,7 @@ class Local:
 
 
 class Slurm:
-    """The Slurm runner, and sbatch."""
+    """The Slurm engine, and sbatch."""
 
     look_every = 0.1
     name, command_line = "slurm", "sbatch, squeue"
@@ -121,7 +121,7 @@ class Bundles(Slurm):
 
 
 class Kubernetes:
-    """The Kubernetes runner, and kubectl."""
+    """The Kubernetes engine, and kubectl."""
 
     look_every = 0.05
     name, command_line = "kubernetes", "kubectl create, get, logs"

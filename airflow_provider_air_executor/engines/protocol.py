@@ -1,6 +1,6 @@
-"""What a runner is: the one way in which the manager has attempts run, on this machine or by an engine elsewhere.
+"""The interface of engines: the manager has attempts run through it, on this machine or elsewhere.
 
-``docs/runners.md`` says how to write one, and ``tests/engines/contract.py`` what it must keep.
+``docs/runners.md`` says how to write one; the suite in ``tests/engines/contract.py`` tests it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class Attempt(NamedTuple):
     job_name: str
     task_id: str
     number: int
-    serial: int  # tells it from one of the same numbers, of a job that was removed and submitted again
-    runner: str  # the name of the runner that has it; `warm` tasks are run by `local`
+    serial: int  # differs from that of the same attempt of a job that was removed and submitted again
+    engine: str  # the name of its engine; `warm` tasks are run by `local`
 
     @classmethod
-    def of(cls, job_name: str, task_id: str, number: int, runner: str = LOCAL) -> Attempt:
+    def of(cls, job_name: str, task_id: str, number: int, engine: str = LOCAL) -> Attempt:
         """An attempt that equals no other."""
-        return cls(job_name, task_id, number, next(_SERIALS), runner)
+        return cls(job_name, task_id, number, next(_SERIALS), engine)
 
 
 class Started(NamedTuple):
@@ -48,7 +48,7 @@ class Located(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """An attempt that is over; its runner is gone, and all of its output is in its log."""
+    """An attempt that is over; its process is gone, and all of its output is in its log."""
 
     attempt: Attempt
     exit_code: int | None  # None: it left no result
@@ -73,7 +73,7 @@ class Running(NamedTuple):
     attempt: Attempt
     started_at: datetime | None
     waits: bool = False
-    age: float | None = None  # seconds that it has run, if a clock tells that nobody sets
+    age: float | None = None  # seconds that it has run, by a clock that cannot be set
 
 
 Event = Started | Located | Ended | NotStarted
@@ -88,12 +88,12 @@ class ResourceExhaustedError(Exception):
 
 
 class Context(NamedTuple):
-    """What a runner is given when it is made.
+    """The arguments of an engine.
 
     :param store: the job filesystem that the attempts belong to.
     :param environment: what the commands inherit.
-    :param options: what ``config.yaml`` says under ``runners`` and the runner's name.
-    :param children: through which it may start processes and hear how they end.
+    :param options: the options in ``config.yaml`` under ``runners`` and the engine's name.
+    :param children: starts processes, and calls back when they end.
     :param kill_grace: seconds after which an attempt that was cancelled will be killed.
     """
 
@@ -105,7 +105,7 @@ class Context(NamedTuple):
 
 
 class Engine(Protocol):
-    """Runs attempts. No method may wait for anything outside this machine; what takes time is told by :meth:`poll`.
+    """Runs attempts. No method may wait for anything outside this machine; :meth:`poll` returns events later.
 
     A class is made with a :class:`Context`, and raises ``SettingsError`` if it cannot work here.
     """
@@ -121,14 +121,14 @@ class Engine(Protocol):
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> bool | None:
         """Start an attempt, exactly once whatever happens to this process meanwhile.
 
-        Before an engine can get to know of it, something must stand in ``runs/`` by which :meth:`adopt` finds it, see
-        :meth:`JobStore.handle_path`.
+        Before anything outside this process knows of it, a record or a handle must be in ``runs/``, by which
+        :meth:`adopt` finds it, see :meth:`JobPaths.handle`.
 
         :param task: what is to run. ``runner`` is what it, its job or the settings say; ``cwd`` is the directory to run
-            in, None for that of the manager. A runner whose commands do not see the job filesystem has an attribute
-            ``has_own_files`` that is true, and is given the ``cwd`` of the task as it is.
+            in, None for that of the manager. An engine whose commands do not see the job filesystem has an attribute
+            ``has_own_files`` that is true, and gets the ``cwd`` of the task as it is.
         :param started_at: the time that counts as its start if it starts at once.
-        :return: whether it waits for its turn; :class:`Started` tells then when it runs.
+        :return: whether it waits for its turn; then an event :class:`Started` follows.
         :raises SpawnError: if the command cannot be started, now or later.
         :raises ResourceExhaustedError: if the machine is short of something.
         """
@@ -137,19 +137,19 @@ class Engine(Protocol):
         """What has happened since the last call."""
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
-        """Take over an attempt that an earlier manager may have started; it may be asked twice.
+        """Adopt an attempt that an earlier manager may have started; it may be called twice for the same one.
 
         :return: None if it was never started.
         """
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:
-        """End an attempt; :meth:`poll` tells when it is over.
+        """End an attempt; :meth:`poll` returns its end.
 
         :param kill: whether all of its processes are killed at once; otherwise they get SIGTERM.
         """
 
     def detach(self, attempt: Attempt) -> None:
-        """The job of an attempt is gone: what stands at the place of its record is another one's."""
+        """The job of an attempt is gone: the file at the path of its record may belong to another job."""
 
     def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
@@ -158,4 +158,4 @@ class Engine(Protocol):
         """Do ahead what makes the next start faster; called when there is nothing else to do."""
 
     def close(self) -> None:
-        """Let go of everything. What runs goes on."""
+        """Release all resources. Attempts go on."""

@@ -1,6 +1,6 @@
-"""The runners of one manager: which one a task gets, how much room each has, and where an earlier attempt is.
+"""The engines of one manager: which one a task gets, how much room each has, and which one has an earlier attempt.
 
-Engines other than the local one are found as entry points of the group ``air_executor.runners``, by their name.
+Engines other than the local one are entry points of the group ``air_executor.runners``.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger("air_executor.manager")
 
 ENTRY_POINTS = "air_executor.runners"
 
-_WARM = "warm"  # tasks that the local runner forks
+_WARM = "warm"  # tasks that the local engine forks
 _MAX_CONCURRENT = "max_concurrent"  # the one option that is the same for all engines
 _DEFAULT_MAX_CONCURRENT = 1000
 
@@ -65,11 +65,11 @@ class EngineSettings(Protocol):
 class Engines:
     """The engines of one manager, behind the same few methods that each of them has.
 
-    :param settings: which engine is the default, and what each is told.
+    :param settings: the default engine, and the options of each engine.
     :param local: the engine of this machine.
     :param environment: what commands inherit.
     :param children: through which engines start processes.
-    :raises SettingsError: if a runner that the settings name is not there, or cannot work here.
+    :raises SettingsError: if an engine that the settings name is not installed, or cannot work here.
     """
 
     def __init__(
@@ -86,15 +86,15 @@ class Engines:
         self._children = children or Children()
         self._engines: dict[str, Engine] = {LOCAL: local}
         self._limits = {LOCAL: settings.max_concurrent_runners}
-        self._failures: dict[str, str] = {}  # runners that could not be asked the last time, and why
-        self._placed: set[Attempt] = set()
+        self._failures: dict[str, str] = {}  # engines whose last poll failed, and why
+        self._marked: set[Attempt] = set()
         self._work_paths: dict[str, str] = {}  # of the job whose task was started last
         self._in_use: Counter[str] = Counter()
         for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
             self._load(name)
 
     def _load(self, name: str) -> Engine:
-        """The runner of a name.
+        """The engine of this name; it is made at the first call.
 
         :raises SettingsError: if there is none, or it cannot work here.
         """
@@ -121,18 +121,18 @@ class Engines:
         return task.runner or job.runner or self._settings.runner
 
     def name_for(self, job: Job, task: Task) -> str:
-        """The runner of a task; those that are to be warm are run by the local one."""
+        """The name of the engine of a task; the local one runs warm tasks."""
         word = self.word_for(job, task)
         return LOCAL if word == _WARM else word
 
     def has_room(self, name: str) -> bool:
-        """Whether a runner may be given one more attempt; one that is not there says itself why it cannot."""
+        """Whether an engine may get one more attempt; True if it is not loaded: :meth:`start` says why it is not."""
         return name not in self._limits or self._in_use[name] < self._limits[name]
 
-    def _place(self, attempt: Attempt) -> None:
-        if attempt not in self._placed:
-            self._placed.add(attempt)
-            self._in_use[attempt.runner] += 1
+    def _mark_in_use(self, attempt: Attempt) -> None:
+        if attempt not in self._marked:
+            self._marked.add(attempt)
+            self._in_use[attempt.engine] += 1
 
     # -- what an earlier manager may have left -----------------------------------------------------------------
 
@@ -146,15 +146,15 @@ class Engines:
             for number, entry in enumerate(listed, 1):
                 run = parse_run(entry.name)
                 if run is not None:
-                    task_id, attempt, runner = run
-                    runners = found.setdefault(attempt, {})
-                    runners[task_id] = runner or runners.get(task_id, LOCAL)
+                    task_id, attempt, engine = run
+                    engines = found.setdefault(attempt, {})
+                    engines[task_id] = engine or engines.get(task_id, LOCAL)
                 if not number % ITEMS:
                     yield False
         attempts = []
         for number in sorted(found):
-            for task_id, runner in found[number].items():
-                attempts.append(Attempt.of(name, task_id, number, runner))
+            for task_id, engine in found[number].items():
+                attempts.append(Attempt.of(name, task_id, number, engine))
                 if not len(attempts) % ITEMS:
                     yield False
         return attempts
@@ -163,36 +163,36 @@ class Engines:
         """Remove what an attempt has left."""
         paths = self._store.paths(attempt.job_name)
         paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
-        if attempt.runner != LOCAL:
-            paths.handle(attempt.task_id, attempt.number, attempt.runner).unlink(missing_ok=True)
+        if attempt.engine != LOCAL:
+            paths.handle(attempt.task_id, attempt.number, attempt.engine).unlink(missing_ok=True)
 
-    # -- the methods of a runner -------------------------------------------------------------------------------
+    # -- the methods of an engine -------------------------------------------------------------------------------
 
     @property
     def descriptors(self) -> list[int]:
         """Descriptors that become readable when there is something to :meth:`poll`, besides SIGCHLD."""
-        found = [runner.descriptor for runner in self._engines.values()]
+        found = [engine.descriptor for engine in self._engines.values()]
         return [descriptor for descriptor in found if descriptor is not None]
 
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called in any case; None: never."""
-        due = [runner.poll_after for runner in self._engines.values()]
+        due = [engine.poll_after for engine in self._engines.values()]
         return min((seconds for seconds in due if seconds is not None), default=None)
 
     def start(self, attempt: Attempt, job: Job, task: Task, started_at: datetime) -> bool:
         """Start an attempt; see :meth:`Engine.start`.
 
-        :param job: whose words are those of a task that has none itself.
+        :param job: the job of the task, which has the defaults of the task's fields.
         """
         try:
-            runner = self._load(attempt.runner)
+            engine = self._load(attempt.engine)
         except SettingsError as error:
             raise SpawnError(str(error)) from None
-        has_own_files = getattr(runner, "has_own_files", False)
+        has_own_files = getattr(engine, "has_own_files", False)
         directory = task.cwd if has_own_files else self._directory(job, task)
-        waits = runner.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
-        self._place(attempt)
+        waits = engine.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
+        self._mark_in_use(attempt)
         return bool(waits)
 
     def _directory(self, job: Job, task: Task) -> str | None:
@@ -209,63 +209,63 @@ class Engines:
         """What has happened since the last call."""
         self._children.reap()
         events: list[Event] = []
-        for name, runner in list(self._engines.items()):
+        for name, engine in list(self._engines.items()):
             try:
-                events += runner.poll()
+                events += engine.poll()
             except Exception as error:  # the others have their events all the same
                 if self._failures.get(name) != repr(error):
                     self._failures[name] = repr(error)
-                    log.exception("the runner %s cannot say what has happened; it is asked again", name)
+                    log.exception("the engine %s cannot say what has happened; it is asked again", name)
             else:
                 if self._failures.pop(name, None) is not None:
-                    log.info("the runner %s can say again what has happened", name)
+                    log.info("the engine %s can say again what has happened", name)
         for event in events:
-            if isinstance(event, Ended | NotStarted) and event.attempt in self._placed:
-                self._placed.discard(event.attempt)
-                self._in_use[event.attempt.runner] -= 1
+            if isinstance(event, Ended | NotStarted) and event.attempt in self._marked:
+                self._marked.discard(event.attempt)
+                self._in_use[event.attempt.engine] -= 1
         return events
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
-        """Take over an attempt that an earlier manager may have started; see :meth:`Engine.adopt`."""
+        """Adopt an attempt that an earlier manager may have started; see :meth:`Engine.adopt`."""
         try:
-            found = self._load(attempt.runner).adopt(attempt)
+            found = self._load(attempt.engine).adopt(attempt)
         except SettingsError as error:
-            why = f"it was handed to the runner {attempt.runner}, which this manager does not have: {error}"
+            why = f"it was handed to the engine {attempt.engine}, which this manager does not have: {error}"
             return Ended(attempt, None, utc_now(), reason=Reason.LOST, error=why, may_repeat=False)
         if isinstance(found, Running):
-            self._place(attempt)
+            self._mark_in_use(attempt)
         return found
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:
         """End an attempt; see :meth:`Engine.cancel`."""
-        self._engines[attempt.runner].cancel(attempt, kill=kill)
+        self._engines[attempt.engine].cancel(attempt, kill=kill)
 
     def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
-        self._engines[attempt.runner].detach(attempt)
+        self._engines[attempt.engine].detach(attempt)
 
     def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started, whether it runs or is over."""
         try:
-            self._load(attempt.runner).kill_orphan(attempt)
+            self._load(attempt.engine).kill_orphan(attempt)
         except SettingsError:
             return
 
     def prepare(self) -> None:
         """Do ahead what makes the next start faster."""
-        for runner in self._engines.values():
-            runner.prepare()
+        for engine in self._engines.values():
+            engine.prepare()
 
     def close(self) -> None:
-        """Let go of everything. What runs goes on."""
-        for runner in self._engines.values():
-            runner.close()
+        """Release all resources. Attempts go on."""
+        for engine in self._engines.values():
+            engine.close()
 
 
 def _load(point: EntryPoint) -> Any:
-    """What makes a runner.
+    """Import the class of an engine.
 
-    :raises SettingsError: if what it needs is not installed, with the line that installs it if its package says so.
+    :raises SettingsError: if a package that it needs is not installed, with the command that installs the package.
     """
     try:
         return point.load()

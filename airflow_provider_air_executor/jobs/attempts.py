@@ -45,7 +45,7 @@ class AttemptRecord(NamedTuple):
 def attempts_of(tasks: Iterable[Task], runs_path: Path) -> Iterator[AttemptRecord]:
     """The attempts of some tasks, task by task in their order, each with its latest one last.
 
-    :param runs_path: the directory with what the runners of these tasks have recorded.
+    :param runs_path: the directory of the records of these tasks.
     """
     latest = {task.id: _latest(task) for task in tasks}
     earlier: dict[str, list[AttemptRecord]] = {task_id: [] for task_id in latest}
@@ -81,8 +81,8 @@ def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
     for name in os.listdir(runs_path):
         run = parse_run(name)
         if run is not None:
-            task_id, number, runner = run
-            found[task_id, number] = found.get((task_id, number)) if runner is None else runs_path / name
+            task_id, number, engine = run
+            found[task_id, number] = found.get((task_id, number)) if engine is None else runs_path / name
     return found
 
 

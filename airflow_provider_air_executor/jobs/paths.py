@@ -96,9 +96,9 @@ class JobPaths:
         """The record of an attempt, see :mod:`.attempt_record`."""
         return self.runs / f"{task_id}.{attempt}"
 
-    def handle(self, task_id: str, attempt: int, runner: str) -> Path:
+    def handle(self, task_id: str, attempt: int, engine: str) -> Path:
         """The handle of an attempt: what its engine was given, and by what name the engine knows it."""
-        return self.runs / f"{task_id}.{attempt}.on-{runner}"
+        return self.runs / f"{task_id}.{attempt}.on-{engine}"
 
     def output(self, task_id: str, attempt: int) -> Path:
         """The file to which an attempt may write its result, as JSON: its ``$AIR_EXECUTOR_OUTPUT``."""

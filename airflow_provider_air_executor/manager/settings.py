@@ -44,8 +44,8 @@ class Settings(BaseModel):
     :param preload: modules that the fork server imports for the tasks with warm runners, as a list or separated by
         commas; it is then started at once. Default: it is started with the first such task, which says what.
     :param runner: what runs the tasks that do not say, of jobs that do not say; default ``local``.
-    :param runners: for each runner that is not the local one, by its name, its options: ``max_concurrent`` (how many
-        tasks it is given at a time; default 1000), and what the runner's page says. In ``config.yaml`` only.
+    :param runners: the options of each engine but the local one, by its name: ``max_concurrent`` (how many
+        tasks it is given at a time; default 1000), and those that the engine's page describes. In ``config.yaml`` only.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

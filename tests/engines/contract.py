@@ -1,4 +1,4 @@
-"""What every runner must keep, whatever engine is behind it: a suite to derive from.
+"""The contract that every engine must keep: a suite to derive from.
 
 A test module gives a class derived from :class:`EngineContract` a fixture ``engine``, which says how its tasks and its
 manager look; see ``docs/runners.md``. Everything goes through a real manager and the files of its jobs.
@@ -27,9 +27,9 @@ from tests.support.waiting import until, wait_until
 
 
 class Engine:
-    """How the tasks of a runner look, and its managers.
+    """The tasks of an engine, and its managers.
 
-    :param name: the runner's name.
+    :param name: the engine's name.
     :param config: what ``config.yaml`` says besides.
     :param environment: more environment variables of its managers.
     """

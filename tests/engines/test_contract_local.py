@@ -1,4 +1,4 @@
-"""The contract of runners, kept by those of this machine: a process of its own, and a forked one."""
+"""The contract of engines, with the local one: a process of its own, and a forked one."""
 
 from __future__ import annotations
 

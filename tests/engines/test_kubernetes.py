@@ -1,4 +1,4 @@
-"""The contract of runners, kept by Kubernetes: a real cluster of two nodes."""
+"""The contract of engines, with Kubernetes: a real cluster of two nodes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of the Kubernetes runner that need no cluster: credentials, output, Pods as they are described."""
+"""The parts of the Kubernetes engine that need no cluster: credentials, output, Pods as they are described."""
 
 from __future__ import annotations
 

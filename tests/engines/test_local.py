@@ -1,4 +1,4 @@
-"""What the local runner leaves to the processes that it starts, and what becomes of those that cannot begin."""
+"""What the local engine leaves to the processes that it starts, and what becomes of those that cannot begin."""
 
 from __future__ import annotations
 
@@ -193,18 +193,18 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
 
 
 class InThisProcess:
-    """A local runner in this process, and what becomes of its attempts."""
+    """A local engine in this process, and the events of its attempts."""
 
     def __init__(self, store: JobStore) -> None:
         self.children = Children()
-        self.runner = LocalEngine(store, dict(os.environ), self.children)
+        self.engine = LocalEngine(store, dict(os.environ), self.children)
         self._events: list[Event] = []
 
     def start(self, store: JobStore, **described: object) -> Attempt:
         """Start the only task of a new job ``j``."""
         store.submit("j", [{"id": "a", **described}])
         attempt = Attempt.of("j", "a", 1)
-        self.runner.start(attempt, store.get_tasks("j")[0], utc_now())
+        self.engine.start(attempt, store.get_tasks("j")[0], utc_now())
         return attempt
 
     def event(self) -> Event:
@@ -212,7 +212,7 @@ class InThisProcess:
 
         def look() -> list[Event]:
             self.children.reap()
-            self._events += self.runner.poll()
+            self._events += self.engine.poll()
             return self._events
 
         return wait_until(look, what="something has become of it").pop(0)
@@ -234,11 +234,11 @@ def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, m
     told = here.event()
     assert isinstance(told, NotStarted), told
     assert "cannot fork" in told.why
-    here.runner.start(attempt, store.get_tasks("j")[0], utc_now())
+    here.engine.start(attempt, store.get_tasks("j")[0], utc_now())
     done = here.event()
     assert isinstance(done, Ended)
     assert done.exit_code == 0
-    here.runner.close()
+    here.engine.close()
 
 
 def _said() -> str:
@@ -254,12 +254,12 @@ def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
     shell = write_shell(tmp_path / "strange", 'case $1 in -s) exec sleep 1;; esac; exec /bin/sh "$@"')
     monkeypatch.setattr(shells, "_SHELL", shell)
     here = InThisProcess(store)
-    here.runner.prepare()
+    here.engine.prepare()
     here.start(store, command="true")
     done = here.event()
     assert isinstance(done, Ended)
     assert done.exit_code == 0
-    here.runner.close()
+    here.engine.close()
 
 
 def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
@@ -272,7 +272,7 @@ def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
     here = InThisProcess(store)
     here.start(store, command="true")
     assert isinstance(here.event(), NotStarted)
-    here.runner.close()
+    here.engine.close()
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")

@@ -1,4 +1,4 @@
-"""Which runner a word stands for."""
+"""Which engine a name stands for."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.settings import Settings
 
 
-def begin(tmp_path: Path, runner: str) -> Any:
-    """Begin as a manager does whose settings name a runner."""
-    return Engines(JobStore(tmp_path), Settings(base_path=str(tmp_path), runner=runner), object(), {}, Children())
+def begin(tmp_path: Path, engine: str) -> Any:
+    """Begin as a manager does whose settings name an engine."""
+    return Engines(JobStore(tmp_path), Settings(base_path=str(tmp_path), runner=engine), object(), {}, Children())
 
 
 def test_one_whose_library_is_missing_says_what_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The contract of runners, kept by Slurm: a real cluster of two nodes."""
+"""The contract of engines, with Slurm: a real cluster of two nodes."""
 
 from __future__ import annotations
 
@@ -349,12 +349,12 @@ def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
     os.utime(note, (0, 1_700_000_000))
     record.write_text("7 - token\n")
     children = Children()
-    runner, later = (SlurmEngine(Context(store, {"PATH": PATH}, {}, children)) for _ in range(2))
-    assert isinstance(runner.adopt(attempt), Running)
+    first, later = (SlurmEngine(Context(store, {"PATH": PATH}, {}, children)) for _ in range(2))
+    assert isinstance(first.adopt(attempt), Running)
     record.write_text("7 - token\n0 told\n")
     os.utime(record, (0, 1_700_000_009))
-    wait_until(lambda: any(isinstance(event, Ended) for event in runner.poll()), what="it has ended")
-    wait_until(lambda: not (children.reap() or runner._commands._running), what="squeue has ended")
+    wait_until(lambda: any(isinstance(event, Ended) for event in first.poll()), what="it has ended")
+    wait_until(lambda: not (children.reap() or first._commands._running), what="squeue has ended")
     for _ in range(3):
         found = later.adopt(attempt)
         assert isinstance(found, Ended)
@@ -837,8 +837,8 @@ def test_what_the_commands_of_slurm_are_told(store: JobStore) -> None:
         "SLURM_JOB_ID": "7",
         "SECRET": "s",
     }
-    runner = SlurmEngine(Context(store, {**told, **not_told}, {}, Children()))
-    assert runner._commands._environment == runner._submitter._commands._environment == told
+    found = SlurmEngine(Context(store, {**told, **not_told}, {}, Children()))
+    assert found._commands._environment == found._submitter._commands._environment == told
 
 
 def test_a_command_that_cannot_be_run_here_has_said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,9 @@ def test_a_record_is_known_by_its_name(task_id: str, attempt: int) -> None:
     assert parse_run(JobPaths(Path("/jobs"), "j").record(task_id, attempt).name) == (task_id, attempt, None)
 
 
-@given(task_id=IDS, attempt=ATTEMPTS, runner=st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True))
-def test_a_handle_is_known_by_its_name(task_id: str, attempt: int, runner: str) -> None:
-    assert parse_run(JobPaths(Path("/jobs"), "j").handle(task_id, attempt, runner).name) == (task_id, attempt, runner)
+@given(task_id=IDS, attempt=ATTEMPTS, engine=st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True))
+def test_a_handle_is_known_by_its_name(task_id: str, attempt: int, engine: str) -> None:
+    assert parse_run(JobPaths(Path("/jobs"), "j").handle(task_id, attempt, engine).name) == (task_id, attempt, engine)
 
 
 @pytest.mark.parametrize("name", ["a", "a.", "a.01", "a.x", "a.1.output", "a.1.on-", "a.1.probe", ".1", "a.1234567890"])

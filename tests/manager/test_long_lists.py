@@ -27,7 +27,7 @@ from airflow_provider_air_executor.manager import (
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
-from tests.support.machine import Machine, Runner
+from tests.support.machine import Machine, MachineEngine
 
 NUMBER = 1_200
 LINES = 1_150  # of our code that may be run at a time; less than one for each task
@@ -49,8 +49,8 @@ class Stepped:
     def __init__(self, store: JobStore, machine: Machine) -> None:
         self.machine = machine
         settings = Settings(base_path=str(store.base_path), max_concurrent_runners=4)
-        self.runner = Runner(machine, store)
-        self.manager = Manager(store, settings, Engines(store, settings, self.runner, {}, Children()))
+        self.engine = MachineEngine(machine, store)
+        self.manager = Manager(store, settings, Engines(store, settings, self.engine, {}, Children()))
         self.longest = (0, "nothing")
         self.counted("recovers", self.manager.recover)
 
@@ -104,7 +104,7 @@ def test_whatever_is_done_with_it(tmp_path: Path) -> None:
         first.until("tasks are added", lambda: not inbox.requests(store))
         assert len(store.get_tasks("j")) == 2 * len(tasks)
         second = Stepped(store, machine)
-        second.until("it is taken over", lambda: second.runner.known and not second.manager.shared.turns.is_busy("j"))
+        second.until("it is taken over", lambda: second.engine.known and not second.manager.shared.turns.is_busy("j"))
         inbox.cancel(store, "j")
         second.until("it is cancelled", lambda: store.get_job("j").state.is_terminal)
         inbox.retry(store, "j")

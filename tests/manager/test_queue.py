@@ -30,7 +30,7 @@ from tests.support.waiting import until, wait_until
 
 
 class Recorder:
-    """A runner that runs nothing, and knows in which order it was told to."""
+    """An engine that runs nothing, and records the order of starts."""
 
     descriptor = poll_after = None
 
@@ -57,9 +57,9 @@ class Recorder:
         pass
 
 
-def manager_with(store: JobStore, runner: Any, limit: int) -> Manager:
+def manager_with(store: JobStore, engine: Any, limit: int) -> Manager:
     settings = Settings(base_path=str(store.base_path), max_concurrent_runners=limit)
-    return Manager(store, settings, Engines(store, settings, runner, {}, Children()))
+    return Manager(store, settings, Engines(store, settings, engine, {}, Children()))
 
 
 STEPS = st.lists(
@@ -78,8 +78,8 @@ def test_no_job_is_overtaken(
 ) -> None:
     """At each start there was no job that waited, of a higher priority, or of the same one and older."""
     store = JobStore(tmp_path_factory.mktemp("queue"))
-    runner = Recorder()
-    manager = manager_with(store, runner, limit)
+    engine = Recorder()
+    manager = manager_with(store, engine, limit)
     with ManagerLock(store):
         manager.recover()
         waiting: dict[str, tuple[int, int]] = {}
@@ -90,22 +90,22 @@ def test_no_job_is_overtaken(
                 store.submit(f"j{number}", ["true"], priority=value, durable=False)
                 continue
             if what == "end":
-                runner.end(value)
+                engine.end(value)
             manager.changes.next_pass = 0.0  # it looks at everything, whether or not files notify
             manager.tick()
-            for name in runner.started[checked:]:
+            for name in engine.started[checked:]:
                 assert name == min(waiting, key=lambda other: waiting[other])
                 del waiting[name]
-            checked = len(runner.started)
+            checked = len(engine.started)
         assert not waiting
         manager.shared.notifier.close()
 
 
-def test_what_waits_for_one_runner_holds_up_no_other(store: JobStore) -> None:
+def test_a_job_that_waits_for_one_engine_does_not_block_others(store: JobStore) -> None:
     """And has its turn before what came later, as soon as there is room."""
-    runner = Recorder()
-    manager = manager_with(store, runner, 1)
-    manager.shared.engines._engines["other"] = runner  # type: ignore[assignment]
+    engine = Recorder()
+    manager = manager_with(store, engine, 1)
+    manager.shared.engines._engines["other"] = engine  # type: ignore[assignment]
     manager.shared.engines._limits["other"] = 1
     with ManagerLock(store):
         manager.recover()
@@ -114,12 +114,12 @@ def test_what_waits_for_one_runner_holds_up_no_other(store: JobStore) -> None:
         store.submit("d", ["true"], runner="other")
         manager.changes.next_pass = 0.0
         manager.tick()
-        assert runner.started == ["c", "d"]
-        runner.end(1)
+        assert engine.started == ["c", "d"]
+        engine.end(1)
         store.submit("e", ["true"])
         manager.changes.next_pass = 0.0
         manager.tick()
-        assert runner.started == ["c", "d", "a"]
+        assert engine.started == ["c", "d", "a"]
         manager.shared.notifier.close()
 
 
@@ -198,11 +198,11 @@ class TestWaiting:
 
 def test_warm_is_understood_of_jobs_and_settings_too() -> None:
     """As if each task said it."""
-    runners: Any = SimpleNamespace(_settings=Settings(runner="warm"))
+    engines: Any = SimpleNamespace(_settings=Settings(runner="warm"))
     words: Mapping[str, Any] = {"job": SimpleNamespace(runner="warm"), "plain": SimpleNamespace(runner=None)}
     plain = Task(id="a", command="true")
-    assert Engines.word_for(runners, words["plain"], plain) == "warm"
-    runners._settings = Settings()
-    assert Engines.word_for(runners, words["plain"], plain) == "local"
-    assert Engines.word_for(runners, words["job"], plain) == "warm"
-    assert Engines.word_for(runners, words["job"], plain.evolve(runner="slurm")) == "slurm"
+    assert Engines.word_for(engines, words["plain"], plain) == "warm"
+    engines._settings = Settings()
+    assert Engines.word_for(engines, words["plain"], plain) == "local"
+    assert Engines.word_for(engines, words["job"], plain) == "warm"
+    assert Engines.word_for(engines, words["job"], plain.evolve(runner="slurm")) == "slurm"

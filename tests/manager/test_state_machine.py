@@ -1,6 +1,6 @@
 """Any order of submit, cancel, retry, crash, fault and recovery keeps the promises.
 
-The manager is driven tick by tick with a runner that does what it is told, so that thousands of orders are tried. Its
+The manager is driven tick by tick with an engine that a test steers, so that thousands of orders are tried. Its
 clock stands still in between, so that an order does the same again. What is drawn does not depend on the manager:
 numbers are drawn, and stand for one of what is there.
 """
@@ -37,7 +37,7 @@ from airflow_provider_air_executor.manager import (
 )
 from airflow_provider_air_executor.manager.manager import Manager
 from airflow_provider_air_executor.manager.settings import Settings
-from tests.support.machine import Machine, Runner
+from tests.support.machine import Machine, MachineEngine
 
 LIMIT = 3
 NUMBERS = st.integers(0, 1000)
@@ -81,9 +81,9 @@ class Promises(RuleBasedStateMachine):
         self.start_manager()
 
     def start_manager(self) -> None:
-        self.runner = Runner(self.machine, self.store)
+        self.engine = MachineEngine(self.machine, self.store)
         settings_ = Settings(poll_interval=self.poll_interval, max_concurrent_runners=LIMIT, kill_grace=0)
-        engines = Engines(self.store, settings_, self.runner)
+        engines = Engines(self.store, settings_, self.engine)
         self.manager = Manager(self.store, settings_, engines, self.clock)
         self.manager.recover()
 

@@ -1,4 +1,4 @@
-"""A machine on which attempts run and end as a test says, and the runner of a manager on it."""
+"""A machine on which attempts run and end as a test says, and the engine of a manager on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 
 
 class Machine:
-    """Runs attempts by writing down that they run; survives the manager, as real runners do."""
+    """Runs attempts by writing down that they run; survives the manager, as real engines do."""
 
     def __init__(self) -> None:
         self.running: dict[tuple[str, str, int], datetime] = {}
@@ -18,8 +18,8 @@ class Machine:
         self.history: list[tuple[str, str, int]] = []
 
 
-class Runner:
-    """The runner of one manager on that machine."""
+class MachineEngine:
+    """The engine of one manager on that machine."""
 
     poll_after = None
     descriptor = None

@@ -85,10 +85,10 @@ class Lines(logging.Handler):
 _BEGUN = re.compile(
     r"(?P<what>job \S+: [\w ,]+): .+; it is tried again"
     r"|something could not be done \((?P<step>\w+)\); it is tried again"
-    r"|(?P<runner>the runner \w+) cannot say what has happened; it is asked again"
+    r"|(?P<engine>the engine \w+) cannot say what has happened; it is asked again"
 )
 _OVER = re.compile(
-    r"(?P<what>job \S+: [\w ,]+): over after .+|(?P<step>\w+): that is over|(?P<runner>the runner \w+) can say again.+"
+    r"(?P<what>job \S+: [\w ,]+): over after .+|(?P<step>\w+): that is over|(?P<engine>the engine \w+) can say again.+"
 )
 
 
@@ -110,7 +110,7 @@ class SteppedManager:
         self.clock = Clock()
         self.lines = Lines()
         self.manager: Manager | None = None
-        self.runner: LocalEngine | None = None
+        self.engine: LocalEngine | None = None
         self.loop: Loop | None = None
         self.lock: ManagerLock | None = None
         store_module._HALF_WRITTEN_SECONDS = 0.0
@@ -141,8 +141,8 @@ class SteppedManager:
             except (OSError, NoLocksError):
                 return False
             environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
-            self.lock, self.runner = lock, LocalEngine(self.store, environment, children)
-            engines = Engines(self.store, settings_, self.runner, environment, children)
+            self.lock, self.engine = lock, LocalEngine(self.store, environment, children)
+            engines = Engines(self.store, settings_, self.engine, environment, children)
             self.manager = Manager(self.store, settings_, engines, self.clock)
             self.loop = Loop(self.manager, lock)
             try:
@@ -154,12 +154,12 @@ class SteppedManager:
 
     def kill_manager(self) -> None:
         """What is left of a process that was killed: nothing of it is open."""
-        if self.manager is not None and self.runner is not None and self.lock is not None:
+        if self.manager is not None and self.engine is not None and self.lock is not None:
             self.manager.shared.notifier.close()
-            self.runner.close()
+            self.engine.close()
             if self.lock._descriptor is not None:
                 os.close(self.lock._descriptor)
-        self.manager = self.loop = self.runner = self.lock = None
+        self.manager = self.loop = self.engine = self.lock = None
         self.lines.something_changes(is_new_manager=True)
 
     def go_round(self) -> None:
@@ -174,7 +174,7 @@ class SteppedManager:
 
     def something_runs(self) -> bool:
         """Whether a runner is alive that the manager has started, or one has ended and it still sees to that."""
-        found = self.runner
+        found = self.engine
         if found is None:
             return False
         is_busy = bool(found._adopted or found._unread or found._endings)
