@@ -80,7 +80,7 @@ class JobCancelledError(JobFailedError):
 
 
 class JobLostError(JobFailedError):
-    """A runner of the job was killed, or the machine restarted: what the job does is not at fault."""
+    """The process of a task was killed, or the machine restarted; the command itself is not at fault."""
 
 
 class JobInvalidError(JobFailedError):

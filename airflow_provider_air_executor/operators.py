@@ -66,7 +66,7 @@ class AirExecutorSubmitOperator(BaseOperator):
     :param tasks: the tasks (templated): a list of dicts, of :class:`~airflow_provider_air_executor.jobs.models.Task`,
         or of bash lines. A dict has ``command`` and ``args``, or ``bash`` with a line of shell code, and may have
         ``id``, ``dependencies``, ``env``, ``cwd``, ``timeout``, ``retries``, ``retry_delay``, ``runner``,
-        ``resources`` and options of the runner; see there.
+        ``resources`` and the options of its engine; see there.
     :param job_name: the name of the job (templated). One that is not valid, because there is a ``:`` in it for
         instance, is mapped to one that is, always the same. Default: made of installation, DAG, run, task and
         map index.

@@ -234,7 +234,7 @@ def _log_line(text: str) -> None:
 
 @functools.cache
 def _prepare() -> None:
-    """Set this process up, once: a runner that is forked has what the fork server has done."""
+    """Set this process up, once; a forked one inherits that from the fork server."""
     _set_defaults()
     from airflow.sdk.log import configure_logging
 

@@ -241,8 +241,8 @@ class Watch(threading.Thread):
         """Forget what was seen so far."""
         self.peak = 0.0
         self.fork_server = Memory(0, 0)  # each at its peak
-        self.fork_server_shared = Memory(0, 0)  # while most runners were there
-        self.task_peaks: dict[int, float] = {}  # USS of each runner and what it has started
+        self.fork_server_shared = Memory(0, 0)  # while most shims were there
+        self.task_peaks: dict[int, float] = {}  # USS of each shim and what it has started
 
     def run(self) -> None:
         """Look until told not to."""
@@ -262,14 +262,14 @@ class Watch(threading.Thread):
             return
         used: dict[int, float] = {}
         for pid, process in processes.items():
-            runner = process.parent
-            if runner in processes and processes[runner].parent == server:
-                used[runner] = used.get(runner, seen[runner].uss) + seen[pid].uss
+            shim = process.parent
+            if shim in processes and processes[shim].parent == server:
+                used[shim] = used.get(shim, seen[shim].uss) + seen[pid].uss
         if len(used) >= len(self.task_peaks):
             self.fork_server_shared = seen[server]
         self.fork_server = Memory(*map(max, self.fork_server, seen[server]))
-        for runner, uss in used.items():
-            self.task_peaks[runner] = max(uss, self.task_peaks.get(runner, 0))
+        for shim, uss in used.items():
+            self.task_peaks[shim] = max(uss, self.task_peaks.get(shim, 0))
 
     def close(self) -> None:
         """Look no more."""
@@ -407,7 +407,7 @@ def describe(watch: Watch) -> str:
         return "no fork server was seen"
     return (
         f"fork server: USS {server.uss:.0f} MB alone; USS {shared.uss:.0f}, PSS {shared.pss:.0f} MB with its tasks; "
-        f"a running task: USS {statistics.median(peaks):.0f} MB (runner and task process, median of {len(peaks)})"
+        f"a running task: USS {statistics.median(peaks):.0f} MB (shim and task process, median of {len(peaks)})"
     )
 
 

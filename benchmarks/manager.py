@@ -39,9 +39,9 @@ TRUE = "/bin/true"
 class AirExecutor:
     """A manager of its own on a temporary base path."""
 
-    def __init__(self, runners: int) -> None:
-        self.name = f"air-executor, {runners} at a time"
-        self._runners = runners
+    def __init__(self, limit: int) -> None:
+        self.name = f"air-executor, {limit} at a time"
+        self._limit = limit
         self._directory = tempfile.mkdtemp(prefix="air-executor-benchmark-")
         self.store = JobStore(self._directory)
         self._numbers = iter(range(1 << 30))
@@ -50,7 +50,7 @@ class AirExecutor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
-        command += ["--base-path", self._directory, "--max-concurrent-runners", str(self._runners)]
+        command += ["--base-path", self._directory, "--max-concurrent-runners", str(self._limit)]
         process = subprocess.Popen(command)
         while manager_status.pid(self.store) != process.pid:
             time.sleep(0.02)
@@ -61,7 +61,7 @@ class AirExecutor:
         """Seconds from before the submit until the job's end is known; woken by inotify, not by polling."""
         name = f"j{next(self._numbers)}"
         began = time.perf_counter()
-        self.store.submit(name, tasks, max_parallel_tasks=self._runners)
+        self.store.submit(name, tasks, max_parallel_tasks=self._limit)
         self._notifier.add(name, self.store.paths(name).directory)
         while not (job := self.store.get_job(name)).state.is_terminal:
             select.select([self._notifier], [], [], 5)

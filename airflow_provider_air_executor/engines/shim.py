@@ -1,9 +1,8 @@
-"""The lines of ``sh`` by which a runner writes its record, and what else all runners prepare.
+"""The shim of an attempt: the lines of ``sh`` that run its command and write its record, and what else engines share.
 
-The runner, not the manager, writes the record, so a task goes on while the manager is dead and the next manager reads
-what it left, see :mod:`~airflow_provider_air_executor.jobs.attempt_record`. The file is created exclusively by the
-runner itself, before the command starts: of two runners of the same attempt, started by two managers in a row, one
-gives up.
+The shim, not the manager, writes the record. So a task goes on while no manager runs, and the next manager reads the
+record, see :mod:`~airflow_provider_air_executor.jobs.attempt_record`. The shim creates the file exclusively before the
+command starts: of two shims of the same attempt, started by two managers in a row, one ends without running it.
 """
 
 from __future__ import annotations
@@ -101,7 +100,7 @@ def script_here(environment: Mapping[str, str]) -> str:
 def script_elsewhere(identity: str, begin: str) -> str:
     """The lines that run any command on another machine.
 
-    :param identity: the shell expression of a number by which the runner is known.
+    :param identity: the shell expression of the number in the record that identifies the shim.
     :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
     """
     return FIND + _script(identity, begin=f"{begin}\n", there=" on '$(uname -n)'")
@@ -113,7 +112,7 @@ def _script(identity: str, *, through: str = "", begin: str = "", there: str = "
 
 
 def could_not_fork(record: Record) -> bool:
-    """Whether there was no room for one more process where a runner was to start its command."""
+    """Whether the shim could not fork to start its command."""
     return record.spawn_error == _CANNOT_FORK
 
 

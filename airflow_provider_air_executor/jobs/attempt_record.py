@@ -1,15 +1,16 @@
-"""The record of an attempt, ``runs/<task id>.<attempt>``: who writes and reads one does it here.
+"""The record of an attempt, ``runs/<task id>.<attempt>``: this module reads and writes it.
 
-The first line holds the runner's process id (for engines, a number of theirs), the time of the start and the runner's
-token; the second one the exit code, and ``told`` if the runner has got SIGTERM meanwhile, or ``spawn`` and why the
+The first line holds the process id of the shim (or a number of the engine), the time of the start and the token of the
+shim; the second one the exit code, and ``told`` if the shim has got SIGTERM meanwhile, or ``spawn`` and why the
 command could not be started. Where to ask for the time would have cost a process, ``-`` stands for it: the attempt
 started when its handle was written last. When it is over, and before the handle goes, the time is put there
 (:func:`put_start`).
 
-Whoever creates the file has the attempt (:func:`claim`); of two runners of the same one, the other gives up. Engines
-that are a shell write the same lines themselves, see :mod:`~airflow_provider_air_executor.engines.shim`.
+The shim that creates the file runs the attempt (:func:`claim`); another one of the same attempt ends. A shell writes
+the same lines itself, see :mod:`~airflow_provider_air_executor.engines.shim`.
 
-A record lies where the task may write, so it can hold anything. What is not a record in all its parts is none.
+The task may write to the directory of records, so the file can hold anything. It counts as a record only if all of it
+is valid.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ _RECORD = re.compile(
 
 
 class Record(NamedTuple):
-    """What a runner has written about its attempt."""
+    """The content of a record."""
 
     pid: int
     started_at: datetime | None  # aware; None: that is not known any more
     token: str
     exit_code: int | None  # None while it runs
     spawn_error: str | None = None  # why the command could not be started
-    was_told: bool = False  # whether something has told the runner to end
+    got_sigterm: bool = False  # whether the shim has got SIGTERM meanwhile
 
     @property
     def is_over(self) -> bool:
@@ -50,20 +51,20 @@ class Record(NamedTuple):
 
     @property
     def text(self) -> bytes:
-        """What stands in the file."""
+        """The content of the file."""
         started = _NOT_SAID if self.started_at is None else self.started_at.isoformat()
         lines = f"{self.pid} {started} {self.token}\n"
         if self.spawn_error is not None:
             lines += f"{SPAWN}{self.spawn_error}\n"
         elif self.exit_code is not None:
-            lines += f"{self.exit_code}{' told' if self.was_told else ''}\n"
+            lines += f"{self.exit_code}{' told' if self.got_sigterm else ''}\n"
         return lines.encode(errors="replace")
 
 
 def read_record(path: Path | str, handle_path: Path | None = None) -> Record | None:
-    """What a runner has written so far; None if that is nothing, or not a record.
+    """Read a record; None if there is none, or it is not valid.
 
-    :param handle_path: what was written last when the attempt started, if the record does not say when that was.
+    :param handle_path: the handle, whose time of modification is that of the start if the record has none.
     :raises OSError: if it cannot be read now, so that nothing is known.
     """
     try:
@@ -92,7 +93,7 @@ def read_record(path: Path | str, handle_path: Path | None = None) -> Record | N
 
 
 def claim(path: Path | str, record: Record) -> int:
-    """Create a record, which makes the attempt that of whoever calls this.
+    """Create a record: the attempt belongs to the caller then.
 
     :return: a descriptor, to which the second line is to be written.
     :raises FileExistsError: if another one has the attempt.

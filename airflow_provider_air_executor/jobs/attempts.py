@@ -1,6 +1,6 @@
 """What is known of the attempts of a job's tasks.
 
-``tasks.json`` describes the latest attempt of each task. Of earlier ones there is what their runners have recorded, see
+``tasks.json`` describes the latest attempt of each task. Of earlier ones there are the records, see
 :mod:`.attempt_record`. A job that was retried may have lost the records of what it had run before.
 """
 

@@ -97,7 +97,7 @@ class Reason(enum.StrEnum):
     TIMEOUT = "timeout"  # it ran longer than allowed and was killed
     CANCELLED = "cancelled"  # somebody asked for it
     DEPENDENCY = "dependency"  # a task that it depends on failed
-    LOST = "lost"  # its runner is gone and left no result
+    LOST = "lost"  # its process is gone and left no result
     SPAWN = "spawn"  # the command could not be started
     INVALID = "invalid"  # its files are not valid
 
@@ -233,7 +233,7 @@ class Task(Record):
         process forked for it which has imported already what the module needs; where that cannot be, it starts cold.
         Default: what its job says, or else the manager's setting ``runner``.
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
-    :param resources: what it needs, see :class:`Resources`; default: what its runner gives to each task.
+    :param resources: what it needs, see :class:`Resources`; default: what its engine gives to each task.
 
     A field that is called like an engine holds that engine's own options, which the engine checks, see
     :mod:`.engine_options`: ``slurm={"partition": "gpu"}``, ``kubernetes={"image": "busybox"}``.

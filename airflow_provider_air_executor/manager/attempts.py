@@ -226,7 +226,7 @@ def _why_failed(ended: Ended, killed: Cause | None) -> Cause | None:
     if ended.reason is not None:
         return Cause(ended.reason, (ended.error or ended.reason.value) + left)
     if ended.exit_code is None:
-        return Cause(Reason.LOST, f"its runner was killed, or the machine restarted, and left no result{left}")
+        return Cause(Reason.LOST, f"its process was killed, or the machine restarted, and left no result{left}")
     return _explain(ended.exit_code) if ended.exit_code else None
 
 

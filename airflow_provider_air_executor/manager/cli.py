@@ -165,7 +165,7 @@ def main() -> None:
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
 @click.option("--runner", metavar="NAME", help="What runs the tasks that do not say (local).")
-@click.option("--preload", metavar="MODULES", help="Imported once for all warm runners, separated by commas.")
+@click.option("--preload", metavar="MODULES", help="Imported once for all warm tasks, separated by commas.")
 @click.option("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (INFO).")
 @click.option("--log-format", help="console or json (console).")
 def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> None:

@@ -18,7 +18,7 @@ _PATIENCE_SECONDS = 0.5
 class ManagerLock:
     """An advisory lock on ``manager.lock``; the system releases it when the process ends, however that happens.
 
-    The descriptor is not inherited by runners, which outlive their manager.
+    Shims do not inherit the descriptor: they outlive their manager.
     """
 
     def __init__(self, store: JobStore) -> None:

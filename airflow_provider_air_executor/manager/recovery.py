@@ -122,7 +122,7 @@ class Recovery:
         """A task is said to run, but there is no record of its attempt."""
         attempt = Attempt.of(job.name, task.id, max(task.attempt, 1))
         if task.attempt > 0 and clock.is_of_this_boot(job.job.started_clock):
-            job.put_back(attempt)  # its runner never came to the point of starting the command
+            job.put_back(attempt)  # its shim has not started the command
             job.delayed.discard(task.id)
         else:
             error = "it was running when its manager or the machine went down, and left no result; retry the job"

@@ -41,8 +41,8 @@ class Settings(BaseModel):
     :param kill_grace: seconds between SIGTERM and SIGKILL; default 10.
     :param max_log_size: bytes that a task's log may grow to before the task is killed; default: no limit.
     :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
-    :param preload: modules that the fork server imports for the tasks with warm runners, as a list or separated by
-        commas; it is then started at once. Default: it is started with the first such task, which says what.
+    :param preload: modules that the fork server imports for tasks with ``runner: warm``, as a list or separated by
+        commas; it is then started at once. Default: the first such task starts it, and names the modules.
     :param runner: what runs the tasks that do not say, of jobs that do not say; default ``local``.
     :param runners: the options of each engine but the local one, by its name: ``max_concurrent`` (how many
         tasks it is given at a time; default 1000), and those that the engine's page describes. In ``config.yaml`` only.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-RUN_VARIABLE = "AIR_EXECUTOR_RUN"  # the token of the runner that has started a process
+RUN_VARIABLE = "AIR_EXECUTOR_RUN"  # the token of the shim that has started a process
 # A variable that sh can set.
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 # What a task is told about itself; a manager that a task has started must not hand it on.

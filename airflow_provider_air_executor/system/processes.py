@@ -1,9 +1,9 @@
-"""Which process is which, and how to end what a runner has started.
+"""Identifies the shims of attempts, and ends the processes that they have started.
 
 A bare process id says nothing: the number may have been given to another process meanwhile, or stem from before a
-reboot. A runner is known by its token, of which there are two kinds. That of a shell stands in its command line and is
-handed down in the environment. That of a forked runner is an identity, ``<pid>.<start time>.<boot>``: it has the
-command line and the environment of the process that it was forked from.
+reboot. The shim of an attempt is a shell, or a process that the fork server has forked. It is identified by its token.
+The token of a shell is in its command line and its environment. The token of a forked shim is
+``<pid>.<start time>.<boot>``, for it has the command line and the environment of the fork server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
 _LOOKS = 50  # where somebody waits for the end of it
 _FAMILY_LOOKS = 3  # where the manager waits
-# Of both kinds. A record may hold anything, and what no runner was given must not make a stranger one.
+# Of both kinds. A record may hold anything; text that is not a token must not match another process.
 _TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
 
 
@@ -67,7 +67,7 @@ def can_look() -> bool:
 
 
 def identity(pid: int) -> str:
-    """What tells a process of this machine from every other one, past and future (Linux only).
+    """The identity of a process of this machine: no other process has it, past or future (Linux only).
 
     :raises ProcessLookupError: if there is no such process.
     """
@@ -78,23 +78,23 @@ def identity(pid: int) -> str:
 
 
 def age(pid: int) -> float | None:
-    """Seconds since a process was started; None if that cannot be told (Linux only)."""
+    """Seconds since a process was started; None if it is not known (Linux only)."""
     status = _status(pid)
     return None if status is None else max(0.0, seconds_since_boot() - status.started / os.sysconf("SC_CLK_TCK"))
 
 
-def is_runner(pid: int, token: str) -> bool:
-    """Whether this process is the runner with this token. What cannot be told counts as yes."""
+def is_shim(pid: int, token: str) -> bool:
+    """Whether this process is the shim with this token; also True if that cannot be determined now."""
     try:
-        return _is_runner(pid, token)
+        return _is_shim(pid, token)
     except OSError:
         return True
 
 
-def _is_runner(pid: int, token: str) -> bool:
-    """Whether this process is the runner with this token.
+def _is_shim(pid: int, token: str) -> bool:
+    """Whether this process is the shim with this token.
 
-    :raises OSError: if that cannot be told now.
+    :raises OSError: if that cannot be determined now.
     """
     if not _TOKEN.fullmatch(token):
         return False
@@ -115,24 +115,24 @@ def _is_runner(pid: int, token: str) -> bool:
 
 
 def is_of_this_boot(token: str) -> bool:
-    """Whether a runner is known to have been started since this machine was."""
+    """Whether a forked shim was started since the machine was."""
     return token.endswith(f".{boot()}")
 
 
 class Kill:
-    """The end of all that a runner has started, which is over when a look finds nothing of it any more (Linux only).
+    """Kills all processes that a shim has started; it is over when a look finds none of them any more (Linux only).
 
-    What it has started is known by the variable that the runner's environment hands down, whatever session it has moved
-    to, as Jenkins does with ``BUILD_ID``. A process may hide its environment, though, as Airflow's do: those are known
-    by their session, which has the number of its leader, the runner. And as long as a runner lives, by their parent: to
-    one that wants to have orphans (``PR_SET_CHILD_SUBREAPER``), a child that is killed leaves its own children.
+    They are identified by a variable that they inherit from the shim's environment, whatever session they have moved
+    to, as Jenkins does with ``BUILD_ID``. A process may hide its environment, though, as Airflow's do: those are
+    identified by their session, which has the number of its leader, the shim. And as long as a shim lives, by their
+    parent: a killed child leaves its own children to a shim that adopts orphans (``PR_SET_CHILD_SUBREAPER``).
 
     A process may start another one in a session of its own and end, again and again, and outrun who looks at all
     processes one after the other. So what is new since then is looked at until nothing of it is among that, twice; one
     that is gone before it could be looked at may have been of it. All are looked at again in the end only, since
     numbers are given out again: who looks at hundreds of others each time is outrun where the machine is busy.
 
-    :param token: of the runner.
+    :param token: of the shim.
     :param session: the session to be ended; None: what is in it may be others by now.
     :param spare: processes that are not ended.
     :param parent: a process whose children are ended.
@@ -148,7 +148,7 @@ class Kill:
         self.looks = 0  # how often it has been looked
         self._has_found_some = False  # whether something was killed since all were looked at
         self._had_found_nothing = False  # whether that was so at the last look
-        self._doubts: Counter[int] = Counter()  # how often it could not be told of a process
+        self._doubts: Counter[int] = Counter()  # how often a process could not be classified
         self._seen: set[int] = set()  # processes that do not belong to it, or may not be killed
         self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
         self._looked_at = self._found_at
@@ -246,16 +246,16 @@ class Kill:
 
 
 def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Kill:
-    """Kill every process that the runner with this token has started, as far as one look finds it.
+    """Kill every process that the shim with this token has started, as far as one look finds it.
 
-    :param pid: the process id of the runner.
+    :param pid: the process id of the shim.
     :param has_just_ended: whether, if it is not alive, it was a moment ago. After a longer time the number may be that
         of another session.
     :return: what goes on with it: see :meth:`Kill.look`.
     """
     try:
         leader = _status(pid)
-        has_session = _is_runner(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))
+        has_session = _is_shim(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))
     except OSError:
         has_session = has_just_ended
     kill = Kill(token, pid if has_session and _TOKEN.fullmatch(token) else None)
@@ -264,7 +264,7 @@ def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Ki
 
 
 def kill_family(pid: int) -> None:
-    """Kill the children of a runner that is to be killed next, and the orphans that they leave to it.
+    """Kill the children of a shim that is to be killed next, and the orphans that they leave to it.
 
     It is stopped meanwhile, so that it does not go on without them.
     """
@@ -277,9 +277,9 @@ def kill_family(pid: int) -> None:
 
 
 def kill_what_else_was_started_by(token: str) -> None:
-    """Kill what the runner with this token has started, but for this process and the leader of its session.
+    """Kill the processes that the shim with this token has started, but for this one and the leader of its session.
 
-    For a process of the runner's own session (Linux only).
+    To be called by a process of the shim's own session (Linux only).
     """
     session = os.getsid(0)
     kill = Kill(token, session, {session}, os.getpid())

@@ -52,7 +52,7 @@ class AirExecutorToSqlOperator(BaseOperator):
     row for that attempt, without ``started_at``.
 
     ``tasks.json`` tells of the latest attempt of each task only. Of an attempt before it, ``reason`` and ``error`` are
-    known if its row was written while it was the latest one; its other columns come from what its runner has recorded.
+    known if its row was written while it was the latest one; its other columns come from its record.
     A retry of the whole job removes these records: write the history before that, if it is to be whole.
 
     The columns are ``job_name``, ``job_id``, ``task_id``, ``attempt`` (1 for the first), ``status``, ``reason``,

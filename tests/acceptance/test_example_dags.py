@@ -148,7 +148,7 @@ def test_a_diamond_of_dependencies(airflow: Installation) -> None:
     assert outputs(airflow, job) == {"split": "", "odd": "50", "even": "50", "join": "joined"}
     times = {task.id: task for task in store_of(airflow).get_tasks(job.name)}
     before = max(times["odd"].completed_at, times["even"].completed_at)  # type: ignore[type-var]
-    if times["join"].runner or times["join"].where:  # an engine tells the time of a start in whole seconds
+    if times["join"].runner or times["join"].where:  # an engine gives the time of a start in whole seconds
         before = before.replace(microsecond=0)  # type: ignore[union-attr]
     assert times["join"].started_at >= before  # type: ignore[operator]
 

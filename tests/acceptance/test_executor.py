@@ -327,11 +327,11 @@ def test_jobs_say_what_they_are(airflow: Installation) -> None:
     run_id, _ = succeed(airflow, "example_executor")
     store = JobStore(airflow.tasks_path)
 
-    def ended() -> list[Job] | None:  # Airflow is told of the success of a task before its runner ends
+    def ended() -> list[Job] | None:  # Airflow gets the success of a task before its shim ends
         jobs = [job for job in store.list_jobs() if job.submitted_by is not None and job.submitted_by.run_id == run_id]
         return jobs if all(job.state.is_terminal for job in jobs) else None
 
-    jobs = wait_until(ended, what="the runners have ended too") or []
+    jobs = wait_until(ended, what="the shims have ended too") or []
     assert sorted(job.submitted_by.task_id for job in jobs if job.submitted_by) == [
         "print_date",
         "print_hello",

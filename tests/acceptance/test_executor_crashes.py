@@ -117,7 +117,7 @@ def test_the_manager_is_killed(airflow: Installation, marks: Path, repetition: i
 
 
 @pytest.mark.parametrize("repetition", [1, 2])
-def test_a_runner_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
+def test_a_shim_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 8)
     jobs = {
@@ -126,9 +126,9 @@ def test_a_runner_is_killed(airflow: Installation, marks: Path, repetition: int)
         if job.submitted_by is not None and job.submitted_by.run_id == run_id
     }
     victim = evidence(marks, run_id)[0].split()[1].partition(".")[0]
-    runner = int((store.paths(jobs[victim]).runs / "workload.1").read_text().split()[0])
+    shim = int((store.paths(jobs[victim]).runs / "workload.1").read_text().split()[0])
     task = int(evidence(marks, run_id)[0].split()[3])
-    os.kill(runner, signal.SIGKILL)
+    os.kill(shim, signal.SIGKILL)
     wait_until(lambda: is_gone(task), what="its task is gone too")
     state, _ = airflow.follow("many", run_id)
     assert state == "success", airflow.explain("many", run_id)

@@ -117,7 +117,7 @@ class EngineContract:
         assert task.status == "completed"
         assert engine.printed(store) == f"{odd}\n{tmp_path}\nj a 1\n"
 
-    def test_variables_that_a_runner_could_use_itself(
+    def test_variables_that_a_shim_could_use_itself(
         self, store: JobStore, engine: Engine, run: Callable[..., Task]
     ) -> None:
         names = ("found", "directory", "code", "result", "size", "child", "ended", "say", "note", "grace", "n")

@@ -15,7 +15,7 @@ from tests.support.managers import Managers
 
 pytestmark = pytest.mark.engine
 
-# A module that ends as the command it is given, so that a forked runner can be asked for the same as all others. It
+# A module that ends as the command it is given, so that a forked process can be asked for the same as all others. It
 # must not become the command: whoever does that leaves no record.
 _BECOME = """\
 import signal, subprocess, sys

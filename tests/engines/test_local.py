@@ -23,7 +23,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Resources, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import ended, only_task, plain, read_log, runner_pid, task, write_job
+from tests.support.jobs import ended, only_task, plain, read_log, shim_pid, task, write_job
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
 
@@ -64,7 +64,7 @@ def test_a_file_system_that_does_not_answer_holds_up_its_own_tasks_only(
     }
     for name, described in stuck.items():
         store.submit(name, [described])
-        runner_pid(store, name, "t")
+        shim_pid(store, name, "t")
     store.submit("good", ["true"])
     assert ended(store, "good").state == "completed"
     wait_until(lambda: all(store.get_tasks(name)[0].status == "running" for name in stuck), what="they are said to run")
@@ -104,7 +104,7 @@ def test_a_command_is_found_from_the_directory_of_its_task(
     assert read_log(store, "j", "a").text == "./program\n"
 
 
-def test_a_forked_runner_says_that_its_directory_is_not_there(
+def test_a_forked_shim_says_that_its_directory_is_not_there(
     store: JobStore, managers: Managers, tmp_path: Path
 ) -> None:
     managers.start()
@@ -181,7 +181,7 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
     words = ["record", "2026-01-01T00:00:00+00:00", "log", "", "sleep", "0"]
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8)}
     text = f'{FIND}{script_here({})}shift; run "$@"'
-    command = ["./sh", "-c", text, "runner", "token", *words]
+    command = ["./sh", "-c", text, "shim", "token", *words]
     # From a directory that it may be in, below one that it may not enter.
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, preexec_fn=poor, capture_output=True, text=True, check=False
@@ -242,7 +242,7 @@ def test_what_could_not_fork_is_started_again(store: JobStore, tmp_path: Path, m
 
 
 def _said() -> str:
-    """What a runner writes that cannot fork; root's processes can."""
+    """The record of a shim that cannot fork; root's processes can."""
     line = next(line for line in script_here({}).splitlines() if "cannot fork" in line)
     return line.partition('"')[2].partition('"')[0]
 
@@ -262,7 +262,7 @@ def test_a_shell_that_cannot_be_on_standby_is_given_nothing(
     here.engine.close()
 
 
-def test_a_runner_that_is_killed_before_it_has_made_its_record_has_not_begun(
+def test_a_shim_that_is_killed_before_it_has_made_its_record_has_not_begun(
     store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = write_shell(
@@ -323,7 +323,7 @@ def test_a_relative_directory_is_the_one_of_that_name(tmp_path: Path, name: str,
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **variables}
     words = ["token", "record", "2026-01-01T00:00:00+00:00", "log", name, "/bin/pwd"]
     (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
-    command = ["./sh", "-c", f'{FIND}{script_here({})}shift; run "$@"', "runner", *words]
+    command = ["./sh", "-c", f'{FIND}{script_here({})}shift; run "$@"', "shim", *words]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     found = read_record(tmp_path / "record")
     assert found is not None, done.stderr

@@ -363,7 +363,7 @@ def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
         assert found.ended_at == datetime.fromtimestamp(1_700_000_009, UTC)
         later.poll()
         assert not note.exists()
-    assert read_record(record) == Record(7, found.started_at, "token", 0, was_told=True)
+    assert read_record(record) == Record(7, found.started_at, "token", 0, got_sigterm=True)
 
 
 def test_what_has_ended_without_a_result_is_not_run_again_when_its_note_has_gone(store: JobStore) -> None:

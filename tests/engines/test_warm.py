@@ -1,4 +1,4 @@
-"""Warm runners: forked from a process that has imported their modules, and otherwise like all others."""
+"""Tasks that start warm: their processes are forked from one that has imported their modules."""
 
 from __future__ import annotations
 
@@ -283,20 +283,20 @@ def test_cancelling_ends_what_is_known_by_its_parent_alone(store: JobStore, mana
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_a_runner_that_is_killed_is_lost_and_takes_its_session_along(
+def test_a_shim_that_is_killed_is_lost_and_takes_its_session_along(
     store: JobStore, managers: Managers, tmp_path: Path
 ) -> None:
     managers.start()
     file = tmp_path / "pids"
     store.submit("job", [warm("family", file)])
     wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
-    runner, child = (int(pid) for pid in file.read_text().split())
-    os.kill(runner, signal.SIGKILL)
+    shim, child = (int(pid) for pid in file.read_text().split())
+    os.kill(shim, signal.SIGKILL)
     assert ended(store, "job").reason == "lost"
     wait_until(lambda: is_gone(child), what="its child is gone")
 
 
-def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+def test_the_next_manager_adopts_warm_attempts(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     first = managers.start()
     server = None
     store.submit("job", [warm("waits", tmp_path / "go")])
@@ -308,27 +308,27 @@ def test_the_next_manager_takes_warm_runners_over(store: JobStore, managers: Man
     server = fork_servers(first)[0]
     managers.kill(first)
     wait_until(lambda: is_gone(server), what="the fork server is gone with its manager")
-    runner, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    shim, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
     managers.start()
-    assert not is_gone(runner)
+    assert not is_gone(shim)
     (tmp_path / "go").touch()
     assert ended(store, "job").reason == "exit"
     assert store.get_tasks("job")[0].exit_code == 7
     assert read_log(store, "job", "a").text == "started\n"  # once
-    os.kill(runner, signal.SIGKILL)
+    os.kill(shim, signal.SIGKILL)
     assert ended(store, "killed").reason == "lost"
     wait_until(lambda: is_gone(child), what="its child is gone")
 
 
-def test_a_runner_that_died_with_its_manager_is_lost(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+def test_a_shim_that_died_with_its_manager_is_lost(store: JobStore, managers: Managers, tmp_path: Path) -> None:
     first = managers.start()
     store.submit("job", [warm("family", tmp_path / "pids")])
     wait_until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"), what="it runs")
-    runner, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
+    shim, child = (int(pid) for pid in (tmp_path / "pids").read_text().split())
     server = fork_servers(first)[0]
     managers.kill(first)
     wait_until(lambda: is_gone(server), what="the fork server is gone")
-    os.kill(runner, signal.SIGKILL)
+    os.kill(shim, signal.SIGKILL)
     managers.start()
     assert ended(store, "job").reason == "lost"
     wait_until(lambda: is_gone(child), what="its child is gone")
@@ -381,17 +381,17 @@ def test_a_timeout_ends_a_warm_task(store: JobStore, managers: Managers, tmp_pat
     assert (task.status, task.reason) == ("failed", "timeout")
 
 
-def test_a_reused_process_id_is_not_the_runner() -> None:
+def test_a_reused_process_id_is_not_the_shim() -> None:
     token = processes.identity(os.getpid())
     pid, started, boot = token.split(".")
-    assert processes.is_runner(int(pid), token)
-    assert not processes.is_runner(int(pid), f"{pid}.{int(started) + 1}.{boot}")
-    assert not processes.is_runner(int(pid), f"{pid}.{started}.00000000")
+    assert processes.is_shim(int(pid), token)
+    assert not processes.is_shim(int(pid), f"{pid}.{int(started) + 1}.{boot}")
+    assert not processes.is_shim(int(pid), f"{pid}.{started}.00000000")
     assert processes.is_of_this_boot(token)
     with subprocess.Popen(["/bin/true"]) as process:
         token = processes.identity(process.pid)
         wait_until(lambda: is_gone(process.pid), what="it has ended")
-        assert not processes.is_runner(process.pid, token)  # a zombie
+        assert not processes.is_shim(process.pid, token)  # a zombie
     with pytest.raises(ProcessLookupError):
         processes.identity(process.pid)
 

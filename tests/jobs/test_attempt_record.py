@@ -1,4 +1,4 @@
-"""What a runner writes about its attempt."""
+"""The record of an attempt."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_it_is_read_as_it_was_written(
         assert read_record(path) == record
 
 
-def test_of_two_runners_of_an_attempt_one_has_it(tmp_path: Path) -> None:
+def test_of_two_shims_of_an_attempt_one_has_it(tmp_path: Path) -> None:
     os.close(claim(tmp_path / "t.1", RUNS))
     with pytest.raises(FileExistsError):
         claim(tmp_path / "t.1", RUNS._replace(pid=78))
@@ -81,7 +81,7 @@ def test_the_start_is_put_into_what_is_over_and_the_end_keeps_its_time(tmp_path:
     assert record.started_at is not None
     put_start(path, record)
     assert read_record(path) == record
-    assert record.was_told
+    assert record.got_sigterm
     assert path.stat().st_mtime == 1
 
 

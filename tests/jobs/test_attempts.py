@@ -1,4 +1,4 @@
-"""The attempts of a job's tasks: the latest from tasks.json, earlier ones from the records of their runners."""
+"""The attempts of a job's tasks: the latest from tasks.json, earlier ones from their records."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def stands(store: JobStore, **changes: Any) -> None:
 
 
 def record(store: JobStore, name: str, content: str, *, modified: datetime = NOON + timedelta(seconds=2)) -> None:
-    """What a runner would leave."""
+    """The record that a shim would leave."""
     path = store.paths("j").runs / name
     path.write_text(content)
     os.utime(path, (modified.timestamp(), modified.timestamp()))
@@ -65,7 +65,7 @@ def test_the_latest_attempt_is_what_tasks_json_says(store: JobStore) -> None:
     assert found.seconds == 3
 
 
-def test_earlier_attempts_are_what_their_runners_have_recorded(store: JobStore) -> None:
+def test_earlier_attempts_are_what_their_shims_have_recorded(store: JobStore) -> None:
     stands(store, status=COMPLETED, attempt=3, started_at=NOON, completed_at=NOON, exit_code=0)
     for number in (1, 2, 3, 4):
         record(store, f"a.{number}", f"77 {NOON.isoformat()} token\n{number}\n")
@@ -76,7 +76,7 @@ def test_earlier_attempts_are_what_their_runners_have_recorded(store: JobStore) 
     assert (third.number, third.status) == (3, COMPLETED)
 
 
-def test_a_runner_that_was_killed_has_recorded_its_start_only(store: JobStore) -> None:
+def test_a_shim_that_was_killed_has_recorded_its_start_only(store: JobStore) -> None:
     stands(store, status=RUNNING, attempt=2, started_at=NOON)
     record(store, "a.1", f"77 {NOON.isoformat()} token\n")
     assert store.get_attempts("j")[0] == AttemptRecord("a", 1, FAILED, started_at=NOON)
@@ -126,7 +126,7 @@ def test_half_an_exit_code_is_none(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.01", "a.0", "a.-1", "a.1.output", "a.²", ".1", "b.1", "a.1.1"])
-def test_what_no_runner_has_named_is_passed_over(store: JobStore, name: str) -> None:
+def test_a_file_whose_name_is_no_record_is_passed_over(store: JobStore, name: str) -> None:
     stands(store, status=RUNNING, attempt=2, started_at=NOON)
     record(store, name, f"77 {NOON.isoformat()} token\n1\n")
     assert numbers(store) == [(2, "running")]

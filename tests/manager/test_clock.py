@@ -12,7 +12,7 @@ import pytest
 from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import clock
-from tests.support.jobs import ended, runner_pid, task
+from tests.support.jobs import ended, shim_pid, task
 from tests.support.managers import Managers
 from tests.support.waiting import until, wait_until
 
@@ -48,7 +48,7 @@ def test_a_timeout_does_not_come_sooner(store: JobStore, managers: Managers, tmp
     store.submit("of-task", [task("a", until(tmp_path / "go"), timeout=3000)])
     store.submit("of-job", [task("a", until(tmp_path / "go"))], timeout=3000)
     for name in ("of-task", "of-job"):
-        runner_pid(store, name, "a")
+        shim_pid(store, name, "a")
     wait_until(lambda: store.get_job("of-job").started_clock, what="its start is published")
     managers.kill(first)
     set_by(7200)

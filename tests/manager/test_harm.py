@@ -21,8 +21,8 @@ from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.schedule import TaskGraph
 from airflow_provider_air_executor.manager.settings import load_settings
-from airflow_provider_air_executor.system.processes import is_runner, kill_started_by
-from tests.support.jobs import ended, outcomes, plain, publish_tasks, runner_pid, task, write_job
+from airflow_provider_air_executor.system.processes import is_shim, kill_started_by
+from tests.support.jobs import ended, outcomes, plain, publish_tasks, shim_pid, task, write_job
 from tests.support.managers import Managers, run_cli
 from tests.support.waiting import until, wait_until
 
@@ -73,9 +73,9 @@ class TestRecords:
         assert goes_on(store, second)
 
     @pytest.mark.parametrize("token", ["", "sleep", "1000", "0123456789abcde", "x.1.2"])
-    def test_what_no_runner_was_given_makes_no_process_one(self, token: str) -> None:
+    def test_a_token_that_no_shim_can_have_matches_no_process(self, token: str) -> None:
         with subprocess.Popen(["sleep", "1000"]) as stranger:
-            assert not is_runner(stranger.pid, token)
+            assert not is_shim(stranger.pid, token)
             kill_started_by(token, stranger.pid)
             assert stranger.poll() is None
             stranger.kill()
@@ -153,7 +153,7 @@ class TestNumbers:
         """As a task may leave one for its job, or another."""
         manager = managers.start()
         store.submit("j", [task("a", until(tmp_path / "go"))])
-        runner_pid(store, "j", "a")
+        shim_pid(store, "j", "a")
         added = f'{{"id": "b", "command": "true", {more}}}'
         (store.inbox_path / "1.json").write_text(f'{{"request": "add_tasks", "job": "j", "tasks": [{added}]}}')
         wait_until(lambda: not inbox.requests(store), what="it is quarantined")
@@ -199,7 +199,7 @@ def raising(self, *args, **kwargs):
         process = self._manager(managers, patch)
         store.submit("bad", ["sleep 0.5", "exit 1" if step.endswith(".stop") else "true"], max_parallel_tasks=1)
         if step.endswith(".stop"):
-            runner_pid(store, "bad", "task-1")
+            shim_pid(store, "bad", "task-1")
             inbox.cancel(store, "bad")
         if step.endswith((".snapshotting", ".merging_external_edits", ".publish_state")):
             line = "echo again >> $AIR_EXECUTOR_JOB_DIR/tasks.json; sleep 2"
@@ -217,7 +217,7 @@ def raising(self, *args, **kwargs):
         """It is taken over as a whole a moment later, or ends; it is not left half known."""
         first = managers.start()
         store.submit("bad", [task("a", until(tmp_path / "go")), task("b", after="a")])
-        runner_pid(store, "bad", "a")
+        shim_pid(store, "bad", "a")
         wait_until(lambda: outcomes(store, "bad")["a"][0] == "running", what="its list says so")
         managers.kill(first)
         patch = f"""
@@ -252,7 +252,7 @@ os.listdir = listdir
         (tmp_path / "trouble").touch()
         process = self._manager(managers, patch)
         store.submit("j", ["sleep 1000"])
-        runner_pid(store, "j", "task-1")
+        shim_pid(store, "j", "task-1")
         inbox.cancel(store, "j")
         assert goes_on(store, process)
         (tmp_path / "trouble").unlink()
@@ -357,7 +357,7 @@ def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers:
     (store.inbox_path / ("0" * 245 + ".json")).write_text("no request")
     manager = managers.start()
     store.submit("j", ["sleep 1000"])
-    runner_pid(store, "j", "task-1")
+    shim_pid(store, "j", "task-1")
     inbox.cancel(store, "j")
     assert ended(store, "j").reason == "cancelled"
     wait_until(lambda: not inbox.requests(store), what="the other one is quarantined")

@@ -15,7 +15,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import processes
 from airflow_provider_air_executor.system.processes import Kill
-from tests.support.jobs import ended, only_task, read_log, runner_pid, task
+from tests.support.jobs import ended, only_task, read_log, shim_pid, task
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment
 from tests.support.waiting import wait_until
@@ -87,7 +87,7 @@ def test_what_may_not_be_killed_is_said_and_not_repeated_beside(store: JobStore,
     managers.start()
     limit = {"timeout": 1} if how == "timeout" else {}
     store.submit(JOB, [task("a", "sleep 1234567 & wait", retries=1, **limit)])
-    pid = runner_pid(store, JOB, "a")
+    pid = shim_pid(store, JOB, "a")
     wait_until(_sleeps, what="it runs")
     if how == "cancelled":
         inbox.cancel(store, JOB)
@@ -125,7 +125,7 @@ def test_where_processes_cannot_be_looked_at_no_manager_starts(store: JobStore, 
 def test_a_stopped_task_hears_that_it_is_to_end(store: JobStore, managers: Managers) -> None:
     managers.start("--kill-grace", "60")
     store.submit(JOB, [task("a", "trap 'echo bye; exit' TERM; kill -STOP $$; sleep 1000 & wait")])
-    pid = runner_pid(store, JOB, "a")
+    pid = shim_pid(store, JOB, "a")
 
     def is_stopped() -> bool:
         return any("T" in _state(process) for process in with_environment(f"AIR_EXECUTOR_JOB={JOB}") if process != pid)

@@ -16,35 +16,35 @@ import pytest
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import DATA, ended, outcomes, plain, read_log, remove, runner_pid, task, write_job
+from tests.support.jobs import DATA, ended, outcomes, plain, read_log, remove, shim_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import command_line, is_gone
 from tests.support.waiting import PATIENCE, until, wait_until
 
 
-def waiting_runners(manager: subprocess.Popen[str]) -> list[int]:
-    """The runners on standby of a manager."""
+def shells_on_standby(manager: subprocess.Popen[str]) -> list[int]:
+    """The shells on standby of a manager."""
     children = Path(f"/proc/{manager.pid}/task/{manager.pid}/children").read_text().split()
     return [pid for pid in map(int, children) if "-s" in command_line(pid)]
 
 
 class TestEngines:
-    def test_killed_runner_fails_the_attempt_as_lost_and_takes_its_group_along(
+    def test_killed_shim_fails_the_attempt_as_lost_and_takes_its_group_along(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
         store.submit("j", [task("a", f"sleep 1000 & echo $! > {tmp_path}/pid; wait")])
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         child = int(wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), what="child"))
         os.kill(pid, signal.SIGKILL)
         assert ended(store, "j").reason == "lost"
         assert outcomes(store, "j") == {"a": ("failed", "lost")}
         wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the group is gone")
 
-    def test_killed_runner_is_tried_again_if_the_task_says_so(
+    def test_killed_shim_is_tried_again_if_the_task_says_so(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
         store.submit("j", [task("a", "[ $AIR_EXECUTOR_ATTEMPT = 2 ] || sleep 1000", retries=1)])
-        os.kill(runner_pid(store, "j", "a"), signal.SIGKILL)
+        os.kill(shim_pid(store, "j", "a"), signal.SIGKILL)
         assert ended(store, "j").state == "completed"
         assert store.get_tasks("j")[0].attempt == 2
 
@@ -75,7 +75,7 @@ class TestEngines:
     def test_commands_of_the_shell_itself_are_not_taken_for_programs(
         self, store: JobStore, manager: subprocess.Popen[str], command: str
     ) -> None:
-        """``exit`` as a command must not end the runner, and echo is /bin/echo, which knows no backslashes."""
+        """``exit`` as a command must not end the shim, and echo is /bin/echo, which knows no backslashes."""
         store.submit("j", [{"command": command, "args": [r"a\tb"]}])
         job = ended(store, "j")
         if command == "echo":
@@ -86,32 +86,32 @@ class TestEngines:
     def test_arguments_are_handed_over_as_they_are(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         args = ["", " ", "$HOME", "`id`", "a'b\"c", "*", "-n", "ü\n", "\\", "; exit 1", "a\n\n}\nb"]
         args.append("".join(map(chr, range(1, 256))))
-        wait_until(lambda: waiting_runners(manager), what="a runner waits")
+        wait_until(lambda: shells_on_standby(manager), what="a shell is on standby")
         store.submit("j", [{"command": "printf", "args": ["[%s]", *args]}])
         assert ended(store, "j").state == "completed"
         assert read_log(store, "j", "task-1").text == "".join(f"[{arg}]" for arg in args)
 
-    def test_a_runner_waits_for_the_next_task_and_goes_with_the_manager(
+    def test_a_shell_on_standby_gets_the_next_task_and_ends_with_the_manager(
         self, store: JobStore, managers: Managers
     ) -> None:
         process = managers.start()
-        (first,) = wait_until(lambda: waiting_runners(process), what="a runner waits")
+        (first,) = wait_until(lambda: shells_on_standby(process), what="a shell is on standby")
         store.submit("j", ["true"])
         assert ended(store, "j").state == "completed"
-        assert runner_pid(store, "j", "task-1") == first
-        (second,) = wait_until(lambda: waiting_runners(process), what="the next runner waits")
+        assert shim_pid(store, "j", "task-1") == first
+        (second,) = wait_until(lambda: shells_on_standby(process), what="the next shell is on standby")
         managers.kill(process)
         wait_until(lambda: is_gone(second), what="it has ended with the manager")
 
-    def test_a_waiting_runner_that_is_killed_is_not_missed(
+    def test_a_shell_on_standby_that_is_killed_is_replaced(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
-        (first,) = wait_until(lambda: waiting_runners(manager), what="a runner waits")
+        (first,) = wait_until(lambda: shells_on_standby(manager), what="a shell is on standby")
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: is_gone(first), what="it has ended")
         store.submit("j", ["true"])
         assert ended(store, "j").state == "completed"
-        os.kill(wait_until(lambda: waiting_runners(manager), what="a runner waits")[0], signal.SIGSTOP)
+        os.kill(wait_until(lambda: shells_on_standby(manager), what="a shell is on standby")[0], signal.SIGSTOP)
         store.submit("stopped", [task("a", "true", timeout=1)])  # it got the task, and is as good as hung
         assert ended(store, "stopped").reason == "timeout"
         store.submit("k", ["true"])
@@ -119,8 +119,8 @@ class TestEngines:
 
     @pytest.mark.parametrize("length", [100, 3_000, 5_000, 100_000])
     def test_arguments_of_any_length(self, store: JobStore, manager: subprocess.Popen[str], length: int) -> None:
-        """Short ones go to the runner that waits, long ones to a new one."""
-        wait_until(lambda: waiting_runners(manager), what="a runner waits")
+        """Short ones go to the shell on standby, long ones to a new one."""
+        wait_until(lambda: shells_on_standby(manager), what="a shell is on standby")
         store.submit("j", [{"command": "printf", "args": ["%s", "'" + "x" * length]}])
         assert ended(store, "j").state == "completed"
         assert read_log(store, "j", "task-1").text == "'" + "x" * length
@@ -191,7 +191,7 @@ class TestEngines:
 
 
 class TestLimits:
-    def test_number_of_runners_is_limited(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    def test_number_of_attempts_is_limited(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         managers.start("--max-concurrent-runners", "3")
         for number in range(4):
             store.submit(f"j{number}", [meeting(tmp_path / "out", 3)] * 5, max_parallel_tasks=5)
@@ -517,8 +517,8 @@ class TestCrashes:
             [task("good", f"sleep 0.2; touch {tmp_path}/ran"), task("bad", "sleep 0.2; exit 7")],
             max_parallel_tasks=2,
         )
-        runner_pid(store, "j", "good")
-        runner_pid(store, "j", "bad")
+        shim_pid(store, "j", "good")
+        shim_pid(store, "j", "bad")
         managers.kill(process)
         wait_until(lambda: store.paths("j").record("bad", 1).read_text().endswith("7\n"), what="both have ended")
         wait_until((tmp_path / "ran").exists, what="both have ended")
@@ -526,10 +526,10 @@ class TestCrashes:
         assert ended(store, "j").reason == "exit"
         assert outcomes(store, "j") == {"good": ("completed", None), "bad": ("failed", "exit")}
 
-    def test_a_runner_that_dies_while_no_manager_runs_is_lost(self, store: JobStore, managers: Managers) -> None:
+    def test_a_shim_that_dies_while_no_manager_runs_is_lost(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         managers.kill(process)
         os.killpg(pid, signal.SIGKILL)
         managers.start()
@@ -539,7 +539,7 @@ class TestCrashes:
         process = managers.start()
         store.submit("timeout", [task("a", "sleep 1000", timeout=1)])
         store.submit("cancel", [task("a", "sleep 1000")])
-        pids = [runner_pid(store, name, "a") for name in ("timeout", "cancel")]
+        pids = [shim_pid(store, name, "a") for name in ("timeout", "cancel")]
         managers.kill(process)
         managers.start()
         inbox.cancel(store, "cancel")
@@ -548,12 +548,10 @@ class TestCrashes:
         for pid in pids:
             wait_until(lambda pid=pid: is_gone(pid), what="it is gone")
 
-    def test_a_number_that_now_belongs_to_another_process_is_not_taken_for_the_runner(
-        self, store: JobStore, managers: Managers
-    ) -> None:
+    def test_a_reused_process_id_of_another_process_is_not_killed(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         managers.kill(process)
         os.killpg(pid, signal.SIGKILL)
         other = subprocess.Popen(["sleep", "1000"], start_new_session=True)
@@ -571,7 +569,7 @@ class TestCrashes:
     def test_sigterm_ends_the_manager_not_the_tasks(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         process = managers.start()
         store.submit("j", [task("a", f"{until(tmp_path / 'go')}; echo done")])
-        runner_pid(store, "j", "a")
+        shim_pid(store, "j", "a")
         process.terminate()
         assert process.wait(PATIENCE) == 0
         assert store.get_job("j").state == "working"
@@ -611,7 +609,7 @@ class TestCrashes:
             process = managers.start()
             first = task("a", "until [ -e $AIR_EXECUTOR_JOB_DIR/go ]; do sleep 0.02; done")
             store.submit("j", [first, *["true"] * 20], max_parallel_tasks=1)
-            runner_pid(store, "j", "a")
+            shim_pid(store, "j", "a")
             (store.paths("j").directory / "go").touch()
             filler = store.base_path / "filler"
             subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=4k"], check=False, capture_output=True)
@@ -645,7 +643,7 @@ class TestRequests:
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
         store.submit("j", [task("a", "sleep 1000"), task("b")], max_parallel_tasks=1)
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         assert inbox.cancel(store, "j")
         job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "cancelled")
@@ -689,8 +687,8 @@ class TestRequests:
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
         store.submit("j", [task("a", "sleep 1000")])
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         remove(store, "j")
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="its runner is gone")
+        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="its shim is gone")
         store.submit("j", [task("a")])
         assert ended(store, "j").state == "completed"

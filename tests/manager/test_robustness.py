@@ -28,7 +28,7 @@ from tests.support.jobs import (
     read_log,
     remove,
     reset_tasks,
-    runner_pid,
+    shim_pid,
     task,
     write_job,
 )
@@ -47,7 +47,7 @@ class TestSameNameAgain:
     def test_the_kill_of_an_old_job_does_not_reach_its_successor(self, store: JobStore, managers: Managers) -> None:
         managers.start("--kill-grace", "2")
         store.submit("j", ["sleep 1000"])
-        runner_pid(store, "j", "task-1")
+        shim_pid(store, "j", "task-1")
         inbox.cancel(store, "j")
         ended(store, "j")
         store.delete("j")
@@ -66,9 +66,9 @@ class TestSameNameAgain:
     def test_removed_while_it_runs_and_submitted_again_at_once(
         self, store: JobStore, manager: subprocess.Popen[str], again: str
     ) -> None:
-        """What the old runner still has to say must not be taken for the new one's result."""
+        """The result of the old shim must not be taken for the new one's."""
         store.submit("j", [task("a", "trap 'sleep 0.2; exit 0' TERM; sleep 1000 & wait")])
-        runner_pid(store, "j", "a")
+        shim_pid(store, "j", "a")
         remove(store, "j")
         store.submit("j", [task(again, "sleep 1; exit 5")])
         job = ended(store, "j")
@@ -79,14 +79,14 @@ class TestSameNameAgain:
         """The task that runs is not in the new list: it is killed, and its end concerns nobody."""
         first = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
-        pid = runner_pid(store, "j", "a")
+        pid = shim_pid(store, "j", "a")
         managers.kill(first)
         state = json.loads(store.paths("j").state.read_text())
         store.paths("j").tasks.write_text(json.dumps([plain("b", "sleep", "0.5")]))
         store.paths("j").state.write_text(json.dumps({**state, "state": "waiting"}))
         second = managers.start()
         assert ended(store, "j").state == "completed"
-        wait_until(lambda: is_gone(pid), what="its runner is gone")
+        wait_until(lambda: is_gone(pid), what="its shim is gone")
         assert is_alive(second, store)
 
 
@@ -130,7 +130,7 @@ class TestOddFiles:
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
         store.submit("j", ["sleep 0.5", "true"], max_parallel_tasks=1)
-        runner_pid(store, "j", "task-1")
+        shim_pid(store, "j", "task-1")
         shutil.move(store.paths("j").directory, tmp_path / "moved")
         store.paths("j").directory.symlink_to(tmp_path / "moved")
         assert is_alive(manager, store)
@@ -167,7 +167,7 @@ class TestRequestsThatWait:
 
     def test_one_bad_request_does_not_hold_up_the_others(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         store.submit("j", ["sleep 1000"])
-        runner_pid(store, "j", "task-1")
+        shim_pid(store, "j", "task-1")
         (store.inbox_path / "0.json").write_text(json.dumps({"request": "cancel", "job": "漢" * 100}))
         inbox.cancel(store, "j")
         assert ended(store, "j").reason == "cancelled"
@@ -213,7 +213,7 @@ class TestRestarts:
         """It is in the list that the last snapshot has replaced."""
         first = managers.start()
         store.submit("j", [until(tmp_path / "go")])
-        runner_pid(store, "j", "task-1")
+        shim_pid(store, "j", "task-1")
         wait_until(lambda: store.get_tasks("j")[0].status is TaskStatus.RUNNING, what="it runs")
         managers.kill(first)
         listed = store.get_tasks("j")
@@ -366,7 +366,7 @@ class TestWithoutNotification:
         store.submit("a", ["true", "exit 1"])
         assert ended(store, "a").state == "failed"
         store.submit("b", ["sleep 1000"])
-        runner_pid(store, "b", "task-1")
+        shim_pid(store, "b", "task-1")
         inbox.cancel(store, "b")
         assert ended(store, "b").reason == "cancelled"
         inbox.retry(store, "a")
@@ -393,7 +393,7 @@ def test_what_bash_takes_from_the_environment_where_it_is_sh(tmp_path: Path, exp
     text = f'{FIND}{script_here(exported)}shift; run "$@"'
     words = ["token", str(record), "2026-01-01T00:00:00+00:00", str(log), str(tmp_path), "/bin/sh", "-c", "pwd; exit 3"]
     environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8), **exported}
-    done = subprocess.run([tmp_path / "sh", "-c", text, "runner", *words], env=environment, check=False)
+    done = subprocess.run([tmp_path / "sh", "-c", text, "shim", *words], env=environment, check=False)
     assert done.returncode == 3
     found = read_record(record)
     assert found is not None

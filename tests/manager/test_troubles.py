@@ -52,7 +52,7 @@ def go_rounds(site: SteppedManager, number: int = 5) -> None:
 
 
 def has_run(site: SteppedManager) -> bool:
-    """Whether the command of the only task has been started, and its runner has ended."""
+    """Whether the command of the only task has been started, and its shim has ended."""
     site.go_round()
     site.open_gate()
     return bool(site.done()) and not site.something_runs()
@@ -68,7 +68,7 @@ def all_is_well(site: SteppedManager) -> bool:
 
 
 class TestManager:
-    def test_a_record_that_cannot_be_read_when_its_runner_has_ended_is_read_later(self, site: SteppedManager) -> None:
+    def test_a_record_that_cannot_be_read_when_its_shim_has_ended_is_read_later(self, site: SteppedManager) -> None:
         site.start_manager()
         submit(site, waits=True)
         wait_until(lambda: site.go_round() or site.done(), what="it runs")
@@ -228,12 +228,12 @@ class TestManager:
 class TestProcesses:
     """Without a free descriptor, nothing can be seen of a process."""
 
-    def test_a_runner_that_cannot_be_looked_at_is_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_process_that_cannot_be_inspected_counts_as_the_shim(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for token in ("1.2.abc", secrets.token_hex(8)):
             with monkeypatch.context() as patch:
                 patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
-                assert processes.is_runner(os.getpid(), token)
-            assert not processes.is_runner(os.getpid(), token)
+                assert processes.is_shim(os.getpid(), token)
+            assert not processes.is_shim(os.getpid(), token)
 
     def test_a_kill_is_not_over_because_nothing_can_be_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
         kill = processes.Kill(secrets.token_hex(8), None)
@@ -243,7 +243,7 @@ class TestProcesses:
         assert not kill.untouchable
 
     def test_a_boot_that_could_not_be_read_once_is_read_later(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Otherwise no forked runner would be known any more."""
+        """Otherwise no forked shim would be identified any more."""
         clock.boot.cache_clear()
         with monkeypatch.context() as patch, contextlib.suppress(OSError):
             patch.setattr(Path, "read_text", _fails(errno.EMFILE))

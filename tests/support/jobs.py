@@ -105,11 +105,11 @@ def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:
     return {item.id: (item.status.value, item.reason and item.reason.value) for item in store.get_tasks(name)}
 
 
-def runner_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
-    """The process id of the runner of a task, once it has started."""
+def shim_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
+    """The process id of the shim of a task, once it has started."""
     path = store.paths(name).record(task_id, attempt)
 
     def pid() -> str:
         return path.read_text().split(" ")[0] if path.exists() else ""
 
-    return int(wait_until(pid, what="the runner has started"))
+    return int(wait_until(pid, what="the shim has started"))

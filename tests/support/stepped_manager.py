@@ -173,7 +173,7 @@ class SteppedManager:
             self.kill_manager()
 
     def something_runs(self) -> bool:
-        """Whether a runner is alive that the manager has started, or one has ended and it still sees to that."""
+        """Whether a shim of the manager is alive, or the manager still processes the end of one."""
         found = self.engine
         if found is None:
             return False

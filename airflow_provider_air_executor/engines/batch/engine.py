@@ -224,8 +224,8 @@ class BatchEngine:
 
     def _judge_result(self, found: BatchedAttempt, exit_code: int, holder: State | None, now: float) -> None:
         """The command has ended. If it failed, the system may know why: a command may handle a signal."""
-        was_told = found.record is not None and found.record.was_told
-        is_its_own = (exit_code == 0 and not was_told) or (exit_code <= 128 and found.is_shared)
+        got_sigterm = found.record is not None and found.record.got_sigterm
+        is_its_own = (exit_code == 0 and not got_sigterm) or (exit_code <= 128 and found.is_shared)
         if is_its_own or found.cancelling is not None:
             self._end(found, exit_code)
             return

@@ -56,7 +56,7 @@ class EngineOptions(KubernetesOptions):
 
 
 def read_options(given: Mapping[str, Any]) -> EngineOptions:
-    """The options of the runner, with the template that they may name.
+    """The options of the engine, with the Pod template that they may name.
 
     :raises SettingsError: naming each that is not valid.
     """

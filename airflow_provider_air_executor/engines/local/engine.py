@@ -44,7 +44,7 @@ from airflow_provider_air_executor.system.environment import inherited
 from airflow_provider_air_executor.system.processes import (
     age,
     is_of_this_boot,
-    is_runner,
+    is_shim,
     kill_family,
     kill_started_by,
 )
@@ -318,7 +318,7 @@ class LocalEngine:
 
     def _look_at_adopted(self) -> None:
         for attempt, found in list(self._adopted.items()):
-            if is_runner(found.pid, found.token):
+            if is_shim(found.pid, found.token):
                 continue
             # Read after it was gone: now it is final.
             try:
@@ -344,7 +344,7 @@ class LocalEngine:
         if files.stamp(path) is None:
             return None
         record = read_record(path)
-        if record is not None and not record.is_over and is_runner(record.pid, record.token):
+        if record is not None and not record.is_over and is_shim(record.pid, record.token):
             self._adopt(LocalAttempt(attempt, path), record)
             return Running(attempt, record.started_at, age=age(record.pid))
         record = read_record(path)  # again: it may have ended between the two looks
@@ -381,7 +381,7 @@ class LocalEngine:
             self._unread = [reaped for reaped in self._unread if reaped.found is not found]
             self._release(found, Ended(attempt, None, utc_now()), has_just_ended=False)
             return
-        if found.is_our_shell or is_runner(found.pid, found.token):
+        if found.is_our_shell or is_shim(found.pid, found.token):
             if kill and not found.is_our_shell:  # a shell has no orphans
                 kill_family(found.pid)
             with contextlib.suppress(ProcessLookupError, PermissionError):  # what is left of it is seen at its end
@@ -419,7 +419,7 @@ def _remove_output(path: str) -> None:
 
 @contextlib.contextmanager
 def _starting() -> Iterator[None]:
-    """Start a runner.
+    """Start a process.
 
     :raises ResourceExhaustedError: if that may be possible later.
     :raises SpawnError: if it is not.
@@ -440,14 +440,14 @@ def _starting() -> Iterator[None]:
 
 
 def _ended(attempt: Attempt, record: Record, ended_at: datetime) -> Ended:
-    """How an attempt has ended whose runner has written that down."""
+    """The end of an attempt, by its record."""
     if record.spawn_error is not None:
         return Ended(attempt, None, ended_at, reason=Reason.SPAWN, error=record.spawn_error)
     return Ended(attempt, record.exit_code, ended_at)
 
 
 def _cannot_record(path: str) -> str:
-    """What the machine is short of, if that is why a runner could not write its record; empty otherwise."""
+    """Why no record can be written here, if the machine is short of something; empty otherwise."""
     try:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # created, but there was no space for its content

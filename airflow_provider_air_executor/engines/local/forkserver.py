@@ -1,13 +1,13 @@
-"""The fork server: imports once what its tasks need, and forks a runner for each of them.
+"""The fork server: imports modules once, and forks a process for each task that needs them.
 
 The manager starts it, as ``python -m airflow_provider_air_executor.engines.local.forkserver DESCRIPTOR MODULE...``,
 and talks to it through a socket: one JSON message each way, see :mod:`.warm`. When the manager is gone it ends. What it
-has forked goes on: a runner is the leader of a session of its own, claims its record as that of a shell does, and
-writes its exit code there.
+has forked goes on: a forked process is the shim of its attempt. It leads a session of its own, claims the record, as
+the shell of :mod:`..shim` does, and writes the exit code there.
 
-A module that is imported for its tasks may have a function ``preload``, which is called once: for what is loaded
-late otherwise, by the first call of something. And a function ``after_fork``, which is called in each runner: for what
-each must have for itself, such as the state of a generator of random numbers.
+A module that is imported for its tasks may have a function ``preload``, which is called once, to load ahead what the
+module loads at its first use; and a function ``after_fork``, which is called in each forked process, to renew what
+processes must not share, such as the state of a generator of random numbers.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
         preload(sys.argv[2:])
     except BaseException as error:
         traceback.print_exc()
-        _tell(channel, failed=f"{type(error).__name__}: {error}"[:2000])
+        _send(channel, failed=f"{type(error).__name__}: {error}"[:2000])
         sys.exit(1)
     ForkServer(channel).serve()
 
@@ -78,23 +78,23 @@ def preload(modules: Sequence[str]) -> None:
             f"importing {', '.join(modules)} has started threads ({', '.join(others)}): fork would lose them"
         )
     gc.collect()
-    gc.freeze()  # what is here now is shared with all runners, and a collection would touch every page of it
+    gc.freeze()  # this memory is shared with all forked processes, and a collection would touch every page of it
 
 
-def _tell(channel: socket.socket, **message: Any) -> None:
+def _send(channel: socket.socket, **message: Any) -> None:
     channel.send(json.dumps(message).encode())
 
 
 class ForkServer:
-    """Forks runners at the request of the manager at the other end of a channel, until that is closed."""
+    """Forks shims at the request of the manager at the other end of a channel, until that is closed."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._runners: set[int] = set()
-        self._private: tuple[int, ...] = ()  # descriptors that no runner must keep open
+        self._shims: set[int] = set()
+        self._private: tuple[int, ...] = ()  # descriptors that each shim closes
 
     def serve(self) -> NoReturn:
-        """Answer requests, and tell which runners have ended."""
+        """Answer requests, and report which shims have ended."""
         wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._private = (wakeup, wake, self._channel.fileno())
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -102,7 +102,7 @@ class ForkServer:
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         poll.register(self._channel, select.POLLIN)
-        _tell(self._channel, ready=True)
+        _send(self._channel, ready=True)
         while True:
             poll.poll()
             with contextlib.suppress(BlockingIOError):
@@ -124,30 +124,30 @@ class ForkServer:
             try:
                 pid = os.fork()
             except OSError as error:
-                _tell(self._channel, key=request["key"], error=error.strerror)
+                _send(self._channel, key=request["key"], error=error.strerror)
                 continue
             if pid == 0:
-                _become_runner(request, self._private)
-            self._runners.add(pid)
-            _tell(self._channel, key=request["key"], pid=pid, token=identity(pid))
+                _become_shim(request, self._private)
+            self._shims.add(pid)
+            _send(self._channel, key=request["key"], pid=pid, token=identity(pid))
 
     def _reap(self) -> None:
-        """Tell how runners have ended. What one that was killed has left behind is killed with it."""
-        while self._runners:
+        """Report how shims have ended, and kill the processes that a killed one has left behind."""
+        while self._shims:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is None:
                 return
             pid = found.si_pid
-            if found.si_code != os.CLD_EXITED and pid in self._runners:
+            if found.si_code != os.CLD_EXITED and pid in self._shims:
                 # Not reaped yet, so that the number of the session is still its own.
                 kill_started_by(identity(pid), pid, has_just_ended=True)
             _, status = os.waitpid(pid, 0)
-            if pid in self._runners:
-                self._runners.discard(pid)
-                _tell(self._channel, ended=pid, status=status)
+            if pid in self._shims:
+                self._shims.discard(pid)
+                _send(self._channel, ended=pid, status=status)
 
 
-def _become_runner(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
+def _become_shim(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
     """Run a task in this process, which has just been forked; it ends here."""
     code = NOT_CLAIMED
     try:
@@ -160,7 +160,7 @@ def _become_runner(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         code = _run_recorded(request)
-    except BaseException:  # there is nobody to tell
+    except BaseException:  # nobody could receive it
         with contextlib.suppress(BaseException):
             traceback.print_exc()
     finally:

@@ -78,7 +78,7 @@ class Shells:
         started = None if own else self._hand_over(variables, words)
         if started is None:
             token = secrets.token_hex(8)
-            arguments = ["-c", f'{FIND}{self._script}shift; run "$@"', "air-executor-runner", token, *words]
+            arguments = ["-c", f'{FIND}{self._script}shift; run "$@"', "air-executor-shim", token, *words]
             environment = {**self._environment, **(own or {}), **variables}
             started = self._spawn(arguments, environment, token, _NO_INPUT), token
         self._children.add(started[0], ended)
@@ -115,7 +115,7 @@ class Shells:
             try:
                 os.set_blocking(pipe, False)
                 os.write(pipe, os.fsencode(self._script))
-                arguments = ["-s", "air-executor-runner", token]
+                arguments = ["-s", "air-executor-shim", token]
                 pid = self._spawn(arguments, self._encoded, token, (os.POSIX_SPAWN_DUP2, task, 0))
                 self._standby = Standby(pid, token, pipe)
                 self._children.add(pid, self._standby_ended)

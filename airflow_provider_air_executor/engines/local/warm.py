@@ -237,7 +237,7 @@ class ForkServer:
             self._events.append(Forked(attempt, message["pid"], message["token"]))
         elif "error" in message:
             attempt = self._sent.pop(message["key"])
-            self._events.append(Refused(attempt, f"no runner can be forked: {message['error']}", is_final=False))
+            self._events.append(Refused(attempt, f"no process can be forked: {message['error']}", is_final=False))
         elif "ready" in message and self._process is not None:
             self._process.is_ready = True
             log.info("fork server %s is warm", self._process.pid)
