@@ -190,15 +190,15 @@ class AirExecutorHook(BaseHook):
             self.ensure_manager()
         return requested
 
-    def take_up(self, job_name: str, owner: SubmittedBy) -> None:
-        """Say that this try of an Airflow task waits for the job from now on: an earlier one must not cancel it.
+    def reattach(self, job_name: str, owner: SubmittedBy) -> None:
+        """Record that this try of an Airflow task waits for the job from now on, so that no earlier try can cancel it.
 
         :raises JobNotFoundError: if there is no such job.
         """
-        inbox.take_up(self.store.paths(job_name), owner)
+        inbox.reattach(self.store.paths(job_name), owner)
 
     def retry_job(self, job_name: str) -> None:
-        """Ask for a failed job to go on: failed tasks run again, and what depends on them; the rest is kept.
+        """Request a retry of a failed job: failed tasks, and those that depend on them, run again; other results stay.
 
         :raises JobNotFoundError: if there is no such job.
         :raises JobStateError: if it has not failed.

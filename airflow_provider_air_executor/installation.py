@@ -35,7 +35,7 @@ def installation_of(store: JobStore) -> str | None:
 
     :param store: the job filesystem that is about to be used.
     :return: None where Airflow cannot be asked, in a program of one's own for instance. Names alone count then.
-    :raises AirflowRuntimeError: if Airflow does not answer; that it is not there must not be concluded from it.
+    :raises AirflowRuntimeError: if Airflow does not answer; it may exist all the same.
     """
     known = known_installation()
     comms = _comms()

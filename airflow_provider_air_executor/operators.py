@@ -59,8 +59,8 @@ class AirExecutorSubmitOperator(BaseOperator):
     what the job's tasks have written as JSON to the files ``$AIR_EXECUTOR_OUTPUT``, by their ids, at most 1 MB each.
     Without waiting, it is the job's name.
 
-    If the Airflow task is tried again, it takes up its own job: it goes on waiting for one that runs, and lets one that
-    failed run again what failed. If it was cleared, the job is replaced by a new one. The job is cancelled when the
+    If the Airflow task is tried again, it reattaches its own job: it waits on if the job runs, and retries it if it
+    failed. If it was cleared, the job is replaced by a new one. The job is cancelled when the
     Airflow task is cleared or marked while it is deferred, and when one of its timeouts is over.
 
     :param tasks: the tasks (templated): a list of dicts, of :class:`~airflow_provider_air_executor.jobs.models.Task`,
@@ -205,7 +205,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             raise
 
     def on_kill(self) -> None:
-        """The worker is told to end: cancel the job, or leave it to the next try."""
+        """The worker has received SIGTERM: cancel the job, or leave it to the next try."""
         if self.when_killed != "cancel":
             self.log.info("job %s is left as it is", self._waits_for)
         elif self._waits_for:
@@ -216,7 +216,7 @@ class AirExecutorSubmitOperator(BaseOperator):
                 self.log.error("job %s could not be cancelled: %s", self._waits_for, error)
 
     def execute_complete(self, context: Context, event: Any = None) -> Any:
-        """Take up what the trigger has found."""
+        """Continue with the event of the trigger."""
         found = triggers.validate_event(event)
         name = found["job_name"]
         if found["status"] == triggers.NOT_SUBMITTED:
@@ -226,7 +226,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             with contextlib.suppress(JobNotFoundError):
                 self._push_identity(context, self.hook.get_job(name))
         if found["status"] == triggers.TIMEOUT:
-            self._give_up(name, found["message"], self._owner_in(context))
+            self._time_out(name, found["message"], self._owner_in(context))
         elif found["status"] == triggers.NOT_FOUND:
             raise JobNotFoundError(name, self.hook.store.base_path)
         return self._finish(context, self.hook.get_job(name))
@@ -234,9 +234,9 @@ class AirExecutorSubmitOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Called by Airflow in place of :meth:`execute` when the task goes on.
 
-        If Airflow gives the deferral up by itself, because the triggerer was away when the time was over, or the
-        trigger failed, nobody else cancels the job. After a failure the next try takes it up; if there is none, it is
-        cancelled too.
+        If Airflow itself ends the deferral, because no triggerer ran when the time was over, or because the trigger
+        failed, this method cancels the job. After a failure it leaves the job to the next try, which reattaches it, if
+        there is one.
         """
         try:
             return super().resume_execution(next_method, next_kwargs, context)
@@ -246,7 +246,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             if isinstance(error, TaskDeferralTimeout) or is_last:
                 name = self._name_for(owner)
                 try:
-                    self._give_up(name, "the triggerer did not look at it in time, or failed", owner)
+                    self._time_out(name, "the triggerer did not look at it in time, or failed", owner)
                 except JobNotFoundError:
                     self.log.warning("job %s has not been submitted", name)
             raise
@@ -308,7 +308,7 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     @property
     def _limit(self) -> float | None:
-        """Seconds after which the job is given up."""
+        """Seconds after which waiting fails and the job is cancelled."""
         limits = [self.timeout, self.execution_timeout.total_seconds() if self.execution_timeout else None]
         return min((seconds for seconds in limits if seconds is not None), default=None)
 
@@ -332,7 +332,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         }
 
     def _tasks_to_submit(self) -> tuple[Task, ...]:
-        """The tasks of a new job. It is not called where a job of an earlier try is taken up."""
+        """The tasks of a new job. It is not called if the job of an earlier try is reattached."""
         return parse_tasks(list_of(self.tasks))
 
     # -- waiting -------------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ class AirExecutorSubmitOperator(BaseOperator):
                 on_poll=say_how_far,
             )
         except JobTimeoutError as error:
-            self._give_up(name, str(error), self._owner_in(context))
+            self._time_out(name, str(error), self._owner_in(context))
         else:
             return self._finish(context, job)
 
@@ -390,7 +390,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             tasks = self.hook.get_tasks(job.name)
             stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=job.state.is_terminal)
 
-    def _give_up(self, name: str, message: str, owner: SubmittedBy | None = None) -> NoReturn:
+    def _time_out(self, name: str, message: str, owner: SubmittedBy | None = None) -> NoReturn:
         cancelled = self.hook.cancel_job(name, owner)
         ending = "it is cancelled" if cancelled else "it has ended meanwhile"
         raise JobTimeoutError(f"job {name!r} did not end in the time allowed for it ({message}); {ending}")

@@ -1,4 +1,4 @@
-"""The job of an Airflow task: submitted by its first try, and taken up by the next ones."""
+"""The job of an Airflow task: its first try submits it, and later tries reattach it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OwnJob:
     :param name: of the job.
     :param owner: the task, and its try.
     :param spec: of a new job.
-    :param make_tasks: gives the tasks of a new job; not called where a job of an earlier try is taken up.
+    :param make_tasks: makes the tasks of a new job; not called if the job of an earlier try is reattached.
     """
 
     hook: AirExecutorHook
@@ -31,7 +31,7 @@ class OwnJob:
     make_tasks: Callable[[], tuple[Task, ...]]
 
     def submit(self, *, start_over: bool, poll_interval: float) -> tuple[Job, int]:
-        """Submit the job, or take up the one that an earlier try has submitted.
+        """Submit the job, or reattach the one that an earlier try has submitted.
 
         A job of an earlier run of the task, which was cleared, is replaced by a new one.
 
@@ -77,7 +77,7 @@ class OwnJob:
             log.info("job %s failed (%s); what failed of it runs again", job.name, job.error)
         else:
             log.info("job %s was submitted by an earlier try of this task and is %s", job.name, job.state.value)
-        self.hook.take_up(job.name, self.owner)
+        self.hook.reattach(job.name, self.owner)
         if has_failed:
             self.hook.retry_job(job.name)
             return job, job.attempt

@@ -114,7 +114,7 @@ class AirExecutorJobSensor(BaseSensorOperator):
         return None
 
     def execute_complete(self, context: Context, event: Any = None) -> dict[str, Any]:
-        """Take up what the trigger has found.
+        """Continue with the event of the trigger.
 
         :return: what the tasks of the job have handed over.
         """

@@ -69,7 +69,7 @@ class AirExecutorJobTrigger(BaseTrigger):
     :param embedded: whether the manager is started again if it is gone; default False, or as the connection says.
     :param poll_interval: seconds between two passes over the jobs for file systems that do not notify, and at least
         between two lines of progress in the log; default 5.
-    :param deadline: when to give up, in seconds since the epoch; default: never.
+    :param deadline: when waiting fails, in seconds since the epoch; default: never.
     :param must_exist: whether a job that is not there ends the waiting (default); otherwise it may still come.
     :param after_attempt: the end of this attempt of the job, or an earlier one, does not count; default: all do.
     :param owner: the Airflow task that waits, as the fields of
@@ -317,8 +317,8 @@ class AirExecutorJobTrigger(BaseTrigger):
         """Wait until what was logged is in the log of the task, which ends with this trigger."""
         if self._stream is None:
             return
-        give_up = time.monotonic() + _READ_SECONDS
-        while (unread := _unread_log_bytes()) and time.monotonic() < give_up:  # noqa: ASYNC110 - nothing tells of it
+        deadline = time.monotonic() + _READ_SECONDS
+        while (unread := _unread_log_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110 - there is no event for it
             await asyncio.sleep(_READ_PAUSE)
         if unread is None:
             await asyncio.sleep(self._stream.seconds_to_arrival())
@@ -353,7 +353,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
     :param spec: what else is said of the job (templated), see
         :class:`~airflow_provider_air_executor.jobs.spec.JobSpec`; default: nothing.
     :param retries: of the Airflow task; default 0.
-    :param timeout: seconds after its submission at which the job is given up; default: no limit.
+    :param timeout: seconds after the submission of the job at which waiting fails; default: no limit.
     :param poll_interval: seconds, see :class:`AirExecutorJobTrigger`; default 5.
     :param stream_logs: see there.
     :param end_from_trigger: see there; default True.
@@ -433,7 +433,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         return job
 
     def _deadline_of(self, job: Job) -> float | None:
-        """When to give up: the same moment for each triggerer, and before Airflow gives up itself."""
+        """When waiting fails: the same moment for each triggerer, and before Airflow's own limit."""
         limits = []
         if self.timeout is not None and job.created_at is not None:
             limits.append(job.created_at.timestamp() + self.timeout)

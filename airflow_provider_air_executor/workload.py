@@ -189,10 +189,10 @@ def _adopt_orphans() -> None:
 
 
 def _reap_orphans(process: Any) -> None:
-    """Take in which orphans have ended: nobody else does, for as long as we live.
+    """Reap orphans that have ended: while this process lives, no other one does.
 
-    :param process: the supervised one, whose end the supervisor takes in. So does with what it starts itself whoever
-        has started it: that is in our process group.
+    :param process: the supervised one, which the supervisor reaps. Processes of our process group are reaped by
+        whoever has started them.
     """
     with contextlib.suppress(ChildProcessError, ProcessLookupError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):

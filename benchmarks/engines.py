@@ -10,7 +10,7 @@ The command lines: `xargs -P` on this machine; `sbatch`, four at a time, and `sq
 create` with all Pods in one file, one `kubectl get --watch`, and then `kubectl logs`, several at a time, which is one
 request for each Pod. The others write the output into files while they run; the overhead of ours over kubectl that
 leaves it in the cluster is printed besides. What they leave out, and ours does, is overhead: exit codes and results of
-all tasks. On this machine there is no engine besides the kernel: what xargs does not do (a shell that notes start and
+all tasks. On this machine there is no engine besides the kernel: what xargs does not do (a shell that records start and
 end of each task, a log of its own, a limit) is what ours takes longer.
 
 Slurm and Kubernetes are the clusters of the tests, of two nodes on this machine (see `make slurm`, `make kubernetes`).
@@ -110,7 +110,7 @@ class Slurm:
         self._output.cleanup()
 
 
-class Bundles(Slurm):
+class SlurmBatches(Slurm):
     """The same, with tasks that share batch jobs."""
 
     name = "slurm-batches"
@@ -292,7 +292,7 @@ def measure(engine: Any, tasks: int, rounds: int, in_flight: int) -> None:
             print(f"  {in_flight} in flight: {cpu:.2f} % of a core, {memory:.0f} MiB", flush=True)
 
 
-ENGINES = (Local, Slurm, Bundles, Kubernetes, PodBatches)
+ENGINES = (Local, Slurm, SlurmBatches, Kubernetes, PodBatches)
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ CLASSES = {LOCAL: LOCAL, OURS: "airflow_provider_air_executor.executor.AirExecut
 ROUND_DAGS, SLEEPERS = ("empty_python", "true_bash", "chain"), "sleepers"
 COLD, WARM = 1, 3  # the rounds that are compared; if there are fewer, the last one is the warm one
 CHAIN = 10
-RUN_SECONDS = 1800  # after which a run is given up
+RUN_SECONDS = 1800  # after which a run fails
 SETTLE_SECONDS = 1.0  # around a run, so that its processes have ended when the CPU time is read
 SAMPLE_SECONDS = 0.2
 PAGE = 100  # task instances that the API lists at once
@@ -201,10 +201,10 @@ def reap(spared: set[int]) -> None:
 
 def end_the_rest() -> None:
     """Make sure that nothing is left: an executor of ours lets tasks go on when it ends."""
-    give_up = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + SETTLE_SECONDS
     while len(found := descendants()) > 1:
         reap(set())
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             for pid in found.keys() - {os.getpid()}:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

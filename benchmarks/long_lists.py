@@ -1,9 +1,9 @@
-"""How long jobs of very many tasks hold up those of others.
+"""How long jobs of very many tasks block those of others.
 
 A manager gets a job of one of five kinds: a chain, tasks of which one waits for all others, tasks that all wait for
 one, 400,000 tasks that do not depend on each other, and tasks whose list is 100 MB long. A probe submits a job of one
-task again and again, and measures the time until its end is known: alone, and while the long job is taken in, runs, is
-taken over by the next manager, gets as many tasks again, is cancelled, and retried. Besides, each step of the manager's
+task again and again, and measures the time until its end is known: alone, and while the long job is loaded, runs, is
+adopted by the next manager, gets as many tasks again, is cancelled, and retried. Besides, each step of the manager's
 loop is timed within the manager; the longest one is what others had to wait for.
 """
 
@@ -137,7 +137,7 @@ def run(kind: str, number: int) -> None:
         def submit() -> None:
             store.submit("long", tasks, max_parallel_tasks=1, durable=False)
 
-        def take_in() -> None:
+        def load() -> None:
             submit()
             until(lambda: store.get_job("long").state != "waiting")
             time.sleep(5)
@@ -154,16 +154,16 @@ def run(kind: str, number: int) -> None:
             inbox.retry(store, "long")
             until(lambda: store.get_job("long").state == "working")
 
-        def take_over() -> None:
+        def adopt() -> None:
             nonlocal process
             process.kill()
             process.wait()
             process = start(store, directory)
             time.sleep(5)
 
-        measured("taken in, and running", store, directory, take_in)
+        measured("loaded, and running", store, directory, load)
         print(f"  its list has {store.paths('long').tasks.stat().st_size / 1e6:.0f} MB")
-        measured("taken over", store, directory, take_over)
+        measured("adopted", store, directory, adopt)
         measured("tasks are added", store, directory, add)
         measured("cancelled", store, directory, cancel)
         measured("retried", store, directory, retry)

@@ -1,4 +1,4 @@
-"""The child processes of the manager: who has started which, and short command lines that nobody waits for."""
+"""The child processes of the manager: their owners, and short command lines that run in the background."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from airflow_provider_air_executor.jobs.models import printable
 
 
 class Children:
-    """Reaps the children of this process, and tells each owner how its child has ended."""
+    """Reaps the children of this process, and calls the owner of each with its status."""
 
     def __init__(self) -> None:
         self._owners: dict[int, Callable[[int, int], None]] = {}
 
     def add(self, pid: int, owner: Callable[[int, int], None]) -> None:
-        """Note who has started a child.
+        """Register the owner of a child.
 
         :param owner: called with the process id and the status, as waitpid(2) gives it, when the child has ended.
         """
         self._owners[pid] = owner
 
     def reap(self) -> None:
-        """Take in all children that have ended."""
+        """Reap all children that have ended."""
         while self._owners:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -42,7 +42,7 @@ class Children:
                 if owner is not None:
                     owner(pid, status)
             except Exception:
-                log.exception("the end of process %d cannot be taken in", pid)
+                log.exception("the end of process %d could not be handled", pid)
 
 
 log = logging.getLogger("air_executor.manager")
@@ -81,7 +81,7 @@ class _Running(NamedTuple):
     command: _Command
     output: IO[bytes]
     error: IO[bytes]
-    give_up_at: float
+    deadline: float
 
 
 class Commands:
@@ -105,7 +105,7 @@ class Commands:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`expire` must be called; None: never."""
-        due = min((running.give_up_at for running in self._running.values()), default=None)
+        due = min((running.deadline for running in self._running.values()), default=None)
         return None if due is None else max(0.0, due - time.monotonic())
 
     def run(self, words: Sequence[str], done: Callable[[Result], None], *, text: bytes = b"") -> None:
@@ -120,7 +120,7 @@ class Commands:
     def expire(self) -> None:
         """Kill what takes too long."""
         for pid, running in self._running.items():
-            if time.monotonic() >= running.give_up_at:
+            if time.monotonic() >= running.deadline:
                 with contextlib.suppress(
                     ProcessLookupError, PermissionError
                 ):  # not reaped yet, so the number is its own

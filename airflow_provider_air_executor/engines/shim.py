@@ -117,10 +117,10 @@ def could_not_fork(record: Record) -> bool:
 
 
 def task_variables(attempt: Attempt, directory: str | None, output_path: str | None) -> dict[str, str]:
-    """What a task is told about itself.
+    """The environment variables that describe a task to itself.
 
     :param directory: that of its job; None if the task cannot see it.
-    :param output_path: where it may leave a result; None if it is told so elsewhere.
+    :param output_path: where it may leave a result; None if the variable is set elsewhere.
     """
     variables = {
         "AIR_EXECUTOR_JOB": attempt.job_name,

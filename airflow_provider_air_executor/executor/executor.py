@@ -81,7 +81,7 @@ class AirExecutorExecutor(BaseExecutor):
         return self.job_id is not None
 
     def start(self) -> None:
-        """Start the managers, and in a scheduler take over what an earlier one has left.
+        """Start the managers, and in a scheduler adopt the jobs of an earlier one.
 
         :raises ValueError: if a setting is not valid.
         :raises ManagerError: if a manager cannot be started, and none runs.
@@ -171,11 +171,11 @@ class AirExecutorExecutor(BaseExecutor):
         self.running.discard(key)
 
     def try_adopt_task_instances(self, tis: Sequence[TaskInstance]) -> Sequence[TaskInstance]:
-        """Take over the tasks of a scheduler that is gone, also those that have ended meanwhile.
+        """Adopt the tasks of a scheduler that is gone, also those that have ended meanwhile.
 
         One that was to be submitted when that scheduler was killed is submitted now: that costs no retry.
 
-        :return: those that cannot be taken over.
+        :return: those that cannot be adopted.
         """
         left = []
         for ti in tis:
@@ -195,7 +195,7 @@ class AirExecutorExecutor(BaseExecutor):
         return left
 
     def _adopt_callbacks(self) -> None:
-        """Take over the callbacks of an earlier scheduler, which Airflow itself does not do."""
+        """Adopt the callbacks of an earlier scheduler, which Airflow itself does not do."""
         for callback_id in database.pending_callbacks():
             name = callback_job_name(callback_id)
             store = self.settings.store_with(name)

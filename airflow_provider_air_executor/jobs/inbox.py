@@ -86,8 +86,8 @@ def may_cancel(paths: JobPaths, job: Job, owner: SubmittedBy | None) -> bool:
     return (waiter.try_number or 0) <= (owner.try_number or 0)
 
 
-def take_up(paths: JobPaths, owner: SubmittedBy) -> None:
-    """Record that this try of an Airflow task waits for the job from now on: an earlier try can no longer cancel it.
+def reattach(paths: JobPaths, owner: SubmittedBy) -> None:
+    """Record that this try of an Airflow task waits for the job from now on, so that no earlier try can cancel it.
 
     :raises JobNotFoundError: if there is no such job.
     """
@@ -98,7 +98,7 @@ def take_up(paths: JobPaths, owner: SubmittedBy) -> None:
 
 
 def retry(store: JobStore, name: str) -> None:
-    """Ask for a failed job to go on: failed tasks, and what depends on them, run again; the rest is kept.
+    """Request a retry of a failed job: failed tasks, and those that depend on them, run again; other results stay.
 
     :raises JobNotFoundError: if there is no such job.
     :raises JobStateError: if the job has not failed.

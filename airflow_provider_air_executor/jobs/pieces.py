@@ -25,7 +25,7 @@ def finish(pieces: Pieces[T]) -> T:
 
 
 def dropping(container: list[Any] | dict[Any, Any]) -> Pieces[None]:
-    """Empty a list or dict: to let go of very many objects takes nearly as long as to make them."""
+    """Empty a list or dict: freeing very many objects takes nearly as long as making them."""
     take = container.popitem if isinstance(container, dict) else container.pop
     number = 0
     while container:

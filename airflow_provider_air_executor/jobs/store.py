@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 DEFAULT_BASE_PATH = ".air-executor"
 
-# A foreign writer does not write atomically: how long half a file may stay one before it counts as corrupt.
+# External writers do not write atomically: how long a half-written file may stay one before it counts as corrupt.
 _HALF_WRITTEN_SECONDS, _HALF_WRITTEN_PAUSE = 0.5, 0.02
 _ABANDONED_BUILD_SECONDS = 3600
 _LONGEST_STATE = 4_000_000  # bytes of a state.json; the manager reads it without doing something else in between
@@ -347,15 +347,15 @@ def _remove_tree(path: Path | str) -> str:
 
     failed: list[tuple[str, OSError]] = []
 
-    def note(_function: object, place: str, error: tuple[Any, Any, Any]) -> None:
+    def collect(_function: object, failed_path: str, error: tuple[Any, Any, Any]) -> None:
         if not isinstance(error[1], FileNotFoundError):
-            failed.append((os.fspath(place), error[1]))
+            failed.append((os.fspath(failed_path), error[1]))
 
-    shutil.rmtree(path, onerror=note)
+    shutil.rmtree(path, onerror=collect)
     if any(error.errno == errno.EACCES for _, error in failed):
         failed.clear()
         _unlock(path)
-        shutil.rmtree(path, onerror=note)
+        shutil.rmtree(path, onerror=collect)
     return f"{failed[0][0]}: {failed[0][1].strerror}" if failed else ""
 
 
@@ -368,11 +368,11 @@ def _unlock(path: Path | str) -> None:
 
 def _patiently(load: Callable[[], T]) -> T:
     """Call ``load`` again for a while if a file is corrupt, since it may be half-written, or cannot be read now."""
-    give_up = time.monotonic() + _HALF_WRITTEN_SECONDS
+    deadline = time.monotonic() + _HALF_WRITTEN_SECONDS
     while True:
         try:
             return load()
         except (CorruptFileError, OSError):
-            if time.monotonic() >= give_up:
+            if time.monotonic() >= deadline:
                 raise
         time.sleep(_HALF_WRITTEN_PAUSE)

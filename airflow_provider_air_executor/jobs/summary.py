@@ -40,8 +40,8 @@ def progress(tasks: Sequence[Task]) -> str:
     return ", ".join(parts)
 
 
-def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
-    """What a job that has not ended waits for, or what the manager cannot do with it at the moment; None: nothing.
+def why_blocked(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
+    """Why a job does not progress: what it waits for, or what the manager cannot do with it now; None if it progresses.
 
     :param jobs: all jobs of the base path.
     """
@@ -54,16 +54,16 @@ def held_up(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
         if not manager_status.is_running(store):
             return "no manager is running"
     except (AirExecutorError, OSError) as error:
-        return f"whether a manager runs cannot be told: {error}"
-    place = _place(job)
-    before = sum(other.state is JobState.WAITING and _place(other) < place for other in jobs)
+        return f"it is not known whether a manager runs: {error}"
+    position = _position(job)
+    before = sum(other.state is JobState.WAITING and _position(other) < position for other in jobs)
     if not before:
         return "waits for room: it is next"
     return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
 
 
 def trouble(store: JobStore, job_name: str, *, embedded: bool) -> str:
-    """What to say beside how far a job is if it does not go on; empty if all is well.
+    """A remark beside the progress of a job, if it does not progress; empty otherwise.
 
     :param embedded: whether a manager is started if none runs.
     """
@@ -79,8 +79,8 @@ def trouble(store: JobStore, job_name: str, *, embedded: bool) -> str:
     return "" if is_running else f" (no manager is running: air-executor manager --base-path {store.base_path})"
 
 
-def _place(job: Job) -> tuple[int, float]:
-    """The place of a job among those that wait, as the manager has it; the smallest is first."""
+def _position(job: Job) -> tuple[int, float]:
+    """The position of a job in the queue, as the manager has it; the smallest is first."""
     return -job.priority, job.created_at.timestamp() if job.created_at else 0.0
 
 

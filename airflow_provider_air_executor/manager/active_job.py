@@ -150,7 +150,7 @@ class ActiveJob:
         yield from self.building_graph()
 
     def dropping(self) -> Pieces[None]:
-        """Let go of all tasks; the job is not active any more."""
+        """Release all tasks; the job is not active any more."""
         yield from dropping(self.tasks)
         yield from self.graph.dropping()
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
 _STOP_SECONDS = 20.0
-_TOLD_SECONDS = 2.0
+_NUMBER_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.2
 _LOG_BYTES = 10_000_000  # a manager.log longer than this is put aside when a detached manager starts
 
@@ -171,7 +171,7 @@ def main() -> None:
 def manager(config: Path | None, detach: bool, replace: bool, **flags: Any) -> None:
     """Run the jobs of a base path.
 
-    SIGTERM ends the manager, not the tasks: they go on, and the next manager takes over.
+    SIGTERM ends the manager, not the tasks: they go on, and the next manager adopts them.
     """
     from airflow_provider_air_executor.jobs.store import JobStore
     from airflow_provider_air_executor.manager.settings import load_settings
@@ -202,7 +202,9 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
 
     _set_up_logging(settings)
     if not can_look():
-        raise exceptions.ManagerError("/proc is not mounted here: whether a task runs could not be told from its end")
+        raise exceptions.ManagerError(
+            "/proc is not mounted here: without it, a task that runs looks like one that has ended"
+        )
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever has started us may have blocked SIGTERM
     with ManagerLock(store) as lock:
         for warning in warnings:
@@ -239,8 +241,8 @@ def _detach(store: JobStore) -> int:
         _leave_terminal(log)
         return 0
     os.close(log)
-    give_up = time.monotonic() + _DETACH_SECONDS
-    while time.monotonic() < give_up:
+    deadline = time.monotonic() + _DETACH_SECONDS
+    while time.monotonic() < deadline:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             if os.waitstatus_to_exitcode(status) == exceptions.ManagerRunningError.exit_code:  # another one was faster
@@ -307,10 +309,10 @@ def _stop(store: JobStore) -> int | None:
         return None
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    give_up = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + _STOP_SECONDS
     # It removes its number before it releases the lock.
     while manager_status.is_running(store) and manager_status.pid(store) in (pid, None):
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             raise exceptions.ManagerError(f"manager {pid} did not end within {_STOP_SECONDS:g} s")
         time.sleep(0.02)
     return pid
@@ -319,17 +321,17 @@ def _stop(store: JobStore) -> int | None:
 def _number(store: JobStore) -> int | None:
     """The process id of the manager that runs, if one does.
 
-    One that begins tells its number a moment after it has the lock. Until then there is none, or the one of a manager
-    that was killed.
+    A manager publishes its number a moment after it has acquired the lock. Until then there is none, or that of an
+    earlier manager that was killed.
     """
-    give_up = time.monotonic() + _TOLD_SECONDS
+    deadline = time.monotonic() + _NUMBER_SECONDS
     while manager_status.is_running(store):
         pid = manager_status.pid(store)
         if pid is not None and _is_manager(pid):
             return pid
-        if time.monotonic() > give_up:
+        if time.monotonic() > deadline:
             if pid is None:
-                raise exceptions.ManagerError(f"the manager of {store.base_path} has not told its process id")
+                raise exceptions.ManagerError(f"the manager of {store.base_path} has not published its process id")
             raise exceptions.ManagerError(f"manager {pid} of {store.base_path} runs in another container; end it there")
         time.sleep(0.02)
     return None
@@ -403,25 +405,25 @@ def _read_job(file: Any, name: str | None) -> dict[str, Any]:
 
 
 def _wait(store: JobStore, name: str) -> Job:
-    tell_problem = _problem_teller(store, name)
+    report_problem = _problem_reporter(store, name)
     while not (job := store.get_job(name)).state.is_terminal:
-        tell_problem()
+        report_problem()
         time.sleep(_FOLLOW_SECONDS)
     return job
 
 
-def _problem_teller(store: JobStore, name: str) -> Callable[[], None]:
-    """What says, once, what the manager cannot do with a job at the moment."""
-    told: str | None = None
+def _problem_reporter(store: JobStore, name: str) -> Callable[[], None]:
+    """A function that prints what the manager cannot do with a job now, each problem once."""
+    reported: str | None = None
 
-    def tell() -> None:
-        nonlocal told
+    def report() -> None:
+        nonlocal reported
         problem = manager_status.problems(store).get(name)
-        if problem not in (None, told):
+        if problem not in (None, reported):
             click.echo(f"air-executor: job {name!r} {problem}", err=True)
-        told = problem
+        reported = problem
 
-    return tell
+    return report
 
 
 def _exit_with(job: Job) -> None:
@@ -435,9 +437,9 @@ def _job_as_json(store: JobStore, job: Job, *, with_tasks: bool = False) -> dict
     if problem is not None:
         record["problem"] = problem
     if with_tasks:
-        from airflow_provider_air_executor.jobs.summary import held_up
+        from airflow_provider_air_executor.jobs.summary import why_blocked
 
-        record["held_up"] = held_up(store, job, store.list_jobs())
+        record["held_up"] = why_blocked(store, job, store.list_jobs())
         record["tasks"] = [task.model_dump(mode="json") for task in store.get_tasks(job.name)]
     return record
 
@@ -475,7 +477,7 @@ def _status_as_json(store: JobStore, job_name: str | None, watch: bool) -> None:
             if found["manager_pid"] and (why_old := manager_status.why_not_replaced(store)):
                 found["problem"] = f"manager {found['manager_pid']} is {why_old}"
         except (exceptions.AirExecutorError, OSError) as error:
-            found["problem"] = f"whether a manager runs cannot be told: {error}"
+            found["problem"] = f"it is not known whether a manager runs: {error}"
         _print_json({**found, "jobs": [_job_as_json(store, job) for job in store.list_jobs()]})
         return
     job = _wait(store, job_name) if watch else store.get_job(job_name)
@@ -501,7 +503,7 @@ def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool
         raise exceptions.InvalidJobError(f"job {job_name!r} has no task {task_id!r}; its tasks: {', '.join(ids)}")
     made: Callable[[str], _LogPrinter] = partial(_LogPrinter, store, job_name, prefix=task_id is None)
     printers = {task: made(task) for task in ids if task_id in (None, task)}
-    tell_problem = _problem_teller(store, job_name)
+    report_problem = _problem_reporter(store, job_name)
     while True:
         over = not follow or store.get_job(job_name).state.is_terminal
         if follow and task_id is None:
@@ -512,7 +514,7 @@ def logs(base_path: str | None, job_name: str, task_id: str | None, follow: bool
             printer.print_new(final=over)
         sys.stdout.buffer.flush()
         if follow:
-            tell_problem()
+            report_problem()
         if over or (task_id is not None and _has_ended(store, job_name, task_id)):
             break
         time.sleep(_FOLLOW_SECONDS)

@@ -134,7 +134,7 @@ def _manager(store: JobStore) -> str:
     try:
         pid = manager_status.pid(store)
     except (AirExecutorError, OSError) as error:
-        return f"whether a manager runs cannot be told: {error}"
+        return f"it is not known whether a manager runs: {error}"
     why_old = manager_status.why_not_replaced(store)
     return f"manager {pid}{' is ' if why_old else ''}{why_old}" if pid else "no manager is running"
 
@@ -189,9 +189,9 @@ def _details(store: JobStore, job: Job, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text(job.name, style="bold"), heading, table]
     if job.error:
         parts.append(Text(job.error, style="red"))
-    held_up = None if job.state.is_terminal else summary.held_up(store, job, store.list_jobs())
-    if held_up:
-        parts.append(Text(held_up, style="yellow"))
+    why = None if job.state.is_terminal else summary.why_blocked(store, job, store.list_jobs())
+    if why:
+        parts.append(Text(why, style="yellow"))
     return Group(*parts)
 
 

@@ -128,7 +128,7 @@ class JobFiles:
         """A version of one of the lists is known now; ours is to be written over it."""
         if path == self._store.paths(job.name).tasks:
             job.on_disk.tasks = stamp
-            job.is_dirty = True  # a foreign writer drops what it does not know
+            job.is_dirty = True  # external writers drop fields that they do not know
         else:
             job.on_disk.previous_tasks = stamp
 

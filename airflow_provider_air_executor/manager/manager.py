@@ -57,7 +57,7 @@ class Manager:
         self._rejection.fail(name, error)
 
     def recover(self) -> None:
-        """Take over what an earlier manager left, and begin to watch.
+        """Adopt the jobs of an earlier manager, and begin to watch.
 
         :raises OSError: if the base path cannot be used now.
         """
@@ -99,7 +99,7 @@ class Manager:
         return self.shared.turns.is_busy(name) and (job is None or Hold.REATTACH in job.holds)
 
     def close(self) -> None:
-        """Write down how the jobs stand. What runs goes on."""
+        """Write the states of all jobs. Attempts go on."""
         shared, job_files = self.shared, self.shared.files
         for job in list(shared.jobs.active.values()):
             shared.turns.drop(job.name)
@@ -112,4 +112,4 @@ class Manager:
         shared.notifier.close()
         running = sum(len(job.running) for job in shared.jobs.active.values()) + len(self._limits.strays)
         if running:
-            log.info("manager %d leaves %d tasks running; the next one takes over", os.getpid(), running)
+            log.info("manager %d leaves %d tasks running; the next one adopts them", os.getpid(), running)

@@ -11,7 +11,7 @@ from airflow_provider_air_executor.manager.active_job import ActiveJob
 
 
 class Entry(NamedTuple):
-    """The place of a job in the queue; the smallest is first."""
+    """The position of a job in the queue; the smallest is first."""
 
     priority: int  # the job's, negated
     created: float
@@ -22,8 +22,8 @@ class Entry(NamedTuple):
 class ReadyQueue:
     """Jobs with a task that can start: the highest priority first, then the oldest.
 
-    A job is blocked while the engine of its next task has no room. It keeps its place, and jobs behind it whose tasks
-    go to other engines start before it.
+    A job is blocked while the engine of its next task has no room. It keeps its position; jobs behind it with tasks for
+    other engines start before it.
 
     :param has_room: whether an engine can take one more attempt, by the engine's name.
     """

@@ -140,7 +140,7 @@ class RequestHandler:
         if not inbox.may_cancel(self._store.paths(request.job), stored, request.owner):
             log.info("job %s is not cancelled: it does not belong to %s any more", request.job, request.owner)
         elif job is None and not stored.state.is_terminal:  # its tasks may run
-            raise BlockingIOError(errno.EAGAIN, "the job could not be taken in yet")
+            raise BlockingIOError(errno.EAGAIN, "the job could not be loaded yet")
         elif job is None:
             if request.request is not Action.CANCEL:
                 yield from self._reopening(stored, request.tasks)

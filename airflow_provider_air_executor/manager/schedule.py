@@ -29,12 +29,12 @@ class TaskGraph:
         self._is_ready: set[int] = set()
 
     def dropping(self) -> Pieces[None]:
-        """Let go of everything; the graph is not needed any more."""
+        """Release all memory; the graph is not needed any more."""
         for part in (self._position, self._ids, self._dependents, self._missing):
             yield from dropping(part)
 
     def beginning_anew(self) -> Pieces[None]:
-        """Forget which tasks can start: :meth:`add` takes in all of them again. Their places stay as they are."""
+        """Forget which tasks can start, until :meth:`add` adds them again. Their positions stay."""
         self.drop_ready()
         before = self._dependents, self._missing
         self._dependents, self._missing = {}, {}
@@ -42,7 +42,7 @@ class TaskGraph:
             yield from dropping(part)
 
     def add(self, task: Task, *, is_delayed: bool = False) -> None:
-        """Take in a task; one that is not known comes behind all others.
+        """Add a task; one that is not known comes behind all others.
 
         :param is_delayed: whether it is not to start yet; :meth:`add_ready` lets it.
         """
@@ -70,7 +70,7 @@ class TaskGraph:
                 self._dependents[name].remove(task_id)
 
     def position(self, task_id: str) -> int:
-        """The place of a task in the list."""
+        """The position of a task in the list."""
         return self._position[task_id]
 
     @property

@@ -28,7 +28,7 @@ FailJob = Callable[[str, Exception], None]
 class Step(enum.StrEnum):
     """What fails."""
 
-    LOAD = "cannot be taken in"
+    LOAD = "cannot be loaded"
     WRITE = "cannot be written"
     LIST = "its tasks cannot be written"
     START = "a task cannot be started"

@@ -1,4 +1,4 @@
-"""Long work on single jobs, a piece at a time and in turns, so that no job holds up the manager's only thread."""
+"""Long work on single jobs, a piece at a time and in turns, so that no job blocks the manager's only thread."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, nearest_tasks
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.jobs.summary import held_up
+from airflow_provider_air_executor.jobs.summary import why_blocked
 from airflow_provider_air_executor.plugin import live, pages
 from airflow_provider_air_executor.plugin.access import (
     FoundJob,
@@ -223,7 +223,7 @@ def get_job(response: Response, found: SeenJob) -> JobDetails:
         job,
         index_of(found.store).counts(job.name),
         masking.load(found.store.paths(job.name)),
-        held_up=held_up(found.store, job, index_of(found.store).jobs()),
+        held_up=why_blocked(found.store, job, index_of(found.store).jobs()),
         may_edit=found.permits(DagAccessEntity.TASK_INSTANCE, "PUT"),
         may_read_logs=found.permits(DagAccessEntity.TASK_LOGS),
     )

@@ -285,7 +285,7 @@ def test_complaint_4_the_triggerer_is_away_when_the_time_is_over(airflow: Instal
 
 
 def test_complaint_5_one_failed_poll_fails_the_task(airflow: Installation, store: JobStore, go: Path) -> None:
-    """#67219, #46908: the state is half-written for a while, as foreign writers leave it."""
+    """#67219, #46908: the state is half-written for a while, as external writers leave it."""
     run_id = start_and_defer(airflow, store, "waits", go)
     (job,) = jobs_of(store, run_id)
     path = store.paths(job.name).state
@@ -405,12 +405,12 @@ def told(airflow: Installation, asset: str) -> list[str]:
     return sorted(f"{event['extra']['payload']['job_name']} {event['extra']['payload']['state']}" for event in events)
 
 
-def taken_in(airflow: Installation, dag_id: str) -> list[str]:
+def received(airflow: Installation, dag_id: str) -> list[str]:
     """What the runs of a DAG that is scheduled by such events have got, all together."""
     found: list[str] = []
     for run in airflow.api(f"/dags/{dag_id}/dagRuns?limit=1000")["dag_runs"]:
         if run["state"] == "success":
-            found += airflow.xcom(dag_id, run["dag_run_id"], "take_in")
+            found += airflow.xcom(dag_id, run["dag_run_id"], "receive")
     return sorted(found)
 
 
@@ -462,7 +462,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     assert told(airflow, "reports") == ["unwatched completed", "watched-1 completed"]
     # Airflow gives several events to one run, and may leave one of a moment for the next run.
     for dag_id, possible in (("reacts_to_ends", expected), ("reacts_to_reports", told(airflow, "reports"))):
-        taken = wait_until(lambda dag_id=dag_id: taken_in(airflow, dag_id), what="the DAG ran", interval=0.5)
+        taken = wait_until(lambda dag_id=dag_id: received(airflow, dag_id), what="the DAG ran", interval=0.5)
         assert len(set(taken)) == len(taken)
         assert set(taken) <= set(possible)
 

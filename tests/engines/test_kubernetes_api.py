@@ -84,7 +84,7 @@ async def asking(
         listening.close()
         for writer in server.writers:
             writer.transport.abort()
-        await asyncio.sleep(0.01)  # until all of them have let go
+        await asyncio.sleep(0.01)  # until all of them have been released
 
 
 def run(test: Callable[[], Awaitable[None]]) -> None:

@@ -658,7 +658,7 @@ def test_output_that_could_not_be_written_is_let_go_of_with_its_job(tmp_path: Pa
 # -- the output of a batch -------------------------------------------------------------------------------------
 
 
-def parts(directory: Path, count: int = 3) -> list[BatchedAttempt]:
+def batched(directory: Path, count: int = 3) -> list[BatchedAttempt]:
     """Attempts, each with a log that an earlier one has begun."""
     found = []
     for number in range(count):
@@ -690,26 +690,26 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
         + frame(number, "done")
         for number in range(3)
     )
-    found = parts(tmp_path)
+    found = batched(tmp_path)
     reading = Output(TOKEN, found, is_batch=True)
     for _ in range(8):
         if draw.random() < 0.5:
-            found = parts(tmp_path)
+            found = batched(tmp_path)
             reading = Output(TOKEN, found, is_batch=True)
         feed_some(reading.reader(), stream, draw)
     reading.reader().feed(stream)
     reading.splitter.finish(marker_is_due=True)
-    for number, part in enumerate(found):
-        assert part.log_path.read_bytes() == b"earlier\n" + pieces[number]
-        assert (part.result, part.exit_code, part.is_done) == (results[number], number, True)
-        assert part.has_whole_result
-        assert part.begun_at is not None
-        assert part.begun_at.timestamp() == 1700000000
+    for number, each in enumerate(found):
+        assert each.log_path.read_bytes() == b"earlier\n" + pieces[number]
+        assert (each.result, each.exit_code, each.is_done) == (results[number], number, True)
+        assert each.has_whole_result
+        assert each.begun_at is not None
+        assert each.begun_at.timestamp() == 1700000000
 
 
 def test_the_beginning_of_a_batch_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
-    found = parts(tmp_path)
+    found = batched(tmp_path)
     output = Output(TOKEN, found, is_batch=True)
     there = [frame(1, "end 0 0 0 1"), frame(1, "done"), frame(2, "begin 1"), b"two\n"]
     output.continue_in(b"the last of it\n" + b"".join(there))
@@ -724,7 +724,7 @@ def test_the_beginning_of_a_batch_was_thrown_away(tmp_path: Path) -> None:
 
 def test_a_batch_and_a_full_disk(tmp_path: Path) -> None:
     """What could not be written is written with what comes next, and stands there once."""
-    found = parts(tmp_path)
+    found = batched(tmp_path)
     found[0].log_path.rename(tmp_path / "aside")
     output = Output(TOKEN, found, is_batch=True)
     stream = BEGINNING + frame(0, "begin 1") + b"text\n" + frame(0, "end 0 0 0 2") + frame(0, "done") + frame(1, "left")
@@ -796,7 +796,7 @@ def test_how_a_batch_has_ended(
 ) -> None:
     """What is not known to have ended well is not said to, and what may have begun is not begun again."""
     manager = Manager()
-    pod = batch(parts(tmp_path), tmp_path)
+    pod = batch(batched(tmp_path), tmp_path)
     pod.output.take(output)
     ending = (
         pod_status.Ending(exit_code, "Completed" if exit_code == 0 else "Error", message, None)
@@ -822,7 +822,7 @@ def test_a_task_of_a_batch_that_signals_its_own_group(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(controllers, "END_SEEN_SECONDS", 0.1)
     monkeypatch.setattr(LogReader, "read_to_the_end", is_read)
-    pod = batch(parts(tmp_path), tmp_path)
+    pod = batch(batched(tmp_path), tmp_path)
     pod.output.take(done(0, 143, 1) + frame(1, "left"))
     pod.status = pod_status.Status("u", "n1", "Failed", ending=pod_status.Ending(143, "Error", "", None))
     assert ends_of(pod, lambda: None) == {"t0": (143, None), "t1": "left", "t2": "left"}
@@ -832,7 +832,7 @@ def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_p
     """Its limit of time would be over at once, and what has completed be killed."""
     manager = Manager()
     manager.full_for = "t1", time.monotonic() + 1.5
-    pod = batch(parts(tmp_path), tmp_path)
+    pod = batch(batched(tmp_path), tmp_path)
     pod.output.take(done(0) + frame(1, "begin 1"))
     pod.status = pod_status.Status("u", "n1", "Failed", ending=pod_status.Ending(137, "Error", "2\n", None))
     pod.is_created = pod.is_gone = True
@@ -995,7 +995,7 @@ def test_a_task_that_signals_its_own_group(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_beginning_was_thrown_away_while_there_was_no_manager(tmp_path: Path) -> None:
     """What runs is taken to be the first that is not known to have ended, so that its limits of time count."""
-    found = parts(tmp_path)
+    found = batched(tmp_path)
     for number in (1, 2):
         found[number].attempt = Attempt("j", f"t{number}", 1, number, "kubernetes")
     output = Output(TOKEN, found, is_batch=True)
@@ -1026,9 +1026,9 @@ def written(store: JobStore) -> tuple[Handles, list[Attempt], Pod]:
         )
         for number in range(2)
     ]
-    attempts = [Attempt("j", part.task_id, 1, number, "kubernetes") for number, part in enumerate(found)]
-    for part in found:
-        handles.write_attempt("j", part, found[0])
+    attempts = [Attempt("j", each.task_id, 1, number, "kubernetes") for number, each in enumerate(found)]
+    for each in found:
+        handles.write_attempt("j", each, found[0])
     return handles, attempts, handles.write_batch("j", manifest({"image": "i"}), found)
 
 

@@ -140,16 +140,16 @@ def test_its_time_when_no_manager_saw_it(
     begun, over = ((tmp_path / name).stat().st_mtime for name in ("begun", "over"))
     assert submitted + 0.9 < done.started_at.timestamp() < begun + 0.05
     assert over - 0.05 < done.completed_at.timestamp() < noticed + 0.05
-    no_note_is_left(store)
+    no_handle_is_left(store)
 
 
 def test_a_start_that_is_not_known_any_more(tmp_path: Path) -> None:
-    record, note = tmp_path / "t.1", tmp_path / "t.1.on-slurm"
+    record, handle = tmp_path / "t.1", tmp_path / "t.1.on-slurm"
     record.write_text("7 - token\n0\n")
-    assert read_record(str(record), note) == Record(7, None, "token", 0)
-    note.touch()
-    os.utime(note, (0, 1_700_000_000))
-    assert read_record(str(record), note) == Record(7, datetime.fromtimestamp(1_700_000_000, UTC), "token", 0)
+    assert read_record(str(record), handle) == Record(7, None, "token", 0)
+    handle.touch()
+    os.utime(handle, (0, 1_700_000_000))
+    assert read_record(str(record), handle) == Record(7, datetime.fromtimestamp(1_700_000_000, UTC), "token", 0)
 
 
 def test_a_second_run_of_what_has_run_says_nothing(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_slurm_is_away(
         # It has taken long to find out, but is not to be asked again as seldom as what has much to do.
         assert any("squeue does not answer" in line for line in manager.stderr or ())
         assert store.get_job("meanwhile").state == "working"
-        wait_until(lambda: not cluster.runs("sbatch"), what="sbatch of the first manager has given up")
+        wait_until(lambda: not cluster.runs("sbatch"), what="sbatch of the first manager has ended")
     finally:
         cluster.start_controller()
         cluster.wait_for_nodes()
@@ -327,26 +327,26 @@ def test_nothing_is_left_for_others_to_read(
     store.submit("j", [task("a", line, env={"PASSWORD": "hunter2"})])
     running(store)
     assert "hunter2" not in cluster.call("scontrol", "show", "job", "--details")
-    notes = list(store.paths("j").runs.glob("*.on-slurm"))
-    assert [stat.S_IMODE(note.stat().st_mode) for note in notes] == [0o600]
+    handles = list(store.paths("j").runs.glob("*.on-slurm"))
+    assert [stat.S_IMODE(handle.stat().st_mode) for handle in handles] == [0o600]
     (tmp_path / "go").touch()
     assert only_task(store).status == "completed"
     assert "hunter2" not in read_log(store, "j", "a").text
-    no_note_is_left(store)
+    no_handle_is_left(store)
 
 
-def no_note_is_left(store: JobStore) -> None:
+def no_handle_is_left(store: JobStore) -> None:
     """Wait until what a task has in its environment stands nowhere any more."""
-    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-slurm")), what="no note is left")
+    wait_until(lambda: not list(store.paths("j").runs.glob("*.on-slurm")), what="no handle is left")
 
 
-def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
+def test_its_start_is_known_when_its_handle_has_gone(store: JobStore) -> None:
     """A manager that is killed before it publishes the end leaves that to the next one."""
     attempt = Attempt.of("j", "a", 1, "slurm")
-    note, record = store.paths("j").handle("a", 1, "slurm"), store.paths("j").record("a", 1)
-    note.parent.mkdir(parents=True)
-    note.write_bytes(make_script(commands, "token", {}, {}, str(record), ["log", "", "true"]))
-    os.utime(note, (0, 1_700_000_000))
+    handle, record = store.paths("j").handle("a", 1, "slurm"), store.paths("j").record("a", 1)
+    handle.parent.mkdir(parents=True)
+    handle.write_bytes(make_script(commands, "token", {}, {}, str(record), ["log", "", "true"]))
+    os.utime(handle, (0, 1_700_000_000))
     record.write_text("7 - token\n")
     children = Children()
     first, later = (SlurmEngine(Context(store, {"PATH": PATH}, {}, children)) for _ in range(2))
@@ -362,11 +362,11 @@ def test_its_start_is_known_when_its_note_has_gone(store: JobStore) -> None:
         assert found.started_at == datetime.fromtimestamp(1_700_000_000, UTC)
         assert found.ended_at == datetime.fromtimestamp(1_700_000_009, UTC)
         later.poll()
-        assert not note.exists()
+        assert not handle.exists()
     assert read_record(record) == Record(7, found.started_at, "token", 0, got_sigterm=True)
 
 
-def test_what_has_ended_without_a_result_is_not_run_again_when_its_note_has_gone(store: JobStore) -> None:
+def test_what_has_ended_without_a_result_is_not_run_again_when_its_handle_has_gone(store: JobStore) -> None:
     attempt = Attempt.of("j", "a", 1, "slurm")
     record = store.paths("j").record("a", 1)
     record.parent.mkdir(parents=True)
@@ -418,7 +418,7 @@ class TestBatches(BatchContract):
     """Several tasks in one batch job."""
 
 
-def test_the_node_of_a_bundle_is_lost(store: JobStore, batched: object, cluster: SlurmCluster, tmp_path: Path) -> None:
+def test_the_node_of_a_batch_is_lost(store: JobStore, batched: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     """What had not begun runs elsewhere."""
     first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
@@ -436,7 +436,7 @@ def test_the_node_of_a_bundle_is_lost(store: JobStore, batched: object, cluster:
     assert sorted((tmp_path / "ran").read_text().split()) == ["0", "1", "2", "3", "x"]
 
 
-def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, batched: object, cluster: SlurmCluster) -> None:
+def test_a_batch_has_the_time_of_all_its_tasks(store: JobStore, batched: object, cluster: SlurmCluster) -> None:
     line = 'scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
     tasks = [task(f"t{number}", line, resources={"time": "90s"}) for number in range(10)]
     store.submit("j", tasks, max_parallel_tasks=10)
@@ -444,7 +444,7 @@ def test_a_bundle_has_the_time_of_all_its_tasks(store: JobStore, batched: object
     assert {read_log(store, "j", f"t{number}").text for number in range(10)} == {"TimeLimit=00:15:00\n"}
 
 
-def test_a_bundle_that_is_too_much_for_slurm(store: JobStore, batched: object) -> None:
+def test_a_batch_that_is_too_much_for_slurm(store: JobStore, batched: object) -> None:
     """One at a time may be submitted all the same."""
     needed = {"resources": {"time": "50s"}, "slurm": {"partition": "short"}}
     store.submit("j", [task(f"t{number}", "true", **needed) for number in range(3)], max_parallel_tasks=3)
@@ -682,7 +682,7 @@ class TestSite:
         if times > 1:
             assert "its node could not start it" in (done.error or "")
 
-    def test_a_bundle_whose_node_fails_in_its_prolog(
+    def test_a_batch_whose_node_fails_in_its_prolog(
         self, store: JobStore, batched: object, cluster: SiteCluster, tmp_path: Path
     ) -> None:
         """Its tasks are submitted once more, one by one."""
@@ -828,17 +828,17 @@ def test_of_options_that_exclude_each_other_the_nearest_one_is_left() -> None:
     assert commands.nearest(site, own, {"mem": "60M"}) == {"gres": "gpu:1", "partition": "main", "mem": "60M"}
 
 
-def test_what_the_commands_of_slurm_are_told(store: JobStore) -> None:
-    told = {"PATH": PATH, "SLURM_SACK_SOCKET": "/run/x", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "etl"}
-    not_told = {
+def test_the_environment_of_the_commands_of_slurm(store: JobStore) -> None:
+    exported = {"PATH": PATH, "SLURM_SACK_SOCKET": "/run/x", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "etl"}
+    private = {
         "SBATCH_ARRAY_INX": "1-2",
         "SBATCH_EXPORT": "NIL",
         "SBATCH_REQUEUE": "1",
         "SLURM_JOB_ID": "7",
         "SECRET": "s",
     }
-    found = SlurmEngine(Context(store, {**told, **not_told}, {}, Children()))
-    assert found._commands._environment == found._submitter._commands._environment == told
+    found = SlurmEngine(Context(store, {**exported, **private}, {}, Children()))
+    assert found._commands._environment == found._submitter._commands._environment == exported
 
 
 def test_a_command_that_cannot_be_run_here_has_said_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,7 +245,7 @@ def test_a_task_that_is_cancelled_before_its_modules_are_imported_never_starts(
 ) -> None:
     managers.start("--preload", "slow")
     store.submit("job", [warm("report")])
-    wait_until(lambda: store.get_job("job").state == "working", what="it is taken in")
+    wait_until(lambda: store.get_job("job").state == "working", what="it is loaded")
     inbox.cancel(store, "job")
     assert ended(store, "job").reason == "cancelled"
     (modules / "slow.py.go").touch()
@@ -425,7 +425,7 @@ def test_it_has_the_umask_and_the_locale_of_a_fresh_process(store: JobStore, man
     ("instead", "why"),
     [("mkfifo", "No such device or address"), ("ln -s /dev/null", "Too many levels of symbolic links")],
 )
-def test_its_log_is_looked_at_as_that_of_any_other_task(
+def test_its_log_is_inspected_as_that_of_any_other_task(
     store: JobStore, manager: subprocess.Popen[str], instead: str, why: str
 ) -> None:
     """Of a pipe it would wait for a reader for ever."""

@@ -73,10 +73,10 @@ def test_the_start_is_put_into_what_is_over_and_the_end_keeps_its_time(tmp_path:
     path = tmp_path / "t.1"
     path.write_text("77 - token\n0 told\n")
     os.utime(path, (1, 1))
-    note = tmp_path / "t.1.on-slurm"
-    note.touch()
-    os.utime(note, (NOON.timestamp(), NOON.timestamp()))
-    record = read_record(path, note)
+    handle = tmp_path / "t.1.on-slurm"
+    handle.touch()
+    os.utime(handle, (NOON.timestamp(), NOON.timestamp()))
+    record = read_record(path, handle)
     assert record is not None
     assert record.started_at is not None
     put_start(path, record)

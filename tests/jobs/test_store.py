@@ -232,7 +232,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_base_path(store: JobStore) 
     store.submit("j", ["true"], attached={"file": b""})
     attachments.append(store.paths("j"), "other", b"line\n")
     attachments.attach(store.paths("j"), "another", b"")
-    inbox.take_up(store.paths("j"), SubmittedBy(dag_id="d", run_id="r", task_id="t"))
+    inbox.reattach(store.paths("j"), SubmittedBy(dag_id="d", run_id="r", task_id="t"))
     inbox.cancel(store, "j")
     manager_status.keep_alive(store)
     made = [*store.base_path.rglob("*")]

@@ -453,7 +453,7 @@ def test_without_locks_the_jobs_are_shown(run: Any, store: JobStore) -> None:
         done = run("status", *arguments)
         assert done.returncode == 0, done.stderr
         assert re.search(r"\bj\b", done.stdout)
-        assert "whether a manager runs cannot be told: " in " ".join(done.stdout.split())
+        assert "it is not known whether a manager runs: " in " ".join(done.stdout.split())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
@@ -556,9 +556,9 @@ def test_a_manager_that_tells_no_number_is_not_taken_for_none(
     store: JobStore, managers: Managers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     managers.start()
-    monkeypatch.setattr(cli, "_TOLD_SECONDS", 0.0)
+    monkeypatch.setattr(cli, "_NUMBER_SECONDS", 0.0)
     store.pid_path.unlink()
-    with pytest.raises(ManagerError, match="has not told its process id"):
+    with pytest.raises(ManagerError, match="has not published its process id"):
         cli._stop(store)
 
 

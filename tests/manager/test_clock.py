@@ -54,7 +54,7 @@ def test_a_timeout_does_not_come_sooner(store: JobStore, managers: Managers, tmp
     set_by(7200)
     managers.start()
     store.submit("next", ["true"])
-    assert ended(store, "next").state == "completed"  # the others have been taken over before
+    assert ended(store, "next").state == "completed"  # the others have been adopted before
     (tmp_path / "go").touch()
     assert [ended(store, name).reason for name in ("of-task", "of-job")] == [None, None]
 

@@ -339,7 +339,7 @@ class Base:
         store = self.store
         yield lambda: list(store.get_attempts(name))
         yield lambda: read_outputs(store.paths(name), store.get_tasks(name))
-        yield lambda: inbox.take_up(store.paths(name), SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=3))
+        yield lambda: inbox.reattach(store.paths(name), SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=3))
         yield lambda: inbox.may_cancel(
             store.paths(name), store.get_job(name), SubmittedBy(dag_id="d", run_id="r", task_id="t")
         )
@@ -349,7 +349,7 @@ class Base:
         yield lambda: summary.failure(store, store.get_job(name))
         yield lambda: summary.table(store.get_tasks(name))
         yield lambda: summary.progress(store.get_tasks(name))
-        yield lambda: summary.held_up(store, store.get_job(name), store.list_jobs())
+        yield lambda: summary.why_blocked(store, store.get_job(name), store.list_jobs())
         yield lambda: read_log(store, name, "a")
         yield lambda: LogStream(store, name, "r").follow(store.get_tasks(name), lambda _: None, is_over=True)
 

@@ -211,10 +211,10 @@ def raising(self, *args, **kwargs):
         assert goes_on(store, process)
 
     @pytest.mark.parametrize("error", ["OSError(24, 'Too many open files')", "KeyError('nobody has thought of this')"])
-    def test_what_fails_while_a_job_is_taken_over(
+    def test_a_failure_while_a_job_is_adopted(
         self, store: JobStore, managers: Managers, tmp_path: Path, error: str
     ) -> None:
-        """It is taken over as a whole a moment later, or ends; it is not left half known."""
+        """It is adopted as a whole a moment later, or ends; never in part."""
         first = managers.start()
         store.submit("bad", [task("a", until(tmp_path / "go")), task("b", after="a")])
         shim_pid(store, "bad", "a")
@@ -236,7 +236,7 @@ LocalEngine.adopt = adopt
         assert (job.state, job.reason) == (("completed", None) if "OSError" in error else ("failed", "invalid"))
         assert goes_on(store, process)
 
-    def test_a_kill_for_which_nothing_can_be_looked_at(
+    def test_a_kill_while_no_process_can_be_inspected(
         self, store: JobStore, managers: Managers, tmp_path: Path
     ) -> None:
         """Its end is told when that is over."""
@@ -317,7 +317,7 @@ def test_what_is_in_the_way_of_a_result_fails_the_task(store: JobStore, manager:
     assert goes_on(store, manager)
 
 
-def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, managers: Managers) -> None:
+def test_a_job_that_cannot_be_loaded_is_tried_by_one_timer(store: JobStore, managers: Managers) -> None:
     """Whatever else arrives meanwhile, and there is one line in the log when it begins, and one when it is over."""
     manager = managers.start("--poll-interval", "0.1")
     path = write_job(store, ".x", [plain("t", "true")], named="j")
@@ -333,8 +333,8 @@ def test_a_job_that_cannot_be_taken_in_is_tried_by_one_timer(store: JobStore, ma
     wait_until(lambda: manager_status.problems(store) == {}, what="that is over")
     manager.send_signal(signal.SIGTERM)
     log = manager.communicate()[1]
-    assert log.count("job j: cannot be taken in: [Errno") == 1
-    assert len(re.findall(r"job j: cannot be taken in: over after [0-9.]+ s", log)) == 1
+    assert log.count("job j: cannot be loaded: [Errno") == 1
+    assert len(re.findall(r"job j: cannot be loaded: over after [0-9.]+ s", log)) == 1
 
 
 def test_secrets_that_are_nested_too_deep_hide_their_job_only(store: JobStore) -> None:
@@ -420,7 +420,7 @@ def test_a_chain_of_failed_tasks_is_walked_once() -> None:
 
 
 def test_a_chain_of_failed_tasks_holds_up_nobody(store: JobStore, managers: Managers) -> None:
-    """It is taken in while its job works, and a job of somebody else is run meanwhile."""
+    """It is loaded while its job works, and a job of somebody else is run meanwhile."""
     number = 3_000
     chain = [
         plain(f"t{i}", "true", after=(f"t{i - 1}",) if i else (), status="failed", attempt=1, reason="exit")

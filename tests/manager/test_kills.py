@@ -113,7 +113,7 @@ def _words(pid: int) -> list[bytes]:
 
 
 @needs_root
-def test_where_processes_cannot_be_looked_at_no_manager_starts(store: JobStore, managers: Managers) -> None:
+def test_where_processes_cannot_be_inspected_no_manager_starts(store: JobStore, managers: Managers) -> None:
     """There, whatever runs would be taken for gone, and be run again."""
     script = 'mount -t tmpfs none /proc && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", script, "sh", *CLI, "manager", "--base-path", str(store.base_path)]
@@ -179,7 +179,7 @@ def test_a_kill_is_over_when_nothing_is_left() -> None:
     assert is_gone(one.pid)
 
 
-def test_only_what_is_new_is_looked_at_until_nothing_more_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_new_processes_are_inspected_until_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are many others, and little time, a chain of processes outran the looks at all of them."""
     looked_at: list[int] = []
     status = processes._status

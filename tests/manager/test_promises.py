@@ -288,7 +288,7 @@ class TestBadJobs:
         (write_job(store, "j", []) / "tasks.json").unlink()
         assert "missing" in (ended(store, "j").error or "")
 
-    def test_corrupt_state_is_set_aside(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
+    def test_corrupt_state_is_quarantined(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         path = write_job(store, "elsewhere", [plain("a", "true")], state="failed").rename(store.jobs_path / ".j")
         (path / "state.json").write_text('{"id": "j-1", "na')
         path = path.rename(store.jobs_path / "j")
@@ -339,7 +339,7 @@ class TestBadJobs:
         assert list(outside.iterdir()) == []
 
 
-class TestForeignFiles:
+class TestExternalFiles:
     @pytest.mark.parametrize("kind", sorted(path.name for path in DATA.iterdir()))
     def test_files_of_the_existing_format_run(self, store: JobStore, managers: Managers, kind: str) -> None:
         """Written in place, not atomically: one file a moment after the other, in either order, in two halves."""
@@ -675,7 +675,7 @@ class TestRequests:
         assert {item.id: item.attempt for item in store.get_tasks("j")} == {"a": 1, "b": 2, "c": 1}
         assert store.get_job("j").attempt == 2
 
-    def test_a_request_that_is_not_valid_is_set_aside(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
+    def test_a_request_that_is_not_valid_is_quarantined(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         (store.inbox_path / "1.json").write_text("{")
         (store.inbox_path / "2.json").write_text('{"request": "cancel", "job": "../../evil"}')
         (store.inbox_path / "3.json").write_text('{"request": "retry", "job": "nope"}')

@@ -165,7 +165,7 @@ class TestRequestsThatWait:
         (path / "tasks.json").write_text(json.dumps([plain("a", "sleep", "1000")]))
         assert ended(store, "j").reason == "cancelled"
 
-    def test_one_bad_request_does_not_hold_up_the_others(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
+    def test_one_bad_request_does_not_block_the_others(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         store.submit("j", ["sleep 1000"])
         shim_pid(store, "j", "task-1")
         (store.inbox_path / "0.json").write_text(json.dumps({"request": "cancel", "job": "漢" * 100}))

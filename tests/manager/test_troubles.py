@@ -1,4 +1,4 @@
-"""What cannot be done now: nothing is concluded from it, and one line says that it begins, and one that it is over."""
+"""Errors that may pass: they change no state; one line is logged when they begin, and one when they end."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestManager:
         assert site.faults.failed
         assert all_is_well(site)
 
-    def test_a_request_about_a_job_that_cannot_be_taken_in_does_not_reset_it(self, site: SteppedManager) -> None:
+    def test_a_request_about_a_job_that_cannot_be_loaded_does_not_reset_it(self, site: SteppedManager) -> None:
         site.start_manager()
         submit(site, waits=True)
         wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
@@ -175,7 +175,7 @@ class TestManager:
         inbox.add_tasks(site.store, "j", [{"id": "more", **site.command(waits=False)}])
         site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
         wait_until(site.start_manager, what="a child of the one before has closed the lock")
-        wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be taken in")
+        wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be loaded")
         assert site.manager is not None
         is_read: list[bool] = []
 
@@ -235,7 +235,7 @@ class TestProcesses:
                 assert processes.is_shim(os.getpid(), token)
             assert not processes.is_shim(os.getpid(), token)
 
-    def test_a_kill_is_not_over_because_nothing_can_be_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_kill_is_not_over_because_no_process_can_be_inspected(self, monkeypatch: pytest.MonkeyPatch) -> None:
         kill = processes.Kill(secrets.token_hex(8), None)
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", _fails(errno.EMFILE))
@@ -252,7 +252,7 @@ class TestProcesses:
 
 
 class TestCommands:
-    def test_what_a_command_has_said_and_cannot_be_read_is_no_answer_and_holds_up_no_other(
+    def test_what_a_command_has_said_and_cannot_be_read_is_no_answer_and_blocks_no_other(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         class Buffer(io.FileIO):
@@ -271,7 +271,7 @@ class TestCommands:
 
 
 class TestFiles:
-    def test_a_file_that_cannot_be_looked_at_is_there(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_file_that_cannot_be_inspected_exists(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A new one is not put in its place, where names cannot be exchanged."""
         path = tmp_path / "file"
         path.write_text("somebody else's")
@@ -297,7 +297,7 @@ class TestFiles:
                     read(tmp_path / "file")
         assert len(os.listdir("/proc/self/fd")) == before
 
-    def test_a_directory_that_cannot_be_watched_is_looked_at_by_the_slow_pass(
+    def test_a_directory_that_cannot_be_watched_is_inspected_by_the_slow_pass(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with contextlib.closing(Notifier()) as notifier:
@@ -348,7 +348,7 @@ class TestReaders:
         store = JobStore(tmp_path)
         first = SubmittedBy(dag_id="d", run_id="r", task_id="t", try_number=1)
         job = store.submit("j", ["true"], submitted_by=first)
-        inbox.take_up(store.paths("j"), first.evolve(try_number=2))
+        inbox.reattach(store.paths("j"), first.evolve(try_number=2))
         assert not inbox.may_cancel(store.paths("j"), job, first)
         monkeypatch.setattr(files, "read", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
@@ -358,12 +358,12 @@ class TestReaders:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It would be submitted a second time."""
-        note = tmp_path / "note"
-        note.write_text("# air-executor token {}\n")
-        assert read_handle(commands, note) == ("token", {})
+        handle = tmp_path / "handle"
+        handle.write_text("# air-executor token {}\n")
+        assert read_handle(commands, handle) == ("token", {})
         monkeypatch.setattr(os, "open", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
-            read_handle(commands, note)
+            read_handle(commands, handle)
 
     def test_a_watcher_says_once_that_it_cannot_look(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

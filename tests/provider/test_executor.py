@@ -669,7 +669,7 @@ assert os.waitpid(alive, 0)[1] == 9
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere orphans have another parent")
-def test_orphans_are_taken_in_and_nothing_else(tmp_path: Path) -> None:
+def test_only_orphans_are_reaped(tmp_path: Path) -> None:
     """Those of a task, by its supervisor, which waits itself for the task and for what it has started."""
     subprocess.run([sys.executable, "-c", _ORPHANS, str(tmp_path / "pids")], check=True, timeout=PATIENCE)
 

@@ -189,7 +189,7 @@ class TestTheJobs:
         assert inbox.cancel(store, job.name, job.submitted_by)
 
     @pytest.mark.parametrize("name", [None, "j"])
-    def test_a_job_of_an_earlier_version_is_taken_up(self, store: JobStore, ours: Airflow, name: str | None) -> None:
+    def test_a_job_of_an_earlier_version_is_reattached(self, store: JobStore, ours: Airflow, name: str | None) -> None:
         """It did not say which Airflow it was, and made another default name."""
         before = SubmittedBy.of_task(TaskInstance(), max_tries=0)
         job = store.submit(name or default_job_name(before), ["true"], submitted_by=before)

@@ -447,7 +447,7 @@ class TestStartingInTheTriggerer:
 
 @pytest.mark.embedded
 class TestTriedAgain:
-    def test_it_takes_up_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
+    def test_it_reattaches_its_own_job(self, store: JobStore, tmp_path: Any) -> None:
         line = f"echo x >> {tmp_path}/out; sleep 0.5"
         operator([line], job_name="j", wait_for_completion=False).execute(context())
         assert operator([line], job_name="j").execute(context(try_number=2)) == {}
@@ -482,7 +482,7 @@ class TestTriedAgain:
         operator(tasks, job_name="j").execute(context(try_number=2, max_tries=1))
         assert (tmp_path / "out").read_text() == "x\nx\n"
 
-    def test_what_may_not_be_removed_does_not_hold_up_the_next_run(
+    def test_a_job_that_may_not_be_removed_does_not_block_the_next_run(
         self, store: JobStore, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A file of another user, say, in the directory of the job that is replaced."""

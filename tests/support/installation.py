@@ -273,10 +273,10 @@ class Installation:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        give_up = time.monotonic() + _STOP_SECONDS
+        deadline = time.monotonic() + _STOP_SECONDS
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.1, give_up - time.monotonic()))
+                process.wait(max(0.1, deadline - time.monotonic()))
         for base_path in self.home.glob("air-executor*"):
             self.air_executor("stop", "--base-path", str(base_path), check=False)
         for process in self._processes.values():

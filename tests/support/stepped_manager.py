@@ -205,9 +205,9 @@ class SteppedManager:
 
     def let_all_end(self) -> bool:
         """Whether all jobs end when nothing is wrong any more, and all requests are carried out."""
-        give_up = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         quiet = 0
-        while quiet < QUIET_ROUNDS and time.monotonic() < give_up:
+        while quiet < QUIET_ROUNDS and time.monotonic() < deadline:
             self.open_gate()
             if self.something_runs():
                 time.sleep(0.002)

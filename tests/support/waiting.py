@@ -19,7 +19,7 @@ _USUAL_LOAD = 3  # processes that want to run, for each processor
 def wait_until(check: Callable[[], T | None], *, timeout: float = PATIENCE, what: str, interval: float = 0) -> T:
     """Call ``check`` until it gives something true, and return that.
 
-    :param timeout: seconds until it is given up; longer on a machine that has too much else to do, see :func:`_share`.
+    :param timeout: seconds until it fails; longer on a machine that has too much else to do, see :func:`_share`.
     :param what: what is waited for, for the error.
     :param interval: seconds between two calls; default: more and more, up to half a second, so that who waits
         does not take the time of those that are waited for.

@@ -48,7 +48,7 @@ class BatchedAttempt:
     cancelling: bool | None = None  # whether it is killed; None: nobody has asked
     cancelled_at: float = 0.0
     is_detached: bool = False
-    is_over: bool = False  # whether its end was told
+    is_over: bool = False  # whether its end was emitted
     asked: str = ""  # the command by which the system was asked for more
     answer: str | None = None
     has_living_node: bool = False  # whether its node answers, although the system says that it has failed

@@ -40,7 +40,7 @@ class Canceller:
         found.cancelled_at = time.monotonic()
         is_shared = found.is_shared or any(state.is_shared for state in found.states.values())
         if not found.has_started:
-            # What can be claimed has not begun. A plain cancel tells the script alone, not the command that it runs.
+            # An attempt that can be claimed has not begun. A plain cancel signals the script alone, not its command.
             is_claimed = found.claim()
             if is_claimed and is_shared:  # the one that runs in its batch job has its grace
                 return

@@ -1,4 +1,4 @@
-"""What a batch system must say of itself: its command lines, and what its answers mean. All of it is pure."""
+"""The interface to one batch system: its command lines, and how to parse their output. All of it is pure."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class State(NamedTuple):
         return self.phase is Phase.OVER
 
 
-# A batch job that was taken in a moment ago, and one that the system does not list any more.
-TAKEN, GONE = State("submitted", Phase.WAITING), State("unknown", Phase.OVER)
+# A batch job that was submitted a moment ago, and one that the system does not list any more.
+SUBMITTED, GONE = State("submitted", Phase.WAITING), State("unknown", Phase.OVER)
 
 
 class Listed(NamedTuple):

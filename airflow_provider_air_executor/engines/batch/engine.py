@@ -6,7 +6,7 @@ if the system has forgotten the batch job.
 
 Before an attempt is submitted, what it is to run is written to its handle, with a token that the system keeps as well:
 by that a later manager finds the batch job, or submits it again if there is none. The engine never waits for the
-system: while that does not answer, nothing is concluded.
+system: while that does not answer, no attempt changes its state.
 
 Short tasks may share a batch job, which runs them one after the other. Those that it does not start are submitted
 again, and one that is cancelled before its turn has its record claimed by the manager, so that it is passed over.
@@ -28,7 +28,7 @@ from typing import ClassVar, NamedTuple
 
 from airflow_provider_air_executor.engines.batch.attempt import BatchedAttempt
 from airflow_provider_air_executor.engines.batch.canceller import Canceller
-from airflow_provider_air_executor.engines.batch.dialect import TAKEN, Dialect, Phase, State
+from airflow_provider_air_executor.engines.batch.dialect import SUBMITTED, Dialect, Phase, State
 from airflow_provider_air_executor.engines.batch.handles import Handles, make_script
 from airflow_provider_air_executor.engines.batch.query import AGAIN_SECONDS, Query
 from airflow_provider_air_executor.engines.batch.submitter import Submitter
@@ -98,14 +98,14 @@ class BatchEngine:
         self._store = context.store
         self._handles = Handles(self.dialect, context.store)
         self._environment = inherited(found, str(context.store.base_path))
-        told = {key: value for key, value in found.items() if self.dialect.is_for_commands(key)}
+        exported = {key: value for key, value in found.items() if self.dialect.is_for_commands(key)}
         # Two, so that what is asked and cancelled does not wait for a thousand submissions.
-        commands = partial(Commands, context.children, told, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS)
+        commands = partial(Commands, context.children, exported, limit=_AT_A_TIME, timeout=_COMMAND_SECONDS)
         submissions, self._commands = commands(), commands()
         self._attempts: dict[Attempt, BatchedAttempt] = {}
         self._submitter = Submitter(self.dialect, submissions, self._submitted)
         interval = self._options.poll_interval
-        self._query = Query(self.dialect, self._commands, self._attempts, interval, self._take_answers)
+        self._query = Query(self.dialect, self._commands, self._attempts, interval, self._update_from_list)
         self._canceller = Canceller(self.dialect, self._commands, self._read)
         self._events: list[Event] = []
         self._next_look = 0.0
@@ -149,14 +149,14 @@ class BatchEngine:
         number = self.dialect.number(result.output) if result.exit_code == 0 else None
         if number is not None:
             found.submitted_at = time.monotonic()
-            found.states.setdefault(number, TAKEN._replace(is_shared=found.is_shared))
+            found.states.setdefault(number, SUBMITTED._replace(is_shared=found.is_shared))
             self._has_complained = False
             self._locate(found, found.where())
             self._query.soon()
             if found.cancelling is not None:
                 self._canceller.cancel(found)
         elif found.cancelling is not None or result.exit_code <= 0 or self.dialect.may_pass(said):
-            # It may have been taken in all the same; whether it was is told by the next list.
+            # It may have been accepted all the same; the next list shows whether it was.
             title = self.dialect.TITLE
             if not self._has_complained:
                 log.warning("%s does not take task %s of job %s: %s", title, attempt.task_id, attempt.job_name, said)
@@ -207,7 +207,7 @@ class BatchEngine:
             self._locate(found, found.where())
 
     def _judge(self, found: BatchedAttempt, now: float) -> None:
-        """Conclude what record and state together say, if they say enough."""
+        """End an attempt, if its record and the state of its batch job show that it is over."""
         record, holder = found.record, found.holder
         if record is not None and record.spawn_error is not None:
             self._end(found, None, reason=Reason.SPAWN, error=record.spawn_error)
@@ -261,11 +261,11 @@ class BatchEngine:
         found.is_over = True
         self._handles.leave(found, found.record)
 
-    def _take_answers(self, asked_at: float) -> None:
+    def _update_from_list(self, asked_at: float) -> None:
         now = time.monotonic()
         for found in list(self._attempts.values()):
             is_unknown = found.submitted_at == math.inf and not found.is_submitting
-            if is_unknown and self._is_submitted_again(found, asked_at, now):
+            if is_unknown and self._must_resubmit(found, asked_at, now):
                 continue
             holder = found.holder
             if holder is None:
@@ -277,8 +277,8 @@ class BatchEngine:
                 self._canceller.cancel(found)
             self._judge(found, now)
 
-    def _is_submitted_again(self, found: BatchedAttempt, asked_at: float, now: float) -> bool:
-        """Whether an attempt was not taken in by a call that was cut short, so that it is submitted again."""
+    def _must_resubmit(self, found: BatchedAttempt, asked_at: float, now: float) -> bool:
+        """Whether the system does not have an attempt, since a call was cut short, so that it is submitted again."""
         if found.states or found.record is not None:
             found.submitted_at = asked_at
             return False
@@ -351,7 +351,7 @@ class BatchEngine:
     # -- what an earlier manager has left ----------------------------------------------------------------------
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
-        """Take over an attempt that an earlier manager may have started."""
+        """Adopt an attempt that an earlier manager may have started."""
         found, record = self._handles.read(attempt)
         if found is not None and record is not None and record.is_over:
             self._handles.leave(found, record)
@@ -375,7 +375,7 @@ class BatchEngine:
             self.cancel(attempt, kill=True)
 
     def close(self) -> None:
-        """The system has what was submitted, and the next manager finds it."""
+        """Batch jobs go on, and the next manager finds them by their handles."""
         self._handles.remove_old()
 
     def prepare(self) -> None:

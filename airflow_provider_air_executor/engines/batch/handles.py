@@ -24,7 +24,7 @@ _HANDLE_BYTES = 100_000
 
 
 class Handles:
-    """The handles in a job filesystem, from before an attempt is submitted until its end was told."""
+    """The handles in a job filesystem, from before an attempt is submitted until its end was emitted."""
 
     def __init__(self, dialect: Dialect, store: JobStore) -> None:
         self._dialect = dialect
@@ -74,9 +74,9 @@ class Handles:
             self._old[found.handle_path] = found.record_path, record
 
     def remove_old(self) -> None:
-        """Remove the handles of what has ended: there is an environment in them, and nobody needs it any more.
+        """Remove the handles of attempts that have ended, since they contain their environments.
 
-        They tell the start, which the record tells from now on.
+        The time of the start, which is that of the handle, is written into the record first.
         """
         while self._old:
             handle_path, (record_path, record) = self._old.popitem()
@@ -104,7 +104,7 @@ def make_script(
         if VARIABLE.fullmatch(name) and dialect.is_exported(name):
             lines.append(f"export {name}={shlex.quote(value)}")
     # The time of the handle becomes that of the start. To ask `date` would double what the script costs, and the clock
-    # of a node may be another than that of the file system, which tells the end.
+    # of a node may differ from that of the file system, by which the end is known.
     lines.append(script_elsewhere(dialect.IDENTITY, f'echo >> "$1.on-{dialect.NAME}"'))
     record = shlex.quote(record_path)
     lines.append(f"[ ! -e {record} ] || exit 97")  # it has run: what sh says of the record would go into the task's log

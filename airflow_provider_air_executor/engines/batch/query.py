@@ -1,4 +1,4 @@
-"""Asks a batch system how the batch jobs stand."""
+"""Asks a batch system for the states of the batch jobs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ AGAIN_SECONDS = 5.0  # after a command could not reach the system
 
 
 class Query:
-    """Lists the batch jobs from time to time, and notes in each attempt what the list says.
+    """Lists the batch jobs from time to time, and updates the states of attempts.
 
-    While there is no answer, nothing is concluded.
+    While there is no answer, no attempt changes its state.
 
     :param interval: seconds between two questions.
     :param answered: is called after an answer, with the time at which it was asked for.
@@ -77,10 +77,10 @@ class Query:
             else:
                 log.info("%s answers again", command)
         if not self._is_silent:
-            self._note(result.output, asked_at)
+            self._update(result.output, asked_at)
             self._answered(asked_at)
 
-    def _note(self, output: str, asked_at: float) -> None:
+    def _update(self, output: str, asked_at: float) -> None:
         # A number is known to be ours; a token may be anybody's, and is for what has no number yet.
         by_token = {found.token: found for found in self._attempts.values()}
         by_number: dict[str, list[BatchedAttempt]] = {}

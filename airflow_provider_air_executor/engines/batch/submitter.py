@@ -15,7 +15,7 @@ class Submitter:
     """Submits attempts, and says of each what the system has answered.
 
     :param commands: which run the command lines.
-    :param answered: is told of each attempt that has not ended meanwhile.
+    :param answered: called for each attempt that has not ended meanwhile, with the result.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class Submitter:
         gathered, self._gathered = self._gathered, {}
         for (size, *_), attempts in gathered.items():
             wanted = [found for found in attempts if found.cancelling is None]
-            for place in range(0, len(wanted), size):
-                self.submit(wanted[place : place + size])
+            for start in range(0, len(wanted), size):
+                self.submit(wanted[start : start + size])
 
     def submit(self, attempts: Sequence[BatchedAttempt]) -> None:
         """Submit a batch job for one attempt or several."""
@@ -59,7 +59,7 @@ class Submitter:
         self._commands.run(words, partial(self._all_answered, attempts), text=text)
 
     def submit_alone(self, found: BatchedAttempt) -> None:
-        """Submit once more what its batch job did not start. Its record, once there, keeps it from running twice."""
+        """Submit once more an attempt that its batch job did not start. Its record prevents a second run."""
         found.left.update(found.states)
         found.states.clear()
         found.submitted_at, found.over_since, found.hopeless_answers = math.inf, None, 0

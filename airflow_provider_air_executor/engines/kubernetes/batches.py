@@ -36,7 +36,7 @@ from airflow_provider_air_executor.system.environment import TASK_VARIABLES, VAR
 # Characters of one argument of a command line, which Linux limits to 128 KiB.
 LARGEST_SCRIPT = 20_000  # of all attempts together
 LARGEST_TEXT = 5_000  # of one attempt
-_READ_ONLY = {"UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS"}  # variables that a shell does not let go
+_READ_ONLY = {"UID", "EUID", "PPID", "BASHOPTS", "SHELLOPTS"}  # variables that a shell does not unset
 _SCRIPT = shim("batch")
 
 

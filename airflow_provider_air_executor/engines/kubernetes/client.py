@@ -31,7 +31,7 @@ log = logging.getLogger("air_executor.manager")
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
-_KEEP_SECONDS = 60.0  # an API server lets go of a connection that has been idle for 90 s
+_KEEP_SECONDS = 60.0  # an API server closes a connection that has been idle for 90 s
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and how often
 
 

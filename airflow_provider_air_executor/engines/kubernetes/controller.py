@@ -254,8 +254,8 @@ class Reconciler:
 
     async def _wait_for_a_reason(self) -> None:
         """Wait a little: a node may say why it has ended a container later than that it has ended."""
-        give_up_at = time.monotonic() + END_SEEN_SECONDS
-        while lacks_a_reason(self._pod) and (left := give_up_at - time.monotonic()) > 0:
+        deadline = time.monotonic() + END_SEEN_SECONDS
+        while lacks_a_reason(self._pod) and (left := deadline - time.monotonic()) > 0:
             self._pod.changed.clear()
             await self._wait_for_change(left)
 

@@ -185,7 +185,7 @@ class LogReader:
                     async with asyncio.timeout(_LAST_OUTPUT_SECONDS), self._reading:
                         break
             self._following.cancel()
-        give_up_at = time.monotonic() + self._shared.options.lost_after
+        deadline = time.monotonic() + self._shared.options.lost_after
         ending = pod.status.ending if pod.status is not None else None
         is_being_deleted = pod.status is not None and pod.status.is_being_deleted
         is_there = not pod.is_gone and (pod.status is None or ending is not None) and not has_all(pod)
@@ -200,7 +200,7 @@ class LogReader:
                     is_there = False
                 output.splitter.finish(marker_is_due=ended_by_itself)
             except ApiError as error:  # its node does not answer the API server, or has dropped the container
-                is_there = error.may_pass and time.monotonic() < give_up_at and not pod.is_gone
+                is_there = error.may_pass and time.monotonic() < deadline and not pod.is_gone
                 if not is_there and not (pod.status is not None and pod.status.is_being_deleted):
                     output.take(f"\n[air-executor] The output could not be read to its end: {error}\n".encode())
                     ended_by_itself = False

@@ -1,4 +1,4 @@
-"""What attempts that were killed have left behind: it is killed as well before their end is told."""
+"""Kills the processes that killed attempts have left behind, before the ends of the attempts are emitted."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class _Ending(NamedTuple):
 
     kill: Kill
     result: Ended | NotStarted
-    give_up_at: float
+    deadline: float
 
     def has_failed(self, now: float) -> bool:
         """Whether it has been tried long enough."""
-        return now >= self.give_up_at and self.kill.looks >= _FEWEST_LOOKS
+        return now >= self.deadline and self.kill.looks >= _FEWEST_LOOKS
 
 
 class Endings:
     """Attempts that are over but for what they have left behind.
 
-    :param emit: is given the end of each.
+    :param emit: called with the end of each.
     """
 
     def __init__(self, store: JobStore, emit: Callable[[Ended | NotStarted], None]) -> None:
@@ -66,7 +66,7 @@ class Endings:
         self.emit_what_is_over()
 
     def emit_what_is_over(self) -> None:
-        """Tell the end of those of which nothing is left, or nothing that can be killed."""
+        """Emit the ends of attempts of which nothing is left, or nothing that can be killed."""
         now = time.monotonic()
         over = [ending for ending in self._ending if ending.kill.is_over or ending.has_failed(now)]
         for ending in over:

@@ -76,8 +76,8 @@ class LocalAttempt:
     is_detached: bool = False
 
 
-class _Places:
-    """Where the files of attempts are, as text: joining paths would cost as much as all else here."""
+class _Paths:
+    """The paths of the files of attempts, as text: joining paths would take as long as the rest of a start."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -94,7 +94,7 @@ class _Places:
         return f"{self.directory(attempt.job_name)}/runs/{attempt.task_id}.{attempt.number}"
 
     def variables(self, attempt: Attempt) -> dict[str, str]:
-        """What a task is told of itself."""
+        """The environment variables that describe a task to itself."""
         return task_variables(attempt, self.directory(attempt.job_name), f"{self.record(attempt)}.output")
 
 
@@ -110,7 +110,7 @@ class LocalEngine:
 
     :param store: the job filesystem that the attempts belong to.
     :param environment: what the commands inherit.
-    :param children: which tells when a process has ended.
+    :param children: calls back when a process has ended.
     :param preload: modules that are imported once for all tasks that start warm; if there are any, that is done at once
         and not before the first such task.
     """
@@ -126,7 +126,7 @@ class LocalEngine:
         self._attempts: dict[Attempt, LocalAttempt] = {}
         self._adopted: dict[Attempt, LocalAttempt] = {}  # those of them that are not our children
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
-        self._places = _Places(store)
+        self._paths = _Paths(store)
         self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
         self._unread: list[_Reaped] = []
@@ -149,7 +149,7 @@ class LocalEngine:
         """
         if task.resources is not None:
             check_resources(task.resources)
-        directory, record_path = self._places.directory(attempt.job_name), self._places.record(attempt)
+        directory, record_path = self._paths.directory(attempt.job_name), self._paths.record(attempt)
         _remove_output(f"{record_path}.output")
         log_path = f"{directory}/logs/{attempt.task_id}.log"
         words = [record_path, started_at.isoformat(), log_path, task.cwd or "", task.command, *task.args]
@@ -161,7 +161,7 @@ class LocalEngine:
                     os.close(files.open_log(log_path))
                 found.forking = Forking(task, words)
                 self._attempts[attempt] = found
-                self._warm.fork(attempt, task, words, self._places.variables(attempt))
+                self._warm.fork(attempt, task, words, self._paths.variables(attempt))
                 return
             say_cold(self._store, attempt, why_cold)
         self._start_shell(found, task, words)
@@ -169,7 +169,7 @@ class LocalEngine:
     def _start_shell(self, found: LocalAttempt, task: Task, words: list[str]) -> None:
         with _starting():
             os.close(files.open_log(words[2]))
-            variables, ended = self._places.variables(found.attempt), partial(self._shell_ended, found)
+            variables, ended = self._paths.variables(found.attempt), partial(self._shell_ended, found)
             found.pid, found.token = self._shells.start(words, variables, task.env, ended)
         found.is_our_shell = True
         self._attempts[found.attempt] = found
@@ -195,7 +195,7 @@ class LocalEngine:
             self._endings.look()
         if self._adopted and now >= self._next_look:
             self._next_look = now + _ADOPTED_INTERVAL
-            self._look_at_adopted()
+            self._inspect_adopted()
         events = self._events.copy()
         self._events.clear()
         return events
@@ -240,7 +240,7 @@ class LocalEngine:
             self._release(found, NotStarted(attempt, str(error)))
             return
         found.forking = None
-        if record is not None:  # it was forked, and who would have told us so is dead
+        if record is not None:  # it was forked, and the fork server has died before it could report that
             self._adopt(found, record)
         elif not refused.is_final:
             self._release(found, NotStarted(attempt, refused.why))
@@ -316,7 +316,7 @@ class LocalEngine:
         found.is_killed = True
         return Ended(attempt, None, utc_now())
 
-    def _look_at_adopted(self) -> None:
+    def _inspect_adopted(self) -> None:
         for attempt, found in list(self._adopted.items()):
             if is_shim(found.pid, found.token):
                 continue
@@ -339,8 +339,8 @@ class LocalEngine:
         self._attempts[found.attempt] = self._adopted[found.attempt] = found
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
-        """Take over an attempt that an earlier manager may have started; None if it was never started."""
-        path = self._places.record(attempt)
+        """Adopt an attempt that an earlier manager may have started; None if it was never started."""
+        path = self._paths.record(attempt)
         if files.stamp(path) is None:
             return None
         record = read_record(path)
@@ -377,7 +377,7 @@ class LocalEngine:
                 found.is_killed_early = kill
             return
         found.is_killed = True
-        if any(reaped.found is found for reaped in self._unread):  # nobody needs to know how it ended
+        if any(reaped.found is found for reaped in self._unread):  # its result does not matter
             self._unread = [reaped for reaped in self._unread if reaped.found is not found]
             self._release(found, Ended(attempt, None, utc_now()), has_just_ended=False)
             return
@@ -391,13 +391,13 @@ class LocalEngine:
             kill_started_by(found.token, found.pid, has_just_ended=True)
 
     def detach(self, attempt: Attempt) -> None:
-        """The job of an attempt is gone: what stands at the place of its record is another one's."""
+        """The job of an attempt is gone: the file at the path of its record may belong to another job."""
         if attempt in self._attempts:
             self._attempts[attempt].is_detached = True
 
     def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
-        record = read_record(self._places.record(attempt))
+        record = read_record(self._paths.record(attempt))
         if record is not None:
             kill_started_by(record.token, record.pid)
 

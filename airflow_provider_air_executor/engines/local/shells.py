@@ -25,7 +25,7 @@ _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
-_COMMAND = 4  # its place among the words that a shell is given
+_COMMAND = 4  # its index in the words of a shell
 
 
 class Standby(NamedTuple):
@@ -40,7 +40,7 @@ class Shells:
     """Starts a shell for each task.
 
     :param environment: what the commands inherit.
-    :param children: which tells when a shell has ended.
+    :param children: calls back when a shell has ended.
     """
 
     def __init__(self, environment: Mapping[str, str], children: Children) -> None:
@@ -58,7 +58,7 @@ class Shells:
         ]
         self._standby: Standby | None = None
         self._may_prepare = True
-        self._standby_reads = False  # whether a shell on standby was seen to read what it is told
+        self._standby_reads = False  # whether a shell on standby was seen to read its pipe
 
     def start(
         self,
@@ -70,7 +70,7 @@ class Shells:
         """Start a shell that runs a command, in a session of its own: its process id, and its token.
 
         :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
-        :param variables: what the task is told of itself.
+        :param variables: the environment variables that describe the task.
         :param own: more environment variables of the task.
         :param ended: called with the process id and the status when it has ended.
         :raises OSError: if it cannot be started.
@@ -155,7 +155,7 @@ class Shells:
             self._standby = None
 
     def close(self) -> None:
-        """End the shell on standby. What runs goes on."""
+        """End the shell on standby. Attempts go on."""
         if self._standby is not None:
             os.close(self._standby.pipe)
             with contextlib.suppress(ProcessLookupError, ChildProcessError):

@@ -1,4 +1,4 @@
-"""The manager's side of the fork server: starts it, hands it tasks, and hears how they end."""
+"""The manager's side of the fork server: starts it, sends it tasks, and receives their ends."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Refused(NamedTuple):
 
 
 class Orphaned(NamedTuple):
-    """The fork server has ended; a process that it has forked goes on, and nobody tells when that ends."""
+    """The fork server has ended. A process that it has forked goes on, and its end is not reported any more."""
 
     attempt: Attempt
 
@@ -70,7 +70,7 @@ class _Process:
 
     pid: int | None  # None: it has been reaped
     channel: socket.socket
-    give_up_at: float  # if it has not imported its modules by then
+    deadline: float  # if it has not imported its modules by then
     is_ready: bool = False
 
 
@@ -81,7 +81,7 @@ class ForkServer:
     to import.
 
     :param environment: the environment of the fork server, and so that of its tasks.
-    :param children: which tells when the fork server has ended.
+    :param children: calls back when the fork server has ended.
     :param modules: what it imports; if nothing is given, the first request says what.
     """
 
@@ -135,7 +135,7 @@ class ForkServer:
         if process is None:
             return None
         if not process.is_ready:
-            return max(0.0, process.give_up_at - time.monotonic())
+            return max(0.0, process.deadline - time.monotonic())
         return 0.05 if self._waiting else None  # the channel is full
 
     def start(self) -> None:
@@ -164,11 +164,11 @@ class ForkServer:
         self._epoll.register(ours, select.EPOLLIN)
 
     def fork(self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str]) -> None:
-        """Ask for a process that runs a task; :meth:`poll` tells what became of it.
+        """Ask for a process that runs a task; :meth:`poll` returns the answer.
 
         :param task: if the modules to import have not been said yet, it says them.
         :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
-        :param variables: what the task is told of itself.
+        :param variables: the environment variables that describe the task.
         """
         self._modules = self._modules or task.preload or ()
         module, *args = _python_module(task.args)
@@ -203,7 +203,7 @@ class ForkServer:
                 self._process.channel.send(data, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
-            except OSError:  # it is gone, as the next look at it tells
+            except OSError:  # it is gone, which the next poll finds
                 return
             del self._waiting[attempt]
             self._sent[attempt.serial] = attempt
@@ -222,7 +222,7 @@ class ForkServer:
                 break
             self._take(json.loads(data))
         process = self._process
-        if process is not None and not process.is_ready and time.monotonic() >= process.give_up_at:
+        if process is not None and not process.is_ready and time.monotonic() >= process.deadline:
             self._fail(f"importing {', '.join(self._modules)} took longer than {_PRELOAD_SECONDS:g} s")
         self._send()
         events, self._events = self._events, []

@@ -96,7 +96,7 @@ _GROUPS = (
 )
 
 
-# Variables that a shell does not let go, or that are those of another machine.
+# Variables that a shell does not unset, or that belong to another machine.
 _NOT_EXPORTED = re.compile(
     r"SLURM_(?!CONF).*|SBATCH_.*|BASHOPTS|SHELLOPTS|PPID|UID|EUID|GROUPS|PWD|OLDPWD|SHLVL|_|HOSTNAME"
 )

@@ -193,7 +193,7 @@ for asset in (ENDS, REPORTS):
     with DAG(f"reacts_to_{asset.name}", start_date=ARGUMENTS["start_date"], schedule=[asset], max_active_runs=16):
 
         @task(inlets=[asset])
-        def take_in(triggering_asset_events: Any = None) -> list[str]:
+        def receive(triggering_asset_events: Any = None) -> list[str]:
             """What has happened: the names of the jobs that have ended."""
             return [
                 f"{event.extra['payload']['job_name']} {event.extra['payload']['state']}"
@@ -201,7 +201,7 @@ for asset in (ENDS, REPORTS):
                 for event in events
             ]
 
-        take_in()
+        receive()
 
 if ExceptionRetryPolicy is not None:
     with DAG("policy", **ARGUMENTS):
