@@ -23,10 +23,10 @@ from airflow_provider_air_executor.triggers import class_and_arguments, location
 
 try:
     from airflow.triggers.shared_stream import SharedStreamProducer
-except ImportError:  # before Airflow 3.3 a trigger is not told when its events have been stored
+except ImportError:  # before Airflow 3.3 a trigger does not learn when its events have been stored
     SharedStreamProducer = None  # type: ignore[assignment, misc]
 
-_STORED_SECONDS = 5.0  # after which Airflow has stored an event, if it does not tell
+_STORED_SECONDS = 5.0  # after which Airflow has stored an event, where it does not say so
 _UNACKNOWLEDGED = 100  # completions that are delivered before Airflow has stored the first of them
 _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 
@@ -34,11 +34,11 @@ _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 class AirExecutorJobEventTrigger(BaseEventTrigger):
     """Fires at the end of each job that matches, whoever submitted it: for an ``AssetWatcher``, to schedule DAGs.
 
-    The event tells ``job_name``, ``job_id``, ``state``, ``reason``, ``error``, ``attempt``, ``labels``, ``outlets``,
+    The event has ``job_name``, ``job_id``, ``state``, ``reason``, ``error``, ``attempt``, ``labels``, ``outlets``,
     ``ended_at`` and ``submitted_by``. Jobs that ended before the trigger was there for the first time do not count;
     those that end while no triggerer runs do, when there is one again. Each end fires once, also across restarts. Only
-    if a triggerer ends between the moment in which Airflow stores an event and that in which the trigger is told so
-    may it come twice: a second or two, or 5 s before Airflow 3.3, which does not tell it at all.
+    if a triggerer ends between the moment in which Airflow stores an event and that in which the trigger learns
+    of it may it come twice: a second or two, or 5 s before Airflow 3.3, where the trigger does not learn of it.
 
     :param job_name: names that match, with ``*``, ``?`` and ``[...]`` as in a shell; default: all.
     :param labels: labels that the job must have, with their values; default: any.
@@ -80,7 +80,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
         return path, {**arguments, "labels": [list(label) for label in sorted(self.labels.items())]}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Fire at each end; for an Airflow that does not tell when it has stored an event."""
+        """Fire at each end; for an Airflow that does not say when it has stored an event."""
         completions = await self.completions()
         waiting: set[asyncio.Task[None]] = set()
 
@@ -119,7 +119,7 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
         return f"airflow-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def matches(self, job: Job) -> bool:
-        """Whether the end of this job is to be told."""
+        """Whether the end of this job is to be emitted."""
         return (
             job.state.value in self.states
             and fnmatch.fnmatchcase(job.name, self.job_name)

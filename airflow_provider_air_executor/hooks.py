@@ -39,7 +39,7 @@ _START_ATTEMPTS = 3
 _ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
 _FIRST_POLL_SECONDS = 0.02
 _DEFAULT_IDLE_SECONDS = 600
-# What an Airflow process is told about itself must not reach the tasks of other jobs.
+# Variables that describe an Airflow process itself must not reach the tasks of other jobs.
 _PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
 # Settings with which one could speak for Airflow, by their sections; its own list has more, and those of providers.
 _SECRET_SETTINGS = (
@@ -309,7 +309,7 @@ class AirExecutorHook(BaseHook):
 
 
 def _listed(tasks: Iterable[Task | Mapping[str, Any] | str]) -> Any:
-    """The tasks to look at them twice; what is no list of tasks is left to whom refuses it."""
+    """The tasks as a list, to be read twice; other values stay, and are refused later."""
     return tasks if isinstance(tasks, str | bytes | Mapping) or not isinstance(tasks, Iterable) else list(tasks)
 
 
@@ -336,7 +336,7 @@ def _secrets_of(*values: Any) -> set[str]:
 
 
 def _masked_parts(text: str, masked: str) -> set[str]:
-    """Which parts of a text Airflow has masked; all of it where that cannot be told."""
+    """The parts of a text that Airflow has masked; all of it where that is not known."""
     if masked == masking.REPLACEMENT:
         return {text}
     try:

@@ -1,7 +1,7 @@
 """Facets of a job for OpenLineage, where ``apache-airflow-providers-openlineage`` is installed.
 
-Its extractor asks the operator, which asks here; until then nothing of it is imported. Datasets are not ours to tell:
-it takes them from the operator's ``inlets`` and ``outlets``.
+Its extractor asks the operator, which asks here; until then nothing of it is imported. Datasets are not among them:
+it takes those from the operator's ``inlets`` and ``outlets``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PARENT_ID, ROOT_PARENT_ID = "OPENLINEAGE_PARENT_ID", "OPENLINEAGE_ROOT_PARENT_ID
 JOB_FACET = "airExecutor_job"  # the key of the facet, named as OpenLineage wants it: <project>_<name>
 
 _MAX_COMMANDS = 20_000  # characters
-_MAX_TASKS = 200  # told one by one; of more the failed ones first
+_MAX_TASKS = 200  # emitted one by one; of more the failed ones first
 
 
 def parent_environment(ti: Any) -> dict[str, str]:
-    """The variables that tell programs which Airflow task their OpenLineage runs belong to.
+    """The variables that name the Airflow task to which the OpenLineage runs of programs belong.
 
     Each is ``<namespace>/<job>/<run id>``, as dbt-ol and other clients read it: one for the task, one for the DAG run.
 
@@ -41,7 +41,7 @@ def parent_environment(ti: Any) -> dict[str, str]:
     try:
         from airflow.providers.openlineage.plugins import macros
     except ImportError as error:
-        log.warning("the job's tasks are not told their OpenLineage parent: %s", error)
+        log.warning("the job's tasks do not get their OpenLineage parent: %s", error)
         return {}
     return {PARENT_ID: macros.lineage_parent_id(ti), ROOT_PARENT_ID: macros.lineage_root_parent_id(ti)}
 
@@ -58,7 +58,7 @@ def of_tasks(operator: BaseOperator, tasks: Sequence[Task]) -> OperatorLineage[A
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.facet_v2 import source_code_job
 
-    if not tasks or not _may_tell_commands(operator):
+    if not tasks or not _may_emit_commands(operator):
         return OperatorLineage()
     facet = source_code_job.SourceCodeJobFacet(language="bash", sourceCode=_commands(tasks))
     return OperatorLineage(job_facets={"sourceCode": facet})
@@ -78,8 +78,8 @@ def of_job(store: JobStore, job_name: str) -> OperatorLineage[Any, Any]:
     return OperatorLineage(run_facets={JOB_FACET: _job_facet(job, tasks)})
 
 
-def _may_tell_commands(operator: BaseOperator) -> bool:
-    """Whether commands, that may hold secrets, are told: as for Airflow's own Bash and Python operators."""
+def _may_emit_commands(operator: BaseOperator) -> bool:
+    """Whether commands, which may hold secrets, are emitted, by the setting for Airflow's Bash and Python operators."""
     from airflow.providers.openlineage import conf
 
     try:

@@ -128,7 +128,7 @@ class AirExecutorNotifier(BaseNotifier):
 def _event(context: Context) -> SubmittedBy:
     """The event that a callback is about: its kind, and the task or DAG run.
 
-    :raises InvalidJobError: if the context does not tell.
+    :raises InvalidJobError: if the context names neither.
     """
     given: Mapping[str, Any] = context
     if "deadline" in given:
@@ -139,7 +139,7 @@ def _event(context: Context) -> SubmittedBy:
         clear_number = getattr(given.get("dag_run"), "clear_number", None) or 0
         return _of_run(given["dag"].dag_id, given["run_id"], callback=kind, clear_number=clear_number)
     if "ti" not in given:
-        raise InvalidJobError("the context of the callback tells neither of a task nor of a DAG run")
+        raise InvalidJobError("the context of the callback names neither a task nor a DAG run")
     ti = given["ti"]
     return SubmittedBy.of_task(ti, callback=_TASK_CALLBACKS.get(ti.state, "failure"))
 

@@ -78,14 +78,14 @@ class AirExecutorSubmitOperator(BaseOperator):
     :param wait_for_completion: whether to wait for the end of the job; default True.
     :param deferrable: whether to wait in the triggerer, without a worker slot; default:
         ``[operators] default_deferrable``.
-    :param poll_interval: seconds between two looks at the job where the system does not tell of its changes, and at
+    :param poll_interval: seconds between two looks at the job where the system does not notify of changes, and at
         least between two lines of progress in the log; default 5.
     :param timeout: seconds after which the job is cancelled and the task fails; default: no limit. The task's own
         ``execution_timeout`` does the same, deferred or not.
     :param on_retry: what a retry of the Airflow task runs of a job that failed: ``failed_tasks`` (default) keeps what
         has completed, ``all`` starts over with a new job.
-    :param on_kill: what becomes of the job if the worker is told to end while it waits, be it for a user or for a
-        deployment, which it cannot tell apart: ``cancel`` (default), or ``leave``; the next try takes it up then.
+    :param on_kill: what becomes of the job if the worker receives SIGTERM while it waits: ``cancel`` (default), or
+        ``leave``; the next try reattaches it then. The worker cannot know whether a user or a deployment sent it.
     :param job_outlets: the URIs of what the job makes or changes, for who waits for that with an
         :class:`~airflow_provider_air_executor.event_triggers.AirExecutorJobEventTrigger` (templated). The assets among
         the task's ``outlets`` are declared in any case. Default: no others.
@@ -246,7 +246,7 @@ class AirExecutorSubmitOperator(BaseOperator):
             if isinstance(error, TaskDeferralTimeout) or is_last:
                 name = self._name_for(owner)
                 try:
-                    self._time_out(name, "the triggerer did not look at it in time, or failed", owner)
+                    self._time_out(name, "the triggerer did not inspect it in time, or failed", owner)
                 except JobNotFoundError:
                     self.log.warning("job %s has not been submitted", name)
             raise
@@ -284,11 +284,11 @@ class AirExecutorSubmitOperator(BaseOperator):
     # -- starting in the triggerer -------------------------------------------------------------------------
 
     def _can_start_from_trigger(self) -> bool:
-        """Whether all that the triggerer must know for the submission can be told when the DAG is parsed."""
-        told = [self.tasks, self.job_name, self.labels, self.job_outlets, self.air_executor_conn_id]
+        """Whether all arguments that the triggerer needs for the submission are known when the DAG is parsed."""
+        needed = [self.tasks, self.job_name, self.labels, self.job_outlets, self.air_executor_conn_id]
         is_plain = isinstance(self.tasks, list | tuple) and all(isinstance(task, Mapping | str) for task in self.tasks)
         is_enough = not self.openlineage_inject_parent_job_info  # the DAG run is not known there
-        return self.wait_for_completion and is_plain and is_enough and triggers.can_render(told)
+        return self.wait_for_completion and is_plain and is_enough and triggers.can_render(needed)
 
     def _start_trigger_args(self) -> StartTriggerArgs:
         trigger = triggers.AirExecutorSubmitTrigger(

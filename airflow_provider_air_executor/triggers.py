@@ -41,17 +41,17 @@ STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND, NOT_SUBMITTED)
 
 STREAM_READER = "airflow"  # whose position in the logs of a job is kept
 # What is logged here goes through a socket to another process, which writes it into the log of the task. When the
-# triggerer is told to end, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
+# triggerer receives SIGTERM, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
 ARRIVAL_SECONDS = 2.0
-# And a trigger's log is closed when its end is heard of, through another socket (same version).
+# And a trigger's log is closed when its end arrives, through another socket (same version).
 _READ_PAUSE = 0.02  # seconds
 _READ_SECONDS = 60.0  # that Airflow has for the rest; with many triggers that log all the time it is never at the end
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
-# Since Airflow 3.3 a trigger is told that a user has ended its task; before that it is only cancelled.
-_IS_TOLD = hasattr(BaseTrigger, "on_kill")
+# Since Airflow 3.3 a trigger has on_kill for the case that a user ends its task; before that it is only cancelled.
+_HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 # And the scheduler lets a task start from its trigger.
-_STARTS = _IS_TOLD
+_STARTS = _HAS_ON_KILL
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TEMPLATE_MARKS = ("{{", "{%", "{#")
 
@@ -161,7 +161,7 @@ class AirExecutorJobTrigger(BaseTrigger):
             fired = await self._fired(event)
             await self._let_log_be_read()
         except asyncio.CancelledError as cancelled:
-            if not _IS_TOLD:
+            if not _HAS_ON_KILL:
                 await self._cancel_if_ended_by_user()
             if not cancelled.args:  # the triggerer ends; what a user does has a word
                 await self._let_lines_arrive()
@@ -173,7 +173,7 @@ class AirExecutorJobTrigger(BaseTrigger):
             try:
                 return await asyncio.to_thread(self._success)
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker meets it too, and can say so
-                self.log.info("the worker is to look at job %s: %s", self.job_name, error)
+                self.log.info("the worker is to inspect job %s: %s", self.job_name, error)
         return TriggerEvent(event)
 
     def _success(self) -> TriggerEvent:

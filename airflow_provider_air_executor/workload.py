@@ -72,7 +72,7 @@ _END_SECONDS = 0.01  # between two looks at a task that is about to end
 class ExitCode(enum.IntEnum):
     """How a workload has ended. The numbers are those of ``sysexits.h``."""
 
-    REPORTED = 0  # the supervisor has told Airflow how it ended, be it well or badly
+    REPORTED = 0  # the supervisor has reported its end to Airflow, be it success or failure
     BAD_WORKLOAD = 65  # the file is missing, or not a workload
     UNREACHABLE = 69  # the API server could not be reached, or failed
     SUPERVISOR_FAILED = 70  # the supervisor failed otherwise; or the callback failed

@@ -5,7 +5,7 @@ die: the jobs go on, and the next one finds them by that id. The jobs run :mod:`
 the supervisor could report to Airflow how its task has ended.
 
 On every loop the scheduler calls ``trigger_tasks``, which hands over workloads (``_process_workloads``), and then
-:meth:`~AirExecutorExecutor.sync`, which looks at the jobs and reports those that have ended.
+:meth:`~AirExecutorExecutor.sync`, which inspects the jobs and reports those that have ended.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class AirExecutorExecutor(BaseExecutor):
         try:
             self._sync()
         except Exception:  # it would end the scheduler
-            self.log.exception("the jobs could not be looked at; trying again")
+            self.log.exception("the jobs could not be inspected; trying again")
 
     def _sync(self) -> None:
         self._report_ends()

@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 OTHERS_SECONDS = 30.0  # after which a process that is no scheduler starts a missing manager: a scheduler is faster
 _KEEP_ALIVE_SECONDS = 30.0
 _PRUNED_A_TIME = 20
-_KEPT_SECONDS = 60.0  # after which it is tried again to remove a job that could not be removed
+_REMOVE_AGAIN_SECONDS = 60.0  # after which it is tried again to remove a job that could not be removed
 _COLD = re.compile("air-executor: a cold start, without a warm runner: (.*)")  # so the log of its job begins
 
 
 class Every:
-    """Tells when something is due that is done every so many seconds, for the first time after as many."""
+    """A periodic task: it is due every so many seconds, for the first time after as many."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -118,7 +118,7 @@ class Managers:
                 log.exception("the manager of %s could not be started", base_path.store.base_path)
 
     def _replace(self, base_path: QueueBasePath) -> None:
-        """Start a manager in place of the one that runs, if there is one. If that fails, the old one goes on."""
+        """Start a manager that replaces the one that runs, if there is one. If that fails, the old one goes on."""
         store = base_path.store
         try:
             self._start(base_path, replace=True)
@@ -162,7 +162,7 @@ class Pruning:
                 log.warning("%s", error)
             except (OSError, AirExecutorError) as error:  # it has not ended yet, for instance
                 log.debug("job %s is kept for now: %s", name, error)
-                self._ended.append((time.monotonic() + _KEPT_SECONDS, store, name))
+                self._ended.append((time.monotonic() + _REMOVE_AGAIN_SECONDS, store, name))
 
     def prune_leftovers(self) -> None:
         """Remove the jobs that an earlier scheduler has left, except those that Airflow still waits for."""

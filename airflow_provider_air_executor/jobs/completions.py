@@ -1,9 +1,9 @@
 """The completions of jobs, each delivered once to a subscriber, whose process may be replaced at any moment.
 
 A subscriber gets every completion that comes after it has subscribed for the first time, of jobs that have completed
-and of those that have failed. It acknowledges a completion when it has dealt with it, which is kept as a small file in
-the job's directory. The next process of the same subscriber gets those that are not acknowledged. While one process of
-a subscriber lives, also if it only stands still, no other one gets anything.
+and of those that have failed. It acknowledges a completion when it has dealt with it, and that is persisted in a small
+file in the job's directory. The next process of the same subscriber gets those that are not acknowledged. While one
+process of a subscriber lives, also if it only stands still, no other one gets anything.
 """
 
 from __future__ import annotations
@@ -99,15 +99,15 @@ class JobCompletions:
             with contextlib.suppress(FileNotFoundError):  # who holds the lock holds it under the new name too
                 os.rename(subscriber_path(self._store, self._formerly), path)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with contextlib.ExitStack() as unless_kept:
-            unless_kept.callback(os.close, lock)
+        with contextlib.ExitStack() as unless_acquired:
+            unless_acquired.callback(os.close, lock)
             files.give(lock, self._store.base_path)
             if not files.lock(lock, path):
                 return False
             self._since = os.fstat(lock).st_mtime
             with self._guard:
                 if not self._is_released:  # while we asked for it, in a thread
-                    unless_kept.pop_all()
+                    unless_acquired.pop_all()
                     self._lock = lock
         return True
 
@@ -181,5 +181,5 @@ def _completed_at(job: Job) -> float:
 
 
 def _completion_of(job: Job) -> str:
-    """What tells one completion of a job from another: it may be retried, or set back by hand."""
+    """The identity of a completion: a job has several if it is retried, or set back by hand."""
     return f"{job.id} {job.attempt} {job.updated_at.isoformat() if job.updated_at else ''}\n"

@@ -57,7 +57,7 @@ def expanded(path: Path | str) -> str:
 
 
 class Stamp(NamedTuple):
-    """What tells one version of a file from another without reading it."""
+    """The identity of the content of a file, without reading it: it changes with each write."""
 
     inode: int
     mtime_ns: int
@@ -109,7 +109,7 @@ def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pi
     temporary, stamp = yield from writing_beside(path, data, durable=durable)
     try:
         if durable:
-            yield from _aside(stamp.size, partial(put, temporary, path))  # the old one may be long, too
+            yield from _in_thread(stamp.size, partial(put, temporary, path))  # the old one may be long, too
         else:
             os.rename(temporary, path)  # unlike an exchange, it makes ext4 write the data before the name
     except BaseException:
@@ -121,7 +121,7 @@ def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pi
 
 
 def replace(path: Path, data: bytes) -> bool:
-    """Put ``data`` at ``path`` in place of the file there; False if there is none, and nothing was written then.
+    """Replace the file at ``path`` by ``data``; False if there is none: then nothing was written.
 
     Where names can be exchanged (Linux) that is one step; elsewhere a file removed at the same moment comes back.
     """
@@ -149,11 +149,11 @@ def put(temporary: str, path: Path) -> None:
         os.unlink(temporary)
 
 
-def publishing_and_keeping(path: Path, data: Iterable[bytes], previous: Path) -> Pieces[tuple[Stamp, bool]]:
-    """Publish in pieces, as :func:`publishing` does, and keep the file that was there as ``previous``.
+def publishing_with_backup(path: Path, data: Iterable[bytes], previous: Path) -> Pieces[tuple[Stamp, bool]]:
+    """Publish in pieces, as :func:`publishing` does; the file that is replaced gets the name ``previous``.
 
-    Someone else may be writing the file at this very moment. What they have put in its place, or will still write
-    into the old file, is then found in ``previous`` and not lost. The two names are exchanged in one step where
+    Another process may be writing the file at this very moment. Its new file, or what it still writes into the old one,
+    is then in ``previous`` and not lost. The two names are exchanged in one step where
     the system can do that (Linux); elsewhere the old file is linked first.
 
     The file is flushed to disk, lest its name be there after a power cut and its content not. Its directory is not:
@@ -163,14 +163,14 @@ def publishing_and_keeping(path: Path, data: Iterable[bytes], previous: Path) ->
     """
     temporary, stamp = yield from writing_beside(path, data, durable=True)
     try:
-        return stamp, (yield from putting_and_keeping(temporary, path, previous, size=stamp.size))
+        return stamp, (yield from putting_with_backup(temporary, path, previous, size=stamp.size))
     except BaseException:
         remove(temporary)
         raise
 
 
-def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
-    """Give a finished file its name, see :func:`publishing_and_keeping`; whether there was an old one."""
+def put_with_backup(temporary: str, path: Path, previous: Path) -> bool:
+    """Give a finished file its name, see :func:`publishing_with_backup`; whether there was an old one."""
     if _exchange(temporary, path):
         try:
             os.rename(temporary, previous)
@@ -183,9 +183,9 @@ def put_and_keep(temporary: str, path: Path, previous: Path) -> bool:
     return existed
 
 
-def putting_and_keeping(temporary: str, path: Path, previous: Path, *, size: int) -> Pieces[bool]:
-    """The same in pieces, see :func:`put_and_keep`; what goes for it may be as long."""
-    return (yield from _aside(size, partial(put_and_keep, temporary, path, previous)))
+def putting_with_backup(temporary: str, path: Path, previous: Path, *, size: int) -> Pieces[bool]:
+    """The same in pieces, see :func:`put_with_backup`: removing a long file takes time."""
+    return (yield from _in_thread(size, partial(put_with_backup, temporary, path, previous)))
 
 
 def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
@@ -262,7 +262,7 @@ def writing_beside(path: Path, data: Iterable[bytes], *, durable: bool) -> Piece
                     yield False
                 write_all(descriptor, piece)
             if durable:
-                yield from _aside(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
+                yield from _in_thread(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
             stamp = Stamp.of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
@@ -299,7 +299,7 @@ def give(descriptor: int, directory: Path) -> None:
 
 
 def _heir(directory: Path) -> os.stat_result | None:
-    """Whom what we make in a directory is to be given to: its owner, if we are root and that is somebody else."""
+    """The owner for new files in a directory: that of the directory, if we are root and it is another user."""
     owner = os.stat(directory) if os.geteuid() == 0 else None
     return owner if owner is not None and owner.st_uid else None
 
@@ -311,11 +311,11 @@ def unlinking(path: Path) -> Pieces[None]:
     """
     found = stamp(path)
     if found is not None:
-        yield from _aside(found.size, partial(path.unlink, missing_ok=True))
+        yield from _in_thread(found.size, partial(path.unlink, missing_ok=True))
 
 
-def _aside(size: int, work: Callable[[], T]) -> Pieces[T]:
-    """Do what takes long with a long file in another thread.
+def _in_thread(size: int, work: Callable[[], T]) -> Pieces[T]:
+    """Do work that takes long for a long file in another thread.
 
     :param size: of the file, in bytes.
     """
@@ -343,13 +343,13 @@ def flushing(*paths: Path | str) -> Pieces[None]:
             descriptors.append(descriptor)
 
         def flush_all() -> None:
-            if hasattr(os, "posix_fadvise"):  # Linux begins to write what it is told to forget
+            if hasattr(os, "posix_fadvise"):  # Linux begins to write pages that are not needed any more
                 for descriptor in descriptors:
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for descriptor in descriptors:
                 os.fsync(descriptor)
 
-        yield from _aside(sum(os.fstat(descriptor).st_size for descriptor in descriptors), flush_all)
+        yield from _in_thread(sum(os.fstat(descriptor).st_size for descriptor in descriptors), flush_all)
 
 
 def sync_directory(path: Path) -> None:
@@ -475,7 +475,7 @@ def lock(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:
 def is_real_directory(path: Path) -> bool:
     """Whether ``path`` is a directory itself, not a symlink to one.
 
-    :raises OSError: if that cannot be told, because the file system is away for instance.
+    :raises OSError: if that is not known, because the file system is away for instance.
     """
     try:
         return stat.S_ISDIR(os.lstat(path).st_mode)

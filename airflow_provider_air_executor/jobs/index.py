@@ -70,7 +70,7 @@ class JobIndex:
                 with self._lock:
                     self._look()
         except OSError:
-            self._fresh_until = 0.0  # who asks next is told
+            self._fresh_until = 0.0  # the next call raises it
         finally:
             self._looks_ahead = False
 

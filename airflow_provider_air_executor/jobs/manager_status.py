@@ -70,7 +70,7 @@ def problems(store: JobStore) -> dict[str, str]:
     """What the manager cannot do at the moment: a sentence for each job concerned, by the job's name."""
     try:
         found = json.loads(files.read(store.problems_path)[0])
-        return {str(name): f"{told['problem']} (since {told['since']})" for name, told in found.items()}
+        return {str(name): f"{known['problem']} (since {known['since']})" for name, known in found.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {}
 

@@ -19,7 +19,7 @@ from airflow_provider_air_executor.jobs.paths import JobPaths
 
 FILE = "secrets.jsonl"  # attached to the job
 REPLACEMENT = "***"
-MIN_LENGTH = 5  # a shorter text occurs in too many places that are no secret
+MIN_LENGTH = 5  # a shorter text occurs too often where it is no secret
 _TAIL_BYTES = 65_536
 
 
@@ -69,9 +69,9 @@ class Mask:
         return chunk.lines[-lines:]
 
     def _masked(self, data: bytes, begin: int, end: int) -> tuple[bytes, int]:
-        """The bytes between two places without secrets, and where to go on: after a secret that lies across the end."""
+        """The bytes from ``begin`` to ``end`` without secrets, and the end: that of a secret that crosses it."""
         shown, position = bytearray(), begin
-        for first, last in self._places(data):
+        for first, last in self._spans(data):
             if last <= begin:
                 continue
             if first >= end:
@@ -82,21 +82,21 @@ class Mask:
         shown += data[position : max(end, position)]
         return bytes(shown), max(end, position)
 
-    def _places(self, data: bytes) -> list[tuple[int, int]]:
-        """Where secrets begin and end; those that overlap are one."""
+    def _spans(self, data: bytes) -> list[tuple[int, int]]:
+        """The spans of secrets; those that overlap are one."""
         found = []
         for secret in self._encoded:
             first = data.find(secret)
             while first >= 0:
                 found.append((first, first + len(secret)))
                 first = data.find(secret, first + 1)
-        places: list[tuple[int, int]] = []
+        spans: list[tuple[int, int]] = []
         for first, last in sorted(found):
-            if places and first < places[-1][1]:
-                places[-1] = places[-1][0], max(places[-1][1], last)
+            if spans and first < spans[-1][1]:
+                spans[-1] = spans[-1][0], max(spans[-1][1], last)
             else:
-                places.append((first, last))
-        return places
+                spans.append((first, last))
+        return spans
 
     def _begun(self, data: bytes) -> int:
         """How many bytes at the end may be the beginning of a secret."""

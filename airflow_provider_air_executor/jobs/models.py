@@ -197,8 +197,8 @@ class Resources(BaseModel):
     :param memory: bytes, or a text with a unit: ``"512Mi"``, ``"4Gi"`` (powers of 1024), ``"512M"``, ``"4G"`` (of
         1000).
     :param gpus: whole graphics processors.
-    :param time: seconds that an attempt may take, or a text with units: ``"90s"``, ``"15m"``, ``"1h30m"``, ``"2d"``. On
-        an engine, also what its scheduler is told.
+    :param time: seconds that an attempt may take, or a text with units: ``"90s"``, ``"15m"``, ``"1h30m"``, ``"2d"``. An
+        engine passes it to its scheduler.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
@@ -217,7 +217,7 @@ class Task(Record):
     line that ``bash -c`` runs.
 
     :param id: name of the task within its job, at most 200 bytes without ``/``; default ``task-1``, ``task-2``, ...
-        by its place in the list.
+        by its position in the list.
     :param command: the program to run: an absolute path, or a name that is looked up in ``PATH``. No shell reads it.
     :param args: its arguments, handed over as they are.
     :param dependencies: ids of the tasks of the same job that must have completed before this one starts.
@@ -370,7 +370,7 @@ class Job(Record):
         the existing system, one at a time, in order.
     :param timeout: seconds from its start after which the whole job is killed.
     :param priority: jobs with a higher number start their tasks first; default 0.
-    :param labels: words by which jobs can be told apart.
+    :param labels: names and values by which jobs can be distinguished.
     :param outlets: the URIs of what it makes or changes, for who waits for that.
     :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
     :param work_directory: whether its tasks have a directory of their own to run in, ``work/`` in that of the job.

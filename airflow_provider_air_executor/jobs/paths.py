@@ -20,7 +20,7 @@ _RUN = re.compile(r"(.+)\.(\d{1,9})(?:\.on-([a-z][a-z0-9_]*))?", re.DOTALL | re.
 
 
 class JobPaths:
-    """Where the files of one job are. Making one looks at nothing.
+    """The paths of the files of one job. Making one touches no file.
 
     :param jobs_path: the directory of all jobs.
     :param name: of the job.
@@ -47,7 +47,7 @@ class JobPaths:
 
     @functools.cached_property
     def previous_tasks(self) -> Path:
-        """Where the manager keeps the list that it replaced last, lest somebody was writing it."""
+        """The list that the manager has replaced last: another process may have been writing it."""
         return self.directory / f".{TASKS}.previous"
 
     @functools.cached_property
@@ -72,7 +72,7 @@ class JobPaths:
 
     @functools.cached_property
     def waiter(self) -> Path:
-        """What tells which try of an Airflow task waits for the job, if it is not the one that submitted it."""
+        """The file that names the try of an Airflow task that waits for the job, if another try has submitted it."""
         return self.directory / ".waiter"
 
     def acknowledged(self, subscriber: str) -> Path:
@@ -107,7 +107,7 @@ class JobPaths:
 
 @functools.lru_cache(maxsize=256)
 def paths_of(jobs_path: Path, name: str) -> JobPaths:
-    """The paths of a job. Those that were asked for last are kept: joining paths takes longer than looking at a file.
+    """The paths of a job. They are cached: joining paths takes longer than a ``stat``.
 
     :raises InvalidJobError: if no job can be called so.
     """

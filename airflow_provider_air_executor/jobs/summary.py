@@ -143,7 +143,7 @@ def _last_lines(paths: JobPaths, task_id: str, mask: masking.Mask, count: int) -
 
 
 def error_of(store: JobStore, job: Job) -> JobFailedError:
-    """The error that says why a job failed, of a class that tells the kinds of failure apart."""
+    """The error of a job that failed; its class is the kind of failure."""
     error = _ERRORS.get(job.reason, JobFailedError)
     return error(job.name, failure(store, job), job.reason.value if job.reason is not None else None)
 

@@ -36,15 +36,15 @@ def parsing(data: list[bytes]) -> Pieces[list[Task]]:
     """The tasks of a ``tasks.json``.
 
     :param data: what is in the file, in pieces.
-    :raises InvalidJobError: if it is not a list of tasks; naming the place.
+    :raises InvalidJobError: if it is not a list of tasks; naming the position.
     """
     if is_short(data):
         try:
             found = list(TASK_LIST.validate_json(data[0]))
         except ValidationError as error:
             raise InvalidJobError(describe_validation_error(error, "tasks")) from None
-        for place, task in enumerate(found):
-            _check_id(task, place)
+        for position, task in enumerate(found):
+            _check_id(task, position)
         return found
     try:
         text = _Text(data)
@@ -59,7 +59,7 @@ def parsing_object(data: list[bytes]) -> Pieces[dict[str, Any]]:
     """The members of an object that may have a member ``tasks``, which is a list of tasks.
 
     :param data: what is in the file, in pieces.
-    :raises InvalidJobError: if it is no such object; naming the place.
+    :raises InvalidJobError: if it is no such object; naming the position.
     """
     found: dict[str, Any] = {}
     try:
@@ -74,22 +74,22 @@ def parsing_object(data: list[bytes]) -> Pieces[dict[str, Any]]:
 
 def _parsing_tasks(text: _Text) -> Pieces[list[Task]]:
     tasks: list[Task] = []
-    done = text.place
+    done = text.position
     for item in text.items():
         try:
             tasks.append(_TASK.validate_python(item))
         except ValidationError as error:
             raise InvalidJobError(describe_validation_error(error, f"tasks[{len(tasks)}]")) from None
         _check_id(tasks[-1], len(tasks) - 1)
-        if text.place - done > _PIECE:
-            done = text.place
+        if text.position - done > _PIECE:
+            done = text.position
             yield False
     return tasks
 
 
-def _check_id(task: Task, place: int) -> None:
+def _check_id(task: Task, position: int) -> None:
     if not task.id:
-        raise InvalidJobError(f"tasks[{place}].id: Field required")
+        raise InvalidJobError(f"tasks[{position}].id: Field required")
 
 
 class _Text:
@@ -109,7 +109,7 @@ class _Text:
         self._pass_space()
 
     @property
-    def place(self) -> int:
+    def position(self) -> int:
         """How many characters have been read."""
         return self._before + self._at
 
@@ -132,7 +132,7 @@ class _Text:
         while True:
             name = self.value()
             if not isinstance(name, str):
-                raise ValueError(f"there is no name before character {self.place}")
+                raise ValueError(f"there is no name before character {self.position}")
             self._expect(":")
             yield name
             if not self._take(","):
@@ -149,18 +149,18 @@ class _Text:
                 found, end = _PARSE(part)
             except json.JSONDecodeError as error:
                 if len(part) < size:
-                    raise ValueError(f"{error.msg} at character {self.place + error.pos}") from None
+                    raise ValueError(f"{error.msg} at character {self.position + error.pos}") from None
                 continue
             if end < size:
                 self._at += end
                 self._pass_space()
                 return found
-        raise ValueError(f"what begins at character {self.place} is no JSON, or longer than {LONGEST} characters")
+        raise ValueError(f"what begins at character {self.position} is no JSON, or longer than {LONGEST} characters")
 
     def end(self) -> None:
         """Nothing may be left."""
         if self._at < len(self._text) or self._has_more():
-            raise ValueError(f"there is something after the end, at character {self.place}")
+            raise ValueError(f"there is something after the end, at character {self.position}")
 
     def _has_more(self) -> bool:
         """Decode the next piece, if there is one."""
@@ -179,7 +179,7 @@ class _Text:
 
     def _expect(self, sign: str) -> None:
         if not self._take(sign):
-            raise ValueError(f"{sign!r} is missing at character {self.place}")
+            raise ValueError(f"{sign!r} is missing at character {self.position}")
 
     def _pass_space(self) -> None:
         """Go on to the next sign, if there is one."""

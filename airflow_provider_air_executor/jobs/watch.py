@@ -1,7 +1,7 @@
 """One watcher per base path that serves any number of waiters of an event loop.
 
 A waiter is woken when a file of its job changes, by inotify. For file systems that do not notify, one pass in a
-thread looks at the jobs of all waiters; it costs two ``stat`` calls a job, and is made less often where there are so
+thread inspects the jobs of all waiters; it costs two ``stat`` calls a job, and is made less often where there are so
 many that it would take more than a hundredth of the time. What waits costs nothing else.
 """
 
@@ -168,11 +168,11 @@ class JobWatcher:
             except OSError as error:  # the file system is away for a moment
                 if trouble != error.strerror:
                     trouble = error.strerror or str(error)
-                    log.warning("the jobs in %s cannot be looked at now: %s", self._store.base_path, error)
+                    log.warning("the jobs in %s cannot be inspected now: %s", self._store.base_path, error)
                 continue
             if trouble:
                 trouble = ""
-                log.info("the jobs in %s can be looked at again", self._store.base_path)
+                log.info("the jobs in %s can be inspected again", self._store.base_path)
             for name, stamps in found.items():
                 if self._stamps.get(name) != stamps:  # also at the first pass: it may have changed before
                     self._wake(name)

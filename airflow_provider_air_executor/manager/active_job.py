@@ -40,7 +40,7 @@ class OnDisk:
 
     job: Job  # what state.json holds, as it was read or published last
     directory: Stamp | None  # None: it is gone
-    tasks: Stamp | None  # the version of tasks.json that the manager has read or written
+    tasks: Stamp | None  # of the tasks.json that the manager has read or written
     # None, although there may be one: a manager that was killed may not have read the list that it had replaced.
     previous_tasks: Stamp | None = None
     all_pending: bool = True  # whether all its tasks were pending when they were read

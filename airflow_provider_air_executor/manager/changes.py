@@ -53,7 +53,7 @@ class Changes:
 
 
 class SlowPass:
-    """Finds what no notification told of: new jobs, changes of jobs that run, and of some that have ended."""
+    """Finds changes without a notification: new jobs, changes of jobs that run, and of some that have ended."""
 
     def __init__(self, shared: Shared, intake: Intake) -> None:
         self._store, self._jobs, self._clock = shared.store, shared.jobs, shared.timers.clock

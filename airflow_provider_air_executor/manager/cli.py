@@ -36,7 +36,7 @@ _DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on
 _STOP_SECONDS = 20.0
 _NUMBER_SECONDS = 2.0
 _FOLLOW_SECONDS = 0.2
-_LOG_BYTES = 10_000_000  # a manager.log longer than this is put aside when a detached manager starts
+_LOG_BYTES = 10_000_000  # a manager.log longer than this is renamed when a detached manager starts
 
 _EXIT_CODES: tuple[tuple[type[exceptions.AirExecutorError], int], ...] = (
     (exceptions.JobNotFoundError, 3),
@@ -88,12 +88,12 @@ def _owner(path: Path) -> tuple[Path, str] | None:
     """The directory in which somebody else decides what may be done with a path, and who that is."""
     import pwd
 
-    for place in (path, *path.parents):
+    for each in (path, *path.parents):
         with contextlib.suppress(OSError):
-            if not os.access(place, os.X_OK | os.W_OK) and (uid := place.stat().st_uid) != os.geteuid():
+            if not os.access(each, os.X_OK | os.W_OK) and (uid := each.stat().st_uid) != os.geteuid():
                 with contextlib.suppress(KeyError):
-                    return place, pwd.getpwuid(uid).pw_name
-                return place, f"user {uid}"
+                    return each, pwd.getpwuid(uid).pw_name
+                return each, f"user {uid}"
     return None
 
 
@@ -198,10 +198,10 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     from airflow_provider_air_executor.manager.loop import Loop
     from airflow_provider_air_executor.manager.manager import Manager
     from airflow_provider_air_executor.system.environment import as_given
-    from airflow_provider_air_executor.system.processes import can_look
+    from airflow_provider_air_executor.system.processes import can_inspect
 
     _set_up_logging(settings)
-    if not can_look():
+    if not can_inspect():
         raise exceptions.ManagerError(
             "/proc is not mounted here: without it, a task that runs looks like one that has ended"
         )
@@ -257,7 +257,7 @@ def _detach(store: JobStore) -> int:
 
 
 def _leave_terminal(log: int) -> None:
-    """Keep nothing open of whoever has started this process, whose output goes to a file."""
+    """Detach from the terminal of the parent process; output goes to a file."""
     os.setsid()
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -120,12 +120,12 @@ class JobFiles:
         yield from self.snapshotting(job)
 
     def _known(self, job: ActiveJob) -> tuple[tuple[Path, files.Stamp | None], ...]:
-        """The lists of the job's tasks, and which version of each was read or written last."""
+        """The lists of the job's tasks, and the stamp of each when it was read or written last."""
         paths, disk = self._store.paths(job.name), job.on_disk
         return (paths.previous_tasks, disk.previous_tasks), (paths.tasks, disk.tasks)
 
     def _has_read(self, job: ActiveJob, path: Path, stamp: files.Stamp | None) -> None:
-        """A version of one of the lists is known now; ours is to be written over it."""
+        """One of the lists has been read; the manager's own list is to be written over it."""
         if path == self._store.paths(job.name).tasks:
             job.on_disk.tasks = stamp
             job.is_dirty = True  # external writers drop fields that they do not know
@@ -167,7 +167,7 @@ class JobFiles:
 def _replaced(job: ActiveJob, stamp: files.Stamp, existed: bool) -> None:
     """A new ``tasks.json`` has replaced the one that we believe was there.
 
-    If somebody else has written meanwhile, another list is kept as the one before; its stamp will tell.
+    If another process has written meanwhile, the previous list is another one, and its stamp differs.
     """
     job.on_disk.previous_tasks = job.on_disk.tasks if existed else None
     job.on_disk.tasks = stamp

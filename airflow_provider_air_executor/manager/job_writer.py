@@ -14,7 +14,7 @@ from airflow_provider_air_executor.jobs.models import Job, Task
 from airflow_provider_air_executor.jobs.pieces import Pieces
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job
 
-_MAX_KEPT_BYTES = 200  # of the name of a file that is quarantined, which gets longer by that
+_MAX_NAME_BYTES = 200  # of the name of a file that is quarantined, which gets longer by that
 
 
 class JobWriter:
@@ -33,12 +33,12 @@ class JobWriter:
         return files.publish(self._store.paths(job.name).state, dump_job(job), durable=durable)
 
     def writing_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[tuple[files.Stamp, bool]]:
-        """Publish ``tasks.json``, and keep the list that it replaces (:func:`files.publishing_and_keeping`)."""
+        """Publish ``tasks.json``, with a backup of the list that it replaces (:func:`files.publishing_with_backup`)."""
         paths = self._store.paths(name)
-        return (yield from files.publishing_and_keeping(paths.tasks, task_lists.dumping(tasks), paths.previous_tasks))
+        return (yield from files.publishing_with_backup(paths.tasks, task_lists.dumping(tasks), paths.previous_tasks))
 
     def resetting_tasks(self, name: str, tasks: Iterable[Task]) -> Pieces[files.Stamp]:
-        """Publish ``tasks.json`` of a job that is to be run again; the list that it replaces is not kept."""
+        """Publish ``tasks.json`` of a job that is to be run again, without a backup."""
         return (yield from files.publishing(self._store.paths(name).tasks, task_lists.dumping(tasks)))
 
     def writing_outcome(
@@ -58,7 +58,7 @@ class JobWriter:
             )
             try:
                 yield from files.flushing(tasks_draft, state_draft)
-                existed = yield from files.putting_and_keeping(
+                existed = yield from files.putting_with_backup(
                     tasks_draft, paths.tasks, paths.previous_tasks, size=tasks_stamp.size
                 )
             except BaseException:
@@ -89,12 +89,12 @@ class JobWriter:
                 raise InvalidJobError(f"{path} is not a directory; remove it and retry the job")
 
     def quarantine(self, path: Path) -> Path:
-        """Keep a file that is not valid under another name, out of the way.
+        """Quarantine a file that is not valid: give it another name.
 
         :return: its new path.
         """
-        kept = os.fsdecode(os.fsencode(path.name)[:_MAX_KEPT_BYTES])
-        target = path.with_name(f".{kept}.invalid-{time.time_ns()}")
+        name = os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES])
+        target = path.with_name(f".{name}.invalid-{time.time_ns()}")
         with contextlib.suppress(FileNotFoundError):
             os.rename(path, target)
         return target

@@ -17,7 +17,7 @@ class KnownJobs:
         self._timers = timers
         self._turns = turns
         self.active: dict[str, ActiveJob] = {}
-        self.ended: dict[str, Stamp | None] = {}  # and the version of state.json that says so
+        self.ended: dict[str, Stamp | None] = {}  # and the stamp of the state.json that says so
         self.unsettled: dict[str, float] = {}  # and until when their writers may take to complete their files
         self.touched: set[str] = set()  # jobs that are to be published, or may start a task
 
@@ -40,7 +40,7 @@ class KnownJobs:
     def remember(self, name: str, stamp: Stamp | None) -> None:
         """A job has ended.
 
-        :param stamp: the version of ``state.json`` that says so; None if there is no such file.
+        :param stamp: the stamp of the ``state.json`` that says so; None if there is no such file.
         """
         self.unsettled.pop(name, None)
         self.ended[name] = stamp

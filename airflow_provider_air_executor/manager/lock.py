@@ -44,7 +44,7 @@ class ManagerLock:
             unless_ours.pop_all()
         self._descriptor = descriptor
         # Until its number is there, others read that of a manager that was killed, or none.
-        with contextlib.suppress(OSError):  # on a full disk the manager works without telling its number
+        with contextlib.suppress(OSError):  # on a full disk the manager works without publishing its number
             temporary = self._store.pid_path.with_name(f".manager.pid.{os.getpid()}")
             temporary.touch(mode=0o600)
             temporary.write_text(str(os.getpid()))

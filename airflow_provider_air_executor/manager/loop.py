@@ -105,9 +105,9 @@ class Loop:
             self._idle_since = self._now()
         if self._now() - self._idle_since < self._idle_timeout:
             return False
-        kept = files.stamp(self._store.keep_alive_path)
-        if kept is not None:
-            age = max(0, self._shared.timers.clock.time_ns() - kept.mtime_ns) / 1e9
+        alive = files.stamp(self._store.keep_alive_path)
+        if alive is not None:
+            age = max(0, self._shared.timers.clock.time_ns() - alive.mtime_ns) / 1e9
             self._idle_since = max(self._idle_since, self._now() - age)
         return self._now() - self._idle_since >= self._idle_timeout
 

@@ -31,7 +31,7 @@ def _split(value: Any) -> Any:
 class Settings(BaseModel):
     """How a manager works.
 
-    :param poll_interval: seconds between two looks at everything, for file systems that do not tell of changes;
+    :param poll_interval: seconds between two passes over everything, for file systems that do not notify;
         also how long a file may stay half-written before its job fails. Default 5.
     :param task_timeout: seconds an attempt may take if its task does not say; default: no limit.
     :param max_concurrent_runners: how many tasks run at a time on this machine, over all jobs; default 10.

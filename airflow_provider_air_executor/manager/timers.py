@@ -17,7 +17,7 @@ Action = Callable[[], None]
 
 
 class Clock(Protocol):
-    """What tells the manager the time; the module :mod:`time` does."""
+    """The clock of the manager; the module :mod:`time` is one."""
 
     def monotonic(self) -> float:
         """Seconds of a clock that nobody sets."""

@@ -26,7 +26,7 @@ FailJob = Callable[[str, Exception], None]
 
 
 class Step(enum.StrEnum):
-    """What fails."""
+    """The steps that may fail, as the messages describe them."""
 
     LOAD = "cannot be loaded"
     WRITE = "cannot be written"
@@ -46,12 +46,12 @@ class _Trouble:
     since: datetime
     began: float  # the same on the monotonic clock
     backoff: Backoff
-    kind: object = None  # tells one reason from another; texts may hold names that change
+    kind: object = None  # identifies the reason; texts may hold names that change
     why: str = ""
 
 
 class Troubles:
-    """Keeps what fails, for each job and step: one line in the log when it begins and one when it is over.
+    """Records failures, for each job and step: one line in the log when it begins and one when it is over.
 
     :param store: where the problems are published, for those who ask for the status of a job.
     """

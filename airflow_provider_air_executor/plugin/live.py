@@ -27,7 +27,7 @@ from airflow_provider_air_executor.jobs.watch import watching
 STREAM_SECONDS = 20.0
 LOOK_SECONDS = 1.0  # between two looks at a log
 _LOG_BYTES = 262_144  # of one event
-_PASS_SECONDS = 10.0  # between two looks at the job's files, where the system does not tell of changes
+_PASS_SECONDS = 10.0  # between two looks at the job's files, where the system does not notify
 _PAUSE_SECONDS = 0.25  # between two events of a kind, at least
 _RECONNECT_MS = 250
 
@@ -35,15 +35,15 @@ _RECONNECT_MS = 250
 async def events(store: JobStore, job_name: str, log: tuple[str, int] | None) -> AsyncIterator[str]:
     """The events: ``changed``; ``log`` with ``text`` from ``offset`` to ``next_offset``; ``end`` if no more will come.
 
-    The id of an event is how far the log has been told, in bytes. An ``offset`` before that begins anew with a log that
-    has been truncated.
+    The id of an event is the offset in the log after it, in bytes. A smaller ``offset`` than before is that of a log
+    which has been truncated.
 
     :param log: the id of the task whose log is followed, and the offset to begin at, in bytes; None: of none.
     """
     yield f"retry: {_RECONNECT_MS}\n\n"
     task_id, offset = log or ("", 0)
     until = time.monotonic() + STREAM_SECONDS
-    look_at = 0.0
+    read_at = 0.0
     is_over, mask = False, None
     async with watching(store, job_name, interval=_PASS_SECONDS) as waiter:
         changed = True  # it may have changed before we watched
@@ -54,18 +54,18 @@ async def events(store: JobStore, job_name: str, log: tuple[str, int] | None) ->
                 # Tasks that have been added may have brought secrets of their own.
                 mask = await asyncio.to_thread(_mask, store.paths(job_name)) if log is not None else None
             has_more = False
-            if mask is not None and (is_over or time.monotonic() >= look_at):
+            if mask is not None and (is_over or time.monotonic() >= read_at):
                 piece = await asyncio.to_thread(_read, store.paths(job_name), task_id, offset, mask, is_over)
                 if piece is not None:
                     yield _event("log", piece._asdict(), piece.next_offset)
-                    # More of it at once, but not all of a long one: the job is to be looked at in between.
+                    # More of it at once, but not all of a long one: the job is inspected in between.
                     has_more, offset = piece.next_offset - piece.offset >= _LOG_BYTES, piece.next_offset
-                look_at = time.monotonic() + (0.0 if has_more else LOOK_SECONDS)
+                read_at = time.monotonic() + (0.0 if has_more else LOOK_SECONDS)
             if is_over and not has_more:
                 yield _event("end", {}, offset)
                 return
             await asyncio.sleep(_PAUSE_SECONDS)
-            changed = await waiter.wait(max(0.001, min(look_at if log else until, until) - time.monotonic()))
+            changed = await waiter.wait(max(0.001, min(read_at if log else until, until) - time.monotonic()))
 
 
 class Piece(NamedTuple):

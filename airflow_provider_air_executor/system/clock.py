@@ -1,4 +1,4 @@
-"""How long something takes, by a clock that nobody sets: it tells the time since the machine was started."""
+"""Durations by a clock that cannot be set: it counts from the start of the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 @cache
 def boot() -> str:
-    """What tells this boot of this machine from others."""
+    """The identity of this boot of this machine."""
     with contextlib.suppress(FileNotFoundError, PermissionError):  # otherwise it can be read later
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     return "unknown"

@@ -10,7 +10,7 @@ from pathlib import Path
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"  # the token of the shim that has started a process
 # A variable that sh can set.
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-# What a task is told about itself; a manager that a task has started must not hand it on.
+# They describe a task to itself; a manager that a task has started must not pass them on.
 TASK_VARIABLES = (
     "AIR_EXECUTOR_JOB",
     "AIR_EXECUTOR_TASK",

@@ -43,9 +43,9 @@ class _Status(NamedTuple):
 
 
 def _status(pid: int | str) -> _Status | None:
-    """How a process stands; None if there is none that may be looked at.
+    """How a process stands; None if there is none that may be inspected.
 
-    :raises OSError: if it cannot be looked at now.
+    :raises OSError: if it cannot be inspected now.
     """
     try:
         # The name of the program, in parentheses, may hold anything.
@@ -55,8 +55,8 @@ def _status(pid: int | str) -> _Status | None:
         return None
 
 
-def can_look() -> bool:
-    """Whether processes can be looked at here: on Linux, where ``/proc`` is not mounted, they cannot."""
+def can_inspect() -> bool:
+    """Whether processes can be inspected here: on Linux, where ``/proc`` is not mounted, they cannot."""
     if not sys.platform.startswith("linux"):
         return True
     try:
@@ -101,14 +101,14 @@ def _is_shim(pid: int, token: str) -> bool:
     if "." in token:
         status = _status(pid)
         if status is None:
-            return not can_look()
+            return not can_inspect()
         return status.state != "Z" and f"{pid}.{status.started}.{boot()}" == token
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
-            return not can_look()
+            return not can_inspect()
         return wanted in words
     listed = subprocess.run(["/bin/ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, check=False)
     return wanted in listed.stdout.split()
@@ -127,10 +127,10 @@ class Kill:
     identified by their session, which has the number of its leader, the shim. And as long as a shim lives, by their
     parent: a killed child leaves its own children to a shim that adopts orphans (``PR_SET_CHILD_SUBREAPER``).
 
-    A process may start another one in a session of its own and end, again and again, and outrun who looks at all
-    processes one after the other. So what is new since then is looked at until nothing of it is among that, twice; one
-    that is gone before it could be looked at may have been of it. All are looked at again in the end only, since
-    numbers are given out again: who looks at hundreds of others each time is outrun where the machine is busy.
+    A process may start another one in a session of its own and end, again and again, and outrun an inspection of all
+    processes one after the other. So the new ones are inspected until, twice, none of them belongs to the shim; one
+    that is gone before it could be inspected may have belonged to it. All are inspected again only in the end, since
+    numbers are reused: inspecting hundreds of others each time is too slow on a busy machine.
 
     :param token: of the shim.
     :param session: the session to be ended; None: what is in it may be others by now.
@@ -146,15 +146,15 @@ class Kill:
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
         self.looks = 0  # how often it has been looked
-        self._has_found_some = False  # whether something was killed since all were looked at
+        self._has_found_some = False  # whether something was killed since all were inspected
         self._had_found_nothing = False  # whether that was so at the last look
         self._doubts: Counter[int] = Counter()  # how often a process could not be classified
         self._seen: set[int] = set()  # processes that do not belong to it, or may not be killed
         self._found_at = time.monotonic() - 0.001  # when something of it was found last, or might have been
-        self._looked_at = self._found_at
+        self._inspected_at = self._found_at
 
     def look(self, seconds: float = _LOOK_SECONDS) -> bool:
-        """Look at processes, and kill what belongs to it.
+        """Inspect processes, and kill those that belong to it.
 
         :param seconds: how long this may take at most, but for one look at each.
         :return: whether it is over: of all processes none is left but what we may not kill. Otherwise, look again.
@@ -190,14 +190,14 @@ class Kill:
                     self._found_at, quiet = time.monotonic(), 0
             if time.monotonic() - began > seconds:
                 break
-        self._looked_at = time.monotonic()
+        self._inspected_at = time.monotonic()
         has_found_nothing = quiet >= _QUIET_LOOKS and self._found_at < began
         if killed:
             self._doubts.clear()
             self._has_found_some = True
         elif has_found_nothing and self._has_found_some:
             self._doubts.clear()
-            self._seen.clear()  # next time, all are looked at
+            self._seen.clear()  # next time, all are inspected
             self._has_found_some = False
         if killed and self._parent is not None:
             self._seen.clear()  # what was another one's child may be an orphan now
@@ -208,7 +208,7 @@ class Kill:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing of it has been found for some seconds: where processes come and go, that has to do."""
-        return self._looked_at - self._found_at > _QUIET_SECONDS
+        return self._inspected_at - self._found_at > _QUIET_SECONDS
 
     def _kill(self, pid: int) -> bool:
         """Kill a process; False if we may not."""
@@ -225,7 +225,7 @@ class Kill:
     def _is_meant(self, pid: int) -> bool | None:
         """Whether a process belongs to it; None if it had ended before that could be seen.
 
-        :raises OSError: if it cannot be looked at now.
+        :raises OSError: if it cannot be inspected now.
         """
         status = _status(pid)
         if status is None or status.state == "Z":
@@ -251,7 +251,7 @@ def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Ki
     :param pid: the process id of the shim.
     :param has_just_ended: whether, if it is not alive, it was a moment ago. After a longer time the number may be that
         of another session.
-    :return: what goes on with it: see :meth:`Kill.look`.
+    :return: the kill, which may not be over: see :meth:`Kill.look`.
     """
     try:
         leader = _status(pid)

@@ -51,7 +51,7 @@ class AirExecutorToSqlOperator(BaseOperator):
     transaction, and what has not stays as it is. A task that waits for its next attempt, or failed without it, has a
     row for that attempt, without ``started_at``.
 
-    ``tasks.json`` tells of the latest attempt of each task only. Of an attempt before it, ``reason`` and ``error`` are
+    ``tasks.json`` describes the latest attempt of each task only. Of an attempt before it, ``reason`` and ``error`` are
     known if its row was written while it was the latest one; its other columns come from its record.
     A retry of the whole job removes these records: write the history before that, if it is to be whole.
 
@@ -196,7 +196,7 @@ def _is_known(attempt: AttemptRecord, facts: Sequence[Any] | None) -> bool:
 
 
 def _as_time(value: Any) -> Any:
-    """A time as a database gives it, if it can be told."""
+    """A time as a database gives it, if it is one."""
     with suppress(ValueError):
         value = datetime.fromisoformat(value) if isinstance(value, str) else value
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value

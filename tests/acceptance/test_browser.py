@@ -96,13 +96,13 @@ def page(browser: Browser, cookies: Any, request: pytest.FixtureRequest) -> Iter
     )
     found.on("console", lambda line: errors.append(line.text) if "Content Security Policy" in line.text else None)
     yield found
-    keep(found, request.node.name.removeprefix("test_"))
+    save_screenshot(found, request.node.name.removeprefix("test_"))
     context.close()
     assert errors == []
 
 
-def keep(page: Page, name: str) -> None:
-    """Keep a screenshot for people; on a machine that is too busy to paint the page there is none."""
+def save_screenshot(page: Page, name: str) -> None:
+    """Save a screenshot for people; on a machine that is too busy to paint the page there is none."""
     ARTIFACTS.mkdir(exist_ok=True)
     with contextlib.suppress(PlaywrightTimeoutError):
         page.screenshot(path=ARTIFACTS / f"{re.sub('[^a-z0-9-]+', '-', name)}.png", timeout=60_000)
@@ -145,7 +145,7 @@ def test_a_running_job_progresses_without_reload(airflow: WithUsers, store: JobS
     expect(page.locator("header.job")).to_contain_text("working")
     expect(page.get_by_role("button", name="transform-a: running")).to_be_visible()  # in the graph
     expect(page.get_by_role("progressbar").first).to_have_attribute("aria-valuenow", "2")
-    keep(page, "job-running")
+    save_screenshot(page, "job-running")
     go_on(store, "progress")
     expect(row(page, "load")).to_contain_text("completed")
     expect(page.locator("header.job")).to_contain_text("completed")
@@ -222,7 +222,7 @@ def test_a_job_is_cancelled_and_retried(airflow: WithUsers, store: JobStore, pag
     expect(page.locator("header.job")).to_contain_text("failed cancelled")
     assert store.get_job("cancelled").state == "failed"
     expect(row(page, "transform-a")).to_contain_text("cancelled")
-    keep(page, "job-cancelled")
+    save_screenshot(page, "job-cancelled")
     page.get_by_role("button", name="Retry failed tasks").click()
     expect(row(page, "transform-a")).to_contain_text("running")
     expect(page.get_by_role("button", name="Cancel job")).to_be_visible()
@@ -300,7 +300,7 @@ def test_the_tabs_of_task_instance_and_run(airflow: WithUsers, store: JobStore, 
     expect(frame.get_by_role("heading", name="tabs")).to_be_visible()
     expect(row(frame, "transform-a")).to_contain_text("running")
     expect(frame.get_by_label("What transform-a has printed")).to_contain_text("tick 5")
-    keep(page, "tab-of-task-instance")
+    save_screenshot(page, "tab-of-task-instance")
     go_on(store, "tabs")
     expect(row(frame, "load")).to_contain_text("completed")
     # The link leads the page around the frame to the run, and the run has its jobs.
@@ -339,7 +339,7 @@ def test_the_list_of_jobs(airflow: WithUsers, store: JobStore, page: Page) -> No
     expect(rows).to_have_count(50)
     expect(rows.first).to_contain_text("row-119")
     expect(frame.locator(".filters").get_by_role("button", name="failed")).to_contain_text("12")
-    keep(page, "jobs")
+    save_screenshot(page, "jobs")
     frame.get_by_role("button", name="Next").click()
     frame.get_by_role("button", name="Next").click()
     expect(rows).to_have_count(20)
@@ -365,7 +365,7 @@ def test_light_and_dark_as_airflow_is(airflow: WithUsers, store: JobStore, page:
         assert outside == inside
         assert (sum(inside[:3]) < 200) is (theme == "dark")
         if theme == "dark":
-            keep(page, "jobs-dark")
+            save_screenshot(page, "jobs-dark")
         # Somebody switches while the page is open.
         page.evaluate("([on, off]) => document.documentElement.classList.replace(on, off)", [theme, others])
         expect(frame.locator("html")).to_have_class(
@@ -406,7 +406,7 @@ def test_a_narrow_screen(airflow: WithUsers, store: JobStore, page: Page) -> Non
     heading = page.get_by_role("heading", name="second")
     expect(heading).to_be_in_viewport()  # below the list, and yet in sight
     assert page.evaluate(fits)
-    keep(page, "job-400px")
+    save_screenshot(page, "job-400px")
 
 
 def finished(store: JobStore, name: str) -> None:

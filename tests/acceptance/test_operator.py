@@ -324,7 +324,7 @@ def test_complaint_9_ids_and_links_are_missing_on_failure(airflow: Installation,
         assert job.name in link
 
 
-def test_complaint_10_what_has_completed_runs_again(airflow: Installation, store: JobStore) -> None:
+def test_complaint_10_completed_tasks_run_again(airflow: Installation, store: JobStore) -> None:
     """#29250."""
     run_id = airflow.trigger("fails_once")
     state, _ = airflow.follow("fails_once", run_id)
@@ -429,13 +429,13 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
         if name.startswith("watched-"):
             expected.append(f"{name} {'failed' if 'exit' in line else 'completed'}")
 
-    def all_are_told() -> bool:
+    def all_have_fired() -> bool:
         return told(airflow, "ends") == sorted(expected)
 
     submit("watched-1", "true", outlets=["file:///report"])
     submit("watched-2", "exit 1", outlets=["file:///report"])
     submit("unwatched", "true", outlets=["file:///report"])
-    wait_until(all_are_told, what="the first ones are told", interval=0.5)
+    wait_until(all_have_fired, what="the first ones are told", interval=0.5)
 
     def are_marked() -> bool:
         marks = [
@@ -450,7 +450,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     wait_until(lambda: store.get_job("watched-later").state == "completed", what="it has ended")
     airflow.start_component("triggerer")
     submit("watched-after", "true")
-    wait_until(all_are_told, what="those of the restart are told", interval=0.5)
+    wait_until(all_have_fired, what="those of the restart are told", interval=0.5)
     # Nothing comes twice, also if it is killed.
     names = ("watched-later", "watched-meanwhile", "watched-after")
     wait_until(lambda: all(list(store.paths(name).directory.glob(".seen-*")) for name in names), what="they are marked")
@@ -458,7 +458,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")
     submit("watched-last", "true")
-    wait_until(all_are_told, what="the last one is told", interval=0.5)
+    wait_until(all_have_fired, what="the last one is told", interval=0.5)
     assert told(airflow, "reports") == ["unwatched completed", "watched-1 completed"]
     # Airflow gives several events to one run, and may leave one of a moment for the next run.
     for dag_id, possible in (("reacts_to_ends", expected), ("reacts_to_reports", told(airflow, "reports"))):

@@ -120,7 +120,7 @@ def test_who_may_not_see_the_dags_logs(airflow: WithUsers, store: JobStore, meth
     assert "0123456789" not in answer.text
 
 
-def test_what_a_user_may_do_is_told_to_the_page(airflow: WithUsers, store: JobStore) -> None:
+def test_the_page_gets_the_rights_of_the_user(airflow: WithUsers, store: JobStore) -> None:
     def told(user: str) -> tuple[bool, bool]:
         job = json.loads(airflow.get(api("/jobs/of-seen"), user).text)
         return job["may_edit"], job["may_read_logs"]
@@ -496,7 +496,7 @@ def told_of(airflow: WithUsers, task_id: str, kind: str) -> dict[str, Any]:
     return wait_until(last, what=f"OpenLineage is told of the {kind} of {task_id}")
 
 
-def test_what_openlineage_is_told(airflow: WithUsers, run_id: str) -> None:
+def test_the_events_of_openlineage(airflow: WithUsers, run_id: str) -> None:
     start, complete = (told_of(airflow, "submit", kind) for kind in ("START", "COMPLETE"))
     assert f"echo hello of {run_id}; env" in start["job"]["facets"]["sourceCode"]["sourceCode"]
     assert [(data["namespace"], data["name"]) for data in complete["inputs"]] == [("file://host", "/in.csv")]
@@ -507,7 +507,7 @@ def test_what_openlineage_is_told(airflow: WithUsers, run_id: str) -> None:
     assert "hunter2" not in airflow.lineage.read_text()
 
 
-def test_openlineage_is_told_how_a_deferred_task_failed(airflow: WithUsers, run_id: str) -> None:
+def test_openlineage_gets_the_failure_of_a_deferred_task(airflow: WithUsers, run_id: str) -> None:
     facet = told_of(airflow, "deferred", "FAIL")["run"]["facets"]["airExecutor_job"]
     assert (facet["state"], facet["reason"], facet["taskCounts"]) == ("failed", "exit", {"failed": 1, "completed": 1})
     assert [task["status"] for task in facet["tasks"]] == ["failed", "completed"]

@@ -16,7 +16,7 @@ from tests.support.jobs import ended, read_log, task
 from tests.support.managers import Managers
 from tests.support.waiting import wait_until
 
-_PLACE = re.compile(r"(?:job|Pod) ([^ ,]+)")  # what several tasks may share
+_LOCATION = re.compile(r"(?:job|Pod) ([^ ,]+)")  # what several tasks may share
 
 
 class BatchContract:
@@ -38,7 +38,7 @@ class BatchContract:
             f"t{number}": [number] for number in range(2, 24)
         }
         # One that had ended before sbatch did is not known to have been anywhere.
-        names = {place[1] for task in found if (place := _PLACE.search(task.where or ""))}
+        names = {location[1] for task in found if (location := _LOCATION.search(task.where or ""))}
         assert len(names) == 3
         for number, done in enumerate(found):
             text = read_log(store, "j", done.id).text.removesuffix("Segmentation fault\n")  # sh may say so
@@ -81,9 +81,9 @@ class BatchContract:
         files = [tmp_path / f"begun{number}" for number in range(20)]
         begun = [int(file.read_text()) for file in files]
         assert all(start <= own + 1 for start, own in zip(starts, begun, strict=True))
-        places = [_PLACE.search(done.where or "") for done in found]
-        for name in {place[1] for place in places if place}:
-            shared = [number for number, place in enumerate(places) if place and place[1] == name]
+        locations = [_LOCATION.search(done.where or "") for done in found]
+        for name in {location[1] for location in locations if location}:
+            shared = [number for number, location in enumerate(locations) if location and location[1] == name]
             in_order = sorted(shared, key=lambda number: files[number].stat().st_mtime)
             assert all(starts[later] >= begun[earlier] for earlier, later in itertools.pairwise(in_order))
 

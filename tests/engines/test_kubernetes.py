@@ -533,7 +533,7 @@ def test_a_batch_is_deleted(store: JobStore, batched: object, cluster: Kubernete
     first = task("first", f"echo x >> {tmp_path}/ran; sleep 1000")
     tasks = [first, *(task(f"t{number}", f"echo {number} >> {tmp_path}/ran") for number in range(4))]
     store.submit("j", tasks, max_parallel_tasks=5)
-    # A kubelet that has not told yet that it has started a Pod may look at its deletion only many seconds later.
+    # A kubelet that has not reported yet that it has started a Pod may see its deletion only many seconds later.
     is_known = lambda: (store.get_tasks("j")[1].where or "").endswith("waiting for its turn")  # noqa: E731
     wait_until(is_known, what="the first is known to run")
     cluster.kubectl("delete", "--wait=false", "--grace-period=30", "pods", "-l", "air-executor/job=j")

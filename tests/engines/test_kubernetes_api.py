@@ -154,7 +154,7 @@ def test_a_line_break_in_a_token() -> None:
 
 def test_a_connection_that_was_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that the server has closed meanwhile, or that is old, is not used again."""
-    monkeypatch.setattr(clients, "_KEEP_SECONDS", 0.5)
+    monkeypatch.setattr(clients, "_IDLE_SECONDS", 0.5)
 
     async def test() -> None:
         async with asking(GOOD + b"CLOSE", GOOD, GOOD) as (api, server):

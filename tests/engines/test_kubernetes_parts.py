@@ -972,7 +972,7 @@ def test_memory_that_a_child_of_a_task_that_completed_did_not_get(tmp_path: Path
 
 
 @pytest.mark.parametrize(("code", "message"), [(0, TOLD), (143, TOLD), (137, "")])
-def test_its_node_tells_later_why_it_has_ended_it(
+def test_its_node_reports_the_reason_of_its_end_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
     monkeypatch.setattr(controllers, "END_SEEN_SECONDS", PATIENCE)

@@ -59,7 +59,7 @@ class TestPublishing:
         files.publish(path, b"1")
         before = files.stamp(path)
         with path.open("wb") as late:
-            stamp, existed = finish(files.publishing_and_keeping(path, [b"2"], previous))
+            stamp, existed = finish(files.publishing_with_backup(path, [b"2"], previous))
             late.write(b"late")
         assert existed
         assert files.stamp(path) == stamp
@@ -74,10 +74,10 @@ class TestPublishing:
         if not exchange:
             monkeypatch.setattr(files, "_renameat2", lambda *_: False)
         path, previous = tmp_path / "file", tmp_path / "previous"
-        assert finish(files.publishing_and_keeping(path, [b"1"], previous))[1] is False
+        assert finish(files.publishing_with_backup(path, [b"1"], previous))[1] is False
         for number in range(3):
             before = files.stamp(path)
-            assert finish(files.publishing_and_keeping(path, [b"%d" % number], previous))[1] is True
+            assert finish(files.publishing_with_backup(path, [b"%d" % number], previous))[1] is True
             assert files.stamp(previous) == before
         assert sorted(item.name for item in tmp_path.iterdir()) == ["file", "previous"]
 

@@ -54,7 +54,7 @@ def test_a_job_that_is_not_there_yet_is_waited_for(store: JobStore) -> None:
     asyncio.run(scenario())
 
 
-def test_the_slow_pass_finds_what_no_notification_told_of(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slow_pass_finds_changes_without_a_notification(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inotify.Notifier, "add", lambda *_: False)
     passes = []
 

@@ -387,7 +387,7 @@ def test_a_narrow_terminal_shows_names_before_all_else(
     assert ("━" in first) is ("━" in second) is (columns == 80)
 
 
-def test_who_waits_is_told_that_no_manager_runs(store: JobStore, managers: Managers) -> None:
+def test_waiting_reports_that_no_manager_runs(store: JobStore, managers: Managers) -> None:
     job = '{"name": "j", "tasks": ["true"]}'
     command = [*CLI, "submit", "-", "--wait", "--base-path", str(store.base_path)]
     with subprocess.Popen(
@@ -410,7 +410,7 @@ def test_who_waits_is_told_that_no_manager_runs(store: JobStore, managers: Manag
 @pytest.mark.parametrize(
     "command", ["submit - --wait", "status j --watch", "status j --watch --json", "logs j --follow"]
 )
-def test_who_waits_is_told_what_the_manager_cannot_do(
+def test_waiting_reports_what_the_manager_cannot_do(
     store: JobStore, managers: Managers, tmp_path: Path, command: str
 ) -> None:
     store.create_directories()

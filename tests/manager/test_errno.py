@@ -31,28 +31,30 @@ NUMBERS = st.integers(0, 1_000_000)
 @functools.cache
 def calls() -> list[tuple[str, str, int]]:
     """The calls that a manager and its readers make: module, call, and what it can fail with."""
-    site = SteppedManager()
+    stepped = SteppedManager()
     try:
-        site.start_manager()
+        stepped.start_manager()
         for name in ("a", "b"):
-            site.submit(name, [{"id": "t", **site.command(waits=True)}, {"id": "u", **site.command(waits=False)}], 1)
+            stepped.submit(
+                name, [{"id": "t", **stepped.command(waits=True)}, {"id": "u", **stepped.command(waits=False)}], 1
+            )
         for rounds in range(40):
             if rounds == 10:
-                site.kill_manager()
+                stepped.kill_manager()
             if rounds == 15:
-                with site.faults.installed():
-                    inbox.add_tasks(site.store, "a", ["true"])
-                    inbox.cancel(site.store, "b")
-            with site.faults.installed():
-                read_all(site.store)
-            site.clock.passed += 1.0
-            site.go_round()
+                with stepped.faults.installed():
+                    inbox.add_tasks(stepped.store, "a", ["true"])
+                    inbox.cancel(stepped.store, "b")
+            with stepped.faults.installed():
+                read_all(stepped.store)
+            stepped.clock.passed += 1.0
+            stepped.go_round()
             if rounds > 20:
-                site.open_gate()
+                stepped.open_gate()
             time.sleep(0.005)
     finally:
-        site.close()
-    return sorted((module, call, error) for module, call in site.faults.seen for error in CALLS[call])
+        stepped.close()
+    return sorted((module, call, error) for module, call in stepped.faults.seen for error in CALLS[call])
 
 
 def read_all(store: JobStore) -> None:
@@ -81,13 +83,13 @@ class Misfortune(RuleBasedStateMachine):
         super().__init__()
         self.calls = calls()
         self.open_before = set(os.listdir("/proc/self/fd"))
-        self.site = SteppedManager()
-        self.store = self.site.store
+        self.stepped = SteppedManager()
+        self.store = self.stepped.store
         self.jobs = 0
         self.added = 0
         self.troubles: list[Trouble] = []
         self.is_cancelled: set[str] = set()
-        self.site.start_manager()
+        self.stepped.start_manager()
 
     def teardown(self) -> None:
         try:
@@ -97,10 +99,10 @@ class Misfortune(RuleBasedStateMachine):
             self.check_lines()
         except BaseException as error:
             error.add_note(f"troubles: {self.troubles}")
-            error.add_note("\n".join(self.site.lines.lines))
+            error.add_note("\n".join(self.stepped.lines.lines))
             raise
         finally:
-            self.site.close()
+            self.stepped.close()
         left = set(os.listdir("/proc/self/fd"))
         assert len(left) <= len(self.open_before), f"descriptors are left open: {left - self.open_before}"
 
@@ -113,30 +115,30 @@ class Misfortune(RuleBasedStateMachine):
         tasks = [
             {
                 "id": f"t{place}",
-                **self.site.command(waits=waiting),
+                **self.stepped.command(waits=waiting),
                 "dependencies": [f"t{place - 1}"] if chain and place else [],
                 "retries": 1,
                 "retry_delay": 0,
             }
             for place, waiting in enumerate(waits)
         ]
-        self.site.submit(name, tasks, parallel)
+        self.stepped.submit(name, tasks, parallel)
 
     @rule(seconds=st.sampled_from([0.01, 0.3, 1.1, 5, 40]), times=st.integers(1, 4))
     def time_passes(self, seconds: float, times: int) -> None:
         for _ in range(times):
-            self.site.clock.passed += seconds / times
-            self.site.go_round()
+            self.stepped.clock.passed += seconds / times
+            self.stepped.go_round()
 
     @rule()
     def gate_is_opened(self) -> None:
-        self.site.open_gate()
+        self.stepped.open_gate()
 
     @rule()
     def manager_is_killed(self) -> None:
         """The tasks go on."""
-        self.site.kill_manager()
-        self.site.start_manager()
+        self.stepped.kill_manager()
+        self.stepped.start_manager()
 
     @precondition(lambda self: self.jobs)
     @rule(number=NUMBERS)
@@ -151,36 +153,36 @@ class Misfortune(RuleBasedStateMachine):
         name = f"j{number % self.jobs}"
         self.added += 1
         with contextlib.suppress(JobStateError):
-            inbox.add_tasks(self.store, name, [{"id": f"a{self.added}", **self.site.command(waits=False)}])
+            inbox.add_tasks(self.store, name, [{"id": f"a{self.added}", **self.stepped.command(waits=False)}])
 
     @rule(number=NUMBERS)
     def trouble_begins(self, number: int) -> None:
         trouble = Trouble(*self.calls[number % len(self.calls)])
-        self.site.faults.trouble = trouble
-        self.site.lines.something_changes()
+        self.stepped.faults.trouble = trouble
+        self.stepped.lines.something_changes()
         self.troubles.append(trouble)
 
     @rule()
     def trouble_is_over(self) -> None:
-        self.site.faults.trouble = None
-        self.site.lines.something_changes()
+        self.stepped.faults.trouble = None
+        self.stepped.lines.something_changes()
 
     @rule()
     def somebody_reads(self) -> None:
-        with self.site.faults.installed(), contextlib.suppress(OSError, AirExecutorError):
+        with self.stepped.faults.installed(), contextlib.suppress(OSError, AirExecutorError):
             read_all(self.store)
 
     # -- what must be so in the end ------------------------------------------------------------------------
 
     def let_all_end(self) -> None:
-        self.site.let_all_end()
+        self.stepped.let_all_end()
         for job in self.store.list_jobs():
             assert job.state.is_terminal, f"{job.name} stands still: {job} {self.store.get_tasks(job.name)}"
         assert len(list(self.store.list_jobs())) == self.jobs
         assert not inbox.requests(self.store)
 
     def check_what_ran(self) -> None:
-        done = self.site.done()
+        done = self.stepped.done()
         assert set(done.values()) <= {1}, f"an attempt ran more than once: {done}"
         is_for_now = all(trouble.error in files.TRANSIENT for trouble in self.troubles)
         for job in self.store.list_jobs():
@@ -200,28 +202,28 @@ class Misfortune(RuleBasedStateMachine):
 
     def check_lines(self) -> None:
         """What goes wrong is said once, and once that it is over."""
-        assert not self.site.lines.repeated
-        assert not self.site.lines.wrong, "that is not said to be over"
+        assert not self.stepped.lines.repeated
+        assert not self.stepped.lines.wrong, "that is not said to be over"
 
 
 def test_where_directories_cannot_be_flushed_an_end_is_written_once() -> None:
     """A write that counted as failed would wake the manager, which would write again, and so on."""
-    site = SteppedManager()
+    stepped = SteppedManager()
     try:
-        site.faults.trouble = Trouble("jobs.files", "fsync", errno.EINVAL)
-        site.start_manager()
-        site.submit("j", [{"id": "t", **site.command(waits=False)}], 1)
-        assert site.let_all_end()
-        assert site.store.get_job("j").state is JobState.COMPLETED
-        written = files.stamp(site.store.paths("j").state)
+        stepped.faults.trouble = Trouble("jobs.files", "fsync", errno.EINVAL)
+        stepped.start_manager()
+        stepped.submit("j", [{"id": "t", **stepped.command(waits=False)}], 1)
+        assert stepped.let_all_end()
+        assert stepped.store.get_job("j").state is JobState.COMPLETED
+        written = files.stamp(stepped.store.paths("j").state)
         for _ in range(10):
-            site.clock.passed += 1.0
-            site.go_round()
-        assert files.stamp(site.store.paths("j").state) == written
-        assert site.faults.failed
-        assert not site.lines.lines
+            stepped.clock.passed += 1.0
+            stepped.go_round()
+        assert files.stamp(stepped.store.paths("j").state) == written
+        assert stepped.faults.failed
+        assert not stepped.lines.lines
     finally:
-        site.close()
+        stepped.close()
 
 
 if EXAMPLES:

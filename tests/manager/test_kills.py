@@ -181,11 +181,11 @@ def test_a_kill_is_over_when_nothing_is_left() -> None:
 
 def test_only_new_processes_are_inspected_until_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there are many others, and little time, a chain of processes outran the looks at all of them."""
-    looked_at: list[int] = []
+    inspected: list[int] = []
     status = processes._status
 
     def count(pid: int) -> object:
-        looked_at.append(pid)
+        inspected.append(pid)
         return status(pid)
 
     monkeypatch.setattr(processes, "_status", count)
@@ -195,10 +195,10 @@ def test_only_new_processes_are_inspected_until_none_is_found(monkeypatch: pytes
         wait_until(lambda: token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes(), what="it is there")
         kill = Kill(token, None)
         assert not kill.look(60)
-        assert looked_at.index(one.pid) < looked_at.index(1)  # what is new may be gone in a moment
+        assert inspected.index(one.pid) < inspected.index(1)  # what is new may be gone in a moment
         one.wait()
-        looked_at.clear()
+        inspected.clear()
         assert not kill.look(60)
-        assert 1 not in looked_at
+        assert 1 not in inspected
         assert wait_until(lambda: kill.look(60), what="a look finds nothing more")
-        assert 1 in looked_at  # in the end, all are looked at
+        assert 1 in inspected  # in the end, all are looked at

@@ -63,7 +63,7 @@ class TestEngines:
             ("exit 97", "exit", 97),
         ],
     )
-    def test_exit_code_and_signal_are_told_apart(
+    def test_exit_code_and_signal_are_distinguished(
         self, store: JobStore, manager: subprocess.Popen[str], line: str, reason: str, code: int
     ) -> None:
         store.submit("j", [task("a", line)])

@@ -35,88 +35,88 @@ STALE, FULL = errno.ESTALE, errno.ENOSPC
 
 
 @pytest.fixture
-def site() -> Iterator[SteppedManager]:
+def stepped() -> Iterator[SteppedManager]:
     found = SteppedManager()
     yield found
     found.close()
 
 
-def submit(site: SteppedManager, name: str = "j", *, waits: bool = False, **more: Any) -> None:
-    site.submit(name, [{"id": "t", **site.command(waits=waits), **more}], 1)
+def submit(stepped: SteppedManager, name: str = "j", *, waits: bool = False, **more: Any) -> None:
+    stepped.submit(name, [{"id": "t", **stepped.command(waits=waits), **more}], 1)
 
 
-def go_rounds(site: SteppedManager, number: int = 5) -> None:
+def go_rounds(stepped: SteppedManager, number: int = 5) -> None:
     for _ in range(number):
-        site.clock.passed += 1.0
-        site.go_round()
+        stepped.clock.passed += 1.0
+        stepped.go_round()
 
 
-def has_run(site: SteppedManager) -> bool:
+def has_run(stepped: SteppedManager) -> bool:
     """Whether the command of the only task has been started, and its shim has ended."""
-    site.go_round()
-    site.open_gate()
-    return bool(site.done()) and not site.something_runs()
+    stepped.go_round()
+    stepped.open_gate()
+    return bool(stepped.done()) and not stepped.something_runs()
 
 
-def all_is_well(site: SteppedManager) -> bool:
+def all_is_well(stepped: SteppedManager) -> bool:
     """Whether the only task has run once, and its job has completed."""
-    site.faults.trouble = None
-    assert site.let_all_end()
-    assert not site.lines.repeated
-    assert not site.lines.wrong
-    return list(site.done().values()) == [1] and site.store.get_job("j").state is JobState.COMPLETED
+    stepped.faults.trouble = None
+    assert stepped.let_all_end()
+    assert not stepped.lines.repeated
+    assert not stepped.lines.wrong
+    return list(stepped.done().values()) == [1] and stepped.store.get_job("j").state is JobState.COMPLETED
 
 
 class TestManager:
-    def test_a_record_that_cannot_be_read_when_its_shim_has_ended_is_read_later(self, site: SteppedManager) -> None:
-        site.start_manager()
-        submit(site, waits=True)
-        wait_until(lambda: site.go_round() or site.done(), what="it runs")
-        site.faults.trouble = Trouble("jobs.attempt_record", "open", STALE)
-        wait_until(lambda: has_run(site) or site.faults.failed, what="its record was to be read")
-        go_rounds(site)
-        assert outcomes(site.store, "j") == {"t": ("running", None)}
-        assert all_is_well(site)
+    def test_a_record_that_cannot_be_read_when_its_shim_has_ended_is_read_later(self, stepped: SteppedManager) -> None:
+        stepped.start_manager()
+        submit(stepped, waits=True)
+        wait_until(lambda: stepped.go_round() or stepped.done(), what="it runs")
+        stepped.faults.trouble = Trouble("jobs.attempt_record", "open", STALE)
+        wait_until(lambda: has_run(stepped) or stepped.faults.failed, what="its record was to be read")
+        go_rounds(stepped)
+        assert outcomes(stepped.store, "j") == {"t": ("running", None)}
+        assert all_is_well(stepped)
 
     @pytest.mark.parametrize("error", [errno.EIO, errno.EACCES])
     def test_a_record_that_cannot_be_read_does_not_make_a_task_lost_for_the_next_manager(
-        self, site: SteppedManager, error: int
+        self, stepped: SteppedManager, error: int
     ) -> None:
-        site.start_manager()
-        submit(site, waits=True, retries=1)
-        wait_until(lambda: site.go_round() or site.done(), what="it runs")
-        site.kill_manager()
-        site.faults.trouble = Trouble("jobs.attempt_record", "open", error)
-        wait_until(site.start_manager, what="a child of the one before has closed the lock")
-        go_rounds(site)
-        assert site.faults.failed
-        assert all_is_well(site)
+        stepped.start_manager()
+        submit(stepped, waits=True, retries=1)
+        wait_until(lambda: stepped.go_round() or stepped.done(), what="it runs")
+        stepped.kill_manager()
+        stepped.faults.trouble = Trouble("jobs.attempt_record", "open", error)
+        wait_until(stepped.start_manager, what="a child of the one before has closed the lock")
+        go_rounds(stepped)
+        assert stepped.faults.failed
+        assert all_is_well(stepped)
 
-    def test_a_request_about_a_job_that_cannot_be_loaded_does_not_reset_it(self, site: SteppedManager) -> None:
-        site.start_manager()
-        submit(site, waits=True)
-        wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
-        go_rounds(site)
-        site.kill_manager()
-        inbox.add_tasks(site.store, "j", [{"id": "more", **site.command(waits=False)}])
-        site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
-        wait_until(site.start_manager, what="a child of the one before has closed the lock")
-        go_rounds(site)
-        assert site.faults.failed
-        site.faults.trouble = None
-        assert site.let_all_end()
-        assert sorted(site.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
+    def test_a_request_about_a_job_that_cannot_be_loaded_does_not_reset_it(self, stepped: SteppedManager) -> None:
+        stepped.start_manager()
+        submit(stepped, waits=True)
+        wait_until(lambda: stepped.go_round() or stepped.store.get_job("j").state is JobState.WORKING, what="it works")
+        go_rounds(stepped)
+        stepped.kill_manager()
+        inbox.add_tasks(stepped.store, "j", [{"id": "more", **stepped.command(waits=False)}])
+        stepped.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
+        wait_until(stepped.start_manager, what="a child of the one before has closed the lock")
+        go_rounds(stepped)
+        assert stepped.faults.failed
+        stepped.faults.trouble = None
+        assert stepped.let_all_end()
+        assert sorted(stepped.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
 
     def test_jobs_that_could_not_be_listed_are_found_although_the_directory_does_not_change(
-        self, site: SteppedManager
+        self, stepped: SteppedManager
     ) -> None:
-        submit(site)
-        site.faults.trouble = Trouble("jobs.store", "scandir", errno.EMFILE)
-        site.clock.passed += 10  # it was changed long ago
-        wait_until(site.start_manager, what="a child of the one before has closed the lock")
-        go_rounds(site)
-        assert site.faults.failed
-        assert all_is_well(site)
+        submit(stepped)
+        stepped.faults.trouble = Trouble("jobs.store", "scandir", errno.EMFILE)
+        stepped.clock.passed += 10  # it was changed long ago
+        wait_until(stepped.start_manager, what="a child of the one before has closed the lock")
+        go_rounds(stepped)
+        assert stepped.faults.failed
+        assert all_is_well(stepped)
 
     @pytest.mark.parametrize(
         "trouble",
@@ -129,100 +129,104 @@ class TestManager:
         ],
         ids=lambda trouble: f"{trouble.module} {trouble.call}",
     )
-    def test_a_manager_without_work_does_not_die_of_it(self, site: SteppedManager, trouble: Trouble) -> None:
+    def test_a_manager_without_work_does_not_die_of_it(self, stepped: SteppedManager, trouble: Trouble) -> None:
         """That of the lock may end, since there is nothing to do."""
-        site.start_manager()
-        site.faults.trouble = trouble
+        stepped.start_manager()
+        stepped.faults.trouble = trouble
         for _ in range(40):
-            site.clock.passed += 1.0
-            site.go_round()
-        submit(site)
-        assert all_is_well(site)
+            stepped.clock.passed += 1.0
+            stepped.go_round()
+        submit(stepped)
+        assert all_is_well(stepped)
 
-    def test_what_the_machine_is_short_of_is_said_once_and_so_is_its_end(self, site: SteppedManager) -> None:
-        site.start_manager()
-        site.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
-        submit(site)
-        go_rounds(site, 10)
-        assert site.lines.lines == [
+    def test_what_the_machine_is_short_of_is_said_once_and_so_is_its_end(self, stepped: SteppedManager) -> None:
+        stepped.start_manager()
+        stepped.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
+        submit(stepped)
+        go_rounds(stepped, 10)
+        assert stepped.lines.lines == [
             f"job j: a task cannot be started: {os.strerror(errno.EAGAIN)}; it is tried again",
         ]
-        assert all_is_well(site)
-        assert [line.rpartition(" after ")[0] for line in site.lines.lines[1:]] == [
+        assert all_is_well(stepped)
+        assert [line.rpartition(" after ")[0] for line in stepped.lines.lines[1:]] == [
             "job j: a task cannot be started: over"
         ]
 
-    def test_it_is_not_said_to_be_over_before_it_was_tried_again(self, site: SteppedManager) -> None:
+    def test_it_is_not_said_to_be_over_before_it_was_tried_again(self, stepped: SteppedManager) -> None:
         """Between two looks at everything, much else goes well."""
-        site.start_manager()
-        site.faults.trouble = Trouble("jobs.files", "lstat", STALE)
+        stepped.start_manager()
+        stepped.faults.trouble = Trouble("jobs.files", "lstat", STALE)
         for _ in range(5):
-            site.clock.passed += 1.0
+            stepped.clock.passed += 1.0
             for _ in range(5):
-                site.go_round()
-        assert site.faults.failed
-        assert len(site.lines.lines) == 1
-        site.faults.trouble = None
-        go_rounds(site)
-        assert [line.rpartition(": ")[2] for line in site.lines.lines[1:]] == ["that is over"]
+                stepped.go_round()
+        assert stepped.faults.failed
+        assert len(stepped.lines.lines) == 1
+        stepped.faults.trouble = None
+        go_rounds(stepped)
+        assert [line.rpartition(": ")[2] for line in stepped.lines.lines[1:]] == ["that is over"]
 
-    def test_a_request_that_waits_for_its_turn_is_not_said_to_be_carried_out(self, site: SteppedManager) -> None:
+    def test_a_request_that_waits_for_its_turn_is_not_said_to_be_carried_out(self, stepped: SteppedManager) -> None:
         """On a slow machine, reading the job that it is about may take more than one round."""
-        site.start_manager()
-        submit(site, waits=True)
-        wait_until(lambda: site.go_round() or site.store.get_job("j").state is JobState.WORKING, what="it works")
-        site.kill_manager()
-        inbox.add_tasks(site.store, "j", [{"id": "more", **site.command(waits=False)}])
-        site.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
-        wait_until(site.start_manager, what="a child of the one before has closed the lock")
-        wait_until(lambda: site.go_round() or site.faults.failed, what="the job cannot be loaded")
-        assert site.manager is not None
+        stepped.start_manager()
+        submit(stepped, waits=True)
+        wait_until(lambda: stepped.go_round() or stepped.store.get_job("j").state is JobState.WORKING, what="it works")
+        stepped.kill_manager()
+        inbox.add_tasks(stepped.store, "j", [{"id": "more", **stepped.command(waits=False)}])
+        stepped.faults.trouble = Trouble("manager.job_files", "open", errno.EIO)
+        wait_until(stepped.start_manager, what="a child of the one before has closed the lock")
+        wait_until(lambda: stepped.go_round() or stepped.faults.failed, what="the job cannot be loaded")
+        assert stepped.manager is not None
         is_read: list[bool] = []
 
         def reading() -> Iterator[bool]:
             while not is_read:
                 yield True
 
-        site.manager.shared.turns.do("j", reading())  # type: ignore[arg-type]
-        go_rounds(site)
-        assert "job j: a request cannot be carried out" in site.lines.wrong
+        stepped.manager.shared.turns.do("j", reading())  # type: ignore[arg-type]
+        go_rounds(stepped)
+        assert "job j: a request cannot be carried out" in stepped.lines.wrong
         is_read.append(True)
-        site.faults.trouble = None
-        assert site.let_all_end()
-        assert not site.lines.repeated
-        assert not site.lines.wrong
-        assert sorted(site.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
+        stepped.faults.trouble = None
+        assert stepped.let_all_end()
+        assert not stepped.lines.repeated
+        assert not stepped.lines.wrong
+        assert sorted(stepped.done().items()) == [(("j", "more", 1), 1), (("j", "t", 1), 1)]
 
-    def test_a_request_that_cannot_be_removed_is_carried_out_once(self, site: SteppedManager) -> None:
+    def test_a_request_that_cannot_be_removed_is_carried_out_once(self, stepped: SteppedManager) -> None:
         """Otherwise a job that fails again would be retried for ever."""
-        site.start_manager()
-        site.submit("j", [{"id": "t", "command": "sh", "args": ["-c", f"echo j t $$ >> {site.done_path}; exit 1"]}], 1)
-        assert site.let_all_end()
-        inbox.retry(site.store, "j")
-        site.faults.trouble = Trouble("manager.requests", "unlink", errno.EROFS)
-        wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").attempt == 2, what="it is retried")
-        wait_until(lambda: go_rounds(site, 1) or site.store.get_job("j").state.is_terminal, what="it has failed again")
-        go_rounds(site, 40)
-        site.faults.trouble = None
-        assert site.let_all_end()
-        assert len(site.done()) == 2
-        assert not site.lines.repeated
-        assert not site.lines.wrong
+        stepped.start_manager()
+        stepped.submit(
+            "j", [{"id": "t", "command": "sh", "args": ["-c", f"echo j t $$ >> {stepped.done_path}; exit 1"]}], 1
+        )
+        assert stepped.let_all_end()
+        inbox.retry(stepped.store, "j")
+        stepped.faults.trouble = Trouble("manager.requests", "unlink", errno.EROFS)
+        wait_until(lambda: go_rounds(stepped, 1) or stepped.store.get_job("j").attempt == 2, what="it is retried")
+        wait_until(
+            lambda: go_rounds(stepped, 1) or stepped.store.get_job("j").state.is_terminal, what="it has failed again"
+        )
+        go_rounds(stepped, 40)
+        stepped.faults.trouble = None
+        assert stepped.let_all_end()
+        assert len(stepped.done()) == 2
+        assert not stepped.lines.repeated
+        assert not stepped.lines.wrong
 
     def test_what_is_wrong_is_not_shown_any_longer_although_that_could_not_be_written_at_once(
-        self, site: SteppedManager
+        self, stepped: SteppedManager
     ) -> None:
-        site.start_manager()
-        site.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
-        submit(site)
-        go_rounds(site)
-        assert manager_status.problems(site.store)
-        site.faults.trouble = Trouble("jobs.files", "unlink", errno.EROFS)
-        wait_until(lambda: go_rounds(site, 1) or site.done(), what="it runs")
-        go_rounds(site)
-        site.faults.trouble = None
-        go_rounds(site)
-        assert not manager_status.problems(site.store)
+        stepped.start_manager()
+        stepped.faults.trouble = Trouble("engines.local.shells", "posix_spawn", errno.EAGAIN)
+        submit(stepped)
+        go_rounds(stepped)
+        assert manager_status.problems(stepped.store)
+        stepped.faults.trouble = Trouble("jobs.files", "unlink", errno.EROFS)
+        wait_until(lambda: go_rounds(stepped, 1) or stepped.done(), what="it runs")
+        go_rounds(stepped)
+        stepped.faults.trouble = None
+        go_rounds(stepped)
+        assert not manager_status.problems(stepped.store)
 
 
 class TestProcesses:
@@ -279,7 +283,7 @@ class TestFiles:
         monkeypatch.setattr(files, "_libc_renameat2", lambda: None)
         monkeypatch.setattr(os, "lstat", _fails(STALE))
         with pytest.raises(OSError, match="Stale"):
-            files.put_and_keep(str(tmp_path / "new"), path, tmp_path / "previous")
+            files.put_with_backup(str(tmp_path / "new"), path, tmp_path / "previous")
         with pytest.raises(OSError, match="Stale"):
             files.replace(path, b"ours")
         assert path.read_text() == "somebody else's"

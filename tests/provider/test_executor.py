@@ -515,7 +515,7 @@ def test_what_was_not_submitted_yet_is_submitted_on_adoption(
     assert executor.get_event_buffer() == {}
 
 
-def test_revoking_kills_and_tells_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
+def test_revoking_kills_and_emits_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
     given = workload()
     hand_over(executor, given)
     name = str(given.ti.external_executor_id)

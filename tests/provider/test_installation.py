@@ -211,10 +211,10 @@ class TestTheJobs:
         assert len(store.job_names()) == 2
 
 
-def test_each_installation_is_told_of_an_end(store: JobStore, ours: Airflow, theirs: Airflow) -> None:
-    """Two equal watchers would be one reader, of which one gets nothing."""
-    readers = set()
+def test_each_installation_gets_a_completion(store: JobStore, ours: Airflow, theirs: Airflow) -> None:
+    """Two equal watchers would be one subscriber, of which one gets nothing."""
+    subscribers = set()
     for airflow in (ours, theirs, ours):
         airflow.runs()
-        readers.add(asyncio.run(AirExecutorJobEventTrigger(job_name="j").completions())._subscriber)
-    assert len(readers) == 2
+        subscribers.add(asyncio.run(AirExecutorJobEventTrigger(job_name="j").completions())._subscriber)
+    assert len(subscribers) == 2

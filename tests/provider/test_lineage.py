@@ -109,7 +109,7 @@ class TestWhatIsTold:
             assert [(data.namespace, data.name) for data in found.outputs] == [("file://host", "/out")]
 
     @pytest.mark.embedded
-    def test_the_rows_of_a_query_are_not_told(self, store: JobStore) -> None:
+    def test_the_rows_of_a_query_are_not_emitted(self, store: JobStore) -> None:
         with DAG("d", start_date=NOW, schedule=None):
             tested = SqlToAirExecutorOperator(task_id="t", sql="SELECT 1", conn_id="c", task="echo $1", job_name="j")
         operator(["echo of a row"], job_name="j").execute(context())
@@ -117,7 +117,7 @@ class TestWhatIsTold:
         assert job_facet(found).state == "completed"
         assert "of a row" not in str(found)
 
-    def test_of_a_long_job_not_everything_is_told(self, store: JobStore) -> None:
+    def test_of_a_long_job_not_everything_is_emitted(self, store: JobStore) -> None:
         tasks = parse_tasks([Task(command="echo", args=[f"number {number}"]) for number in range(2_000)])
         store.submit("j", tasks)
         assert len(job_facet(lineage.of_job(store, "j")).tasks) == 200
@@ -143,9 +143,7 @@ class TestCommandsMayHoldSecrets:
 
 class TestParent:
     @pytest.mark.embedded
-    def test_the_tasks_are_told_which_runs_they_belong_to(
-        self, store: JobStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_tasks_get_the_runs_they_belong_to(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AIRFLOW__OPENLINEAGE__NAMESPACE", "tests")
         tasks = ["true", {"command": "true", "env": {"A": "b", lineage.PARENT_ID: "my/own/one"}}]
         operator(tasks, job_name="j", openlineage_inject_parent_job_info=True).execute({"ti": instance(try_number=2)})

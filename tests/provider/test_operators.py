@@ -203,7 +203,7 @@ class TestWaiting:
         with pytest.raises(InvalidJobError, match=next(iter(arguments))):
             operator(["true"], **arguments)
 
-    def test_who_waits_is_told_that_no_manager_runs(
+    def test_waiting_reports_that_no_manager_runs(
         self, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         from structlog.testing import capture_logs
@@ -412,7 +412,7 @@ class TestDeferring:
 
 
 class TestStartingInTheTriggerer:
-    def test_the_trigger_is_told_everything(self, store: JobStore) -> None:
+    def test_the_trigger_gets_all_arguments(self, store: JobStore) -> None:
         report = Asset(uri="file:///report", name="report")
         tested = operator(
             ["echo {{ ds }}"], job_name="x-{{ run_id }}", start_from_trigger=True, timeout=60, outlets=[report]

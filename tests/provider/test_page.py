@@ -124,7 +124,7 @@ def test_secrets_that_cannot_be_read_hide_nothing_of_other_jobs(hook: AirExecuto
 
 
 @pytest.mark.parametrize("action", ["cancel", "retry"])
-def test_what_the_audit_log_cannot_be_told_is_not_done(
+def test_nothing_is_done_that_cannot_be_audited(
     hook: AirExecutorHook, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
     from airflow_provider_air_executor.plugin import app
@@ -341,7 +341,7 @@ for plugin in (AirExecutorPlugin, AirExecutorPlugin()):
 # -- the description of the API ----------------------------------------------------------------------------
 
 
-def test_the_api_tells_what_it_may_answer() -> None:
+def test_the_api_describes_its_answers() -> None:
     from airflow_provider_air_executor.plugin.app import app
 
     told = {

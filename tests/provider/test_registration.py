@@ -35,7 +35,7 @@ def test_the_entry_point_leads_to_the_provider_info() -> None:
     assert found.load()() == airflow_provider_air_executor.get_provider_info()
 
 
-def test_the_licences_of_what_is_in_the_package_are_told() -> None:
+def test_the_licences_of_packaged_files_are_declared() -> None:
     told = metadata("airflow-provider-air-executor")
     assert told["License-Expression"] == "Apache-2.0 AND MIT"
     static = Path(airflow_provider_air_executor.__file__).parent / "plugin" / "static"

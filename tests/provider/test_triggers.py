@@ -554,7 +554,7 @@ class TestEndsOfJobs:
         assert event["job_id"] == store.get_job("a-3").id
 
     @pytest.mark.embedded
-    def test_what_it_tells_can_be_stored(self, store: JobStore) -> None:
+    def test_its_events_can_be_stored(self, store: JobStore) -> None:
         AirExecutorHook().create_job("j", ["exit 1"], submitted_by=SubmittedBy(**OWNER))
         AirExecutorHook().wait_for_job("j")
         told = json.loads(json.dumps(event_of(store.get_job("j"))))
@@ -564,12 +564,12 @@ class TestEndsOfJobs:
         with pytest.raises(InvalidJobError, match="states"):
             AirExecutorJobEventTrigger(states=["working"])
 
-    def test_equal_triggers_are_one_reader_and_others_are_not(self) -> None:
-        readers = {
+    def test_equal_triggers_are_one_subscriber_and_others_are_not(self) -> None:
+        subscribers = {
             AirExecutorJobEventTrigger(**arguments).subscriber()
             for arguments in ({}, {"poll_interval": 9}, {"job_name": "a"}, {"outlet": "file:///x"})
         }
-        assert len(readers) == 4
+        assert len(subscribers) == 4
 
 
 class _Theirs(AirExecutorJobTrigger):

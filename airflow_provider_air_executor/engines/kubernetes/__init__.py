@@ -1,6 +1,7 @@
 """Attempts as Pods of Kubernetes, one each or several short ones in one, through the API server alone.
 
-The manager calls ``engine.py``, whose options are in ``options.py``. ``handles.py`` keeps what the next manager needs.
+The manager calls ``engine.py``, whose options are in ``options.py``. ``handles.py`` persists what the next manager
+needs.
 
 ``controller.py`` reconciles Pods in a thread of its own: ``watcher.py`` keeps their status, ``start_checks.py`` finds
 those that cannot start, ``log_reader.py`` reads their output, and ``progress.py`` emits how far the attempts are.

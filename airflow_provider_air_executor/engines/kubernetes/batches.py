@@ -1,8 +1,8 @@
 """Batches: several attempts of a job in one Pod, whose only container runs them one after the other.
 
 The container prints a frame where the output of an attempt begins and ends: a NUL byte, ``air-executor``, the token of
-the attempt, and a word with its values; ``frames.py`` reads them. The termination message of the container tells too
-how many attempts it has begun, so that another Pod can run the rest if it ends early.
+the attempt, and a word with its values; ``frames.py`` reads them. The termination message of the container also has
+the number of attempts that it has begun, so that another Pod can run the rest if it ends early.
 
 A Pod of one attempt is a batch of one, with a shorter script and a shorter message; see ``manifest.py``.
 """

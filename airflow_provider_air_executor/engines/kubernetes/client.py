@@ -31,7 +31,7 @@ log = logging.getLogger("air_executor.manager")
 _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 30.0
 _WATCH_SECONDS = 60  # after which the API server ends a watch, and another one goes on
-_KEEP_SECONDS = 60.0  # an API server closes a connection that has been idle for 90 s
+_IDLE_SECONDS = 60.0  # an API server closes a connection that has been idle for 90 s
 _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, and how often
 
 
@@ -264,7 +264,7 @@ class _Connections:
 
     def __init__(self, credentials: ClusterCredentials) -> None:
         connector = aiohttp.TCPConnector(
-            ssl=credentials.tls, limit=0, keepalive_timeout=_KEEP_SECONDS, socket_factory=_make_socket
+            ssl=credentials.tls, limit=0, keepalive_timeout=_IDLE_SECONDS, socket_factory=_make_socket
         )
         headers = {"User-Agent": "air-executor", "Accept": "application/json"}
         self.session = aiohttp.ClientSession(connector=connector, headers=headers)

@@ -210,7 +210,7 @@ def _of_this_pod(environment: Mapping[str, str]) -> ClusterCredentials:
 
 
 def _stamp(path: Path) -> Stamp | None:
-    """What tells one version of a regular file from another; of a link, that of the file to which it leads."""
+    """The stamp of a regular file; of a link, that of its target."""
     try:
         status = os.stat(path)
     except OSError:
@@ -223,7 +223,7 @@ def _can_be_read_again(path: Path) -> bool:
 
 
 def _read(path: Path, files: _Files) -> bytes:
-    """What is in a file; first its stamp is put among those of others."""
+    """The content of a file; its stamp is remembered first."""
     files[path] = _stamp(path)
     return path.read_bytes()
 

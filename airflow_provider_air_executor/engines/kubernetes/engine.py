@@ -1,4 +1,4 @@
-"""The engine that the manager talks to: hands Pods over to the :class:`Controller`, and keeps handles and records.
+"""The engine that the manager talks to: hands Pods over to the :class:`Controller`, and writes handles and records.
 
 Before a Pod is created, its handle is written (``handles.py``). The handle has the name of the Pod, so the API server
 refuses a second creation by the next manager. Once a Pod was created for certain the handle says so, and the Pod is not
@@ -50,7 +50,7 @@ from airflow_provider_air_executor.jobs.validation import describe_validation_er
 log = logging.getLogger("air_executor.manager")
 
 _OWNER_FILE = "kubernetes.owner"
-_KEEP_HANDLE_SECONDS = 5.0  # after an end was emitted, within which the manager writes it down
+_REMOVE_HANDLE_SECONDS = 5.0  # after an end was emitted, within which the manager writes it down
 
 
 @dataclass
@@ -185,7 +185,7 @@ class KubernetesEngine:
             for path in paths:
                 remove(path)
         else:
-            self._handles.remove_later(paths, _KEEP_HANDLE_SECONDS)
+            self._handles.remove_later(paths, _REMOVE_HANDLE_SECONDS)
 
     # -- batches ---------------------------------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ class KubernetesEngine:
         self._reconcile(pod)
         if old.handle_path != pod.handle_path and old not in self._pods.values():
             self._batches.pop(old.handle_path, None)
-            self._handles.remove_later([old.handle_path], _KEEP_HANDLE_SECONDS)
+            self._handles.remove_later([old.handle_path], _REMOVE_HANDLE_SECONDS)
 
     # -- attempts of an earlier manager ------------------------------------------------------------------------
 

@@ -254,7 +254,7 @@ def run_module(module: str, args: Sequence[str], *, is_safe: bool = True) -> int
 
 
 def _end() -> None:
-    """What Python does at its end: tell pools of threads to stop, join threads, and call what was registered."""
+    """Do what Python does at its end: stop pools of threads, join threads, and call the registered functions."""
     for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]  # noqa: SLF001
         try:
             step()

@@ -55,8 +55,8 @@ _SAID_FOR_NOW = re.compile(
     re.IGNORECASE,
 )
 _LIMIT = re.compile(r"\b(QOS|Assoc)[A-Z]\w+")  # the limit by which it refuses, where it names that
-# What Slurm's commands are told of the environment. All of it becomes that of the job, in which others could read it,
-# and a manager that itself runs in a job must not hand that on.
+# The variables that Slurm's commands get. All of them become those of the job, where others could read them, and a
+# manager that itself runs in a job must not pass its own on.
 _FOR_COMMANDS = re.compile(
     r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SLURM_SACK_SOCKET|SBATCH_.*"
 )

@@ -18,7 +18,7 @@ log = logging.getLogger("air_executor.manager")
 _MISSTARTS = 1  # that are made up for: a node may fail to start a job, and then has no record of it
 _CANCELLED = {"CANCELLED", "REVOKED"}
 _LOST_NODE = {"NODE_FAIL", "BOOT_FAIL"}
-_HAD_NO_END = re.compile(r"\bExitCode=0:0\b")  # of a job that was cancelled; one that ran has been told by a signal
+_HAD_NO_END = re.compile(r"\bExitCode=0:0\b")  # of a job that was cancelled before it ran; one that ran was signalled
 _HAD_NO_TIME = re.compile(r"\bRunTime=00:00:00\b")
 _OF_PROLOG = re.compile(r"prolog", re.IGNORECASE)  # why a node is taken out of service
 _IS_DOWN = re.compile(r"\*|down|fail", re.IGNORECASE)  # what sinfo says of a node that is off, or does not answer
