@@ -88,7 +88,7 @@ class JobInvalidError(JobFailedError):
 
 
 class OutputError(AirExecutorError, ValueError):
-    """What a task has written to ``$AIR_EXECUTOR_OUTPUT`` is not JSON, too long, or cannot be kept."""
+    """The output of a task in ``$AIR_EXECUTOR_OUTPUT`` is not JSON, is too long, or cannot be stored."""
 
     def __init__(self, job_name: str, task_id: str, why: str) -> None:
         super().__init__(f"the output of task {task_id!r} of job {job_name!r} cannot be taken: {why}")

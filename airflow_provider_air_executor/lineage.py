@@ -67,7 +67,7 @@ def of_tasks(operator: BaseOperator, tasks: Sequence[Task]) -> OperatorLineage[A
 def of_job(store: JobStore, job_name: str) -> OperatorLineage[Any, Any]:
     """The facets when the Airflow task has ended: the states of the job and its tasks.
 
-    Not their commands: what another system has handed over, the rows of a query for instance, may be part of them.
+    Commands are not among them, since they may contain data of other systems, the rows of a query for instance.
     """
     from airflow.providers.openlineage.extractors import OperatorLineage
 

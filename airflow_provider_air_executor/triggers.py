@@ -303,7 +303,7 @@ class AirExecutorJobTrigger(BaseTrigger):
             return  # not there yet, or half-written; nothing is lost, and the next pass reads it
 
     async def _let_lines_arrive(self) -> None:
-        """Wait until what was logged is in the log of the task: whoever waits for the job next goes on after it."""
+        """Wait until all logged lines are in the log of the task: the next process that waits continues after them."""
         if self._stream is None:
             return
         await asyncio.sleep(self._stream.seconds_to_arrival())

@@ -59,7 +59,7 @@ class Result(NamedTuple):
 
     @property
     def last_words(self) -> str:
-        """What it has said of its failure, in one line."""
+        """Its error messages, in one line."""
         lines = [line.strip() for line in self.error.splitlines() if line.strip()]
         return printable(" ".join(lines[-3:])[:1000]) or f"exit code {self.exit_code}"
 
@@ -85,7 +85,7 @@ class _Running(NamedTuple):
 
 
 class Commands:
-    """Runs short command lines, some at a time, and calls back with what they said.
+    """Runs short command lines, some at a time, and calls back with their results.
 
     Each is in a session of its own: one that is under way when the manager ends is not cut short.
 

@@ -134,7 +134,7 @@ class Engine(Protocol):
         """
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Adopt an attempt that an earlier manager may have started; it may be called twice for the same one.

@@ -43,7 +43,7 @@ _DEFAULT_MAX_CONCURRENT = 1000
 
 
 class EngineSettings(Protocol):
-    """What the settings of a manager say of its engines."""
+    """The settings of a manager for its engines."""
 
     @property
     def runner(self) -> str:
@@ -117,7 +117,7 @@ class Engines:
     # -- which one, and whether it has room ------------------------------------------------------------------
 
     def word_for(self, job: Job, task: Task) -> str:
-        """How a task is to be run: what it says itself, or its job, or the settings."""
+        """The setting ``runner`` of a task: its own, or that of its job, or the default."""
         return task.runner or job.runner or self._settings.runner
 
     def name_for(self, job: Job, task: Task) -> str:
@@ -160,7 +160,7 @@ class Engines:
         return attempts
 
     def discard(self, attempt: Attempt) -> None:
-        """Remove what an attempt has left."""
+        """Remove the record and the handle of an attempt."""
         paths = self._store.paths(attempt.job_name)
         paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
         if attempt.engine != LOCAL:
@@ -206,7 +206,7 @@ class Engines:
         return f"{path}/{task.cwd}".rstrip("/") if task.cwd else path
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
         self._children.reap()
         events: list[Event] = []
         for name, engine in list(self._engines.items()):

@@ -1,4 +1,4 @@
-"""What is known of the attempts of a job's tasks.
+"""The attempts of a job's tasks.
 
 ``tasks.json`` describes the latest attempt of each task. Of earlier ones there are the records, see
 :mod:`.attempt_record`. A job that was retried may have lost the records of what it had run before.
@@ -87,7 +87,7 @@ def _recorded(runs_path: Path) -> dict[tuple[str, int], Path | None]:
 
 
 def _read(path: Path, handle_path: Path | None, task_id: str, number: int) -> list[AttemptRecord]:
-    """What is recorded of an attempt that another one has followed, so that it must have failed; empty if nothing."""
+    """The recorded attempt, which has failed, for another one has followed it; empty if there is no record."""
     record = read_record(path, handle_path)
     modified_at = _modified_at(path)
     if record is None or record.started_at is None or modified_at is None:

@@ -1,4 +1,4 @@
-"""What is asked of the manager: requests, which are files in ``inbox/``.
+"""Requests to the manager, which are files in ``inbox/``.
 
 A request is not lost if no manager runs: the next one does what it asks for. The manager removes it then.
 """
@@ -34,7 +34,7 @@ from airflow_provider_air_executor.jobs.validation import describe_validation_er
 
 
 class Action(enum.StrEnum):
-    """What can be asked of the manager."""
+    """The kinds of requests."""
 
     CANCEL = "cancel"  # kill what runs, start nothing more
     RETRY = "retry"  # run again what failed
@@ -42,7 +42,7 @@ class Action(enum.StrEnum):
 
 
 class Request(Record):
-    """A file in the inbox: what the manager is asked to do with one job.
+    """A file in the inbox: a request about one job.
 
     :param owner: the Airflow task that asks, if the request counts only while the job belongs to it: when the manager
         reads the request, another job may have the name.
@@ -59,7 +59,7 @@ class Request(Record):
 
 
 def cancel(store: JobStore, name: str, owner: SubmittedBy | None = None) -> bool:
-    """Ask for a job to be cancelled: what runs is killed, nothing more is started.
+    """Request that a job is cancelled: its running tasks are killed, and no other task starts.
 
     :param owner: the try of an Airflow task that asks, if the job is to be cancelled only as long as it belongs to
         this run of the task, and no later try waits for it; default: in any case.

@@ -67,7 +67,7 @@ def keep_alive(store: JobStore) -> None:
 
 
 def problems(store: JobStore) -> dict[str, str]:
-    """What the manager cannot do at the moment: a sentence for each job concerned, by the job's name."""
+    """The problems that the manager has now: a sentence for each job concerned, by the job's name."""
     try:
         found = json.loads(files.read(store.problems_path)[0])
         return {str(name): f"{known['problem']} (since {known['since']})" for name, known in found.items()}

@@ -191,7 +191,7 @@ class Record(BaseModel):
 
 
 class Resources(BaseModel):
-    """What a task needs.
+    """The resources that a task needs.
 
     :param cpus: processors; parts of one where the engine has them.
     :param memory: bytes, or a text with a unit: ``"512Mi"``, ``"4Gi"`` (powers of 1024), ``"512M"``, ``"4G"`` (of

@@ -1,4 +1,4 @@
-"""What a task may hand over as its result: JSON that every reader of results can keep.
+"""The results of tasks: JSON that every consumer of results can store.
 
 Python reads more than JSON is (``NaN``, a lone surrogate), and JSON holds more than a database keeps (a NUL character)
 or another process is handed (a number of any length, lists in lists without end).
@@ -27,7 +27,7 @@ _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def read_outputs(paths: JobPaths, tasks: Iterable[Task], reserved: Sequence[frozenset[str]] = ()) -> dict[str, Any]:
-    """What the completed ones among some tasks of a job have written to ``$AIR_EXECUTOR_OUTPUT``, by their ids.
+    """The outputs of completed tasks of a job, from ``$AIR_EXECUTOR_OUTPUT``, by the ids of the tasks.
 
     :param paths: the paths of the job.
     :param reserved: see :func:`why_unfit`, which says what is refused besides.

@@ -97,7 +97,7 @@ class JobPaths:
         return self.runs / f"{task_id}.{attempt}"
 
     def handle(self, task_id: str, attempt: int, engine: str) -> Path:
-        """The handle of an attempt: what its engine was given, and by what name the engine knows it."""
+        """The handle of an attempt: the input of its engine, and the name by which the engine knows the attempt."""
         return self.runs / f"{task_id}.{attempt}.on-{engine}"
 
     def output(self, task_id: str, attempt: int) -> Path:

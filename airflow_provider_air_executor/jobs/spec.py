@@ -1,4 +1,4 @@
-"""What a user may say of a job, besides its name and its tasks: one list of fields, handed on as a whole."""
+"""The fields of a job that a user may set, besides its name and its tasks; they are passed on as a whole."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ _JOB = TypeAdapter(Job)
 
 
 class Pruned(NamedTuple):
-    """What :meth:`JobStore.prune` has done."""
+    """The result of :meth:`JobStore.prune`."""
 
     removed: list[str]  # the names of jobs
     left: list[NotRemovedError]  # of which something is still there, also by an earlier call

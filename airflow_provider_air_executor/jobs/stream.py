@@ -1,7 +1,7 @@
-"""What the tasks of a job print, line by line as it comes, for one reader that may be replaced by another one.
+"""The output of the tasks of a job, line by line as it comes, for one reader that may be replaced by another one.
 
-How far the reader has come is kept in a file beside the logs (``logs/.<reader>.offsets``). It is written when the lines
-that were handed on have had the time to arrive: who is killed before repeats the last lines, and loses none.
+The position of the reader is persisted in a file beside the logs (``logs/.<reader>.offsets``), when the lines that were
+handed on have had the time to arrive. A reader that is killed before repeats the last lines, and loses none.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Lines:
         self._show_at = 0.0
 
     def find(self, data: bytes, *, is_over: bool) -> Piece:
-        """What can be shown of what comes next in the log.
+        """The next lines of the log that can be shown.
 
         :param data: at most :data:`PASS_BYTES`; if it is less, that is all there is now.
         :param is_over: whether nothing more will come: the last line needs no end.
@@ -72,7 +72,7 @@ class Lines:
 class LogStream:
     """Follows the logs of all tasks of a job.
 
-    :param reader: who reads, a word of letters and digits; another reader has its own position.
+    :param reader: the name of the reader, of letters and digits; each reader has its own position.
     :param arrival: seconds that a line takes at most from here to where it is kept, if that is another process: one
         that is killed meanwhile has lost it. Default 0.
     """
@@ -120,7 +120,7 @@ class LogStream:
         return max(0.0, self._last_arrival - time.monotonic()) if self._on_their_way else 0.0
 
     def save(self) -> None:
-        """Keep the position: all that was handed on is where it should be."""
+        """Persist the position: all lines that were handed on have arrived."""
         if self._on_their_way and self._offsets is not None:
             self._on_their_way = None
             self._write(self._offsets)

@@ -1,4 +1,4 @@
-"""What is wrong with a record, in a sentence that names each field."""
+"""Describes validation errors of a record, in a sentence that names each field."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class JobWatcher:
                     self._stamps[name] = stamps
 
     def _stamps_of(self, paths: list[tuple[str, str, str]]) -> tuple[dict[str, tuple[files.Stamp | None, ...]], float]:
-        """What the files of the jobs look like, and how many seconds of CPU it took to look."""
+        """The stamps of the files of the jobs, and how many seconds of CPU that took."""
         if self._on_pass is not None:
             self._on_pass()
         began = time.thread_time()

@@ -36,7 +36,7 @@ class Hold(enum.Enum):
 
 @dataclass
 class OnDisk:
-    """What the manager knows of the files of an active job, and when it publishes them next."""
+    """The state of the files of an active job as the manager knows it, and when it publishes them next."""
 
     job: Job  # what state.json holds, as it was read or published last
     directory: Stamp | None  # None: it is gone

@@ -1,4 +1,4 @@
-"""What has changed in the job filesystem: notifications of the system, and a slow pass over everything."""
+"""Changes in the job filesystem: notifications of the system, and a slow pass over everything."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _where_it_is(error: exceptions.AirExecutorError, store: JobStore | None) -> 
 
 
 def _in_words(error: OSError, store: JobStore | None) -> str:
-    """What an operation has failed with: where, why, and who may do it."""
+    """The message of a failed operation: the path, the error, and the user who may do it."""
     path = error.filename if isinstance(error.filename, str) else str(store.base_path) if store else None
     if path is None:
         return str(error)
@@ -85,7 +85,7 @@ def _in_words(error: OSError, store: JobStore | None) -> str:
 
 
 def _owner(path: Path) -> tuple[Path, str] | None:
-    """The directory in which somebody else decides what may be done with a path, and who that is."""
+    """The directory of another user that denies access to a path, and the name of the user."""
     import pwd
 
     for each in (path, *path.parents):
@@ -379,7 +379,7 @@ def submit(base_path: str | None, file: Any, name: str | None, wait: bool, as_js
 
 
 def _say_if_none_runs(store: JobStore) -> None:
-    """Whoever waits for a job must know that nobody runs it."""
+    """Warn a user who waits for a job that no manager runs it."""
     if not manager_status.is_running(store):
         click.echo(f"no manager is running; start it: air-executor manager --base-path {store.base_path}", err=True)
 
@@ -566,7 +566,7 @@ class _LogPrinter:
 @_base_path
 @click.argument("job_name", metavar="JOB")
 def cancel(base_path: str | None, job_name: str) -> None:
-    """Cancel a job: what runs is killed, nothing more is started."""
+    """Cancel a job: its running tasks are killed, and no other task starts."""
     from airflow_provider_air_executor.jobs import inbox
 
     store = _store(base_path)

@@ -1,4 +1,4 @@
-"""What ``air-executor status`` shows to people: tables, live where asked for."""
+"""The output of ``air-executor status`` for people: tables, live where asked for."""
 
 from __future__ import annotations
 

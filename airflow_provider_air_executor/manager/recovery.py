@@ -1,4 +1,4 @@
-"""What an earlier manager has left of a job: its attempts are adopted, and records that do not count are removed."""
+"""Recovers a job of an earlier manager: adopts its attempts, and removes records that do not count."""
 
 from __future__ import annotations
 

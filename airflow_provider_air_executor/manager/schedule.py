@@ -154,7 +154,7 @@ def outcome(tasks: Iterable[Task]) -> Pieces[Outcome]:
 
 
 def resetting_failed(tasks: Iterable[Task]) -> Pieces[list[Task]]:
-    """The tasks for another run of their job: what has not completed is pending again."""
+    """The tasks for another run of their job: those that have not completed are pending again."""
     found = []
     for number, task in enumerate(tasks, 1):
         found.append(task if task.status is TaskStatus.COMPLETED else task.reset())

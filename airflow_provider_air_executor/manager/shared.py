@@ -1,4 +1,4 @@
-"""What the parts of a manager share."""
+"""The state that the parts of a manager share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from airflow_provider_air_executor.manager.turns import Turns
 
 
 class Shared:
-    """What the parts of one manager work with; each takes from it what it needs.
+    """The objects that the parts of one manager share; each part takes those that it needs.
 
     :param fail_job: ends a job, by its name, on which a step has raised an unexpected error.
     """

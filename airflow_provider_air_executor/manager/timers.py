@@ -1,4 +1,4 @@
-"""What the manager has to do later: timers that always fire, and deadlines that go when what they are for has ended."""
+"""Timers, which always fire, and deadlines, which are dropped when their attempt or job has ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the manager cannot do at the moment: logged once, tried again with growing pauses, and published."""
+"""Steps of the manager that fail: they are logged once, tried again with growing pauses, and published."""
 
 from __future__ import annotations
 

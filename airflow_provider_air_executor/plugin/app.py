@@ -266,7 +266,7 @@ def get_log(
     offset: Offset = 0,
     limit: Annotated[int | None, Query(ge=0, description="At most so many bytes; default: all there is.")] = None,
 ) -> Response:
-    """What a task has printed, byte for byte, but for secrets. With a limit, `X-Next-Offset` says where to go on."""
+    """The log of a task, byte for byte, but for secrets. With a limit, `X-Next-Offset` is where the next one begins."""
     mask, log = _mask_for_log(found, task_id), TaskLog(found.store.paths(found.job.name), task_id)
     is_over = found.job.state.is_terminal
     headers = {**HEADERS, "Content-Disposition": "inline"}
@@ -298,7 +298,7 @@ def follow_log(
 
 @app.post("/api/jobs/{job_name}/cancel", responses=_CHANGING, **_ASKING)
 def cancel_job(found: EditedJob) -> Asked:
-    """Ask for a job to be cancelled: what runs is killed, nothing more is started."""
+    """Request that a job is cancelled: its running tasks are killed, and no other task starts."""
     if found.job.state.is_terminal:
         return Asked(requested=False)
     _record("cancel", found)
@@ -310,7 +310,7 @@ def cancel_job(found: EditedJob) -> Asked:
 
 @app.post("/api/jobs/{job_name}/retry", responses={**_CHANGING, **_refusals(status.HTTP_409_CONFLICT)}, **_ASKING)
 def retry_job(found: EditedJob) -> Asked:
-    """Ask for a failed job to go on: failed tasks, and what depends on them, run again. 409 if it has not failed."""
+    """Request a retry of a failed job: failed tasks and those that depend on them run again; 409 if it did not fail."""
     _record("retry", found)
     inbox.retry(found.store, found.job.name)
     found.hook.ensure_manager()
@@ -358,7 +358,7 @@ def _mask_for_log(found: FoundJob, task_id: str) -> Mask:
 
 
 def _pieces(log: TaskLog, mask: Mask, offset: int, *, is_over: bool) -> Iterator[bytes]:
-    """A log as it is now, piece by piece: what is printed meanwhile is not waited for."""
+    """A log as it is now, piece by piece, without the lines that come meanwhile."""
     end = log.size()
     offset = max(0, end + offset) if offset < 0 else offset
     while offset < end:

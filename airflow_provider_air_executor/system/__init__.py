@@ -1,1 +1,1 @@
-"""What there is to know and to do about processes, clocks and environments of this machine; nothing of jobs."""
+"""Processes, clocks and environments of this machine. Nothing here depends on jobs."""

@@ -1,4 +1,4 @@
-"""The environment of processes: what it was before Python began, and what of it is between us and a task."""
+"""The environment of processes: as it was before Python began, and the variables that describe a task."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def as_given(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def inherited(environment: Mapping[str, str], base_path: str) -> dict[str, str]:
-    """What tasks inherit of the manager's environment."""
+    """The variables of the manager's environment that tasks inherit."""
     kept = {key: value for key, value in environment.items() if key not in TASK_VARIABLES}
     return {**kept, "AIR_EXECUTOR_BASE_PATH": base_path}

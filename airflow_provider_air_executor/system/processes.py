@@ -34,7 +34,7 @@ _TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
 
 
 class _Status(NamedTuple):
-    """What ``/proc/<pid>/stat`` says of a process, see proc(5)."""
+    """The fields of ``/proc/<pid>/stat``, see proc(5)."""
 
     state: str  # Z: it has ended, and nobody has asked how
     parent: int
@@ -133,7 +133,7 @@ class Kill:
     numbers are reused: inspecting hundreds of others each time is too slow on a busy machine.
 
     :param token: of the shim.
-    :param session: the session to be ended; None: what is in it may be others by now.
+    :param session: the session to be ended; None if its number may have been reused by now.
     :param spare: processes that are not ended.
     :param parent: a process whose children are ended.
     """

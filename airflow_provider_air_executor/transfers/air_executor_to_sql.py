@@ -47,8 +47,8 @@ _COLUMNS = {
 class AirExecutorToSqlOperator(BaseOperator):
     """Writes the history of a job to a table: one row for each attempt of each of its tasks.
 
-    It can be run any number of times, while the job runs and after it was retried: what has changed is written in one
-    transaction, and what has not stays as it is. A task that waits for its next attempt, or failed without it, has a
+    It can be run any number of times, while the job runs and after it was retried: changed rows are written in one
+    transaction, and the others stay. A task that waits for its next attempt, or failed without it, has a
     row for that attempt, without ``started_at``.
 
     ``tasks.json`` describes the latest attempt of each task only. Of an attempt before it, ``reason`` and ``error`` are

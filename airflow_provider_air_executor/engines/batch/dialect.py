@@ -18,11 +18,11 @@ class Phase(enum.Enum):
 
 
 class State(NamedTuple):
-    """What the system says of a batch job."""
+    """The state of a batch job, from the output of the system."""
 
     word: str  # the system's own
     phase: Phase
-    why: str = ""  # what it waits for, or why it has ended
+    why: str = ""  # the reason why it waits, or why it has ended
     nodes: str = ""
     is_shared: bool = False  # whether it runs several attempts
     reason: Reason | None = None  # if the system has ended it before its time
@@ -47,12 +47,12 @@ class Listed(NamedTuple):
 
 
 class Submission(NamedTuple):
-    """What is submitted for one attempt, and how.
+    """The submission of one attempt.
 
     :param token: by which the attempt is known in the system's list.
     :param name: of the job and the task.
-    :param handle_path: the script that is to run.
-    :param log_path: where the system puts what it has to say itself.
+    :param handle_path: of the script that runs the attempt.
+    :param log_path: the file for messages of the system itself.
     :param options: those of the command that submits.
     :param seconds: that it may take.
     """

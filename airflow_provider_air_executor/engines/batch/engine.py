@@ -1,12 +1,12 @@
 """An engine whose attempts are batch jobs of a system that shares the job filesystem.
 
-What a node runs is the same few lines of ``sh`` as on this machine: it writes the log, and the record in ``runs/``,
-which it creates exclusively. So an attempt runs once even if the system starts it twice, and its result is known even
-if the system has forgotten the batch job.
+A node runs the same shim as this machine. It writes the log, and the record in ``runs/``, which it creates exclusively.
+So an attempt runs once even if the system starts it twice, and its result is known even if the system has forgotten the
+batch job.
 
-Before an attempt is submitted, what it is to run is written to its handle, with a token that the system keeps as well:
-by that a later manager finds the batch job, or submits it again if there is none. The engine never waits for the
-system: while that does not answer, no attempt changes its state.
+Before an attempt is submitted, its script is written to its handle, with a token that the system stores as well. By the
+token a later manager finds the batch job; if there is none, it submits the attempt again. The engine never waits for
+the system: while that does not answer, no attempt changes its state.
 
 Short tasks may share a batch job, which runs them one after the other. Those that it does not start are submitted
 again, and one that is cancelled before its turn has its record claimed by the manager, so that it is passed over.
@@ -64,7 +64,7 @@ _NEVER_TWICE = 2  # a reason is believed if it is given again
 
 
 class Options(NamedTuple):
-    """What the settings say of the engine.
+    """The options of the engine.
 
     :param poll_interval: seconds between two questions to the system; more if an answer takes long. Default 2.
     :param fenced: whether a node that the system calls failed is known to be off, so that what it ran may be tried
@@ -182,7 +182,7 @@ class BatchEngine:
         return max(0.0, min(seconds for seconds in due if seconds is not None))
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
         now = time.monotonic()
         self._handles.remove_old()
         self._submitter.poll()

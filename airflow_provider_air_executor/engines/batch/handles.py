@@ -59,7 +59,7 @@ class Handles:
         self._old.pop(found.handle_path, None)  # of a removed job of the same name
 
     def read(self, attempt: Attempt) -> tuple[BatchedAttempt | None, Record | None]:
-        """What an earlier manager has left of an attempt: its handle, and its record.
+        """The handle and the record of an attempt of an earlier manager.
 
         :raises OSError: if they cannot be read now.
         """

@@ -126,7 +126,7 @@ class KubernetesClient:
         return (await self._ask("GET", "/api/v1/nodes")).get("items") or []
 
     async def list_warnings(self, namespace: str, uid: str) -> list[str]:
-        """What went wrong with a Pod lately, in the words of who tried."""
+        """The latest warnings about a Pod, as the components of Kubernetes describe them."""
         fields = {"fieldSelector": f"involvedObject.uid={uid},type=Warning"}
         events = (await self._ask("GET", f"/api/v1/namespaces/{quote(namespace)}/events", params=fields)).get("items")
         return [f"{event.get('reason')}: {event.get('message')}" for event in events or ()]
@@ -157,7 +157,7 @@ class KubernetesClient:
     async def open_log(
         self, namespace: str, name: str, container: str, *, follow: bool, limit: int | None = None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """What a container has printed, from its beginning.
+        """The output of a container, from its beginning.
 
         :param follow: whether to go on while it runs.
         :param limit: how many bytes at most.
@@ -273,7 +273,7 @@ class _Connections:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncIterator[aiohttp.ClientSession]:
-        """What a request is made with; it is not closed before that is over."""
+        """The session for a request; it is not closed before the request is over."""
         self._users += 1
         try:
             yield self.session

@@ -84,7 +84,7 @@ class ClusterCredentials:
 
     @property
     def way(self) -> tuple[object, ...]:
-        """What a connection depends on."""
+        """The values that a connection depends on."""
         return self.server, self.server_name, self.proxy, self.trust
 
     @property
@@ -284,7 +284,7 @@ def _entry(found: Mapping[str, Mapping[str, _Entry]], kind: str, name: str | Non
 
 
 def _tls(cluster: _Entry, user: _Entry, files: _Files) -> tuple[ssl.SSLContext, tuple[object, ...]]:
-    """Whom to trust with which certificate of our own, and what that was made of."""
+    """The TLS context with our own certificate, and the files that it was made of."""
     authority = _content(cluster, "certificate-authority", files)
     tls = _context(cadata=authority.decode() if authority else None)
     is_insecure = bool(cluster[0].get("insecure-skip-tls-verify"))

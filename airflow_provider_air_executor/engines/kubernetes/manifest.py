@@ -78,7 +78,7 @@ def container_of(manifest: Mapping[str, Any]) -> str:
 
 
 class Installation(NamedTuple):
-    """What all Pods of one base path have in common.
+    """The values that all Pods of one base path have in common.
 
     :param owner: the value of their label.
     :param namespace: that of Pods whose options and template name none.

@@ -1,4 +1,4 @@
-"""What the parts of a controller share, and the way of events from its thread to the manager's."""
+"""The state that the parts of a controller share, and the queue of events from its thread to the manager's."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class EventQueue:
 
 @dataclass
 class Shared:
-    """What the parts of a controller share.
+    """The state that the parts of a controller share.
 
     :param client: sends the requests.
     :param options: those of the engine.

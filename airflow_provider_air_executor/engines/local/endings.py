@@ -23,7 +23,7 @@ LOOK_SECONDS = 0.03  # that looks for it may take at a time
 
 
 class _Ending(NamedTuple):
-    """An attempt whose process is gone, and what it has left is being killed."""
+    """An attempt whose process is gone; the processes that it has left are being killed."""
 
     kill: Kill
     result: Ended | NotStarted
@@ -35,7 +35,7 @@ class _Ending(NamedTuple):
 
 
 class Endings:
-    """Attempts that are over but for what they have left behind.
+    """Attempts that are over but for the processes that they have left behind.
 
     :param emit: called with the end of each.
     """
@@ -50,11 +50,11 @@ class Endings:
         return bool(self._ending)
 
     def add(self, kill: Kill, result: Ended | NotStarted) -> None:
-        """Wait for the end of what a kill is to reach, for a while."""
+        """Wait until a kill is over, for a while."""
         self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
 
     def look(self) -> None:
-        """Look whether something is left, and kill that too; who waited longest comes first."""
+        """Inspect which processes are left, and kill them too; the attempt that has waited longest comes first."""
         stop_at = time.monotonic() + LOOK_SECONDS
         for _ in range(len(self._ending)):
             ending = self._ending.popleft()

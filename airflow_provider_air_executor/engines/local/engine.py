@@ -55,7 +55,7 @@ _READ_INTERVAL = 1.0  # seconds between two tries to read a record
 
 
 class Forking(NamedTuple):
-    """What a process is to be forked for."""
+    """A request to fork a process."""
 
     task: Task
     words: list[str]
@@ -179,14 +179,14 @@ class LocalEngine:
         self._shells.prepare()
 
     def close(self) -> None:
-        """End the fork server and the shell on standby. What runs goes on."""
+        """End the fork server and the shell on standby. Attempts go on."""
         self._warm.close()
         self._shells.close()
 
     # -- what has become of them ---------------------------------------------------------------------------
 
     def poll(self) -> list[Event]:
-        """What has ended since the last call."""
+        """The events since the last call."""
         self._poll_warm()
         now = time.monotonic()
         if self._unread and now >= self._next_read:
@@ -284,7 +284,7 @@ class LocalEngine:
                 self._release(reaped.found, result, has_just_ended=False)
 
     def _release(self, found: LocalAttempt, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
-        """The process of an attempt is gone. If it was killed, it is over when what it has left behind is gone too."""
+        """The process of an attempt is gone. If it was killed, the attempt is over when what it left is gone too."""
         del self._attempts[found.attempt]
         if not found.is_killed:
             self._events.append(result)

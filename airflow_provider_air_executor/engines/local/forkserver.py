@@ -218,7 +218,7 @@ def _begin_anew() -> None:
 
 
 def run_module(module: str, args: Sequence[str], *, is_safe: bool = True) -> int:
-    """What ``python -m module args...`` does, in this process; its exit code.
+    """Do what ``python -m module args...`` does, in this process; its exit code.
 
     :param is_safe: whether modules of the working directory are not found, as with ``python -P``.
     """
@@ -236,7 +236,7 @@ def run_module(module: str, args: Sequence[str], *, is_safe: bool = True) -> int
             return 128 - code if code < 0 else code
         sys.path.insert(0, os.getcwd())
     try:
-        # That the module has been imported already is what all this is for.
+        # The module has been imported already, on purpose.
         warnings.filterwarnings("ignore", message=".*found in sys.modules", category=RuntimeWarning, module="runpy")
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:

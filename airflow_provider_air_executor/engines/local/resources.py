@@ -1,4 +1,4 @@
-"""What this machine has to give to a task."""
+"""The resources of this machine, and whether a task fits."""
 
 from __future__ import annotations
 

@@ -209,7 +209,7 @@ class ForkServer:
             self._sent[attempt.serial] = attempt
 
     def poll(self) -> list[Event]:
-        """What has happened since the last call."""
+        """The events since the last call."""
         while self._process is not None:
             try:
                 data = self._process.channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)

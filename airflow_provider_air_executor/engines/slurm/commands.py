@@ -155,7 +155,7 @@ def nearest(*layers: Mapping[str, str]) -> dict[str, str]:
 
 
 def resource_options(resources: Resources | None) -> dict[str, str]:
-    """What a task needs, in the words of ``sbatch``: whole processors, mebibytes and minutes."""
+    """The resources of a task as options of ``sbatch``: whole processors, mebibytes and minutes."""
     options = {}
     if resources is not None:
         if resources.cpus is not None:

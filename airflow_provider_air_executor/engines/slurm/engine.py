@@ -64,7 +64,7 @@ class SlurmEngine(BatchEngine):
         self._submitter.submit_alone(found)
 
     def _lose_node(self, found: BatchedAttempt, state: State, error: str) -> None:
-        """What an attempt ran on is gone, as far as Slurm knows."""
+        """The node of an attempt has failed, as far as Slurm knows."""
         is_cut_off = state.word in _LOST_NODE
         if is_cut_off and self._options.fenced and state.nodes:
             answer = self._ask(found, "sinfo", "--noheader", "--Node", f"--nodes={state.nodes}", "--format=%T")
