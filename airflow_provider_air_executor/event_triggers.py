@@ -32,7 +32,7 @@ _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 
 
 class AirExecutorJobEventTrigger(BaseEventTrigger):
-    """Fires at the end of each job that matches, whoever submitted it: for an ``AssetWatcher``, to schedule DAGs.
+    """Fires at the end of each job that matches, with any submitter: for an ``AssetWatcher``, to schedule DAGs.
 
     The event has ``job_name``, ``job_id``, ``state``, ``reason``, ``error``, ``attempt``, ``labels``, ``outlets``,
     ``ended_at`` and ``submitted_by``. Jobs that ended before the trigger was there for the first time do not count;

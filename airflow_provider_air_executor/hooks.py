@@ -182,7 +182,7 @@ class AirExecutorHook(BaseHook):
         """Ask for a job to be cancelled.
 
         :param owner: the Airflow task that asks, if it is to be cancelled only as long as it belongs to that.
-        :return: False if it had ended already, or belongs to somebody else.
+        :return: False if it had ended already, or belongs to another task.
         :raises JobNotFoundError: if there is no such job.
         """
         requested = inbox.cancel(self.store, job_name, owner)

@@ -86,7 +86,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         has completed, ``all`` starts over with a new job.
     :param on_kill: what becomes of the job if the worker receives SIGTERM while it waits: ``cancel`` (default), or
         ``leave``; the next try reattaches it then. The worker cannot know whether a user or a deployment sent it.
-    :param job_outlets: the URIs of what the job makes or changes, for who waits for that with an
+    :param job_outlets: the URIs of the data that the job makes or changes, for DAGs that wait for it with an
         :class:`~airflow_provider_air_executor.event_triggers.AirExecutorJobEventTrigger` (templated). The assets among
         the task's ``outlets`` are declared in any case. Default: no others.
     :param start_from_trigger: whether the job is submitted in the triggerer, so that a task whose job completes needs
@@ -314,7 +314,7 @@ class AirExecutorSubmitOperator(BaseOperator):
 
     @property
     def _job_timeout(self) -> float | None:
-        """Seconds after which the manager kills the job by itself, lest it run on when nobody waits for it any more."""
+        """Seconds after which the manager itself kills the job, in case that no Airflow task waits for it any more."""
         if self.timeout is None or not self.wait_for_completion:
             return self.timeout
         return self.timeout + _BACKSTOP_SECONDS
@@ -401,7 +401,7 @@ class AirExecutorSubmitOperator(BaseOperator):
         :return: what its tasks have handed over.
         """
         self._stream(job)
-        # What a failed job has printed stands in the error.
+        # The error contains the output of a failed job.
         log_lines = 0 if self.stream_logs or job.state is JobState.FAILED else _LOG_LINES
         for line in summary.describe(self.hook.store, job, log_lines=log_lines):
             self.log.info("%s", line)

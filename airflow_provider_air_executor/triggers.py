@@ -47,7 +47,7 @@ ARRIVAL_SECONDS = 2.0
 _READ_PAUSE = 0.02  # seconds
 _READ_SECONDS = 60.0  # that Airflow has for the rest; with many triggers that log all the time it is never at the end
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
-_AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which nobody would cancel the job
+_AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which the trigger could not cancel the job
 # Since Airflow 3.3 a trigger has on_kill for the case that a user ends its task; before that it is only cancelled.
 _HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 # And the scheduler lets a task start from its trigger.
@@ -220,7 +220,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         try:
             async with asyncio.timeout(_CANCEL_SECONDS):
                 await self.on_kill()
-        except Exception as error:  # noqa: BLE001 - the triggerer ends, most likely, and nobody answers any more
+        except Exception as error:  # noqa: BLE001 - the triggerer ends, most likely, and the API does not answer
             self.log.info("job %s goes on: the state of its task is not known (%r)", self.job_name, error)
 
     def _cancel_for(self, owner: SubmittedBy) -> bool:
@@ -309,7 +309,7 @@ class AirExecutorJobTrigger(BaseTrigger):
         await asyncio.sleep(self._stream.seconds_to_arrival())
         try:
             self.log.info("nobody waits for job %s here any more", self.job_name)
-        except OSError:  # who writes the log is gone
+        except OSError:  # the process that writes the log is gone
             return
         await self._save_position()
 

@@ -177,7 +177,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
         return _explain(error)
     finally:
-        if code < 0 or _terminated:  # nobody wants it any more, and so not what it has started
+        if code < 0 or _terminated:  # it is not wanted any more, and neither are the processes that it has started
             kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
 

@@ -5,7 +5,7 @@ no job ends, and while 20 a second do; and how long after the end of a job its t
 percentile. A process of its own ends the jobs, by writing their state.json as the manager does.
 
 The poll reads state.json in a thread every 5 s (ours also has 5 s between two passes for systems that do not notify).
-It tells nothing of the progress, and ours does.
+It does not log the progress, and ours does.
 
 With --airflow, the same is measured in a real triggerer: so many sensors that start from their trigger, of which each
 has a task of its own in one DAG. Then what Airflow itself does for a waiter counts too: it is measured beside a trigger

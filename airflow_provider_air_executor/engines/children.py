@@ -33,7 +33,7 @@ class Children:
         while self._owners:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:  # somebody has waited for one of them by its number
+            except ChildProcessError:  # another part of the manager has reaped one of them
                 return
             if pid == 0:
                 return

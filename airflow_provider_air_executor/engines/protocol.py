@@ -56,7 +56,7 @@ class Ended(NamedTuple):
     started_at: datetime | None = None
     reason: Reason | None = None  # if the engine knows better than the exit code
     error: str | None = None  # in the engine's words
-    may_repeat: bool = True  # False: it may still be running where nobody can reach it
+    may_repeat: bool = True  # False: it may still be running on an unreachable node
     left: str = ""  # what of it lives on, in words for people
 
 

@@ -331,7 +331,7 @@ class AirExecutorExecutor(BaseExecutor):
         """End a task that Airflow does not want any more: its supervisor will notice, or is about to end anyway.
 
         A supervisor reports that its task has failed after the task's process has ended, and then only uploads its
-        log. If it goes on for longer, and there is nothing to be uploaded, somebody else has marked the task failed.
+        log. If it goes on for longer, and there is nothing to be uploaded, a user has marked the task failed.
         """
         now = time.monotonic()
         tracked.unwanted_since = tracked.unwanted_since or now

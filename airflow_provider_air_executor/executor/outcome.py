@@ -21,7 +21,7 @@ class Decision(enum.Enum):
     """Each way to deal with a workload whose job has ended."""
 
     SUCCEED = enum.auto()  # report that the process has done its work; Airflow has its state already, and keeps it
-    FAIL = enum.auto()  # report that it failed, because nobody else does
+    FAIL = enum.auto()  # report that it failed; the workload has not reported it
     FORGET = enum.auto()  # report nothing: Airflow has heard of the end, or gave the task to another process
     RESUBMIT = enum.auto()  # it has not begun, so that running it again costs no retry
 

@@ -97,7 +97,7 @@ def claim(path: Path | str, record: Record) -> int:
 
     :return: a descriptor, to which the second line is to be written.
     :raises FileExistsError: if another one has the attempt.
-    :raises OSError: if it cannot be written; then nobody has it.
+    :raises OSError: if it cannot be written; then the attempt is not claimed.
     """
     descriptor = os.open(path, _FLAGS, 0o600)
     try:
@@ -129,7 +129,7 @@ def put_start(path: Path, record: Record) -> None:
 def _written_at(path: Path) -> datetime | None:
     """When a handle was written last; None if it is gone.
 
-    It is opened, since a network file system may keep for a minute what it knew of a file that nobody opens.
+    It is opened, since a network file system may cache the attributes of a file that is not opened for a minute.
     """
     try:
         with files.open_file(path) as file:

@@ -96,7 +96,7 @@ class JobCompletions:
         self._store.create_directories()
         files.make_directory(path.parent, exist_ok=True)
         if self._formerly and not path.exists():
-            with contextlib.suppress(FileNotFoundError):  # who holds the lock holds it under the new name too
+            with contextlib.suppress(FileNotFoundError):  # a lock that is held is held under the new name too
                 os.rename(subscriber_path(self._store, self._formerly), path)
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with contextlib.ExitStack() as unless_acquired:

@@ -175,7 +175,7 @@ def put_with_backup(temporary: str, path: Path, previous: Path) -> bool:
         try:
             os.rename(temporary, previous)
         except OSError:
-            _exchange(temporary, path)  # what was there may be somebody else's, and must not go
+            _exchange(temporary, path)  # the old file may be that of another process, and must not be lost
             raise
         return True
     existed = _link(path, previous)
@@ -191,8 +191,8 @@ def putting_with_backup(temporary: str, path: Path, previous: Path, *, size: int
 def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
     """Give a finished directory its name, and make that and the names in it durable when this returns.
 
-    For that, the files in it must have been flushed. Its own names are flushed after it has got its name, so that
-    nobody who waits for it waits for that: they were made before, and file systems with a journal keep that order.
+    For that, the files in it must have been flushed. Its own names are flushed after it has got its name, which
+    does not delay its readers: they were made before, and file systems with a journal keep that order.
 
     :raises FileExistsError: if something of that name is there, were it an empty directory.
     """
@@ -227,7 +227,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file of mode 0600 into a directory that nobody else knows of yet.
+    """Write a file of mode 0600 into a directory that has not been published yet.
 
     :raises FileExistsError: if it is there.
     """
@@ -292,7 +292,7 @@ def make_directory(path: Path, *, exist_ok: bool = False) -> None:
 
 
 def give(descriptor: int, directory: Path) -> None:
-    """Let what root has made belong to whom its directory belongs to, who could not use it otherwise."""
+    """Give a file that root has made to the owner of its directory, who could not use it otherwise."""
     heir = _heir(directory)
     if heir is not None:
         os.fchown(descriptor, heir.st_uid, heir.st_gid)
@@ -321,7 +321,7 @@ def _in_thread(size: int, work: Callable[[], T]) -> Pieces[T]:
     """
     if size <= _PIECE_BYTES:
         return work()
-    with ThreadPoolExecutor(1) as thread:  # at the end it is waited for: whoever has begun it may close its files next
+    with ThreadPoolExecutor(1) as thread:  # its end is awaited: the caller may close its files next
         done = thread.submit(work)
         while not done.done():
             yield True

@@ -1,4 +1,4 @@
-"""All jobs of a base path at a glance, for who looks again and again.
+"""All jobs of a base path at a glance, for repeated reads.
 
 A look at a job that has not changed costs one ``stat``, and all looks of the same second share them.
 """
@@ -20,7 +20,7 @@ from airflow_provider_air_executor.jobs.models import Job, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 
 _FRESH_SECONDS = 1.0
-_IDLE_SECONDS = 10.0  # after which nobody seems to ask any more
+_IDLE_SECONDS = 10.0  # without a call, after which the thread ends
 _SHARE = 20  # the looks may take one part of so many of the time
 _COUNTS = 5_000  # jobs whose counts of tasks are remembered
 
@@ -32,7 +32,7 @@ class JobIndex:
 
     Directories without a readable ``state.json`` are passed over.
 
-    :param ahead: whether a thread looks as long as somebody asks now and then, so that nobody waits for a look.
+    :param ahead: whether a thread reads the jobs ahead as long as there are calls now and then, so that calls need not.
     """
 
     def __init__(self, store: JobStore, *, ahead: bool = False) -> None:
@@ -51,7 +51,7 @@ class JobIndex:
         :raises OSError: if the file system is away.
         """
         self._asked_at = time.monotonic()
-        # Whoever comes while somebody looks is content with what was seen before.
+        # A call during the pass of another one gets the result of the pass before.
         if self._asked_at >= self._fresh_until and self._lock.acquire(blocking=self._jobs is None):
             try:
                 if self._asked_at >= self._fresh_until and not self._looks_ahead:

@@ -58,7 +58,7 @@ class JobState(enum.StrEnum):
 
     @property
     def is_terminal(self) -> bool:
-        """Whether a job in this state stays as it is until somebody asks for more."""
+        """Whether a job in this state stays as it is until a request changes it."""
         return self in (JobState.COMPLETED, JobState.FAILED)
 
     def may_become(self, new: JobState) -> bool:
@@ -95,7 +95,7 @@ class Reason(enum.StrEnum):
     EXIT = "exit"  # the command ended with another exit code than 0
     SIGNAL = "signal"  # the command was ended by a signal
     TIMEOUT = "timeout"  # it ran longer than allowed and was killed
-    CANCELLED = "cancelled"  # somebody asked for it
+    CANCELLED = "cancelled"  # by a request
     DEPENDENCY = "dependency"  # a task that it depends on failed
     LOST = "lost"  # its process is gone and left no result
     SPAWN = "spawn"  # the command could not be started
@@ -354,7 +354,7 @@ class SubmittedBy(Record):
         return same and not self.is_elsewhere(other)
 
     def is_same_run(self, other: SubmittedBy) -> bool:
-        """Whether both are tries of the same task without somebody having cleared it in between."""
+        """Whether both are tries of the same task and it was not cleared in between."""
         return self.is_same_task(other) and self.max_tries == other.max_tries
 
     def __str__(self) -> str:
@@ -371,10 +371,10 @@ class Job(Record):
     :param timeout: seconds from its start after which the whole job is killed.
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param labels: names and values by which jobs can be distinguished.
-    :param outlets: the URIs of what it makes or changes, for who waits for that.
+    :param outlets: the URIs of the data that it makes or changes, for those that wait for it.
     :param runner: what runs those of its tasks that do not say; default: what the manager's settings say.
     :param work_directory: whether its tasks have a directory of their own to run in, ``work/`` in that of the job.
-    :param started_clock: when it was started by a clock that nobody sets: the boot of the machine, and seconds since.
+    :param started_clock: when it was started by a clock that cannot be set: the boot of the machine, and seconds since.
     :param attempt: how often the job has been started; a retry adds one.
     """
 
@@ -401,7 +401,7 @@ class Job(Record):
     format_version: Number = FORMAT_VERSION
 
     def belongs_to(self, owner: SubmittedBy | None) -> bool:
-        """Whether the job was submitted by this run of an Airflow task; to nobody in particular any job belongs."""
+        """Whether the job was submitted by this run of an Airflow task. Without a run, returns True."""
         return owner is None or (self.submitted_by is not None and self.submitted_by.is_same_run(owner))
 
 

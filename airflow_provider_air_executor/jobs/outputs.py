@@ -75,7 +75,7 @@ def _read_output(paths: JobPaths, task: Task, reserved: Sequence[frozenset[str]]
 def why_unfit(value: Any, reserved: Sequence[frozenset[str]] = ()) -> str | None:
     """Why a value that was read from JSON cannot be a result; None if it can.
 
-    :param reserved: keys that mean something to who keeps the result: no object may have all of one of these sets.
+    :param reserved: keys with a meaning for the store of results: no object may have all of one of these sets.
     """
     waiting = [(value, 0)]
     while waiting:

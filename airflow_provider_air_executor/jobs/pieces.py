@@ -1,4 +1,4 @@
-"""Work that takes long if there is much to do, in pieces: who has one thread can do something else in between.
+"""Work that takes long if there is much to do, in pieces: a single thread can do something else in between.
 
 Such work is a generator that stops after each piece and returns its result at the end. It says whether there is nothing
 to do for it at the moment, since it waits for the disk. :func:`finish` does all of it.

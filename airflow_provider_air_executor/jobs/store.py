@@ -6,7 +6,7 @@ a file in ``inbox/``, see :mod:`.inbox`. Layout::
     <base_path>/
       jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/  work/
       inbox/                  requests to the manager
-      readers/                who gets the completions of jobs
+      readers/                the subscribers of completions of jobs
       manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  manager.not-replaced
       config.yaml
       installation.lock       for a moment, by processes of Airflow
@@ -180,7 +180,7 @@ class JobStore:
             raise
 
     def _exists(self, job: Job) -> JobExistsError:
-        """The error that says who has the name of this job already."""
+        """The error that names the owner of the existing job of this name."""
         owned = ""
         with contextlib.suppress(JobNotFoundError, CorruptFileError):
             owner = self.get_job(job.name).submitted_by
@@ -200,7 +200,7 @@ class JobStore:
     def list_jobs(self) -> Iterator[Job]:
         """All jobs that can be read, by name. A directory without a readable ``state.json`` is left out."""
         for name in self.job_names():
-            # One that another user has made concerns nobody else; other errors are those of the file system.
+            # A job of another user is skipped; other errors are those of the file system.
             with contextlib.suppress(JobNotFoundError, CorruptFileError, PermissionError):
                 yield self.load_job(name)[0]
 
@@ -339,7 +339,7 @@ def dump_tasks(tasks: Iterable[Task]) -> bytes:
 
 
 def _remove_tree(path: Path | str) -> str:
-    """Remove a directory and all that is in it, also if somebody else does so at the same time.
+    """Remove a directory and all that is in it, also if another process does so at the same time.
 
     :return: what could not be removed first, and why; empty if all is gone.
     """

@@ -100,7 +100,7 @@ class JobWatcher:
 
     @property
     def is_unused(self) -> bool:
-        """Whether nobody waits."""
+        """Whether there is no waiter."""
         return not self._waiters
 
     async def add(self, job_name: str, waiter: Waiter) -> None:

@@ -46,7 +46,7 @@ class OnDisk:
     all_pending: bool = True  # whether all its tasks were pending when they were read
     has_history: bool = False  # whether one of them had been started before
     state: Stamp | None = None
-    may_have_changed: bool = True  # whether somebody else may have written the files, or removed them
+    may_have_changed: bool = True  # whether another process may have written or removed the files
     unreadable_since: float | None = None  # since when tasks.json has been half-written by someone else
     snapshot_seconds: float = 0.0  # that the last snapshot of the tasks took
     snapshot_due: bool = False  # whether a timer is set for the next snapshot

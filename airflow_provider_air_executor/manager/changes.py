@@ -16,7 +16,7 @@ _SETTLED_NS = 2_000_000_000  # after which another change of a directory gives i
 
 
 class Changes:
-    """Has jobs inspected that somebody has submitted or changed, and requests answered."""
+    """Has jobs inspected that were submitted or changed, and requests answered."""
 
     def __init__(self, shared: Shared, intake: Intake, requests: Requests, publishing: Publishing) -> None:
         self._store, self._notifier, self._jobs = shared.store, shared.notifier, shared.jobs

@@ -205,7 +205,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
         raise exceptions.ManagerError(
             "/proc is not mounted here: without it, a task that runs looks like one that has ended"
         )
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # whoever has started us may have blocked SIGTERM
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent may have blocked SIGTERM
     with ManagerLock(store) as lock:
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)

@@ -118,7 +118,7 @@ class Intake:
             return
         if error.path != self._store.paths(name).state:
             self._rejection.reject(self._store.load_job(name)[0], str(error))
-        elif files.stamp(error.path) is None:  # nobody has called it a job yet
+        elif files.stamp(error.path) is None:  # it is no job yet
             self._jobs.remember(name, None)
         else:
             self._writer.quarantine(error.path)

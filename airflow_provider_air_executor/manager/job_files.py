@@ -77,7 +77,7 @@ class JobFiles:
         job.on_disk.snapshot_seconds = time.perf_counter() - began
 
     def merging_external_edits(self, job: ActiveJob) -> Pieces[bool]:
-        """Add the tasks that somebody has appended to ``tasks.json``, be it the present one or the one before.
+        """Add the tasks that another process has appended to ``tasks.json``, be it the present one or the one before.
 
         :return: False if the file is half-written, so that it must be read again.
         :raises InvalidJobError: if the tasks do not fit.
@@ -87,7 +87,7 @@ class JobFiles:
             found = files.stamp(path)
             if found == known:
                 continue
-            if found is None:  # somebody has removed it; ours is written again
+            if found is None:  # it was removed; ours is written again
                 self._has_read(job, path, None)
                 continue
             try:
@@ -110,7 +110,7 @@ class JobFiles:
         return True
 
     def discarding_external_edits(self, job: ActiveJob) -> Pieces[None]:
-        """Quarantine a ``tasks.json`` that somebody has spoiled, and publish our own."""
+        """Quarantine a ``tasks.json`` that is corrupt, and publish our own."""
         for path, known in self._known(job):
             if files.stamp(path) != known:
                 self._writer.quarantine(path)
@@ -138,7 +138,7 @@ class JobFiles:
         The records of its attempts stay where they are: on ext4 every file that is removed makes the next ones to be
         created slower for minutes, since the numbers of those removed are passed over one by one.
 
-        :return: False if somebody has added tasks at the last moment, and the job is not over.
+        :return: False if tasks were added at the last moment, and the job is not over.
         """
         job.begin_to_work()
         state, reason, error = yield from outcome(job.tasks.values())
@@ -159,7 +159,7 @@ class JobFiles:
         return True
 
     def _is_over_indeed(self, job: ActiveJob, stamp: files.Stamp, existed: bool) -> Pieces[bool]:
-        """Whether nobody has added tasks to the list that was replaced by the last one."""
+        """Whether no tasks were added to the list that was replaced by the last one."""
         _replaced(job, stamp, existed)
         return (yield from self.merging_external_edits(job)) and job.is_over
 

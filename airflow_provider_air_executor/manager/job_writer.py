@@ -1,4 +1,4 @@
-"""JobWriter: the files of a job that only the manager writes; import-linter makes sure that nobody else imports it."""
+"""JobWriter: the files of a job that only the manager writes; import-linter keeps other parts from importing it."""
 
 from __future__ import annotations
 

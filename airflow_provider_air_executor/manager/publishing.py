@@ -155,7 +155,7 @@ class Publishing:
             self.abandon(job)
 
     def abandon(self, job: ActiveJob) -> None:
-        """The directory of a job is gone: somebody has removed it while it ran."""
+        """The directory of a job is gone: it was removed while the job ran."""
         log.warning("the directory of job %s is gone; what runs of it is killed", job.name)
         self._turns.drop(job.name)
         self._jobs.release(job)

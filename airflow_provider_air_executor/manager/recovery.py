@@ -50,7 +50,7 @@ class Recovery:
         log.info("job %s: %d tasks", job.name, len(job.tasks))
 
     def dropping_outdated(self, name: str) -> Pieces[list[Attempt]]:
-        """The records of a waiting job, without those of attempts that ended before somebody set it to waiting.
+        """The records of a waiting job, without those of attempts that ended before it was set to waiting.
 
         Attempts that started later count: a manager started them that was killed before it had published that the job
         works. The list that an earlier run replaced last is removed like a record.

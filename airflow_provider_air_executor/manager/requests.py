@@ -71,7 +71,7 @@ class Requests:
                 name = request.job
                 if name not in self._jobs.active:
                     self._intake.inspect(name)
-        except FileNotFoundError:  # somebody has taken it back
+        except FileNotFoundError:  # it was withdrawn
             return
         except Exception as error:  # noqa: BLE001 - see Guard.run_for
             self._not_answered(path, name, error)
@@ -154,7 +154,7 @@ class RequestHandler:
 
     def _adding_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> Pieces[None]:
         if job.on_disk.unreadable_since is not None:
-            raise BlockingIOError(errno.EAGAIN, "somebody else is writing tasks.json")
+            raise BlockingIOError(errno.EAGAIN, "another process is writing tasks.json")
         added = yield from _not_there_yet(tasks, job.tasks)
         job.holds.add(Hold.ADD_TASKS)
         try:

@@ -20,7 +20,7 @@ class Clock(Protocol):
     """The clock of the manager; the module :mod:`time` is one."""
 
     def monotonic(self) -> float:
-        """Seconds of a clock that nobody sets."""
+        """Seconds of a clock that cannot be set."""
 
     def time_ns(self) -> int:
         """Nanoseconds since 1970, as files have them."""

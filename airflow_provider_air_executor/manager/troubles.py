@@ -53,7 +53,7 @@ class _Trouble:
 class Troubles:
     """Records failures, for each job and step: one line in the log when it begins and one when it is over.
 
-    :param store: where the problems are published, for those who ask for the status of a job.
+    :param store: where the problems are published, for the status of jobs.
     """
 
     def __init__(self, store: JobStore, timers: Timers) -> None:
@@ -123,7 +123,7 @@ class Troubles:
                 files.publish(self._store.problems_path, json.dumps(problems).encode())
             else:
                 files.remove(self._store.problems_path)
-        except OSError:  # while the file system is away, nobody can read it either
+        except OSError:  # while the file system is away, it cannot be read either
             self._will_publish = True
             self._timers.after(RETRY_SECONDS, self.publish)
 

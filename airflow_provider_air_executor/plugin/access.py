@@ -180,7 +180,7 @@ def _sees_any_job(user: BaseUser, conn_id: str) -> bool:
 def same_site(request: Request) -> None:
     """A dependency of a route that changes something: a page of another site cannot call it in the user's name.
 
-    A browser says where a request comes from; who says nothing is no browser, and has no cookie of a user's.
+    A browser says where a request comes from; a client that does not is no browser, and has no cookie of a user.
     """
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
     if site is not None:

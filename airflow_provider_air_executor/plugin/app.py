@@ -327,7 +327,7 @@ def _never_cached(response: Response) -> None:
 def _row(store: JobStore, job: Job, counts: TaskCounts) -> JobSummary:
     try:
         mask = masking.load(store.paths(job.name))
-    except AirExecutorError:  # nobody knows what must not be shown
+    except AirExecutorError:  # the secrets that must not be shown are not known
         job, mask = job.evolve(labels={}), Mask()
     return JobSummary.of(job, counts, mask)
 
@@ -339,7 +339,7 @@ def _is_owned(job: Job, asked: Mapping[str, Any]) -> bool:
 
 
 def _shows_labels(store: JobStore, job: Job, wanted: Sequence[tuple[str, str, str]]) -> bool:
-    """Whether these labels are shown as they are: who guesses a secret must not learn from the list that it fits."""
+    """Whether these labels are shown as they are: a list must not confirm the guess of a secret."""
     try:
         mask = masking.load(store.paths(job.name))
     except AirExecutorError:
@@ -376,7 +376,7 @@ def _stream(found: FoundJob, followed: tuple[str, int] | None) -> StreamingRespo
 
 
 def _record(event: str, found: FoundJob) -> None:
-    """Leave in Airflow's audit log who asks for what; before it is done, since nothing is to be done without."""
+    """Write a request into Airflow's audit log, before it is carried out: none is carried out without."""
     user, owner = found.rights.user, found.job.submitted_by
     fields = {} if owner is None else owner.model_dump(include={"dag_id", "run_id", "task_id", "map_index"})
     entry = Log(

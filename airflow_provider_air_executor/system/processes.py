@@ -27,7 +27,7 @@ _LOOK_SECONDS = 0.03
 _QUIET_LOOKS = 2
 _MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
-_LOOKS = 50  # where somebody waits for the end of it
+_LOOKS = 50  # for a caller that waits until it is over
 _FAMILY_LOOKS = 3  # where the manager waits
 # Of both kinds. A record may hold anything; text that is not a token must not match another process.
 _TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
@@ -36,7 +36,7 @@ _TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
 class _Status(NamedTuple):
     """The fields of ``/proc/<pid>/stat``, see proc(5)."""
 
-    state: str  # Z: it has ended, and nobody has asked how
+    state: str  # Z: it has ended, and has not been reaped
     parent: int
     session: int
     started: int  # in clock ticks since the machine was started
@@ -238,7 +238,7 @@ class Kill:
             return False
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except PermissionError:  # somebody else's
+        except PermissionError:  # that of another user
             return False
         except (FileNotFoundError, ProcessLookupError):
             return None

@@ -173,7 +173,7 @@ def _insert_sql(table: str, mark: str) -> str:
 
 
 def _known_attempts(cursor: Any, table: str, mark: str, job: Job) -> dict[_Key, Sequence[Any]]:
-    """Status, start and end of the attempts of a job that stand in the table."""
+    """Status, start and end of the attempts of a job that are in the table."""
     columns = ["task_id", "attempt", "status", "started_at", "completed_at"]
     cursor.execute(f"SELECT {', '.join(columns)} FROM {table} WHERE job_id = {mark}", (job.id,))  # noqa: S608
     rows = [row_values(row, columns) for row in cursor.fetchall()]
@@ -181,7 +181,7 @@ def _known_attempts(cursor: Any, table: str, mark: str, job: Job) -> dict[_Key, 
 
 
 def _is_known(attempt: AttemptRecord, facts: Sequence[Any] | None) -> bool:
-    """Whether an attempt stands in the table as it is: one that has ended does not change any more.
+    """Whether an attempt is in the table as it is: one that has ended does not change any more.
 
     :param facts: status, start and end of the row, if there is one.
     """

@@ -79,7 +79,7 @@ def start_and_defer(airflow: Installation, store: JobStore, dag_id: str, go: Pat
     wait_until(are_deferred, what="they are deferred")
     logs = airflow.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
 
-    def are_watched() -> bool:  # each trigger tells the progress when it looks for the first time
+    def are_watched() -> bool:  # each trigger logs the progress when it looks for the first time
         return sum("tasks done" in log.read_text() for log in logs.rglob("*.trigger.*.log")) >= number
 
     wait_until(are_watched, what="the triggerer waits")
@@ -266,7 +266,7 @@ def test_complaint_4_a_timeout_leaks_the_job(airflow: Installation, store: JobSt
 
 
 def test_complaint_4_the_triggerer_is_away_when_the_time_is_over(airflow: Installation, store: JobStore) -> None:
-    """Airflow then ends the deferral itself, and tells neither trigger nor operator to cancel."""
+    """Airflow then ends the deferral itself, and calls neither trigger nor operator to cancel."""
     run_id = airflow.trigger("times_out")
     jobs = working(store, run_id, 2)
 
@@ -400,7 +400,7 @@ def told(airflow: Installation, asset: str) -> list[str]:
                 raise
             return None
 
-    events = wait_until(ask, what="Airflow tells the events of its assets", interval=0.2)["asset_events"]
+    events = wait_until(ask, what="Airflow lists the events of its assets", interval=0.2)["asset_events"]
     events = [event for event in events if event["name"] == asset]
     return sorted(f"{event['extra']['payload']['job_name']} {event['extra']['payload']['state']}" for event in events)
 
@@ -435,7 +435,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     submit("watched-1", "true", outlets=["file:///report"])
     submit("watched-2", "exit 1", outlets=["file:///report"])
     submit("unwatched", "true", outlets=["file:///report"])
-    wait_until(all_have_fired, what="the first ones are told", interval=0.5)
+    wait_until(all_have_fired, what="the first ones are emitted", interval=0.5)
 
     def are_marked() -> bool:
         marks = [
@@ -443,14 +443,14 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
         ]
         return marks == [2, 1, 1]
 
-    wait_until(are_marked, what="they are marked as told")  # a triggerer that ends before tells them again
+    wait_until(are_marked, what="they are acknowledged")  # a triggerer that ends before emits them again
     submit("watched-later", "sleep 12")
     airflow.stop_component("triggerer")
     submit("watched-meanwhile", "true")
     wait_until(lambda: store.get_job("watched-later").state == "completed", what="it has ended")
     airflow.start_component("triggerer")
     submit("watched-after", "true")
-    wait_until(all_have_fired, what="those of the restart are told", interval=0.5)
+    wait_until(all_have_fired, what="those of the restart are emitted", interval=0.5)
     # Nothing comes twice, also if it is killed.
     names = ("watched-later", "watched-meanwhile", "watched-after")
     wait_until(lambda: all(list(store.paths(name).directory.glob(".seen-*")) for name in names), what="they are marked")
@@ -458,7 +458,7 @@ def test_the_end_of_a_job_schedules_a_dag_once(airflow: Installation, store: Job
     airflow.kill_component("triggerer")
     airflow.start_component("triggerer")
     submit("watched-last", "true")
-    wait_until(all_have_fired, what="the last one is told", interval=0.5)
+    wait_until(all_have_fired, what="the last one is emitted", interval=0.5)
     assert told(airflow, "reports") == ["unwatched completed", "watched-1 completed"]
     # Airflow gives several events to one run, and may leave one of a moment for the next run.
     for dag_id, possible in (("reacts_to_ends", expected), ("reacts_to_reports", told(airflow, "reports"))):

@@ -486,14 +486,14 @@ def test_callbacks_have_submitted_their_jobs(airflow: WithUsers, run_id: str) ->
 
 
 def told_of(airflow: WithUsers, task_id: str, kind: str) -> dict[str, Any]:
-    """The last event of a kind that OpenLineage was told of a task; of its end it is told after that."""
+    """The last event of a kind that OpenLineage got of a task; that of its end comes after that."""
 
     def last() -> dict[str, Any] | None:
         lines = airflow.lineage.read_text().split("\n")[:-1] if airflow.lineage.exists() else []
         events = [event for event in map(json.loads, lines) if event["job"]["name"] == f"seen.{task_id}"]
         return next((event for event in reversed(events) if event["eventType"] == kind), None)
 
-    return wait_until(last, what=f"OpenLineage is told of the {kind} of {task_id}")
+    return wait_until(last, what=f"OpenLineage has the {kind} of {task_id}")
 
 
 def test_the_events_of_openlineage(airflow: WithUsers, run_id: str) -> None:

@@ -32,7 +32,7 @@ class WithUsers(Installation):
         super().__init__(dags)
         self.origin = self.url
         self.url += BELOW
-        self.lineage = self.home / "lineage.jsonl"  # what OpenLineage is told
+        self.lineage = self.home / "lineage.jsonl"  # the events of OpenLineage
         self.tokens: dict[str, str] = {}
         passwords = self.home / "passwords.json"
         passwords.write_text(json.dumps({name: name for name in USERS}))

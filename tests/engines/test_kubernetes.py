@@ -127,7 +127,7 @@ def test_what_it_needs_is_what_kubernetes_gives(
 
 
 def test_too_much_memory(store: JobStore, manager: object) -> None:
-    # That it was for lack of memory is told apart from its end, and perhaps a moment later.
+    # The lack of memory is reported apart from its end, and perhaps a moment later.
     line = "( x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x} ); code=$?; sleep 1; exit $code"
     store.submit("j", [task("a", line, resources={"memory": "30Mi"})])
     done = only_task(store)
@@ -296,7 +296,7 @@ def test_evicted_and_ended_with_0(
 def test_an_image_with_a_stopsignal(
     store: JobStore, managers: Managers, engine: Engine, tmp_path: Path, name: str
 ) -> None:
-    """The task is told to end by SIGTERM all the same."""
+    """The task gets SIGTERM all the same."""
     engine.prepare(managers)
     managers.start("--kill-grace", "30")
     line = f"trap 'echo x > {tmp_path}/told; exit 3' TERM; echo begun; while :; do sleep 0.2; done"
@@ -320,7 +320,7 @@ def test_a_probe_fails_and_it_ends_with_0(store: JobStore, manager: object) -> N
 def test_labels_are_not_what_a_pod_is_known_by(
     store: JobStore, manager: object, cluster: KubernetesCluster, tmp_path: Path, label: str
 ) -> None:
-    """Who may change Pods may change their labels, and then nobody tells of the Pod any more. It runs all the same."""
+    """A user may change the labels of a Pod, and then no event of it comes any more. It runs all the same."""
     line = f"echo begun; echo x >> {tmp_path}/ran; {until(tmp_path / 'go')}; exit 6"
     store.submit("j", [task("a", line, retries=1)])
     running(store)

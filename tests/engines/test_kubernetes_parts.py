@@ -267,7 +267,7 @@ def test_the_foundin_a_kubeconfig_are_read_again(tmp_path: Path, user: dict[str,
 
 
 def test_what_the_api_server_refuses_is_read_again(tmp_path: Path) -> None:
-    """Also if nothing tells that the file has changed."""
+    """Also if no notification says that the file has changed."""
 
     async def test() -> None:
         async with api_server() as server:
@@ -753,8 +753,8 @@ def test_how_far_a_container_has_come(text: str, found: Message | None) -> None:
     assert read_message(text) == found
 
 
-def done(number: int, code: int = 0, told_to_end: int = 0) -> bytes:
-    return frame(number, "begin 1") + frame(number, f"end {code} 0 {told_to_end} 2") + frame(number, "done")
+def done(number: int, code: int = 0, got_sigterm: int = 0) -> bytes:
+    return frame(number, "begin 1") + frame(number, f"end {code} 0 {got_sigterm} 2") + frame(number, "done")
 
 
 ENDED, LOST, LEFT = (0, None), (None, "lost"), "left"  # as Manager.ends has them
@@ -781,7 +781,7 @@ def batch(attempts: list[BatchedAttempt], directory: Path) -> Pod:
         (done(0) + frame(1, "begin 1") + frame(1, "left"), None, "", [ENDED, LEFT, LEFT]),
         (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "", [ENDED, (143, "lost"), LEFT]),
         (done(0) + done(1, 143, 1) + frame(2, "left"), 143, "DeadlineExceeded", [ENDED, (143, "timeout"), LEFT]),
-        # What is told to end may have saved what it had, and end with 0.
+        # A task that gets SIGTERM may save what it has, and end with 0.
         (done(0) + done(1, 0, 1) + frame(2, "left"), 143, "", [ENDED, (0, "lost"), LEFT]),
         (done(0) + done(1) + done(2, 0, 1), 0, "DeadlineExceeded", [ENDED, ENDED, (0, "timeout")]),
         (done(0), 143, "2 0 0 2 1\n", [ENDED, (0, "lost"), LEFT]),
@@ -808,7 +808,7 @@ def test_how_a_batch_has_ended(
     pod.is_created = pod.is_gone = True
     with controlling(manager) as controller:
         controller.reconcile(pod)
-        wait_until(lambda: len(manager.ends) == 3, what="all ends are told")
+        wait_until(lambda: len(manager.ends) == 3, what="all ends are emitted")
     assert [manager.ends[f"t{number}"] for number in range(3)] == found
     assert manager.persisted.get("t2") == (b'"abc"' if '"abc"' in message else None)
     assert "Started" not in {name for name, _ in manager.events}, "a limit of time would be over at once"
@@ -828,7 +828,7 @@ def test_a_task_of_a_batch_that_signals_its_own_group(tmp_path: Path, monkeypatc
     assert ends_of(pod, lambda: None) == {"t0": (143, None), "t1": "left", "t2": "left"}
 
 
-def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_path: Path) -> None:
+def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_emit(tmp_path: Path) -> None:
     """Its limit of time would be over at once, and what has completed be killed."""
     manager = Manager()
     manager.full_for = "t1", time.monotonic() + 1.5
@@ -838,7 +838,7 @@ def test_what_has_ended_is_not_said_to_begin_however_long_it_takes_to_tell(tmp_p
     pod.is_created = pod.is_gone = True
     with controlling(manager) as controller:
         controller.reconcile(pod)
-        wait_until(lambda: ("Left", "t2") in manager.events, what="all is told")
+        wait_until(lambda: ("Left", "t2") in manager.events, what="all is emitted")
     found = [event for event in manager.events if event[0] != "Located"]
     assert found == [("Ended", "t0"), ("Ended", "t1"), ("Left", "t2")]
 
@@ -909,7 +909,7 @@ def ends_of(pod: Pod, meanwhile: Callable[[], None]) -> dict[str, object]:
         if not pod.is_batch:
             wait_until(lambda: pod.has_started, what="its end is known")
         controller.call(meanwhile)
-        wait_until(lambda: len(manager.ends) == len(pod.attempts), what="all ends are told")
+        wait_until(lambda: len(manager.ends) == len(pod.attempts), what="all ends are emitted")
     return manager.ends
 
 
@@ -927,7 +927,7 @@ BEING_DELETED = {"is_being_deleted": True}
 def test_what_kubernetes_has_ended_has_not_completed(
     tmp_path: Path, code: int, message: str, status: dict[str, Any], reason: str
 ) -> None:
-    """Whatever its exit code: a task that is told to end may save what it has, and end with 0."""
+    """Whatever its exit code: a task that gets SIGTERM may save what it has, and end with 0."""
     pod = pod_of_one(tmp_path, message, code=code)
     assert pod.status is not None
     ended = last_end(pod, pod.status._replace(**status), was_gone=False)
@@ -944,7 +944,7 @@ def test_what_had_ended_by_itself_before_its_pod_was_ended(tmp_path: Path, code:
 
 
 def test_a_hook_may_have_ended_it(tmp_path: Path) -> None:
-    """Before its container is told to end, which is too late then."""
+    """Before its container gets SIGTERM, which is too late then."""
     hook = {"preStop": {"exec": {"command": ["touch", "/stop"]}}}
     pod = pod_of_one(tmp_path, BY_ITSELF, pod={**POD, "spec": {"containers": [{"name": "task", "lifecycle": hook}]}})
     assert pod.status is not None
@@ -978,12 +978,12 @@ def test_its_node_reports_the_reason_of_its_end_later(
     monkeypatch.setattr(controllers, "END_SEEN_SECONDS", PATIENCE)
     pod = pod_of_one(tmp_path, message, code=code)
 
-    def tell_why() -> None:
+    def report_reason() -> None:
         assert pod.status is not None
         pod.status = pod.status._replace(reason="Evicted", message="The node was low on resource: memory.")
         pod.changed.set()
 
-    assert ends_of(pod, tell_why) == {"a": (code, "lost")}
+    assert ends_of(pod, report_reason) == {"a": (code, "lost")}
 
 
 @pytest.mark.parametrize("code", [0, 143])

@@ -597,7 +597,7 @@ class TestSite:
     def test_cancelled_in_the_moment_of_its_start(
         self, store: JobStore, managers: Managers, engine: Engine, tmp_path: Path
     ) -> None:
-        """What runs is told, and what has not begun does not begin, whether or not we have seen its record."""
+        """Tasks that run get the signal, and the others do not begin, whether or not we have seen its record."""
         engine.prepare(managers)
         managers.start("--kill-grace", "30")
         for number in range(4):

@@ -397,7 +397,7 @@ def test_a_reused_process_id_is_not_the_shim() -> None:
 
 
 def test_it_ends_as_python_does(store: JobStore, manager: subprocess.Popen[str]) -> None:
-    """Pools of threads are told to stop before they are waited for, and what was registered is called."""
+    """Pools of threads are stopped before they are joined, and registered functions are called."""
     done = run(store, "j", warm("pooled"))
     assert done.status == "completed"
     assert read_log(store, "j", "a").text == "3\nat exit\n"

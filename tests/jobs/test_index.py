@@ -101,7 +101,7 @@ def test_a_thread_looks_ahead_as_long_as_somebody_asks(store: JobStore, monkeypa
     monkeypatch.setattr(module, "_IDLE_SECONDS", 0.1)
     wait_until(lambda: not index._looks_ahead, what="it has ended, since nobody asks")
     store.submit("third", ["true"])
-    wait_until(lambda: names(index)[0] == "third", what="who asks again is told")
+    wait_until(lambda: names(index)[0] == "third", what="the next call has it")
     assert asked in looked_by
 
 

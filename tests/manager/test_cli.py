@@ -543,7 +543,7 @@ def test_a_manager_that_has_just_begun_is_stopped(
     store.pid_path.write_text(str(gone.pid))
 
     def is_manager(pid: int) -> bool:
-        store.pid_path.write_text(str(process.pid))  # only now it tells its own
+        store.pid_path.write_text(str(process.pid))  # only now it publishes its own
         return pid == process.pid
 
     monkeypatch.setattr(cli, "_is_manager", is_manager)

@@ -239,7 +239,7 @@ LocalEngine.adopt = adopt
     def test_a_kill_while_no_process_can_be_inspected(
         self, store: JobStore, managers: Managers, tmp_path: Path
     ) -> None:
-        """Its end is told when that is over."""
+        """Its end is emitted when that is over."""
         patch = f"""
 import os
 real = os.listdir

@@ -127,7 +127,7 @@ class TestWhatIsTold:
 
 
 class TestCommandsMayHoldSecrets:
-    """The settings of Airflow's own Bash operator decide whether they are told."""
+    """The settings of Airflow's own Bash operator decide whether they are emitted."""
 
     @pytest.mark.filterwarnings("ignore:.*legacy config options")
     def test_no_source_code(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def event(state: str | None = "failed", **changes: Any) -> Any:
-    """What a worker tells a callback of a task."""
+    """The context that a worker gives a callback of a task."""
     return {"ti": TaskInstance(state=state, **changes)}
 
 

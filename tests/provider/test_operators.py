@@ -423,7 +423,7 @@ class TestStartingInTheTriggerer:
         arguments = tested.start_trigger_args.trigger_kwargs or {}
         assert (arguments["tasks"], arguments["job_name"]) == (["echo {{ ds }}"], "x-{{ run_id }}")
         assert (arguments["timeout"], arguments["spec"]["outlets"]) == (60, ["file:///report"])
-        assert arguments["end_from_trigger"] is False  # outlets are told of by a worker
+        assert arguments["end_from_trigger"] is False  # a worker reports outlets
 
     @pytest.mark.parametrize(
         ("tasks", "more"),

@@ -139,7 +139,7 @@ def test_progress_is_logged(store: JobStore, tmp_path: Path) -> None:
     async def scenario() -> None:
         waiting = asyncio.create_task(fired(tested, timeout=PATIENCE))
         progress = "job j: 1 of 2 tasks done, running: b"
-        await asyncio.to_thread(wait_until, lambda: progress in said(lines), what="its progress is told")
+        await asyncio.to_thread(wait_until, lambda: progress in said(lines), what="its progress is logged")
         (tmp_path / "go").touch()
         await waiting
 
@@ -300,7 +300,7 @@ def test_the_output_of_the_tasks_appears_once_also_after_a_restart(store: JobSto
 
     async def interrupted() -> None:
         waiting = asyncio.create_task(fired(trigger(store, stream_logs=True, poll_interval=0.1)))
-        await asyncio.to_thread(wait_until, lambda: "a | one" in said(lines), what="its first line is told")
+        await asyncio.to_thread(wait_until, lambda: "a | one" in said(lines), what="its first line is logged")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
@@ -327,7 +327,7 @@ def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
 
     async def interrupted() -> None:
         waiting = asyncio.create_task(fired(trigger(store, stream_logs=True, poll_interval=0.01)))
-        await asyncio.to_thread(wait_until, lambda: said(lines).count("a | line") > 20, what="it tells")
+        await asyncio.to_thread(wait_until, lambda: said(lines).count("a | line") > 20, what="it logs lines")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

@@ -347,7 +347,7 @@ class Installation:
         return run_id
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The task instances of a DAG run, as the API tells them."""
+        """The task instances of a DAG run, as the API lists them."""
         path = f"/dags/{dag_id}/dagRuns/{quote(run_id, safe='')}/taskInstances?limit=100"
         found: list[dict[str, Any]] = self.api(path)["task_instances"]
         return found

@@ -34,7 +34,7 @@ def run_tests(*chosen: str, **environment: str) -> None:
     :raises AssertionError: with what pytest has printed, if they do not pass.
     """
     user = pwd.getpwnam(USER)
-    # What coverage is told would have this user write into the checkout.
+    # With the variables of coverage, this user would write into the checkout.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COVERAGE_", "PYTEST_"))}
     with tempfile.TemporaryDirectory(prefix="air-executor-user-") as home:
         os.chown(home, user.pw_uid, user.pw_gid)

@@ -45,7 +45,7 @@ class BatchedAttempt:
     put_back_at: float | None = None  # when the system said that it waits although it has started
     hopeless_answers: int = 0  # how often in a row the system has given a reason that does not go away
     misstarts: int = 0  # jobs that failed without having begun it
-    cancelling: bool | None = None  # whether it is killed; None: nobody has asked
+    cancelling: bool | None = None  # True: by SIGKILL; None: it is not being cancelled
     cancelled_at: float = 0.0
     is_detached: bool = False
     is_over: bool = False  # whether its end was emitted

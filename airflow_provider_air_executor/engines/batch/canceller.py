@@ -11,7 +11,7 @@ from airflow_provider_air_executor.engines.children import Commands
 
 
 class Canceller:
-    """Ends attempts, and batch jobs as a whole. What a command could not do is tried again by whoever asks for it.
+    """Ends attempts, and batch jobs as a whole. If a command fails, the caller tries again.
 
     :param read: reads the record of an attempt.
     """

@@ -212,7 +212,7 @@ class KubernetesClient:
                     if response.status >= 400:
                         await self._refused(response.status, await response.read())
                     yield response
-                except aiohttp.ClientError as error:  # other errors are those of who reads
+                except aiohttp.ClientError as error:  # other errors are those of the caller
                     raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> UnreachableError:

@@ -28,7 +28,7 @@ from airflow_provider_air_executor.jobs.models import Reason, utc_now
 
 log = logging.getLogger("air_executor.manager")
 
-_REFUSALS = 3  # an API server that has just been started does not know yet who may do what
+_REFUSALS = 3  # an API server that has just been started may not have loaded its access rights yet
 _HIDDEN_SECONDS = 5.0  # between two requests for a Pod that the watch does not show
 _LAST_LOOK_SECONDS = 3.0  # in which a container that is to be deleted may start, so that its output can be read
 _LEAVE_SECONDS = 3  # after SIGTERM, in which the container of a batch says which attempts have not begun

@@ -1,6 +1,6 @@
 """The address of the API server and our credentials: from a kubeconfig file, or as a Pod of the cluster itself.
 
-Both may change while the manager runs: a token or a certificate expires, and somebody writes a new one.
+Both may change while the manager runs: a token or a certificate expires, and a new one is written.
 
 The format is that of https://kubernetes.io/docs/reference/config-api/kubeconfig.v1/, that of a Pod is described in
 https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/.

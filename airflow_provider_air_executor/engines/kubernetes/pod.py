@@ -39,9 +39,7 @@ class Pod:
     created_at: float = math.inf
     status: Status | None = None
     is_gone: bool = False
-    is_hidden: bool = (
-        False  # whether the watch does not show it any more: it is gone, or somebody has changed its labels
-    )
+    is_hidden: bool = False  # whether the watch does not show it any more: it is gone, or its labels have been changed
     has_started: bool = False
     cancelling: bool | None = None  # whether it is killed; None: it is not cancelled
     is_detached: bool = False

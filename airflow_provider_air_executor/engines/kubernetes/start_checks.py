@@ -25,7 +25,7 @@ _NODES_SECONDS = 20.0  # for which listed nodes are taken to be the same
 class PodFailedError(Exception):
     """A Pod will not start, or is lost with its node.
 
-    :param may_repeat: False if it may still be running where nobody can reach it.
+    :param may_repeat: False if it may still be running on an unreachable node.
     """
 
     def __init__(self, reason: Reason, error: str, *, may_repeat: bool = True) -> None:

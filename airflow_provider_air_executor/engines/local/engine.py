@@ -263,7 +263,7 @@ class LocalEngine:
             return
         if is_shell and isinstance(result, Ended) and result.exit_code is None:
             # The group's number cannot have been given away while a process of the group is left, and in the
-            # microseconds since sh was reaped nobody else can have got it: numbers are given out in turn.
+            # microseconds since sh was reaped no other process can have got it: numbers are given out in turn.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(found.pid, signal.SIGKILL)
         if result is not None:

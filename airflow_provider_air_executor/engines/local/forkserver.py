@@ -37,7 +37,7 @@ from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, cla
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 from airflow_provider_air_executor.system.processes import identity, kill_started_by
 
-# Threads that are started anew in a forked process by those who have started them (os.register_at_fork).
+# Threads that their libraries start anew in a forked process (os.register_at_fork).
 _SURVIVING_THREADS = ("OtelPeriodicExportingMetricReader", "OtelBatch")
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
 NOT_CLAIMED = 97
@@ -160,7 +160,7 @@ def _become_shim(request: dict[str, Any], private: Sequence[int]) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         os.setsid()
         code = _run_recorded(request)
-    except BaseException:  # nobody could receive it
+    except BaseException:  # there is no caller
         with contextlib.suppress(BaseException):
             traceback.print_exc()
     finally:

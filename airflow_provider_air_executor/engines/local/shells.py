@@ -49,7 +49,7 @@ class Shells:
         # As the system wants it, which takes longer than all else in starting a shell if it is done for each.
         self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
         self._script = script_here(environment)
-        # What whoever has started the manager lets it ignore, a task ignores too. About each other signal the C library
+        # A task ignores the signals that the manager has been started to ignore. About each other signal the C library
         # would ask, whenever it starts a shell, what this process does about it, if it were not named.
         self._default_signals = [
             number
@@ -98,7 +98,7 @@ class Shells:
             file_actions=[standard_input, *_NO_OUTPUT],
             setsid=True,
             setsigdef=self._default_signals,
-            setsigmask=(),  # whoever has started the manager may have blocked some
+            setsigmask=(),  # the parent of the manager may have blocked some
         )
 
     def prepare(self) -> None:

@@ -113,7 +113,7 @@ def is_exported(variable: str) -> bool:
 
 
 def check_options(given: Mapping[str, Any]) -> dict[str, str]:
-    """Options of ``sbatch`` by their long names, as their values stand in a command line; ``""`` for a mere flag.
+    """Options of ``sbatch`` by their long names, with their values as in a command line; ``""`` for a mere flag.
 
     :raises ValueError: naming the one that is not valid, or that is not free to choose.
     """
