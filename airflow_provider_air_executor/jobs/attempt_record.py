@@ -129,7 +129,7 @@ def put_start(path: Path, record: Record) -> None:
 def _written_at(path: Path) -> datetime | None:
     """When a handle was written last; None if it is gone.
 
-    It is opened, since a network file system may cache the attributes of a file that is not opened for a minute.
+    It is opened, since a network file system may cache for a minute the attributes of a file that is not opened.
     """
     try:
         with files.open_file(path) as file:

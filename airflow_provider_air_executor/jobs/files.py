@@ -153,8 +153,8 @@ def publishing_with_backup(path: Path, data: Iterable[bytes], previous: Path) ->
     """Publish in pieces, as :func:`publishing` does; the file that is replaced gets the name ``previous``.
 
     Another process may be writing the file at this very moment. Its new file, or what it still writes into the old one,
-    is then in ``previous`` and not lost. The two names are exchanged in one step where
-    the system can do that (Linux); elsewhere the old file is linked first.
+    is then in ``previous`` and not lost. The two names are exchanged in one step where the system can do that (Linux);
+    elsewhere the old file is linked first.
 
     The file is flushed to disk, lest its name be there after a power cut and its content not. Its directory is not:
     the next durable :func:`publish` there does that, and names of one directory become durable in their order.
@@ -191,8 +191,8 @@ def putting_with_backup(temporary: str, path: Path, previous: Path, *, size: int
 def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
     """Give a finished directory its name, and make that and the names in it durable when this returns.
 
-    For that, the files in it must have been flushed. Its own names are flushed after it has got its name, which
-    does not delay its readers: they were made before, and file systems with a journal keep that order.
+    For that, the files in it must have been flushed. Its own names are flushed after it has got its name, which does
+    not delay its readers: they were made before, and file systems with a journal keep that order.
 
     :raises FileExistsError: if something of that name is there, were it an empty directory.
     """

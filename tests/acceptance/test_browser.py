@@ -117,7 +117,7 @@ def row(page: Page | FrameLocator, task_id: str) -> Any:
     return page.locator(".timeline tbody tr").filter(has=page.get_by_role("button", name=task_id, exact=True))
 
 
-def go_on(store: JobStore, name: str) -> None:
+def advance(store: JobStore, name: str) -> None:
     """Let a job that waits for it go on."""
     (store.paths(name).directory / "go").touch()
 
@@ -146,7 +146,7 @@ def test_a_running_job_progresses_without_reload(airflow: WithUsers, store: JobS
     expect(page.get_by_role("button", name="transform-a: running")).to_be_visible()  # in the graph
     expect(page.get_by_role("progressbar").first).to_have_attribute("aria-valuenow", "2")
     save_screenshot(page, "job-running")
-    go_on(store, "progress")
+    advance(store, "progress")
     expect(row(page, "load")).to_contain_text("completed")
     expect(page.locator("header.job")).to_contain_text("completed")
     expect(page.get_by_role("button", name="load: completed")).to_be_visible()
@@ -171,7 +171,7 @@ def test_a_log_is_followed(airflow: WithUsers, store: JobStore, page: Page) -> N
     wait_until(looks_back, what="who looks back is not torn away")
     expect(log).to_contain_text("tick 50\n")
     assert log.evaluate("box => box.scrollTop") == 0
-    go_on(store, "followed")
+    advance(store, "followed")
     expect(log).to_contain_text(re.compile(r"over\s*$"))
     text = log.inner_text()
     assert re.findall(r"tick (\d+)", text) == [str(number + 1) for number in range(text.count("tick"))]
@@ -226,7 +226,7 @@ def test_a_job_is_cancelled_and_retried(airflow: WithUsers, store: JobStore, pag
     page.get_by_role("button", name="Retry failed tasks").click()
     expect(row(page, "transform-a")).to_contain_text("running")
     expect(page.get_by_role("button", name="Cancel job")).to_be_visible()
-    go_on(store, "cancelled")
+    advance(store, "cancelled")
     expect(page.locator("header.job")).to_contain_text("completed")
     tasks = store.get_tasks("cancelled")
     assert [task.attempt for task in tasks] == [1, 2, *(task.attempt for task in tasks[2:])]
@@ -244,7 +244,7 @@ def test_a_server_that_is_away_for_a_while(airflow: WithUsers, store: JobStore, 
     expect(log).to_be_hidden()
     page.unroute("**/events*")
     expect(log).to_contain_text("tick 5")
-    go_on(store, "away")
+    advance(store, "away")
     expect(page.locator("header.job")).to_contain_text("completed")
 
 
@@ -301,7 +301,7 @@ def test_the_tabs_of_task_instance_and_run(airflow: WithUsers, store: JobStore, 
     expect(row(frame, "transform-a")).to_contain_text("running")
     expect(frame.get_by_label("What transform-a has printed")).to_contain_text("tick 5")
     save_screenshot(page, "tab-of-task-instance")
-    go_on(store, "tabs")
+    advance(store, "tabs")
     expect(row(frame, "load")).to_contain_text("completed")
     # The link leads the page around the frame to the run, and the run has its jobs.
     frame.get_by_role("link", name="watched").click()
@@ -319,7 +319,7 @@ def test_the_tab_of_who_waits_for_a_job_of_somebody_else(airflow: WithUsers, sto
     page.get_by_role("link", name="Job", exact=True).click()
     frame = page.frame_locator("iframe")
     expect(frame.get_by_role("heading", name="of-nobody")).to_be_visible()
-    go_on(store, "of-nobody")
+    advance(store, "of-nobody")
     expect(frame.locator("header.job")).to_contain_text("completed")
 
 

@@ -239,8 +239,8 @@ def test_output_that_goes_on_in_another_file(store: JobStore, manager: object, t
     lines = "for n in $(seq {} {}); do printf '%08000d\\n' $n; done"
     much, more = lines.format(1, 8000), lines.format(8001, 9000)
     begin = f"echo begun; {until(tmp_path / 'go')}"  # it is followed from the beginning
-    go_on = until(tmp_path / "go-on")
-    store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; {go_on}; {more}; sleep 1")])
+    may_end = until(tmp_path / "go-on")
+    store.submit("j", [task("a", f"{begin}; {much}; sleep 12; echo middle; {may_end}; {more}; sleep 1")])
     running(store)
     (tmp_path / "go").touch()
     log = store.paths("j").log("a")

@@ -283,10 +283,10 @@ class Base:
     def a_good_job_completes(self, name: str) -> None:
         """Whatever is beside it."""
         self.site.submit(name, [{"id": "t", **self.site.command(waits=False)}], 1)
-        self.go_on(lambda: self.store.get_job(name).state.is_terminal)
+        self.advance(lambda: self.store.get_job(name).state.is_terminal)
         assert self.store.get_job(name).state is JobState.COMPLETED, self.store.get_job(name)
 
-    def go_on(self, is_so: Callable[[], bool]) -> bool:
+    def advance(self, is_so: Callable[[], bool]) -> bool:
         """Let the manager go on until something is so; False if it is not when nothing happens any more."""
         quiet = 0
         while quiet < ROUNDS:
@@ -308,12 +308,12 @@ class Base:
 
     def all_end(self) -> None:
         """Some may wait for long, as they say; then they end when they are cancelled."""
-        if self.go_on(lambda: not self.left()):
+        if self.advance(lambda: not self.left()):
             return
         for name in self.left():
             with contextlib.suppress(AirExecutorError):
                 inbox.cancel(self.store, name)
-        assert self.go_on(lambda: not self.left()), [
+        assert self.advance(lambda: not self.left()), [
             (self.store.get_job(name), self.store.get_tasks(name)) for name in self.left()
         ]
 

@@ -30,7 +30,7 @@ NOW = "2026-11-28T12:00:00+00:00"
 TOKEN = "0123456789abcdef"
 
 
-def goes_on(store: JobStore, manager: subprocess.Popen[str]) -> bool:
+def still_works(store: JobStore, manager: subprocess.Popen[str]) -> bool:
     """Whether the manager still runs jobs."""
     name = f"good-{time.time_ns()}"
     store.submit(name, ["true"])
@@ -70,7 +70,7 @@ class TestRecords:
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "failed"
         assert outcomes(store, "j") == {"a": ("completed", None), "b": ("failed", "lost")}
-        assert goes_on(store, second)
+        assert still_works(store, second)
 
     @pytest.mark.parametrize("token", ["", "sleep", "1000", "0123456789abcde", "x.1.2"])
     def test_a_token_that_no_shim_can_have_matches_no_process(self, token: str) -> None:
@@ -87,7 +87,7 @@ class TestRecords:
             (path / "runs" / "t.1").write_text(f"{stranger.pid} {NOW} \n")
             manager = managers.start("--max-concurrent-runners", "1")
             assert ended(store, "j").reason == "lost"
-            assert goes_on(store, manager)
+            assert still_works(store, manager)
             assert stranger.poll() is None
             stranger.kill()
 
@@ -140,9 +140,9 @@ class TestNumbers:
             spoil = f"cp {tmp_path}/list $AIR_EXECUTOR_JOB_DIR/tasks.json; {until(tmp_path / 'go')}"
             store.submit("j", [task("a", spoil)])
         assert ended(store, "j").reason == "invalid"
-        assert goes_on(store, manager)
+        assert still_works(store, manager)
         managers.kill(manager)
-        assert goes_on(store, managers.start())
+        assert still_works(store, managers.start())
 
     @pytest.mark.parametrize(
         "more", ['"resources": {"memory": "%s"}' % ("9" * 300 + "T"), '"x": %s' % ("9" * 5000), '"timeout": 1e300']
@@ -160,7 +160,7 @@ class TestNumbers:
         (tmp_path / "go").touch()
         assert ended(store, "j").state == "completed"
         assert [found.id for found in store.get_tasks("j")] == ["a"]
-        assert goes_on(store, manager)
+        assert still_works(store, manager)
 
 
 class TestSteps:
@@ -208,7 +208,7 @@ def raising(self, *args, **kwargs):
         job = ended(store, "bad")
         assert job.reason == "invalid"
         assert "KeyError" in (job.error or "")
-        assert goes_on(store, process)
+        assert still_works(store, process)
 
     @pytest.mark.parametrize("error", ["OSError(24, 'Too many open files')", "KeyError('nobody has thought of this')"])
     def test_a_failure_while_a_job_is_adopted(
@@ -234,7 +234,7 @@ LocalEngine.adopt = adopt
         (tmp_path / "go").touch()
         job = ended(store, "bad")
         assert (job.state, job.reason) == (("completed", None) if "OSError" in error else ("failed", "invalid"))
-        assert goes_on(store, process)
+        assert still_works(store, process)
 
     def test_a_kill_while_no_process_can_be_inspected(
         self, store: JobStore, managers: Managers, tmp_path: Path
@@ -254,7 +254,7 @@ os.listdir = listdir
         store.submit("j", ["sleep 1000"])
         shim_pid(store, "j", "task-1")
         inbox.cancel(store, "j")
-        assert goes_on(store, process)
+        assert still_works(store, process)
         (tmp_path / "trouble").unlink()
         assert ended(store, "j").reason == "cancelled"
 
@@ -278,7 +278,7 @@ LocalEngine.start = start
             "worse": ("failed", "spawn"),
             "good": ("completed", None),
         }
-        assert goes_on(store, process)
+        assert still_works(store, process)
 
     @pytest.mark.parametrize("name", ["EROFS", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ENOTCONN"])
     def test_a_start_that_fails_for_the_file_system_is_tried_again(
@@ -302,7 +302,7 @@ LocalEngine.start = start
         for flags in ([], ["--json"]):
             done = run_cli(["status", "j", "--base-path", str(store.base_path), *flags], managers.environment)
             assert os.strerror(getattr(errno, name)) in done.stdout.replace("\n", " ")
-        assert goes_on(store, process)
+        assert still_works(store, process)
         assert not store.get_job("j").state.is_terminal
         (tmp_path / "trouble").unlink()
         assert ended(store, "j").state == "completed"
@@ -314,7 +314,7 @@ def test_what_is_in_the_way_of_a_result_fails_the_task(store: JobStore, manager:
     store.submit("j", [task("a", "mkdir $AIR_EXECUTOR_JOB_DIR/runs/b.1.output"), task("b", after="a")])
     assert ended(store, "j").reason == "spawn"
     assert "in the way of its result" in (store.get_tasks("j")[1].error or "")
-    assert goes_on(store, manager)
+    assert still_works(store, manager)
 
 
 def test_a_job_that_cannot_be_loaded_is_tried_by_one_timer(store: JobStore, managers: Managers) -> None:
@@ -327,7 +327,7 @@ def test_a_job_that_cannot_be_loaded_is_tried_by_one_timer(store: JobStore, mana
     path.rename(store.jobs_path / "j")
     wait_until(lambda: "j" in manager_status.problems(store), what="it is seen that it fails")
     for _ in range(10):
-        assert goes_on(store, manager)
+        assert still_works(store, manager)
     (store.paths("j").directory / ".tasks.json.previous").rmdir()
     assert ended(store, "j").state == "completed"
     wait_until(lambda: manager_status.problems(store) == {}, what="that is over")
@@ -361,7 +361,7 @@ def test_a_request_with_a_long_name_holds_up_no_other(store: JobStore, managers:
     inbox.cancel(store, "j")
     assert ended(store, "j").reason == "cancelled"
     wait_until(lambda: not inbox.requests(store), what="the other one is quarantined")
-    assert goes_on(store, manager)
+    assert still_works(store, manager)
 
 
 def test_one_job_of_another_user_takes_the_list_from_nobody(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,5 +428,5 @@ def test_a_chain_of_failed_tasks_holds_up_nobody(store: JobStore, managers: Mana
     ]
     write_job(store, "j", [*chain, plain("last", "sleep", "0.1")], state="working")
     manager = managers.start()
-    assert goes_on(store, manager)
+    assert still_works(store, manager)
     assert ended(store, "j").state == "failed"

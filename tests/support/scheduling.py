@@ -68,11 +68,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     places = {name: place for place, name in enumerate(_GROUPS)}
 
-    def place_of(item: pytest.Item) -> tuple[int, bool]:
+    def position_of(item: pytest.Item) -> tuple[int, bool]:
         group = group_of(item.nodeid)
         return places.get(group, len(places)), group == "kubernetes" and "acceptance/" in item.nodeid
 
-    items.sort(key=place_of)
+    items.sort(key=position_of)
 
 
 @pytest.hookimpl(optionalhook=True)

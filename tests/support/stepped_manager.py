@@ -168,8 +168,8 @@ class SteppedManager:
             self.start_manager()
             return
         with self.faults.installed():
-            goes_on = self.loop.go_round()
-        if not goes_on:
+            continues = self.loop.go_round()
+        if not continues:
             self.kill_manager()
 
     def something_runs(self) -> bool:

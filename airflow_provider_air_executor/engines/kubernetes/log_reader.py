@@ -26,7 +26,7 @@ _IN_STEP_SECONDS = 10.0  # within which the output that was read before comes ag
 _LAST_OUTPUT_SECONDS = 10.0  # after the end of a container, within which some more of its output must come
 
 
-class _GoesOnElsewhereError(Exception):
+class _ContinuedElsewhereError(Exception):
     """The output goes on in another file than the one that is read."""
 
 
@@ -89,7 +89,7 @@ class LogReader:
                 except OutOfStepError:
                     self._continue_in(await self._read_all())
                     return False
-                except _GoesOnElsewhereError:
+                except _ContinuedElsewhereError:
                     continue
                 else:
                     return True
@@ -111,7 +111,7 @@ class LogReader:
         """Read the current file to its end.
 
         :raises OutOfStepError: if the output that was read before is not there any more.
-        :raises _GoesOnElsewhereError: if the output goes on in another file, which is the current one now.
+        :raises _ContinuedElsewhereError: if the output goes on in another file, which is the current one now.
         """
         reader = self._pod.output.reader()
         async with self._open(follow=follow) as chunks:
@@ -130,7 +130,7 @@ class LogReader:
         """The chunks, without waiting for those that will not come.
 
         :raises OutOfStepError: if the output that was read before does not come again, as when there is less now.
-        :raises _GoesOnElsewhereError: as :meth:`_read_once`.
+        :raises _ContinuedElsewhereError: as :meth:`_read_once`.
         """
         output = self._pod.output
         coming: asyncio.Future[bytes] | None = None
@@ -157,7 +157,7 @@ class LogReader:
                     # A stream that has gone on to the next file brings its output now; one that has not stays silent.
                     if found is not None and not (await asyncio.wait([coming], timeout=ARRIVAL_SECONDS))[0]:
                         self._continue_in(found, is_read_out=True)
-                        raise _GoesOnElsewhereError
+                        raise _ContinuedElsewhereError
         finally:
             if coming is not None:
                 coming.cancel()

@@ -74,9 +74,9 @@ class Defers(BaseOperator):
 
     def execute(self, context: Context) -> None:
         """Defer."""
-        self.defer(trigger=TimeDeltaTrigger(dt.timedelta(seconds=8)), method_name="go_on")
+        self.defer(trigger=TimeDeltaTrigger(dt.timedelta(seconds=8)), method_name="resume")
 
-    def go_on(self, context: Context, event: Any = None) -> None:
+    def resume(self, context: Context, event: Any = None) -> None:
         """Be done."""
 
 
