@@ -25,7 +25,7 @@ from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, En
 from airflow_provider_air_executor.engines.local.forkserver import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.resources import check_resources
 from airflow_provider_air_executor.engines.local.shells import Shells
-from airflow_provider_air_executor.engines.local.warm import Exited, Forked, ForkServer, Refused
+from airflow_provider_air_executor.engines.local.warm import Exited, Forked, ForkServerClient, Refused
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
     Ended,
@@ -122,7 +122,7 @@ class LocalEngine:
         environment.setdefault("PATH", os.defpath)
         self._store = store
         self._shells = Shells(environment, children)
-        self._warm = ForkServer(environment, children, preload)
+        self._warm = ForkServerClient(environment, children, preload)
         self._attempts: dict[Attempt, LocalAttempt] = {}
         self._adopted: dict[Attempt, LocalAttempt] = {}  # those of them that are not our children
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written

@@ -74,8 +74,8 @@ class _Process:
     is_ready: bool = False
 
 
-class ForkServer:
-    """The fork server of a manager: a process that has imported modules already, and is forked for each task.
+class ForkServerClient:
+    """The manager's side of its fork server, which has imported modules already, and is forked for each task.
 
     It is started with the first task, or ahead of it by :meth:`start`. Requests wait until it has imported what it is
     to import.
