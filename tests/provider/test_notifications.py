@@ -140,7 +140,7 @@ class TestOneJobForEachEvent:
         assert len(jobs(store)) == 1
 
     def test_a_context_that_says_nothing(self, store: JobStore) -> None:
-        with pytest.raises(InvalidJobError, match="neither of a task nor of a DAG run"):
+        with pytest.raises(InvalidJobError, match="neither a task nor a DAG run"):
             AirExecutorNotifier(tasks=["true"])({})
 
 
