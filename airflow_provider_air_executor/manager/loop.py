@@ -62,6 +62,7 @@ class Loop:
                 with contextlib.suppress(BlockingIOError):
                     while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
                         pass
+        signal.set_wakeup_fd(-1)  # before the socket is closed: a child may still end
         self._manager.close()
 
     def _stop(self, *_: object) -> None:

@@ -43,6 +43,15 @@ def is_alive(manager: subprocess.Popen[str], store: JobStore) -> bool:
     return ended(store, "still-alive").state == "completed" and manager.poll() is None
 
 
+def test_a_manager_that_ends_does_not_hear_of_children_by_a_closed_socket(managers: Managers) -> None:
+    """Python would print that it cannot write there."""
+    ask = "print('wakeup', signal.set_wakeup_fd(-1), file=sys.stderr)"
+    managers.patch = f"import atexit, signal, sys\natexit.register(lambda: {ask})"
+    manager = managers.start(close_fds=True)
+    manager.terminate()
+    assert "wakeup -1" in manager.communicate(timeout=PATIENCE)[1]
+
+
 class TestSameNameAgain:
     def test_the_kill_of_an_old_job_does_not_reach_its_successor(self, store: JobStore, managers: Managers) -> None:
         managers.start("--kill-grace", "2")
