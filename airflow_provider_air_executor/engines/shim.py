@@ -12,6 +12,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 from airflow_provider_air_executor.engines.protocol import Attempt, ResourceExhaustedError, SpawnError
 from airflow_provider_air_executor.jobs import files
@@ -148,6 +149,20 @@ def preparing(engine: str) -> Iterator[None]:
         raise SpawnError(f"what {engine} is to run cannot be written: {error.strerror}") from error
     except UnicodeEncodeError as error:
         raise SpawnError(f"an argument cannot be encoded: {error}") from error
+
+
+def prepare_files(output_path: Path, log_path: Path) -> int:
+    """Remove the result of an earlier run of a job that was reset by hand, and create the log where it is missing.
+
+    :return: the bytes that are in the log already.
+    :raises OSError: if that is not possible.
+    """
+    output_path.unlink(missing_ok=True)
+    descriptor = files.open_log(log_path)
+    try:
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
 
 
 def modified_at(path: str) -> datetime:

@@ -14,11 +14,10 @@ again, and one that is cancelled before its turn has its record claimed by the m
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import json
 import logging
 import math
-import os
 import secrets
 import shutil
 import time
@@ -44,9 +43,8 @@ from airflow_provider_air_executor.engines.protocol import (
     SpawnError,
     Started,
 )
-from airflow_provider_air_executor.engines.shim import modified_at, preparing, task_variables
+from airflow_provider_air_executor.engines.shim import modified_at, prepare_files, preparing, task_variables
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
 from airflow_provider_air_executor.system.environment import inherited
@@ -80,7 +78,7 @@ class Options(NamedTuple):
     submit: dict[str, str]
 
 
-class BatchEngine:
+class BatchEngine(abc.ABC):
     """Runs attempts as batch jobs, see the module.
 
     Its options, besides ``max_concurrent``, are those of :class:`Options` and of the command that submits.
@@ -117,8 +115,8 @@ class BatchEngine:
         """Hand an attempt to the system; it waits for its turn there."""
         job_name, task_id, number = attempt[:3]
         dialect, paths = self.dialect, self._store.paths(job_name)
-        log_path, output_path = str(paths.log(task_id)), str(paths.output(task_id, number))
-        words = [log_path, task.cwd or "", task.command, *task.args]
+        log_path, output_path = paths.log(task_id), paths.output(task_id, number)
+        words = [str(log_path), task.cwd or "", task.command, *task.args]
         try:
             given = task.engine_options(dialect.NAME)
             size = pop_tasks_per_submission(given, dialect.NAME, self._options.tasks_per_submission)
@@ -126,14 +124,12 @@ class BatchEngine:
         except ValueError as error:
             raise SpawnError(f"{dialect.NAME}.{error}") from None
         options = dialect.nearest(self._options.submit, own, needed)
-        variables = task_variables(attempt, str(paths.directory), output_path)
+        variables = task_variables(attempt, str(paths.directory), str(output_path))
         environment = {**self._environment, **(task.env or {}), **variables}
         seconds = task.resources.time if task.resources is not None else None
         found = self._handles.make(attempt, secrets.token_hex(8), options, seconds)
         with preparing(dialect.TITLE):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(output_path)
-            os.close(files.open_log(log_path))
+            prepare_files(output_path, log_path)
             script = make_script(dialect, found.token, options, environment, found.record_path, words)
             self._handles.write(found, script)
         self._attempts[attempt] = found
@@ -241,9 +237,9 @@ class BatchEngine:
         elif (holder is not None and holder.is_over) or now - found.ended_since > _LONGEST_STATE_SECONDS:
             self._end(found, exit_code)
 
+    @abc.abstractmethod
     def _finalize(self, found: BatchedAttempt, state: State) -> None:
-        """A batch job is over, and its command has left no result."""
-        raise NotImplementedError
+        """End or resubmit an attempt whose batch job is over, and whose command has left no result."""
 
     def _end(
         self,
@@ -378,7 +374,7 @@ class BatchEngine:
         """Batch jobs go on, and the next manager finds them by their handles."""
         self._handles.remove_old()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - a dialect has nothing to start ahead either
         """Nothing is started ahead."""
 
 

@@ -7,9 +7,7 @@ created again.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ from airflow_provider_air_executor.engines.protocol import (
     Running,
     SpawnError,
 )
-from airflow_provider_air_executor.engines.shim import modified_at, preparing
+from airflow_provider_air_executor.engines.shim import modified_at, prepare_files, preparing
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
@@ -126,10 +124,7 @@ class KubernetesEngine:
         paths = self._store.paths(job_name)
         log_path = paths.log(task_id)
         with preparing("Kubernetes"):
-            with contextlib.suppress(FileNotFoundError):
-                paths.output(task_id, number).unlink()
-            os.close(files.open_log(log_path))
-            start = os.stat(log_path).st_size
+            start = prepare_files(paths.output(task_id, number), log_path)
         token = secrets.token_hex(8)
         batched = BatchedAttempt(attempt, token, task_id, number, log_path=log_path, log_start=start)
         size = pop_tasks_per_submission(given, NAME, self._tasks_per_submission)
