@@ -5,9 +5,11 @@
 #   make test-fast           tests that need no server, in a minute
 #   make test-slow-machine   a tier beside processes that keep the machine busy (TIER=test-fast)
 #   make test-errno          system calls that fail, in EXAMPLES=2000 orders
-#   make fuzz                files of jobs that hold anything, in EXAMPLES=8000 mixtures
+#   make fuzz                files of jobs, and requests, that hold anything, in EXAMPLES=8000 mixtures
 #   make coverage            all tests, and the lines and branches that they reach
-#   make check   ruff, mypy, import-linter, and how large classes and functions are
+#   make check   ruff, mypy, import-linter, how large classes and functions are, and make docs
+#   make docs    the documentation as web pages, in docs/_build/html; make reference writes the pages made from the code
+#   make pyz     dist/air-executor.pyz: the manager, its server and its command line in one file, without Airflow
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
@@ -24,12 +26,13 @@ IN_MEMORY = $(shell test -w /dev/shm && test `df --output=avail /dev/shm | tail 
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready-$(AIRFLOW)
+DOCS_READY = $(VENV)/.docs-ready-$(AIRFLOW)
 
 # Without compiled modules, importing Airflow takes more than twice as long.
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm kubernetes kubernetes-build vendor check format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -37,14 +40,14 @@ demo: $(READY)
 up: $(READY)
 	@exec $(BIN)/python demo.py --up --port $(UI_PORT)
 
-test: $(READY) postgresql chromium slurm
+test: $(READY) postgresql chromium slurm sshd network nginx
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
 test-fast: $(READY)
 	@provider=$$(mktemp); second=; trap 'kill $$second 2>/dev/null; rm -f $$provider' EXIT; trap 'exit 130' INT TERM; \
 	  $(FAST) tests/provider >$$provider 2>&1 & second=$$!; status=0; \
-	  $(FAST) -n $(WORKERS) tests/jobs tests/engines tests/manager || status=$$?; \
+	  $(FAST) -n $(WORKERS) tests/api tests/jobs tests/engines tests/manager || status=$$?; \
 	  wait $$second || status=$$?; second=; cat $$provider; exit $$status
 
 test-slow-machine: $(READY)
@@ -55,9 +58,9 @@ test-errno: $(READY)
 
 fuzz: EXAMPLES = 8000
 fuzz: $(READY)
-	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py $(PYTEST_ARGS)
+	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py tests/server/test_fuzz_api.py $(PYTEST_ARGS)
 
-coverage: $(READY) postgresql chromium slurm
+coverage: $(READY) postgresql chromium slurm sshd network nginx
 	rm -f .coverage .coverage.*
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
@@ -81,6 +84,20 @@ slurm:
 	  apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends slurmdbd mariadb-server-core mariadb-client-core >/dev/null; }
 
+# The tests of SSH start servers of their own; the file keeps Debian's package from starting one for the whole machine.
+sshd:
+	@test -x /usr/sbin/sshd || { mkdir -p /etc/ssh && touch /etc/ssh/sshd_not_to_be_run && \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends openssh-server >/dev/null; }
+
+# The tests of a manager on another machine put a cable between two network namespaces.
+network:
+	@command -v ip >/dev/null || { apt-get update -qq && apt-get install -y -qq --no-install-recommends iproute2 >/dev/null; }
+
+# The server is tested behind a proxy, too. Debian's package would start it as a service of the whole machine.
+nginx:
+	@test -x /usr/sbin/nginx || command -v nginx >/dev/null || { apt-get update -qq && \
+	  RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+
 # The tests of the engine kubernetes run where this has been built.
 kubernetes-build:
 	@tests/support/build_kubernetes.sh
@@ -90,14 +107,23 @@ kubernetes: kubernetes-build $(READY)
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:
-	$(MAKE) test AIRFLOW=3.2.2 VENV=.venv-lowest PYTEST_ARGS="tests/provider tests/acceptance $(PYTEST_ARGS)"
+	$(MAKE) test AIRFLOW=3.2.2 VENV=.venv-lowest PYTEST_ARGS="tests/api tests/server tests/provider tests/acceptance $(PYTEST_ARGS)"
 
-check: $(READY)
+check: $(READY) docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m tests.support.house
+
+# Strict: a warning is an error. It reads no other host.
+docs: $(DOCS_READY)
+	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "file://$(CURDIR)/docs/_build/html/index.html"
+
+reference: $(READY)
+	$(BIN)/python docs/generate.py
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -124,9 +150,17 @@ $(READY): $(BIN)/uv pyproject.toml $(CONSTRAINTS) tests/support/in_tests.pth
 	@$(BIN)/python -m pytest --collect-only -qq tests/jobs tests/engines tests/manager >/dev/null || true  # or each worker compiles them
 	@touch $@
 
+$(DOCS_READY): $(READY)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint $(CONSTRAINTS) --editable '.[docs]'
+	@touch $@
+
+# Versions are those of the constraints; what is compiled comes from an index, for all Pythons and machines.
+pyz: $(READY)
+	$(BIN)/python pyz/build.py --constraints $(CONSTRAINTS)
+
 # The libraries of the pages, as their packages have them; needs npm. The result is committed, so only this target needs npm.
 vendor:
 	$(PYTHON) vendor.py
 
 clean:
-	rm -rf .venv .venv-lowest
+	rm -rf .venv .venv-lowest .venv-benchmark docs/_build dist

@@ -81,7 +81,8 @@ def up(port: int) -> int:
             airflow.trigger("example_diamond")
             print(f"\nAirflow (no password):       {airflow.url}")
             print(f"Jobs, also in menu Browse:   {airflow.jobs_url}")
-            print(f"In a terminal:               air-executor status --watch --base-path {airflow.base_path}")
+            command = Path(sys.executable).with_name("air-executor")  # the virtual environment need not be active there
+            print(f"In a terminal:               {command} status --watch --base-path {airflow.base_path}")
             print("Start example DAGs in the UI. Ctrl-C ends everything and leaves nothing behind.", flush=True)
             signal.pause()
     except KeyboardInterrupt:
@@ -117,7 +118,7 @@ def show_logs(airflow: Installation, dag_id: str, run_id: str, tasks: list[str])
     for task in tasks:
         print(f"Airflow's log of task {task}:")
         for line in airflow.log(dag_id, run_id, task).splitlines():
-            if any(word in line for word in ("job ", "|", "printed", "tasks done", "completed", "failed")):
+            if any(word in line for word in ("job ", "|", "printed", "tasks done", "task done", "completed", "failed")):
                 print(f"    {line}")
         print()
 

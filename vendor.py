@@ -38,12 +38,6 @@ PACKAGES = (
         "sha512-983Vyg8NwUE7JkZ6NmOqpCZ+sh1bKv2iYTlUkzlWmA5JD2acKoxd4KVxbMmxX/85mtfdnDmTFoNKcg5DGAvxNQ==",
         {"dist/htm.module.js": "htm.js", "LICENSE": "htm.LICENSE"},
     ),
-    Package(
-        "@dagrejs/dagre",
-        "3.1.3",
-        "sha512-X4aUTwOReZvthaZWOVHqlJ52/ZdhZFEM4+Lh/uR4XooUSLE6p71bcy7MPGzYnNUcNh+nj+i/qJQpCMIdQnSmrg==",
-        {"dist/dagre.esm.js": "dagre.js", "LICENSE": "dagre.LICENSE"},
-    ),
 )
 IMPORTS = {b'from"preact"': b'from"./preact.js"'}
 

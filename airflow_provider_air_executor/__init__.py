@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.client import AirExecutorClient as AirExecutorClient
+    from airflow_provider_air_executor.client import Client as Client
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The client, loaded when somebody asks for it: Airflow imports this package at each of its starts."""
+    if name in ("AirExecutorClient", "Client"):
+        from airflow_provider_air_executor import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -36,22 +49,19 @@ def get_provider_info() -> dict[str, Any]:
                 "connection-type": "air_executor",
                 "hook-class-name": f"{module}.hooks.AirExecutorHook",
                 "hook-name": name,
-                "conn-fields": {
-                    "base_path": {
-                        "label": "Base path",
-                        "description": "Directory that holds jobs/. Default: air-executor in AIRFLOW_HOME.",
-                        "schema": {"type": ["string", "null"]},
-                    },
-                    "embedded": {
-                        "label": "Embedded",
-                        "description": "Start the manager when it is needed and none runs.",
-                        "schema": {"type": ["boolean", "null"], "default": False},
-                    },
-                },
+                "conn-fields": _fields(),
                 "ui-field-behaviour": {
-                    "hidden-fields": ["host", "schema", "login", "password", "port", "extra"],
-                    "relabeling": {},
-                    "placeholders": {"base_path": "/var/lib/air-executor"},
+                    "hidden-fields": ["login", "extra"],
+                    "relabeling": {"host": "Host (of a manager on another machine)", "password": "Token"},
+                    "placeholders": {
+                        "host": "jobs.example.org",
+                        "port": "8443",
+                        "schema": "https",
+                        "password": "aex_...",
+                        "base_path": "/var/lib/air-executor",
+                        "ca": "/etc/ssl/certs/jobs-ca.pem",
+                        "command": "air-executor",
+                    },
                 },
             }
         ],
@@ -68,6 +78,38 @@ def get_provider_info() -> dict[str, Any]:
             }
         },
     }
+
+
+def _fields() -> dict[str, dict[str, Any]]:
+    """The fields of the connection form besides Airflow's own."""
+    return {
+        "base_path": _field(
+            "Base path",
+            "Directory that holds jobs/, on this machine or, with SSH, on the other one. "
+            "Default: air-executor in AIRFLOW_HOME; with SSH, as air-executor serve has it there.",
+        ),
+        "embedded": {
+            "label": "Embedded",
+            "description": "Start the manager when it is needed and none runs.",
+            "schema": {"type": ["boolean", "null"], "default": False},
+        },
+        "ssh_conn_id": _field(
+            "SSH connection",
+            "Connection of type SSH by which the machine of the manager is reached, in place of a host.",
+        ),
+        "command": _field(
+            "Command", "With SSH: the command air-executor on the other machine. Default: as its PATH has it."
+        ),
+        "ca": _field(
+            "CA file", "File with the certificates by which the server's is checked. Default: those of the system."
+        ),
+        "client_cert": _field("Client certificate", "File with a certificate for the server, where that wants one."),
+        "client_key": _field("Client key", "File with the key of that certificate, if it is not in the same file."),
+    }
+
+
+def _field(label: str, description: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": ["string", "null"]}}
 
 
 def _options(module: str) -> dict[str, dict[str, str | None]]:
@@ -97,8 +139,8 @@ def _options(module: str) -> dict[str, dict[str, str | None]]:
         ),
         "preload": _option(
             "Modules that the fork server of an embedded manager imports, separated by commas.\n"
-            "Add those that many tasks import.",
-            default=f"{module}.workload",
+            "auto: Airflow, and besides the packages that tasks turn out to import.",
+            default="auto",
             example=f"{module}.workload,numpy,pandas",
         ),
         "kill_grace": _option(
@@ -109,6 +151,12 @@ def _options(module: str) -> dict[str, dict[str, str | None]]:
             "The task's own log stays where Airflow keeps it.",
             "float",
             "3600",
+        ),
+        "stream_limit": _option(
+            "How many bytes of what the tasks of a job print appear in the log of the Airflow task that waits for it.\n"
+            "0: all of it.",
+            "integer",
+            "10000000",
         ),
         "keep_secrets": _option(
             "Whether the tasks of jobs that DAGs submit find Airflow's own secrets in their environment,\n"

@@ -20,14 +20,16 @@ from rich.markup import escape
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.manager.cli import main
+from airflow_provider_air_executor.manager.cli.place import Chosen
+from airflow_provider_air_executor.remote.protocol import Target
 
 NAME = "air-executor"
 _BASE_PATH_HELP = (
-    "Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: that of the executor; but for manager and submit, "
-    "that of operators where there is none)."
+    "Directory that holds jobs/ (or AIR_EXECUTOR_BASE_PATH; default: that of the executor; but for manager, run and "
+    "submit, that of operators where there is none)."
 )
 _CONN_ID = Arg(("--conn-id",), help="The connection of operators whose jobs are meant, instead of --base-path.")
-_MAKE_IT = ("manager", "submit")  # these make a job filesystem where there is none
+_MAKE_IT = ("manager", "run", "submit")  # these make a job filesystem where there is none
 
 
 def get_cli_commands() -> list[CLICommand]:
@@ -53,7 +55,18 @@ def default_base_path(*, must_exist: bool = False) -> str:
 
 
 def base_path_of(conn_id: str) -> str:
-    """The job filesystem of a connection.
+    """The job filesystem of a connection, on this machine.
+
+    :raises SettingsError: if there is no such connection, it is not valid, or it is of another machine.
+    """
+    found = place_of(conn_id)
+    if isinstance(found, str):
+        return found
+    raise SettingsError(f"--conn-id {conn_id}: the jobs are on another machine, {found.where}; run the command there")
+
+
+def place_of(conn_id: str) -> str | Target:
+    """The job filesystem of a connection: a base path, or another machine.
 
     :raises SettingsError: if there is no such connection, or it is not valid.
     """
@@ -62,9 +75,10 @@ def base_path_of(conn_id: str) -> str:
     from airflow_provider_air_executor.hooks import AirExecutorHook
 
     try:
-        return AirExecutorHook(conn_id).location.base_path
+        location = AirExecutorHook(conn_id).location
     except (AirflowNotFoundException, ValueError) as error:
         raise SettingsError(f"--conn-id {conn_id}: {error}") from None
+    return location if isinstance(location, Target) else location.base_path
 
 
 class _Collect(argparse.Action):
@@ -92,14 +106,20 @@ def _command(name: str, command: click.Command) -> ActionCommand:
         root = logging.getLogger()
         for handler in root.handlers[:]:  # Airflow's; with them the manager could not set up its own
             root.removeHandler(handler)
-        find: Callable[[], str] = partial(default_base_path, must_exist=name not in _MAKE_IT)
+        find: Callable[[], str] | None = partial(default_base_path, must_exist=name not in _MAKE_IT)
+        chosen = None
         if namespace.conn_id:
-            os.environ.pop("AIR_EXECUTOR_BASE_PATH", None)  # it would go before
+            for variable in ("AIR_EXECUTOR_BASE_PATH", "AIR_EXECUTOR_URL", "AIR_EXECUTOR_SSH"):
+                os.environ.pop(variable, None)  # they would go before
             find = partial(base_path_of, namespace.conn_id)
+            if any(parameter.name == "url" and not getattr(parameter, "hidden", False) for parameter in command.params):
+                chosen = Chosen(partial(place_of, namespace.conn_id), f"--conn-id {namespace.conn_id}")
+                find = None
         main.main(
             [name, *options, "--", *arguments],
             prog_name=f"airflow {NAME}",
             default_map={name: {"base_path": find}},  # what neither an option nor the environment says
+            obj=chosen,
         )
 
     context = click.Context(command, info_name=name)

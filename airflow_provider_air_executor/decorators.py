@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk.bases.decorator import DecoratedOperator, determine_kwargs, task_decorator_factory
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
 from airflow.sdk.definitions.context import context_merge
 
+from airflow_provider_air_executor import task_files, task_templates
+from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 
 if TYPE_CHECKING:
@@ -50,9 +53,28 @@ class AirExecutorDecoratedOperator(DecoratedOperator, AirExecutorSubmitOperator)
         """Call the function, and submit its tasks."""
         context_merge(context, self.op_kwargs)
         arguments = determine_kwargs(self.python_callable, self.op_args, context)
-        self.tasks = self.python_callable(*self.op_args, **arguments)
-        self.render_template_fields(context)
+        with task_templates.naming(self):
+            returned = _tasks_in(self.python_callable(*self.op_args, **arguments), self.python_callable.__name__)
+        self.tasks = task_templates.plain(returned)
+        self.tasks = self.render_template(self.tasks, context)
         return AirExecutorSubmitOperator.execute(self, context)
+
+
+def _tasks_in(returned: Any, function: str) -> Any:
+    """The tasks that a function has returned.
+
+    :raises InvalidJobError: if they are no list, nor the name of a file with one.
+    """
+    if isinstance(returned, str) and not returned.lstrip().startswith("[") and not task_files.is_job(returned):
+        raise InvalidJobError(f"{function}() must return a list of tasks, not a text: return [{returned[:80]!r}]")
+    if returned is None:
+        raise InvalidJobError(f"{function}() must return a list of tasks, and returned None; is there no return?")
+    if isinstance(returned, str) or (isinstance(returned, Mapping) and "tasks" in returned):
+        return returned
+    if isinstance(returned, Mapping | Task | bytes) or not isinstance(returned, Iterable):
+        kind = type(returned).__name__
+        raise InvalidJobError(f"{function}() must return a list of tasks, not {kind}; one task goes into a list too")
+    return list(returned)
 
 
 def air_executor_task(python_callable: Callable[..., Any] | None = None, **kwargs: Any) -> TaskDecorator:

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fnmatch
 import hashlib
 import json
 from collections.abc import AsyncIterator, Collection, Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.connections import Location
+from airflow_provider_air_executor.exceptions import InvalidJobError, JobsAwayError
+from airflow_provider_air_executor.hooks import AirExecutorHook, jobs_at
 from airflow_provider_air_executor.installation import installation_of
-from airflow_provider_air_executor.jobs.completions import JobCompletions
+from airflow_provider_air_executor.jobs.interface import Completions, JobFilter, Jobs
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, printable
-from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.triggers import class_and_arguments, location_of
+from airflow_provider_air_executor.trigger_locations import location_of
+from airflow_provider_air_executor.triggers import class_and_arguments
+
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.remote.protocol import Target
 
 try:
     from airflow.triggers.shared_stream import SharedStreamProducer
@@ -27,6 +30,7 @@ except ImportError:  # before Airflow 3.3 a trigger does not learn when its even
     SharedStreamProducer = None  # type: ignore[assignment, misc]
 
 _STORED_SECONDS = 5.0  # after which Airflow has stored an event, where it does not say so
+_AWAY_SECONDS = 1.0  # between two tries, at least
 _UNACKNOWLEDGED = 100  # completions that are delivered before Airflow has stored the first of them
 _ENDS = (JobState.COMPLETED.value, JobState.FAILED.value)
 
@@ -98,17 +102,32 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
             for task in waiting:
                 task.cancel()
 
-    async def completions(self) -> JobCompletions:
+    async def completions(self) -> Completions:
         """The completions of jobs, for this trigger as their subscriber."""
-        store = JobStore(self.base_path or (await location_of(self.air_executor_conn_id))[0])
-        subscriber, formerly = self.subscriber(await sync_to_async(installation_of)(store)), self.subscriber()
-        return JobCompletions(
-            store,
+        if self.base_path is not None:
+            location: Location | Target = Location(self.base_path, embedded=False)
+        else:
+            location = await location_of(self.air_executor_conn_id)
+        jobs = await asyncio.to_thread(jobs_at, location, f"connection {self.air_executor_conn_id!r}")
+        subscriber, formerly = self.subscriber(await self._installation(jobs)), self.subscriber()
+        return jobs.completions(
             subscriber,
+            self.wanted,
             interval=self.poll_interval,
-            matches=self.matches,
             formerly=formerly if formerly != subscriber else "",
         )
+
+    async def _installation(self, jobs: Jobs) -> str | None:
+        """The identity of this Airflow; the connection to another machine, by which it is made up, may be away."""
+        is_said = False
+        while True:
+            try:
+                return await sync_to_async(installation_of)(jobs.with_patience(0))
+            except JobsAwayError as error:
+                if not is_said:
+                    self.log.warning("%s; it is tried again", error)
+                is_said = True
+            await asyncio.sleep(max(self.poll_interval, _AWAY_SECONDS))
 
     def subscriber(self, installation: str | None = None) -> str:
         """A name that is the same for this trigger in each triggerer, and another one for each other trigger.
@@ -118,14 +137,14 @@ class AirExecutorJobEventTrigger(BaseEventTrigger):
         text = json.dumps(self.serialize()[1], sort_keys=True) + (installation or "")
         return f"airflow-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    @property
+    def wanted(self) -> JobFilter:
+        """Which jobs those are whose ends are emitted."""
+        return JobFilter(self.job_name, tuple(self.labels.items()), tuple(self.states), self.outlet)
+
     def matches(self, job: Job) -> bool:
         """Whether the end of this job is to be emitted."""
-        return (
-            job.state.value in self.states
-            and fnmatch.fnmatchcase(job.name, self.job_name)
-            and self.labels.items() <= job.labels.items()
-            and (self.outlet is None or self.outlet in job.outlets)
-        )
+        return self.wanted.matches(job)
 
     # Since Airflow 3.3 a trigger can learn when its events have been stored, if it subscribes to a stream.
 
@@ -151,7 +170,7 @@ if SharedStreamProducer is not None:
 
         def __init__(self, trigger: AirExecutorJobEventTrigger) -> None:
             self._trigger = trigger
-            self._completions: JobCompletions | None = None
+            self._completions: Completions | None = None
             # A subscriber that is behind by more than [triggerer] shared_stream_subscriber_queue_size is ended.
             self._room = asyncio.Semaphore(_UNACKNOWLEDGED)
 

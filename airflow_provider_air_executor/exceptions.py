@@ -13,6 +13,21 @@ class InvalidJobError(AirExecutorError, ValueError):
     """A job, a task or a request is not valid; the message names the field."""
 
 
+class BasePathError(AirExecutorError, OSError):
+    """The directories of a job filesystem cannot be made; nothing was written.
+
+    :param whose: what says that they are to be there.
+    """
+
+    def __init__(self, base_path: Path | str, whose: str, why: str) -> None:
+        super().__init__(
+            f"the job filesystem {base_path} of {whose} cannot be made: {why}; correct its base_path, or make the "
+            "directory and give it to this user"
+        )
+        self.base_path = Path(base_path)
+        self.whose, self.why = whose, why
+
+
 class JobNotFoundError(AirExecutorError, LookupError):
     """There is no job of this name below the base path."""
 
@@ -20,6 +35,22 @@ class JobNotFoundError(AirExecutorError, LookupError):
         super().__init__(f"there is no job {job_name!r} in {base_path}; `air-executor status` lists the jobs there")
         self.job_name = job_name
         self.base_path = Path(base_path)
+
+
+class JobRemovedError(JobNotFoundError):
+    """The job that was waited for has ended, and was removed before its end was read.
+
+    :param ended: how it had ended, in words.
+    """
+
+    def __init__(self, job_name: str, base_path: Path | str, ended: str) -> None:
+        super().__init__(job_name, base_path)
+        why = "by hand, by `air-executor prune`, or by its manager (keep_jobs, keep_days)"
+        again = "Another try of the Airflow task submits it anew"
+        self.args = (
+            f"job {job_name!r} was removed from {base_path} after it had {ended}, with its results: {why}. {again}",
+        )
+        self.ended = ended
 
 
 class JobExistsError(AirExecutorError):
@@ -33,6 +64,7 @@ class JobExistsError(AirExecutorError):
         )
         self.job_name = job_name
         self.base_path = Path(base_path)
+        self.owner = owner
 
 
 class NotRemovedError(AirExecutorError):
@@ -46,6 +78,7 @@ class NotRemovedError(AirExecutorError):
         super().__init__(f"job {job_name!r} could not be removed: {why}; remove {path} as a user who may do that")
         self.job_name = job_name
         self.path = Path(path)
+        self.why = why
 
 
 class JobStateError(AirExecutorError):
@@ -118,6 +151,7 @@ class NoLocksError(ManagerError):
             "locks (flock; NFS needs a lock service, Lustre the option flock), or choose another base path"
         )
         self.path = Path(path)
+        self.why = why
 
 
 class ManagerRunningError(ManagerError):
@@ -130,3 +164,42 @@ class ManagerRunningError(ManagerError):
         super().__init__(f"a manager is already running on {base_path} ({holder}); there can be one only")
         self.base_path = Path(base_path)
         self.pid = pid
+
+
+class JobsAwayError(AirExecutorError, OSError):
+    """A manager on another machine cannot be reached now, which says nothing of its jobs.
+
+    :param where: its address.
+    :param why: what happened when it was asked.
+    :param since: when it was reached for the last time, or asked first, in seconds since 1970; None: that is not known.
+    """
+
+    def __init__(self, where: str, why: str, since: float | None = None) -> None:
+        super().__init__(f"the manager at {where} cannot be reached now: {why}")
+        self.where = where
+        self.why = why
+        self.since = since
+
+
+class AccessError(AirExecutorError):
+    """A manager on another machine refuses the token, or what is asked with it."""
+
+
+class ProtocolError(AirExecutorError):
+    """What answers does not speak a version of the protocol that is understood here."""
+
+
+class ServerRunningError(ManagerError):
+    """Another server holds this base path."""
+
+    exit_code = 4  # of the command line
+
+    def __init__(self, base_path: Path | str, pid: int | None) -> None:
+        holder = f"process {pid}" if pid else "another process"
+        super().__init__(f"a server is already running on {base_path} ({holder}); there can be one only")
+        self.base_path = Path(base_path)
+        self.pid = pid
+
+
+class SshError(AirExecutorError):
+    """Another machine cannot be reached by SSH like this, however often it is tried."""

@@ -5,40 +5,34 @@ from __future__ import annotations
 import logging
 import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
-from typing import Any, NamedTuple, Unpack
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 from airflow.sdk import BaseHook
 from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import redact  # type: ignore[attr-defined]
 
-from airflow_provider_air_executor.exceptions import (
-    AirExecutorError,
-    CorruptFileError,
-    JobTimeoutError,
-    ManagerError,
-    ManagerRunningError,
-    SettingsError,
-)
-from airflow_provider_air_executor.jobs import attachments, files, inbox, manager_status, masking
-from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
+from airflow_provider_air_executor.connections import Location, location_of
+from airflow_provider_air_executor.exceptions import AirExecutorError, SettingsError
+from airflow_provider_air_executor.jobs import embedded_manager, files, manager_status, masking
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
+from airflow_provider_air_executor.jobs.interface import Jobs
+from airflow_provider_air_executor.jobs.logs import LogChunk
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.spec import JobSpec
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.waiting import wait_until_ended
 from airflow_provider_air_executor.system.environment import as_given
+
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.remote.protocol import SshTarget, Target
 
 log = logging.getLogger(__name__)
 
-_START_SECONDS = 60.0
-_START_ATTEMPTS = 3
-_ALIVE_SECONDS = 5.0  # between two looks at whether the embedded manager is alive
-_FIRST_POLL_SECONDS = 0.02
-_DEFAULT_IDLE_SECONDS = 600
+_LOGIN_SECONDS = 20.0  # by SSH, with the start of a server there
+
 # Variables that describe an Airflow process itself must not reach the tasks of other jobs.
 _PRIVATE_VARIABLES = ("_AIRFLOW", "__AIRFLOW", "AIRFLOW_CTX_")
 # Settings with which one could speak for Airflow, by their sections; its own list has more, and those of providers.
@@ -57,24 +51,23 @@ _DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 _NO_DATABASE = "airflow-db-not-allowed:///"  # what Airflow's own tasks find there
 
 
-class Location(NamedTuple):
-    """Where the job filesystem is, and whether we start its manager."""
-
-    base_path: str
-    embedded: bool
-
-
 class AirExecutorHook(BaseHook):
     """Creates, reads and controls jobs in the job filesystem.
 
-    The connection's extra fields say where that is: ``base_path``, and ``embedded``, whether the manager is started
-    when it is needed and none runs (default: no, it is a service of its own). If the connection
-    ``air_executor_default`` does not exist, the embedded default is used: ``$AIRFLOW_HOME/air-executor``.
+    The connection says where that is. A directory of this machine is in its extra field ``base_path``, and in
+    ``embedded``, whether the manager is started when it is needed and none runs (default: no, it is a service of its
+    own). If the connection ``air_executor_default`` does not exist, the embedded default is used:
+    ``$AIRFLOW_HOME/air-executor``.
+
+    A manager on another machine is reached by HTTPS, with ``host``, ``port`` and the token as ``password``, or by SSH,
+    with the extra field ``ssh_conn_id``.
 
     An embedded manager is a process of its own. It outlives the Airflow task that started it, and ends after
     ``[air_executor] embedded_idle_timeout`` seconds (default 600) without work.
 
     :param air_executor_conn_id: the connection; default ``air_executor_default``.
+    :param patience: seconds for which a call is repeated while another machine is away, until it raises
+        :class:`~airflow_provider_air_executor.exceptions.JobsAwayError`; default: until it is back.
     """
 
     conn_name_attr = "air_executor_conn_id"
@@ -82,42 +75,75 @@ class AirExecutorHook(BaseHook):
     conn_type = "air_executor"
     hook_name = "Air-Executor"
 
-    def __init__(self, air_executor_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+    def __init__(
+        self, air_executor_conn_id: str = default_conn_name, *, patience: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.air_executor_conn_id = air_executor_conn_id
+        self.patience = patience
 
     @cached_property
-    def location(self) -> Location:
-        """Where the job filesystem is.
+    def location(self) -> Location | Target:
+        """Where the job filesystem is: in a directory of this machine, or on another machine.
 
         :raises AirflowNotFoundException: if another connection than the default one is named and does not exist.
         :raises ValueError: if a field of the connection is not valid.
         """
         try:
-            extra = self.get_connection(self.air_executor_conn_id).extra_dejson
+            connection = self.get_connection(self.air_executor_conn_id)
         except AirflowNotFoundException:
             if self.air_executor_conn_id != self.default_conn_name:
                 raise
             return Location(embedded_base_path(), embedded=True)
-        base_path, embedded = extra.get("base_path") or embedded_base_path(), extra.get("embedded") or False
-        where = f"connection {self.air_executor_conn_id!r}"
-        # All extras of a URI are texts.
-        if isinstance(embedded, str):
-            embedded = {"true": True, "false": False}.get(embedded.lower(), embedded)
-        if not isinstance(base_path, str) or not os.path.isabs(files.expanded(base_path)):
-            raise ValueError(f"base_path of {where} must be an absolute path, not {base_path!r}")
-        if not isinstance(embedded, bool):
-            raise ValueError(f"embedded of {where} must be true or false, not {embedded!r}")
-        return Location(base_path, embedded)
+        return location_of(connection, self._whose, embedded_base_path(), self._ssh_target)
+
+    def _ssh_target(self, ssh_conn_id: str) -> SshTarget:
+        from airflow_provider_air_executor.ssh_connection import ssh_target
+
+        return ssh_target(self.get_connection(ssh_conn_id))
+
+    @property
+    def _whose(self) -> str:
+        return f"connection {self.air_executor_conn_id!r}"
 
     @cached_property
     def store(self) -> JobStore:
-        """The job filesystem."""
+        """The job filesystem, if it is in a directory of this machine.
+
+        :raises SettingsError: if it is on another one, which only :attr:`jobs` can reach.
+        """
+        if not isinstance(self.location, Location):
+            raise SettingsError(f"the jobs of {self._whose} are on another machine, without files here; use hook.jobs")
         return JobStore(self.location.base_path)
 
-    def get_conn(self) -> JobStore:
-        """The job filesystem."""
-        return self.store
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The jobs in it."""
+        return jobs_at(self.location, self._whose).with_patience(self.patience)
+
+    def patient(self, seconds: float) -> Jobs:
+        """The jobs, for calls with another patience.
+
+        :param seconds: see ``patience``; 0: a call is not repeated.
+        """
+        return self.jobs.with_patience(seconds)
+
+    def for_trigger(self) -> dict[str, Any]:
+        """The arguments by which a trigger finds the job filesystem, in another process: never a token."""
+        if isinstance(self.location, Location):
+            return {"base_path": str(self.store.base_path), "embedded": self.location.embedded}
+        return {"air_executor_conn_id": self.air_executor_conn_id}
+
+    def get_conn(self) -> Jobs:
+        """The jobs."""
+        return self.jobs
+
+    def make_directories(self) -> None:
+        """Make the directories of the job filesystem where they are missing.
+
+        :raises BasePathError: naming the connection, if that cannot be.
+        """
+        self.jobs.prepare()
 
     def create_job(
         self,
@@ -136,20 +162,14 @@ class AirExecutorHook(BaseHook):
         :raises InvalidJobError: naming the field that is not valid; nothing was written.
         :raises JobExistsError: if the name is taken.
         :raises NoLocksError: if no embedded manager can run there; nothing was written.
+        :raises BasePathError: if there can be no job filesystem.
         """
+        self.jobs.prepare()
         listed = _listed(tasks)
         given = spec.get("outlets") or ()
         spec["outlets"] = given if isinstance(given, str) else tuple(given)
         secrets = _secrets_of(listed, spec.get("labels"), spec["outlets"])
-        if self.location.embedded:
-            manager_status.check_locks(self.store)
-        job = self.store.submit(
-            job_name,
-            listed,
-            submitted_by=submitted_by,
-            attached={masking.FILE: masking.dump(secrets)} if secrets else None,
-            **spec,
-        )
+        job = self.jobs.submit(job_name, listed, submitted_by=submitted_by, secrets=secrets, **spec)
         self.ensure_manager()
         return job
 
@@ -158,36 +178,50 @@ class AirExecutorHook(BaseHook):
 
         :raises JobNotFoundError: if there is none.
         """
-        return self.store.get_job(job_name)
+        return self.jobs.get_job(job_name)
 
     def get_tasks(self, job_name: str) -> tuple[Task, ...]:
         """The tasks of a job, in the order of the list.
 
         :raises JobNotFoundError: if there is no such job.
         """
-        return self.store.get_tasks(job_name)
+        return self.jobs.get_tasks(job_name)
 
     def list_jobs(self) -> list[Job]:
         """All jobs, by name."""
-        return list(self.store.list_jobs())
+        return list(self.jobs.list_jobs())
 
     def read_log(self, job_name: str, task_id: str, offset: int = 0, limit: int | None = None) -> LogChunk:
         """The log of a task so far, from ``offset`` bytes on, at most ``limit`` bytes.
 
         :raises JobNotFoundError: if there is no such job.
         """
-        return TaskLog(self.store.paths(job_name), task_id).read(offset, limit)
+        return self.jobs.log(job_name, task_id).read(offset, limit)
 
-    def cancel_job(self, job_name: str, owner: SubmittedBy | None = None) -> bool:
-        """Ask for a job to be cancelled.
+    def cancel_job(
+        self,
+        job_name: str,
+        owner: SubmittedBy | None = None,
+        tasks: Iterable[str] = (),
+        *,
+        again: bool = False,
+        patience: float | None = None,
+    ) -> bool:
+        """Ask for a job to be cancelled. Tasks whose ``run_if`` is ``always`` still run.
 
         :param owner: the Airflow task that asks, if it is to be cancelled only as long as it belongs to that.
+        :param tasks: ids of tasks: only these are to end, and the job goes on.
+        :param again: also tasks are to end that always run, if the job is being cancelled already.
+        :param patience: seconds for which it is tried while another machine is away; default: that of the hook.
         :return: False if it had ended already, or belongs to another task.
         :raises JobNotFoundError: if there is no such job.
+        :raises InvalidJobError: if it has no such task.
+        :raises JobsAwayError: if the patience is over.
         """
-        requested = inbox.cancel(self.store, job_name, owner)
+        jobs = self.jobs if patience is None else self.jobs.with_patience(patience)
+        requested = jobs.cancel(job_name, owner, tasks, again=again)
         if requested:
-            self.ensure_manager()
+            jobs.ensure_manager()
         return requested
 
     def reattach(self, job_name: str, owner: SubmittedBy) -> None:
@@ -195,15 +229,18 @@ class AirExecutorHook(BaseHook):
 
         :raises JobNotFoundError: if there is no such job.
         """
-        inbox.reattach(self.store.paths(job_name), owner)
+        self.jobs.reattach(job_name, owner)
 
-    def retry_job(self, job_name: str) -> None:
-        """Request a retry of a failed job: failed tasks, and those that depend on them, run again; other results stay.
+    def retry_job(self, job_name: str, tasks: Iterable[str] = (), *, all: bool = False) -> None:  # noqa: A002
+        """Request a retry of a job that has ended: failed tasks, and those that depend on them, run again.
 
+        :param tasks: ids of tasks: only these run again, and those that failed because of them.
+        :param all: all tasks run again, also of a job that has completed.
         :raises JobNotFoundError: if there is no such job.
-        :raises JobStateError: if it has not failed.
+        :raises JobStateError: if it has not ended, or nothing of it failed.
+        :raises InvalidJobError: if it has no such task.
         """
-        inbox.retry(self.store, job_name)
+        self.jobs.retry(job_name, tasks, all=all)
         self.ensure_manager()
 
     def add_tasks(self, job_name: str, tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[str, ...]:
@@ -214,10 +251,7 @@ class AirExecutorHook(BaseHook):
         :raises InvalidJobError: naming the field that is not valid; nothing was asked.
         """
         listed = _listed(tasks)
-        secrets = _secrets_of(listed)
-        if secrets:  # before they can be seen
-            attachments.append(self.store.paths(job_name), masking.FILE, masking.dump(secrets))
-        added = inbox.add_tasks(self.store, job_name, listed)
+        added = self.jobs.add_tasks(job_name, listed, secrets=_secrets_of(listed))
         self.ensure_manager()
         return added
 
@@ -240,37 +274,15 @@ class AirExecutorHook(BaseHook):
         :raises JobTimeoutError: when the time is over; the job goes on.
         :raises JobNotFoundError: if there is no such job.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = min(_FIRST_POLL_SECONDS, poll_interval)
-        alive_until = time.monotonic() + _ALIVE_SECONDS
-        problem = ""
-        while True:
-            job, problem = self._job_if_readable(job_name, problem)
-            if job is not None and job.state.is_terminal and job.attempt > after_attempt:
-                return job
-            if job is not None and on_poll is not None:
-                on_poll(job)
-            now = time.monotonic()
-            if deadline is not None and now >= deadline:
-                state = job.state.value if job is not None else "not readable"
-                raise JobTimeoutError(f"job {job_name!r} is still {state} after {timeout:g} s")
-            if now >= alive_until:
-                self.ensure_manager()
-                alive_until = now + _ALIVE_SECONDS
-            time.sleep(pause if deadline is None else max(0.0, min(pause, deadline - now)))
-            pause = min(pause * 1.5, poll_interval)
-
-    def _job_if_readable(self, job_name: str, problem: str) -> tuple[Job | None, str]:
-        """The job; None and the problem if it cannot be read now, which is not the job's failure.
-
-        :param problem: what was said last about it.
-        """
-        try:
-            return self.get_job(job_name), ""
-        except (CorruptFileError, OSError) as error:
-            if str(error) != problem:
-                self.log.warning("job %s cannot be read now: %s", job_name, error)
-            return None, str(error)
+        return wait_until_ended(
+            self.jobs,
+            job_name,
+            timeout=timeout,
+            poll_interval=poll_interval,
+            after_attempt=after_attempt,
+            on_poll=on_poll,
+            on_problem=lambda problem: self.log.warning("job %s cannot be read now: %s", job_name, problem),
+        )
 
     def delete_job(self, job_name: str) -> None:
         """Remove a job that has ended, with its logs.
@@ -279,33 +291,37 @@ class AirExecutorHook(BaseHook):
         :raises JobStateError: if it has not ended.
         :raises NotRemovedError: if some of its files may not be removed; its name is free all the same.
         """
-        self.store.delete(job_name)
+        self.jobs.delete(job_name)
 
     def test_connection(self) -> tuple[bool, str]:
         """Whether jobs can be submitted here, and whether they will run."""
         try:
-            base_path, embedded = self.location
-            if not embedded and not self.store.base_path.is_dir():
-                return False, f"{base_path} is not a directory on this machine"
-            self.store.create_directories()
-            if not os.access(self.store.inbox_path, os.W_OK):
-                return False, f"{base_path} is not writable for this user"
-            manager_status.check_locks(self.store)
+            is_by_ssh = not isinstance(self.location, Location) and self.location.ssh is not None
+            found = self.patient(_LOGIN_SECONDS if is_by_ssh else 0).test()
         except (AirExecutorError, ValueError, OSError) as error:
             return False, str(error)
-        if manager_status.is_running(self.store):
-            return True, f"manager {manager_status.pid(self.store)} runs the jobs of {base_path}"
-        if embedded:
-            return True, f"jobs go to {base_path}; the manager is started with the first one"
-        return False, f"no manager is running; start it: air-executor manager --base-path {base_path}"
+        return found.is_well, found.message
 
     def ensure_manager(self) -> None:
         """Start the manager if it is embedded and none runs.
 
         :raises ManagerError: if it cannot be started.
         """
-        if self.location.embedded:
-            start_manager_if_none(self.store)
+        self.jobs.ensure_manager()
+
+
+def jobs_at(location: Location | Target, whose: str) -> Jobs:
+    """The jobs in a job filesystem. All that is on one other machine shares its connections in this process.
+
+    :param whose: what says that they are to be there.
+    """
+    if not isinstance(location, Location):
+        from airflow_provider_air_executor import remote
+
+        return remote.connect(location, patience=None)
+    store = JobStore(location.base_path)
+    start = partial(start_manager_if_none, store) if location.embedded else None
+    return FileJobs(store, start_manager=start, whose=whose)
 
 
 def _listed(tasks: Iterable[Task | Mapping[str, Any] | str]) -> Any:
@@ -326,7 +342,8 @@ def _secrets_of(*values: Any) -> set[str]:
         elif isinstance(value, list | tuple):
             for item in value:
                 look(item)
-        elif isinstance(value, str):
+        elif isinstance(value, str | int | float | os.PathLike):  # what becomes a text
+            value = str(value)
             masked = str(redact(value, name))
             if masked != value:
                 secrets.update(_masked_parts(value, masked))
@@ -377,7 +394,7 @@ def start_manager_if_none(store: JobStore) -> None:
     :raises ManagerError: if it cannot be started; the message holds what it said.
     """
     if not manager_status.is_running(store):
-        start_manager(store, keep_secrets=conf.getboolean("air_executor", "keep_secrets", fallback=False))
+        start_manager(store, "--embedded", keep_secrets=conf.getboolean("air_executor", "keep_secrets", fallback=False))
 
 
 def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: bool = False) -> None:
@@ -388,47 +405,16 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
     :param replace: whether the one that runs is ended first.
     :raises ManagerError: if it cannot be started, or the one that runs not be replaced; the message holds what it said.
     """
-    manager_status.keep_alive(store)
-    idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=_DEFAULT_IDLE_SECONDS)
-    # Without -P, modules of the working directory, which is one that tasks may write to, would be ours.
-    command = [sys.executable, "-P", "-m", "airflow_provider_air_executor.manager.cli", "manager", "--detach"]
-    command += ["--base-path", str(store.base_path), "--idle-timeout", str(idle), *flags]
-    command += ["--replace"] if replace else []
     given = as_given(os.environ)
     environment = {key: value for key, value in given.items() if not key.startswith(_PRIVATE_VARIABLES)}
-    if environment.get("PYTHONPATH"):  # what is relative in it, or empty, means our directory and not the manager's
-        entries = environment["PYTHONPATH"].split(os.pathsep)
-        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, entries))
     if not keep_secrets:
         secret = _secret_variables()
         environment = {key: value for key, value in environment.items() if not secret.fullmatch(key)}
         environment[_DATABASE] = _NO_DATABASE
-    for _ in range(_START_ATTEMPTS):
-        try:
-            started = subprocess.run(
-                command,
-                cwd=store.base_path,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_START_SECONDS,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise ManagerError(f"the embedded manager of {store.base_path} did not start: {error}") from None
-        was_late = started.returncode == ManagerRunningError.exit_code
-        if started.returncode == 0 or ((was_late or not replace) and manager_status.is_running(store)):
-            if started.returncode == 0 and started.stderr:
-                log.warning("the embedded manager of %s: %s", store.base_path, _text(started.stderr))
-            return
-        if not was_late:
-            break  # otherwise the one that was in its way has ended in this moment
-    said = _text(started.stderr)
-    raise ManagerError(f"the embedded manager of {store.base_path} could not be started: {said}")
-
-
-def _text(said: bytes) -> str:
-    return said.decode(errors="replace").strip()
+    idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=embedded_manager.IDLE_SECONDS)
+    warning = embedded_manager.start(store, *flags, environment=environment, idle_seconds=idle, replace=replace)
+    if warning:
+        log.warning("the embedded manager of %s: %s", store.base_path, warning)
 
 
 def _secret_variables() -> re.Pattern[str]:

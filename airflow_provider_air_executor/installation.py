@@ -8,10 +8,7 @@ has, is the database: homes, addresses and settings may be equal in two of them,
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 from airflow.sdk.configuration import conf
@@ -20,20 +17,19 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import ErrorResponse, GetVariable, PutVariable
 
 from airflow_provider_air_executor.exceptions import JobNotFoundError
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.interface import Jobs
 from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name, valid_job_name
-from airflow_provider_air_executor.jobs.store import JobStore
 
 VARIABLE = "air_executor_installation"
 _DESCRIPTION = "Tells the jobs of this Airflow from those of others on the same base path. Keep it as it is."
 
 
-def installation_of(store: JobStore) -> str | None:
+def installation_of(jobs: Jobs) -> str | None:
     """The identity of this Airflow; it is made up now if it is not there yet.
 
     Nobody makes it up where Airflow is divided into teams: what one of them sets takes it from the others.
 
-    :param store: the job filesystem that is about to be used.
+    :param jobs: those of the job filesystem that is about to be used.
     :return: None where Airflow cannot be asked, in a program of one's own for instance. Names alone count then.
     :raises AirflowRuntimeError: if Airflow does not answer; it may exist all the same.
     """
@@ -41,7 +37,7 @@ def installation_of(store: JobStore) -> str | None:
     comms = _comms()
     if known is not None or comms is None or conf.getboolean("core", "multi_team", fallback=False):
         return known
-    with _only_one(store):
+    with jobs.only_one("installation"):  # all that could come first use this job filesystem
         if (known := known_installation()) is None:
             known = uuid.uuid4().hex
             _ask(comms, PutVariable(key=VARIABLE, value=known, description=_DESCRIPTION))
@@ -64,7 +60,7 @@ def known_installation() -> str | None:
         raise
 
 
-def name_for(job_name: str | None, store: JobStore, owner: SubmittedBy) -> str:
+def name_for(job_name: str | None, jobs: Jobs, owner: SubmittedBy) -> str:
     """The name of the job of an Airflow task.
 
     A job that an earlier version of this package has submitted for the task keeps its name.
@@ -75,7 +71,7 @@ def name_for(job_name: str | None, store: JobStore, owner: SubmittedBy) -> str:
         return valid_job_name(job_name)
     former = default_job_name(owner.evolve(installation=None))
     with contextlib.suppress(JobNotFoundError):
-        job = store.get_job(former)
+        job = jobs.get_job(former)
         if job.submitted_by is not None and job.submitted_by.is_same_task(owner):
             return former
     return default_job_name(owner)
@@ -96,13 +92,3 @@ def _ask(comms: Any, message: GetVariable | PutVariable) -> Any:
 def _comms() -> Any:
     """The way from this process to Airflow, if it is one that runs what users write."""
     return getattr(task_runner, "SUPERVISOR_COMMS", None)
-
-
-@contextlib.contextmanager
-def _only_one(store: JobStore) -> Iterator[None]:
-    """Let one process after the other do what is within: all that could come first use this job filesystem."""
-    store.create_directories()
-    with files.opened(store.base_path / "installation.lock", os.O_RDWR) as descriptor:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield

@@ -14,8 +14,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.jobs.interface import Jobs
 from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus, printable
-from airflow_provider_air_executor.jobs.store import JobStore
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -64,7 +64,7 @@ def of_tasks(operator: BaseOperator, tasks: Sequence[Task]) -> OperatorLineage[A
     return OperatorLineage(job_facets={"sourceCode": facet})
 
 
-def of_job(store: JobStore, job_name: str) -> OperatorLineage[Any, Any]:
+def of_job(jobs: Jobs, job_name: str) -> OperatorLineage[Any, Any]:
     """The facets when the Airflow task has ended: the states of the job and its tasks.
 
     Commands are not among them, since they may contain data of other systems, the rows of a query for instance.
@@ -72,7 +72,7 @@ def of_job(store: JobStore, job_name: str) -> OperatorLineage[Any, Any]:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     try:
-        job, tasks = store.get_job(job_name), store.get_tasks(job_name)
+        job, tasks = jobs.get_job(job_name), jobs.get_tasks(job_name)
     except AirExecutorError:  # it was never submitted, or it is gone
         return OperatorLineage()
     return OperatorLineage(run_facets={JOB_FACET: _job_facet(job, tasks)})

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseNotifier
 from asgiref.sync import sync_to_async
 
+from airflow_provider_air_executor import arguments, task_templates
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobExistsError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import known_installation
 from airflow_provider_air_executor.jobs import spec
-from airflow_provider_air_executor.jobs.models import SubmittedBy, Task, name_with_digest, parse_tasks, valid_job_name
-from airflow_provider_air_executor.operators import check_before_rendering, list_of, without_records
+from airflow_provider_air_executor.jobs.models import SubmittedBy, Task, name_with_digest, valid_job_name
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+_PATIENCE = 20.0  # seconds, while another machine is away: the DAG processor and the triggerer have other work
 # What a task's state says of the callback; a failure may be called for by a process that does not know the state.
 _TASK_CALLBACKS = {"success": "success", "skipped": "skipped", "running": "execute"}
 
@@ -38,17 +39,26 @@ class AirExecutorNotifier(BaseNotifier):
         takes them. A list that is not valid is refused when the DAG is parsed, and so is what else it refuses then.
     :param job_name: the name of the job (templated), mapped to a valid one if need be. Two events with the same name
         are an error of the second one. Default: see above.
-    :param max_parallel_tasks: how many tasks of the job may run side by side; default: all that are independent.
-    :param priority: jobs with a higher number start their tasks first; default 0.
-    :param runner: what runs those of its tasks that do not say: ``local``, ``slurm``, or another one that the manager
-        has; default: what the manager's settings say.
+    :param max_parallel_tasks: how many tasks of the job may run side by side (templated); default: all that are
+        independent.
+    :param priority: jobs with a higher number start their tasks first (templated); default 0.
+    :param runner: what runs those of its tasks that do not say (templated): ``local``, ``slurm``, or another one that
+        the manager has; default: what the manager's settings say.
     :param labels: words by which the job can be found (templated); default: none.
     :param air_executor_conn_id: the connection (templated), see
         :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
     :param context: given by Airflow where it awaits the notifier.
     """
 
-    template_fields: Sequence[str] = ("tasks", "job_name", "labels", "air_executor_conn_id")
+    template_fields: Sequence[str] = (
+        "tasks",
+        "job_name",
+        "max_parallel_tasks",
+        "priority",
+        "runner",
+        "labels",
+        "air_executor_conn_id",
+    )
 
     def __init__(
         self,
@@ -63,24 +73,25 @@ class AirExecutorNotifier(BaseNotifier):
         context: Context | None = None,
     ) -> None:
         super().__init__(context)
-        check_before_rendering(tasks)
-        self.tasks = without_records(tasks)
+        task_templates.check(tasks)
+        self.tasks = task_templates.plain(tasks)
         self.job_name = job_name
-        self.max_parallel_tasks = max_parallel_tasks
-        self.priority = priority
+        self.max_parallel_tasks = arguments.whole_number("max_parallel_tasks", max_parallel_tasks, least=1)
+        self.priority = arguments.whole_number("priority", priority)
         self.runner = runner
-        self.labels = labels
+        self.labels = arguments.labels(labels)
         self.air_executor_conn_id = air_executor_conn_id
-        spec.check_spec(self._spec())
         self._unrendered = json.dumps(self.tasks, default=repr)
 
     def _spec(self) -> spec.JobSpec:
-        return {
+        given = {
             "max_parallel_tasks": self.max_parallel_tasks,
             "priority": self.priority,
             "runner": self.runner,
             "labels": self.labels,
+            "outlets": (),
         }
+        return arguments.job_spec(given, {})
 
     def __call__(self, *args: Any) -> None:
         """Render the templates, and submit the job.
@@ -105,18 +116,19 @@ class AirExecutorNotifier(BaseNotifier):
         """
         event = _event(context).evolve(installation=known_installation())
         name = valid_job_name(self.job_name) if self.job_name else self._default_name(event)
-        tasks = parse_tasks(list_of(self.tasks))
-        hook = AirExecutorHook(self.air_executor_conn_id)
+        tasks = task_templates.to_submit(self.tasks, {})
+        hook = AirExecutorHook(self.air_executor_conn_id, patience=_PATIENCE)
         try:
             hook.create_job(name, tasks, submitted_by=event, **self._spec())
         except JobExistsError:
-            # Earlier versions did not say which Airflow it was.
-            if hook.get_job(name).submitted_by not in (event, event.evolve(installation=None)):
+            owner = hook.get_job(name).submitted_by
+            # Earlier versions did not say which Airflow it was; a server says with which token it was asked.
+            if owner is None or owner.evolve(token=None) not in (event, event.evolve(installation=None)):
                 raise
             self.log.info("job %s was submitted by an earlier call of this callback", name)
             hook.ensure_manager()
         else:
-            self.log.info("submitted job %s with %d tasks to %s", name, len(tasks), hook.store.base_path)
+            self.log.info("submitted job %s with %d tasks to %s", name, len(tasks), hook.jobs.where)
 
     def _default_name(self, event: SubmittedBy) -> str:
         task = f"__{event.task_id}" if event.task_id else ""

@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from airflow_provider_air_executor.exceptions import JobExistsError, JobNotFoundError, NotRemovedError
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    JobExistsError,
+    JobNotFoundError,
+    JobRemovedError,
+    NotRemovedError,
+)
 from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.interface import Jobs
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, Task
 from airflow_provider_air_executor.jobs.spec import JobSpec
 
 log = logging.getLogger(__name__)
+
+
+def why_gone(jobs: Jobs, job_name: str) -> JobNotFoundError:
+    """The error for a job that was waited for and is not there any more; its history may say how it had ended."""
+    past = None
+    with contextlib.suppress(OSError):
+        past = next((past for past in jobs.past_jobs() if past.name == job_name), None)
+    if past is None:
+        return JobNotFoundError(job_name, jobs.where)
+    at = f" at {past.ended_at:%Y-%m-%d %H:%M:%S %Z}" if past.ended_at else ""
+    error = f" ({past.error})" if past.error else ""
+    return JobRemovedError(job_name, jobs.where, f"{past.state}{at}{error}")
+
+
+def cancel_if_reached(hook: AirExecutorHook, job_name: str, owner: SubmittedBy | None, patience: float) -> bool | None:
+    """Cancel a job, if its manager can be reached.
+
+    :param patience: seconds for which that is tried.
+    :return: False if it had ended already; None if it could not be cancelled, which is logged.
+    :raises JobNotFoundError: if there is no such job.
+    """
+    try:
+        return hook.cancel_job(job_name, owner, patience=patience)
+    except JobNotFoundError:
+        raise
+    except (AirExecutorError, OSError) as error:
+        log.error("job %s could not be cancelled: %s", job_name, error)
+        return None
 
 
 @dataclass(frozen=True)
@@ -68,7 +104,7 @@ class OwnJob:
 
     def _create(self, tasks: tuple[Task, ...]) -> Job:
         job = self.hook.create_job(self.name, tasks, submitted_by=self.owner, **self.spec)
-        log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.store.base_path)
+        log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.hook.jobs.where)
         return job
 
     def _reattach(self, job: Job) -> tuple[Job, int]:

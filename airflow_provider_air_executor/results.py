@@ -7,8 +7,7 @@ from typing import Any
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_air_executor.exceptions import OutputError
-from airflow_provider_air_executor.jobs.outputs import read_outputs
-from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.interface import Jobs
 
 # An object with all keys of one of these sets is taken for one of its own by what keeps XCom (airflow.sdk.serde): it
 # refuses the first two when they are written, and makes another value of the third, or none, when it is read.
@@ -19,12 +18,12 @@ class UnfitResultError(OutputError, AirflowFailException):
     """XCom cannot keep the output of a task. The job has completed, so that a retry is of no use."""
 
 
-def results_of(store: JobStore, job_name: str) -> dict[str, Any]:
+def results_of(jobs: Jobs, job_name: str) -> dict[str, Any]:
     """The outputs of the completed tasks of a job, by their ids.
 
     :raises UnfitResultError: naming the task and the file, if it cannot be read, or Airflow cannot keep it.
     """
     try:
-        return read_outputs(store.paths(job_name), store.get_tasks(job_name), RESERVED)
+        return jobs.results(job_name, RESERVED)
     except OutputError as error:
         raise UnfitResultError(error.job_name, error.task_id, error.why) from None

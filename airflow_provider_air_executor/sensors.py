@@ -13,26 +13,30 @@ from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowSensorTimeout
 from airflow.triggers.base import StartTriggerArgs
 
-from airflow_provider_air_executor import links, triggers
-from airflow_provider_air_executor.exceptions import CorruptFileError, JobNotFoundError
+from airflow_provider_air_executor import arguments, links, task_templates, triggers
+from airflow_provider_air_executor.exceptions import CorruptFileError, JobNotFoundError, JobsAwayError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, JobState, valid_job_name
+from airflow_provider_air_executor.own_job import why_gone
 from airflow_provider_air_executor.results import results_of
+from airflow_provider_air_executor.trigger_wait import TIMEOUT
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
 # The trigger's own deadline comes first; this is for a trigger that does not run at all.
 _BACKSTOP_SECONDS = 60
+_POKE_PATIENCE = 10.0  # seconds, while another machine is away: a longer poke would not see that its time is over
 
 
 class AirExecutorJobSensor(BaseSensorOperator):
     """Waits until a job has completed, and fails when it has failed.
 
-    A job that is not there yet is waited for. When it fails, the sensor fails with the reason of each task that
-    failed and the end of its log; ``soft_fail`` does not turn that into a skip, but the sensor's ``timeout`` does it
-    turn into one. The return value is that of :class:`AirExecutorSubmitOperator`.
+    A job that is not there yet is waited for, and so is one that was removed; the log says then how it had ended. When
+    it fails, the sensor fails with the reason of each task that failed and the end of its log; ``soft_fail`` does not
+    turn that into a skip, but the sensor's ``timeout`` does it turn into one. The return value is that of
+    :class:`AirExecutorSubmitOperator`.
 
     :param job_name: the job (templated); the name that was given to :class:`AirExecutorSubmitOperator`, or that it
         returned.
@@ -44,7 +48,8 @@ class AirExecutorJobSensor(BaseSensorOperator):
         sensor has ``outlets``.
     :param air_executor_conn_id: the connection (templated), see
         :class:`~airflow_provider_air_executor.hooks.AirExecutorHook`; default ``air_executor_default``.
-    :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds), ``mode``, ``soft_fail``.
+    :param kwargs: those of a sensor, among them ``poke_interval`` and ``timeout`` (seconds, ``"15m"`` or a timedelta),
+        ``mode`` and ``soft_fail``.
     """
 
     template_fields: Sequence[str] = ("job_name", "air_executor_conn_id")
@@ -60,7 +65,11 @@ class AirExecutorJobSensor(BaseSensorOperator):
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         **kwargs: Any,
     ) -> None:
+        texts = {name: kwargs.pop(name) for name in ("poke_interval", "timeout") if isinstance(kwargs.get(name), str)}
         super().__init__(**kwargs)
+        with task_templates.naming(self):
+            for name, given in texts.items():  # Airflow takes numbers and timedeltas only
+                setattr(self, name, arguments.known_seconds(name, given))
         self.job_name = job_name
         self.deferrable = deferrable or start_from_trigger
         self.air_executor_conn_id = air_executor_conn_id
@@ -102,8 +111,7 @@ class AirExecutorJobSensor(BaseSensorOperator):
         self.defer(
             trigger=triggers.AirExecutorJobTrigger(
                 valid_job_name(self.job_name),
-                str(self.hook.store.base_path),
-                embedded=self.hook.location.embedded,
+                **self.hook.for_trigger(),
                 poll_interval=self.poke_interval,
                 deadline=time.time() + self.timeout,
                 must_exist=False,
@@ -124,32 +132,40 @@ class AirExecutorJobSensor(BaseSensorOperator):
             return result
         if self.start_from_trigger:
             links.push_job(context, found["job_name"], self.air_executor_conn_id)
-        if found["status"] == triggers.TIMEOUT:
+        if found["status"] == TIMEOUT:
             raise AirflowSensorTimeout(
                 f"job {found['job_name']!r} did not end within {self.timeout:g} s: {found['message']}"
             )
-        return self._finish(self.hook.get_job(found["job_name"]))
+        try:
+            return self._finish(self.hook.get_job(found["job_name"]))
+        except JobNotFoundError:
+            raise why_gone(self.hook.jobs, found["job_name"]) from None
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Whether the job has completed, and what its tasks have handed over.
 
         :raises JobFailedError: if it has failed.
         """
-        name = valid_job_name(self.job_name)
-        self.hook.ensure_manager()
+        name, jobs = valid_job_name(self.job_name), self.hook.patient(_POKE_PATIENCE)
         try:
-            job = self.hook.get_job(name)
+            jobs.ensure_manager()
+            job = jobs.get_job(name)
             if not job.state.is_terminal:
-                self.log.info("job %s: %s", name, summary.progress(self.hook.get_tasks(name)))
+                self.log.info("job %s: %s", name, summary.progress(jobs.get_tasks(name)))
                 return PokeReturnValue(is_done=False)
-        except (JobNotFoundError, CorruptFileError, OSError) as error:
+        except JobsAwayError:  # the log says so once
+            return PokeReturnValue(is_done=False)
+        except JobNotFoundError:
+            self.log.info("job %s: %s", name, why_gone(jobs, name))
+            return PokeReturnValue(is_done=False)
+        except (CorruptFileError, OSError) as error:
             self.log.info("job %s: %s", name, error)
             return PokeReturnValue(is_done=False)
         return PokeReturnValue(is_done=True, xcom_value=self._finish(job))
 
     def _finish(self, job: Job) -> dict[str, Any]:
         if job.state is not JobState.COMPLETED:
-            raise summary.error_of(self.hook.store, job)
-        for line in summary.describe(self.hook.store, job):
+            raise summary.error_of(self.hook.jobs, job)
+        for line in summary.describe(self.hook.jobs, job):
             self.log.info("%s", line)
-        return results_of(self.hook.store, job.name)
+        return results_of(self.hook.jobs, job.name)

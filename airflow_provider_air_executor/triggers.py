@@ -3,57 +3,49 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import inspect
-import struct
-import termios
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import msgspec
-import structlog
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_provider_air_executor import links
+from airflow_provider_air_executor import arguments, links, task_templates
+from airflow_provider_air_executor.connections import Location
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
-    CorruptFileError,
     JobExistsError,
     JobNotFoundError,
 )
-from airflow_provider_air_executor.hooks import AirExecutorHook, start_manager_if_none
+from airflow_provider_air_executor.hooks import AirExecutorHook, jobs_at
 from airflow_provider_air_executor.installation import installation_of, name_for
-from airflow_provider_air_executor.jobs import inbox, manager_status, summary
+from airflow_provider_air_executor.job_report import lines_at_end, log_line
+from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import Job, SubmittedBy, printable, valid_job_name
 from airflow_provider_air_executor.jobs.spec import JobSpec
-from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.jobs.stream import LogStream
-from airflow_provider_air_executor.jobs.watch import Waiter, watching
 from airflow_provider_air_executor.results import results_of
+from airflow_provider_air_executor.trigger_locations import location_of
+from airflow_provider_air_executor.trigger_output import TriggerOutput
+from airflow_provider_air_executor.trigger_wait import COMPLETED, FAILED, NOT_FOUND, TIMEOUT, JobWait, Waited, Waiting
 
-COMPLETED, FAILED, TIMEOUT, NOT_FOUND = "completed", "failed", "timeout", "not_found"
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.remote.protocol import Target
+
 NOT_SUBMITTED = "not_submitted"  # the worker is to submit the job
 STATUSES = (COMPLETED, FAILED, TIMEOUT, NOT_FOUND, NOT_SUBMITTED)
 
-STREAM_READER = "airflow"  # whose position in the logs of a job is kept
-# What is logged here goes through a socket to another process, which writes it into the log of the task. When the
-# triggerer receives SIGTERM, it may not read what is still in there (Airflow 3.3.2, WatchedSubprocess.kill).
-ARRIVAL_SECONDS = 2.0
-# And a trigger's log is closed when its end arrives, through another socket (same version).
-_READ_PAUSE = 0.02  # seconds
-_READ_SECONDS = 60.0  # that Airflow has for the rest; with many triggers that log all the time it is never at the end
 _CANCEL_SECONDS = 20.0  # for what is asked when a trigger is ended
+_START_SECONDS = 20.0  # for a submission, until another machine answers; a worker has more time
+_RESULT_SECONDS = 60.0  # for the results, likewise
 _AHEAD_SECONDS = 2.0  # of Airflow's own timeout, after which the trigger could not cancel the job
 # Since Airflow 3.3 a trigger has on_kill for the case that a user ends its task; before that it is only cancelled.
 _HAS_ON_KILL = hasattr(BaseTrigger, "on_kill")
 # And the scheduler lets a task start from its trigger.
 _STARTS = _HAS_ON_KILL
 _CATCH_ALL = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_TEMPLATE_MARKS = ("{{", "{%", "{#")
 
 
 class AirExecutorJobTrigger(BaseTrigger):
@@ -109,10 +101,9 @@ class AirExecutorJobTrigger(BaseTrigger):
         self.stream_logs = stream_logs
         self.end_from_trigger = end_from_trigger
         self.push_results = push_results
-        self._stream: LogStream | None = None
-        self._store = JobStore(base_path or "")
-        self._progress = ""
-        self._problem = ""
+        self._output: TriggerOutput | None = None
+        self._location: Location | Target = Location(base_path or "", embedded)
+        self._jobs = jobs_at(self._location, "a trigger")
         self._unrendered = ""  # why the templates could not be rendered
         self._submitting: asyncio.Future[Job] | None = None
         self._killing: asyncio.Future[None] | None = None
@@ -146,35 +137,58 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     async def _locate(self) -> None:
         """Find out where the job filesystem is."""
-        if self.base_path is None:
-            self.base_path, self.embedded = await location_of(self.air_executor_conn_id)
-            self._store = JobStore(self.base_path)
+        if self.base_path is not None:
+            return
+        self._location = await location_of(self.air_executor_conn_id)
+        if isinstance(self._location, Location):
+            self.base_path, self.embedded = self._location
+        # A client of another machine reads certificates when it is made.
+        self._jobs = await asyncio.to_thread(jobs_at, self._location, f"connection {self.air_executor_conn_id!r}")
+
+    async def _has_moved(self) -> bool:
+        """Whether the connection says now that the jobs, which cannot be read, are elsewhere, or has another token."""
+        if isinstance(self._location, Location):
+            return False
+        try:
+            return await location_of(self.air_executor_conn_id) != self._location
+        except Exception as error:  # noqa: BLE001 - whatever the connection is now, it was well
+            self.log.warning("connection %r cannot be read again: %s", self.air_executor_conn_id, error)
+            return False
 
     async def _wait_for_end(self) -> TriggerEvent:
-        keep_alive = self._keep_alive if self.embedded else None
-        if self.stream_logs:
-            self._stream = LogStream(self._store, self.job_name, STREAM_READER, arrival=ARRIVAL_SECONDS)
-        interval = max(self.poll_interval, 0.05)
         try:
-            async with watching(self._store, self.job_name, interval=interval, on_pass=keep_alive) as waiter:
-                event = await self._wait(waiter)
-            fired = await self._fired(event)
-            await self._let_log_be_read()
+            while (waited := await self._wait()) is None:
+                await self._locate()
+            fired = await self._fired(waited)
+            if self._output is not None:
+                await self._output.let_be_read()
         except asyncio.CancelledError as cancelled:
-            if not _HAS_ON_KILL:
-                await self._cancel_if_ended_by_user()
-            if not cancelled.args:  # the triggerer ends; what a user does has a word
-                await self._let_lines_arrive()
+            # Beside the rest: a triggerer of Airflow 3.2 that ends answers nothing, and is killed before this gives up.
+            asked = None if _HAS_ON_KILL else asyncio.ensure_future(self._cancel_if_ended_by_user())
+            if not cancelled.args and self._output is not None:  # the triggerer ends; what a user does has a word
+                await self._output.let_arrive()
+            if asked is not None:
+                await asked
             raise
         return fired
 
-    async def _fired(self, event: dict[str, str]) -> TriggerEvent:
-        if self.end_from_trigger and event["status"] == COMPLETED:
+    async def _wait(self) -> Waited | None:
+        """Wait for the job where it is now; None if that is elsewhere meanwhile."""
+        waiting = Waiting(self.job_name, self.poll_interval, self.deadline, self.must_exist, self.after_attempt)
+        if self._output is not None:
+            self._output.move(self._jobs)
+        elif self.stream_logs:
+            self._output = TriggerOutput(self._jobs, self.job_name, self.log)
+        return await JobWait(self._jobs, waiting, self._output, self.log).until_end(self._has_moved)
+
+    async def _fired(self, waited: Waited) -> TriggerEvent:
+        # What could not be shown the worker shows.
+        if self.end_from_trigger and waited.status == COMPLETED and waited.is_shown:
             try:
                 return await asyncio.to_thread(self._success)
             except Exception as error:  # noqa: BLE001 - whatever it is, the worker meets it too, and can say so
                 self.log.info("the worker is to inspect job %s: %s", self.job_name, error)
-        return TriggerEvent(event)
+        return TriggerEvent(self._event(waited.status, waited.message))
 
     def _success(self) -> TriggerEvent:
         """The event that ends the task.
@@ -188,10 +202,12 @@ class AirExecutorJobTrigger(BaseTrigger):
 
     def _results(self) -> dict[str, Any]:
         """The XComs of a task that ends here; the log gets a table of how the job has ended."""
-        for line in summary.describe(self._store, self._store.get_job(self.job_name)):
-            self.log.info("%s", line)
+        jobs = self._jobs.with_patience(_RESULT_SECONDS)
+        job, log_lines = jobs.get_job(self.job_name), lines_at_end(None if self._output is None else self._output.lines)
+        for line in summary.describe(jobs, job, log_lines=log_lines):
+            log_line(self.log, line)
         results: dict[str, Any] = {**links.xcoms_of(self.job_name, self.air_executor_conn_id)}
-        return {**results, "return_value": results_of(self._store, self.job_name)} if self.push_results else results
+        return {**results, "return_value": results_of(jobs, self.job_name)} if self.push_results else results
 
     async def on_kill(self) -> None:
         """A user has cleared or marked the task that waits: cancel its job.
@@ -228,111 +244,20 @@ class AirExecutorJobTrigger(BaseTrigger):
 
         If the manager is away, the next one cancels it.
         """
+        jobs = self._jobs.with_patience(_CANCEL_SECONDS)
         try:
-            is_asked = inbox.cancel(self._store, self.job_name, owner)
+            is_asked = jobs.cancel(self.job_name, owner)
         except JobNotFoundError:
             return False
-        if is_asked and self.embedded:
-            self._keep_alive()
-        return is_asked
-
-    async def _wait(self, waiter: Waiter) -> dict[str, str]:
-        changed, next_progress = True, 0.0
-        while True:
-            job, is_there = await asyncio.to_thread(self._read)
-            if job is not None and job.state.is_terminal and job.attempt > self.after_attempt:
-                await self._pass_lines_on(is_over=True)
-                return self._event(job.state.value, job.error or f"the job has {job.state.value}")
-            if not is_there and self.must_exist:
-                return self._event(NOT_FOUND, f"there is no such job in {self.base_path} any more")
-            if self.deadline is not None and time.time() >= self.deadline:
-                return self._event(TIMEOUT, f"the job is {job.state.value if job else 'not there'}")
-            pauses = [] if self.deadline is None else [self.deadline - time.time()]
-            if job is None and is_there:  # it cannot be read now, and need not change any more
-                pauses.append(max(self.poll_interval, 0.05))
-            if self.stream_logs:
-                await self._pass_lines_on()
-                pauses.append(self.poll_interval)
-            if changed and time.monotonic() >= next_progress:
-                await asyncio.to_thread(self._log_progress)
-                changed, next_progress = False, time.monotonic() + self.poll_interval
-            elif changed:
-                pauses.append(next_progress - time.monotonic())
-            if await waiter.wait(max(0.0, min(pauses)) if pauses else None):
-                changed = True
-
-    def _read(self) -> tuple[Job | None, bool]:
-        """The job, and whether there is one; a file that cannot be read now is not the job's failure."""
+        except (AirExecutorError, OSError) as error:
+            self.log.error("job %s could not be cancelled: %s", self.job_name, error)
+            return False
         try:
-            return self._store.load_job(self.job_name)[0], True
-        except JobNotFoundError:
-            return None, False
-        except (CorruptFileError, OSError) as error:
-            if str(error) != self._problem:
-                self._problem = str(error)
-                self.log.warning("job %s cannot be read now: %s", self.job_name, error)
-            return None, True
-
-    def _log_progress(self) -> None:
-        try:
-            line = summary.progress(self._store.load_tasks(self.job_name)[0])
-            line += summary.trouble(self._store, self.job_name, embedded=self.embedded)
-        except (AirExecutorError, OSError):
-            return  # not there yet, or half-written: the next change shows it
-        if line != self._progress:
-            self._progress = line
-            self.log.info("job %s: %s", self.job_name, line)
-
-    async def _pass_lines_on(self, *, is_over: bool = False) -> None:
-        """Let what the tasks have printed appear in the log; if this is cancelled, no thread goes on with it."""
-        if self._stream is None:
-            return
-        passing = asyncio.ensure_future(asyncio.to_thread(self._log_output, self._stream, is_over=is_over))
-        try:
-            await asyncio.shield(passing)
-        except asyncio.CancelledError:
-            self._stream.stop()
-            await asyncio.wait([passing])
-            raise
-
-    def _log_output(self, stream: LogStream, *, is_over: bool) -> None:
-        try:
-            tasks = self._store.load_tasks(self.job_name)[0]
-            stream.follow(tasks, lambda line: self.log.info("%s", line), is_over=is_over)
-        except (AirExecutorError, OSError):
-            return  # not there yet, or half-written; nothing is lost, and the next pass reads it
-
-    async def _let_lines_arrive(self) -> None:
-        """Wait until all logged lines are in the log of the task: the next process that waits continues after them."""
-        if self._stream is None:
-            return
-        await asyncio.sleep(self._stream.seconds_to_arrival())
-        try:
-            self.log.info("nobody waits for job %s here any more", self.job_name)
-        except OSError:  # the process that writes the log is gone
-            return
-        await self._save_position()
-
-    async def _let_log_be_read(self) -> None:
-        """Wait until what was logged is in the log of the task, which ends with this trigger."""
-        if self._stream is None:
-            return
-        deadline = time.monotonic() + _READ_SECONDS
-        while (unread := _unread_log_bytes()) and time.monotonic() < deadline:  # noqa: ASYNC110 - there is no event for it
-            await asyncio.sleep(_READ_PAUSE)
-        if unread is None:
-            await asyncio.sleep(self._stream.seconds_to_arrival())
-        await self._save_position()
-
-    async def _save_position(self) -> None:
-        if self._stream is not None:
-            await asyncio.to_thread(self._stream.save)
-
-    def _keep_alive(self) -> None:
-        try:
-            start_manager_if_none(self._store)
+            if is_asked:
+                jobs.ensure_manager()
         except (AirExecutorError, OSError) as error:
             self.log.warning("job %s: %s", self.job_name, error)
+        return is_asked
 
     def _event(self, status: str, message: str) -> dict[str, str]:
         # PostgreSQL has no NUL, and the triggerer can do nothing with an event that it cannot store.
@@ -347,6 +272,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
 
     :param tasks: the tasks (templated), as :class:`~airflow_provider_air_executor.operators.AirExecutorSubmitOperator`
         takes them.
+    :param defaults: the fields that all of them have (templated), unless they have their own; default: none.
     :param job_name: the name of the job (templated); default: made of installation, DAG, run, task and map
         index.
     :param air_executor_conn_id: the connection (templated); default ``air_executor_default``.
@@ -364,6 +290,7 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         self,
         *,
         tasks: Sequence[Any],
+        defaults: Mapping[str, Any] | None = None,
         job_name: str | None = None,
         air_executor_conn_id: str = AirExecutorHook.default_conn_name,
         spec: JobSpec | None = None,
@@ -383,13 +310,14 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
             push_results=push_results,
         )
         self.tasks = tasks
+        self.defaults = defaults or {}
         self.spec: JobSpec = spec or {}
         self.retries = retries
         self.timeout = timeout
 
     def render_template_fields(self, context: Any, jinja_env: Any = None) -> None:
-        """Render the templates, those in :attr:`spec` too, which the operator has under other names."""
-        self.template_fields = (*self.template_fields, "spec")
+        """Render the templates, those in :attr:`spec` and :attr:`defaults` too, which are several of the operator's."""
+        self.template_fields = (*self.template_fields, "spec", "defaults")
         super().render_template_fields(context, jinja_env)
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
@@ -399,9 +327,10 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         if ti.try_number == 1 and not self._unrendered:
             try:
                 await self._locate()
-                installation = await sync_to_async(installation_of)(self._store)
+                jobs = self._jobs.with_patience(_START_SECONDS)
+                installation = await sync_to_async(installation_of)(jobs)
                 owner = SubmittedBy.of_task(ti, max_tries=self.retries, installation=installation)
-                self.job_name = await asyncio.to_thread(name_for, self.job_name, self._store, owner)
+                self.job_name = await asyncio.to_thread(name_for, self.job_name, jobs, owner)
                 self.owner = owner.model_dump(mode="json")
                 self._submitting = asyncio.ensure_future(asyncio.to_thread(self._submit, owner))
                 job = await asyncio.shield(self._submitting)
@@ -418,18 +347,19 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
 
         :raises AirExecutorError: if it cannot be submitted.
         """
-        tasks = list(self.tasks)
+        tasks, jobs = task_templates.to_submit(self.tasks, self.defaults), self._jobs.with_patience(_START_SECONDS)
         if self.embedded:
-            manager_status.check_locks(self._store)
+            jobs.prepare()
         try:
-            job = self._store.submit(self.job_name, tasks, submitted_by=owner, **self.spec)
-            self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), self.base_path)
+            job = jobs.submit(
+                self.job_name, tasks, submitted_by=owner, **arguments.job_spec({"outlets": (), **self.spec}, {})
+            )
+            self.log.info("submitted job %s with %d tasks to %s", job.name, len(tasks), jobs.where)
         except JobExistsError:
-            job = self._store.get_job(self.job_name)
+            job = jobs.get_job(self.job_name)
             if not job.belongs_to(owner):
                 raise
-        if self.embedded:
-            start_manager_if_none(self._store)
+        jobs.ensure_manager()
         return job
 
     def _deadline_of(self, job: Job) -> float | None:
@@ -443,7 +373,8 @@ class AirExecutorSubmitTrigger(AirExecutorJobTrigger):
         return min(limits, default=None)
 
     def _results(self) -> dict[str, Any]:
-        return {**super()._results(), "job_id": printable(self._store.get_job(self.job_name).id)}
+        job = self._jobs.with_patience(_RESULT_SECONDS).get_job(self.job_name)
+        return {**super()._results(), "job_id": printable(job.id)}
 
 
 async def task_state(owner: SubmittedBy) -> str | None:
@@ -456,15 +387,6 @@ async def task_state(owner: SubmittedBy) -> str | None:
     key = owner.task_id if owner.map_index < 0 else f"{owner.task_id}_{owner.map_index}"
     found: str | None = states.get(owner.run_id, {}).get(key)
     return found
-
-
-def _unread_log_bytes() -> int | None:
-    """How much of what this process has logged Airflow has not read yet, in bytes; None if that cannot be known."""
-    try:
-        log = structlog.get_config()["logger_factory"].io
-        return int(struct.unpack("i", fcntl.ioctl(log.fileno(), termios.TIOCOUTQ, bytes(4)))[0])
-    except (AttributeError, OSError, ValueError):  # it is not written to a socket, or another system than Linux
-        return None
 
 
 def class_and_arguments(trigger: BaseTrigger) -> tuple[str, dict[str, Any]]:
@@ -492,21 +414,7 @@ def validate_event(event: object) -> dict[str, str]:
     return event
 
 
-async def location_of(conn_id: str) -> tuple[str, bool]:
-    """Where the job filesystem of a connection is, and whether its manager is embedded."""
-    return await sync_to_async(lambda: AirExecutorHook(conn_id).location)()
-
-
-def has_template(value: Any) -> bool:
-    """Whether there is a template in a value, or in what it consists of."""
-    if isinstance(value, str):
-        return any(mark in value for mark in _TEMPLATE_MARKS)
-    if isinstance(value, Mapping):
-        return any(has_template(part) for pair in value.items() for part in pair)
-    return isinstance(value, list | tuple) and any(has_template(part) for part in value)
-
-
-def can_render(values: Sequence[Any]) -> bool:
+def can_render(values: Iterable[Any]) -> bool:
     """Whether a task with these values can start from its trigger.
 
     What is neither plain nor a template, the output of another task for instance, cannot be known there.

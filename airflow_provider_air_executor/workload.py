@@ -13,22 +13,29 @@ import enum
 import functools
 import getpass
 import importlib
+import importlib.util
 import json
 import os
 import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_air_executor import zygote
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.rehearsal import rehearse
+from airflow_provider_air_executor.system import import_report, process_family
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 from airflow_provider_air_executor.system.processes import kill_what_else_was_started_by
+from airflow_provider_air_executor.zygote import Zygote
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteCallback, ExecuteTask
+    from airflow.sdk.api.client import Client
 
 MODULE = "airflow_provider_air_executor.workload"
 WORKLOAD_FILE = "workload.json"
@@ -66,6 +73,7 @@ _PRELOADED = (
     "setproctitle",
 )
 _PR_SET_CHILD_SUBREAPER = 36
+_MAX_KEY = 500  # characters, as the field preload_key of a task may have
 _END_SECONDS = 0.01  # between two looks at a task that is about to end
 
 
@@ -76,17 +84,31 @@ class ExitCode(enum.IntEnum):
     BAD_WORKLOAD = 65  # the file is missing, or not a workload
     UNREACHABLE = 69  # the API server could not be reached, or failed
     SUPERVISOR_FAILED = 70  # the supervisor failed otherwise; or the callback failed
+    NO_AIRFLOW = 72  # it cannot be imported
     SUPERSEDED = 73  # Airflow says that the task runs already, or is not to run any more
     REFUSED = 77  # the API server did not accept the token
 
 
 def preload() -> None:
     """Import what nearly every task needs; called once in the fork server."""
+    if not _has_airflow():  # each task says so in its log
+        return
     _prepare()
     for name in _PRELOADED:
         with contextlib.suppress(ImportError):  # not every Airflow has all of them
             importlib.import_module(name)
     _warm_up()
+
+
+def renew() -> bool:
+    """Make this process fit to run another workload, as LocalExecutor's workers do; False if it had better end.
+
+    What tests connections runs code of hooks in this process, and callbacks are forked from it.
+    """
+    if _terminated or _kinds != {"ExecuteTask"}:
+        return False
+    _forwarding.clear()
+    return True
 
 
 def _warm_up() -> None:
@@ -100,9 +122,30 @@ def _warm_up() -> None:
     ensure_secrets_backend_loaded()
     Client(base_url="http://localhost/execution/", token="").close()
     jinja2.lexer.get_lexer(jinja2.Environment(autoescape=True))  # kept by jinja2, for all with these delimiters
+    _spare_empty_pools()
     _share_type_adapters(comms, "ToTask")
     _share_type_adapters(task_runner, "JsonValue", "StartupDetails")
     _load_plugins_once()
+    rehearse()
+
+
+def _spare_empty_pools() -> None:
+    """Let Airflow not make new pools of connections in each forked process as long as the present ones are empty.
+
+    It does so in a handler that SQLAlchemy recommends, for a process must not use connections of another one.
+    """
+    from airflow import settings
+
+    engines = getattr(settings, "engine", None), getattr(getattr(settings, "async_engine", None), "sync_engine", None)
+    for engine in filter(None, engines):
+        engine.dispose = functools.partial(_dispose_if_used, engine, engine.dispose)
+
+
+def _dispose_if_used(engine: Any, dispose: Callable[..., None], close: bool = True) -> None:
+    pool = engine.pool
+    numbers = [count() for name in ("checkedin", "checkedout") if callable(count := getattr(pool, name, None))]
+    if close or len(numbers) < 2 or any(numbers):
+        dispose(close=close)
 
 
 def _share_type_adapters(module: Any, *names: str) -> None:
@@ -154,10 +197,22 @@ def _leaves_no_threads(call: Callable[[], Any]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+_kinds: set[str] = set()  # of the workloads that this process has run
+
+
 def main() -> int:
     """Run the workload of this job."""
-    _prepare()
     directory = Path(os.environ["AIR_EXECUTOR_JOB_DIR"])
+    if not _has_airflow():
+        with contextlib.suppress(OSError):
+            (directory / WORKLOAD_FILE).unlink()
+        _log_line(
+            f"{sys.executable} has no Airflow, which Airflow's own tasks need: install airflow-provider-air-executor "
+            "with Airflow on the machine of the manager, and run air-executor from there and not from air-executor.pyz"
+        )
+        return ExitCode.NO_AIRFLOW
+    _prepare()
+    _task_forker()  # now, as long as this process is as it was
     # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
     for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name != RUN_VARIABLE]:
         del os.environ[name]
@@ -169,6 +224,7 @@ def main() -> int:
         why = error.strerror if isinstance(error, OSError) else "it is not a workload that this Airflow knows"
         _log_line(f"{WORKLOAD_FILE} cannot be run: {why}")
         return ExitCode.BAD_WORKLOAD
+    _kinds.add(workload.type)
     _leave_managers_directory(content.get("directory"))
     _adopt_orphans()
     code = 0
@@ -180,6 +236,10 @@ def main() -> int:
         if code < 0 or _terminated:  # it is not wanted any more, and neither are the processes that it has started
             kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
+
+
+def _has_airflow() -> bool:
+    return importlib.util.find_spec("airflow") is not None
 
 
 def _adopt_orphans() -> None:
@@ -216,6 +276,8 @@ def _leave_managers_directory(directory: str | None) -> None:
         if where is not None:
             with contextlib.suppress(OSError):
                 os.chdir(where)
+                if "PWD" in os.environ:  # a shell that has started this process has set it
+                    os.environ["PWD"] = where
                 return
 
 
@@ -226,6 +288,18 @@ def _workloads() -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(workloads.All)
+
+
+_zygotes: list[Zygote] = []  # the present one, if there is one
+
+
+def _task_forker() -> Zygote | None:
+    """The process from which tasks are forked, if this one stays for more than one of them."""
+    if not process_family.may_stay or not zygote.is_possible():
+        return None
+    if not _zygotes or not _zygotes[0].is_alive():
+        _zygotes[:] = [Zygote(process_family.begin_anew)]
+    return _zygotes[0]
 
 
 def _log_line(text: str) -> None:
@@ -241,7 +315,22 @@ def _prepare() -> None:
     configure_logging(output=sys.stdout.buffer, json_output=True)
     _notice_end_of_task()
     _send_sigterm_once()
+    _put_off_first_heartbeat()
+    if zygote.is_possible():
+        zygote.start_with(_task_forker)
+    _keep_client()
     _leave_private_directories()
+    _report_imports()
+
+
+def watched_files() -> list[str]:
+    """The files on which all that was prepared depends: Airflow's configuration."""
+    return [_configuration()]
+
+
+def _configuration() -> str:
+    home = files.expanded(os.environ.get("AIRFLOW_HOME") or "~/airflow")
+    return os.environ.get("AIRFLOW_CONFIG") or os.path.join(home, "airflow.cfg")
 
 
 def _set_defaults() -> None:
@@ -250,10 +339,9 @@ def _set_defaults() -> None:
     Airflow reads them when it is imported, and importing its configuration imports all that reads them: what is
     configured is found out without it. The file that Airflow makes by itself has all defaults in it.
     """
-    home = files.expanded(os.environ.get("AIRFLOW_HOME") or "~/airflow")
     configured = configparser.RawConfigParser(strict=False, allow_no_value=True)
     with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
-        configured.read(os.environ.get("AIRFLOW_CONFIG") or os.path.join(home, "airflow.cfg"))
+        configured.read(_configuration())
     for key, (default, ours) in _DEFAULTS.items():
         if configured.get("workers", key, fallback=default) == default:
             os.environ.setdefault(f"AIRFLOW__WORKERS__{key.upper()}", ours)
@@ -279,6 +367,53 @@ def _notice_end_of_task() -> None:
         return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
 
     WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
+
+
+_open = contextlib.ExitStack()  # what this process keeps until its end
+_kept: dict[str, Client] = {}  # by the address of the server
+
+
+def _keep_client() -> None:
+    """Let a supervisor that stays use its connection to the API server for its next task, with that task's token."""
+    from airflow.sdk.api.client import BearerAuth
+    from airflow.sdk.execution_time import supervisor
+
+    ensure = getattr(supervisor, "_ensure_client", None)  # since Airflow 3.3
+    if ensure is None:
+        return
+
+    @contextlib.contextmanager
+    def ensure_kept(
+        server: str | None, token: str, client: Client | None = None, dry_run: bool = False
+    ) -> Iterator[Client]:
+        if client or dry_run or not server or not process_family.may_stay:
+            with ensure(server, token, client=client, dry_run=dry_run) as made:
+                yield made
+            return
+        if server not in _kept:
+            _kept[server] = _open.enter_context(ensure(server, token))
+        kept = _kept[server]
+        kept.auth = BearerAuth(token)
+        yield kept
+
+    supervisor._ensure_client = ensure_kept  # noqa: SLF001
+
+
+def _put_off_first_heartbeat() -> None:
+    """Let the first heartbeat of a task come when it is due, and not at once after the request that says it runs.
+
+    That request is a heartbeat, too. For the API server the second one was a fourth of what a short task costs it.
+    """
+    from airflow.sdk.execution_time.supervisor import ActivitySubprocess
+
+    begin = ActivitySubprocess._on_child_started  # noqa: SLF001
+
+    @functools.wraps(begin)
+    def begin_with_time(self: Any, *args: Any, **kwargs: Any) -> Any:
+        begin(self, *args, **kwargs)
+        self._last_heartbeat_attempt = time.monotonic()
+
+    ActivitySubprocess._on_child_started = begin_with_time  # type: ignore[method-assign]  # noqa: SLF001
 
 
 _terminated: set[int] = set()  # processes of tasks that have got SIGTERM
@@ -361,6 +496,48 @@ def _is_open_to_all() -> bool:
         return all(path.stat().st_mode & stat.S_IXOTH for path in (here, *here.parents))
     except OSError:
         return False
+
+
+def preload_key(workload: Any) -> str:
+    """What the imports of a task are counted under: its DAG file, within its bundle.
+
+    :param workload: the workload, or the details that a task gets when it starts.
+    """
+    key = f"{workload.bundle_info.name}/{os.fspath(workload.dag_rel_path)}"
+    return "".join(letter if letter.isprintable() else "?" for letter in key[-_MAX_KEY:])
+
+
+def _report_imports() -> None:
+    """Let each task report at its end which installed modules it has imported, if the fork server is to learn them."""
+    from airflow.sdk.execution_time import task_runner
+
+    parse: Callable[..., Any] | None = getattr(task_runner, "parse", None)
+    main: Callable[[], None] | None = getattr(task_runner, "main", None)
+    if parse is None or main is None:
+        return
+    parsed: list[tuple[str, float, dict[str, str], set[str]]] = []  # by this process
+
+    @functools.wraps(parse)
+    def parse_and_measure(what: Any, *args: Any, **kwargs: Any) -> Any:
+        if not import_report.is_wanted():
+            return parse(what, *args, **kwargs)
+        before, began = import_report.environment(), time.process_time()
+        ti = parse(what, *args, **kwargs)
+        parsed.append((preload_key(what), time.process_time() - began, before, import_report.changes(before)))
+        return ti
+
+    @functools.wraps(main)
+    def main_and_report() -> None:
+        parsed.clear()
+        try:
+            main()
+        finally:
+            with contextlib.suppress(Exception):  # the task has ended, and this is no part of it
+                for key, seconds, before, changed in parsed:
+                    variables = changed | import_report.changes(before)
+                    import_report.send(key, parse_seconds=seconds, changed=variables)
+
+    task_runner.parse, task_runner.main = parse_and_measure, main_and_report
 
 
 def _run(workload: Any, server: str) -> int:

@@ -3,7 +3,12 @@
 Prints, for each system: tasks per second for 500 independent `/bin/true` and for a chain of 100; the time from
 submitting one task until its end is known, median and 99th percentile of 50; and the CPU use of an idle manager with
 5,000 finished jobs. The systems take turns, round after round, and the median round counts, since machines are noisy.
-Every system runs at most two tasks at a time; ours also with its default of ten.
+Every system runs at most two tasks at a time (`--running`); ours also with its default of ten. Then it prints how many
+tasks per second ours runs for each one of xargs, both in the same round.
+
+`--growth` measures in place of that what grows with the number of tasks and of jobs: the time per task of a job of
+1,000 and of 100,000 tasks, which take turns; the most memory of the manager meanwhile; and how long a manager takes to
+start that finds 50,000 finished jobs, and then to run a job.
 
 What is compared: make and xargs keep no state. task-spooler keeps its queue in memory, and the output in files.
 Air-Executor has published the job durably before it counts as submitted, and its results before it counts as completed.
@@ -23,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +39,7 @@ from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_ta
 from tests.support.run import Run
 
 INDEPENDENT, CHAIN, SINGLE, FINISHED = 500, 100, 50, 5000
+SHORT, LONG, HISTORY = 1000, 100_000, 50_000
 TRUE = "/bin/true"
 
 
@@ -47,6 +54,7 @@ class AirExecutor:
         self._numbers = iter(range(1 << 30))
         self._notifier = Notifier()
         self.process = self._start()
+        time.sleep(0.2)
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "airflow_provider_air_executor.manager.cli", "manager", "--log-level", "ERROR"]
@@ -54,8 +62,16 @@ class AirExecutor:
         process = subprocess.Popen(command)
         while manager_status.pid(self.store) != process.pid:
             time.sleep(0.02)
-        time.sleep(0.2)
         return process
+
+    def stop(self) -> None:
+        """End the manager."""
+        self.process.terminate()
+        self.process.wait()
+
+    def start_again(self) -> None:
+        """Start another manager."""
+        self.process = self._start()
 
     def _run(self, tasks: list[dict[str, Any]]) -> float:
         """Seconds from before the submit until the job's end is known; woken by inotify, not by polling."""
@@ -92,24 +108,22 @@ class AirExecutor:
 
     def close(self) -> None:
         """End the manager and remove its files."""
-        self.process.terminate()
-        self.process.wait()
+        self.stop()
         self._notifier.close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
 class Make:
-    """`make -j2` on a file of targets."""
+    """`make -j` on a file of targets."""
 
-    name = "make -j2"
-
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
+        self.name = f"make -j{limit}"
         self._directory = Path(tempfile.mkdtemp(prefix="air-executor-benchmark-"))
 
     def _run(self, lines: list[str]) -> float:
         path = self._directory / "Makefile"
         path.write_text("\n".join(lines) + "\n")
-        return timed(["make", "-s", "-j2", "-f", str(path)])
+        return timed(["make", "-s", self.name.split()[1], "-f", str(path)])
 
     def independent(self, number: int) -> float:
         """Run tasks that do not depend on each other."""
@@ -133,13 +147,14 @@ class Make:
 
 
 class Xargs:
-    """`xargs -P2`; it knows no dependencies, so a chain is `-P1`."""
+    """`xargs -P`; it knows no dependencies, so a chain is `-P1`."""
 
-    name = "xargs -P2"
+    def __init__(self, limit: int) -> None:
+        self.name = f"xargs -P{limit}"
 
     def independent(self, number: int) -> float:
         """Run tasks that do not depend on each other."""
-        return timed(["xargs", "-P2", "-n1", TRUE], "\n".join(map(str, range(number))))
+        return timed(["xargs", self.name.split()[1], "-n1", TRUE], "\n".join(map(str, range(number))))
 
     def chain(self, number: int) -> float:
         """Run tasks one after the other."""
@@ -161,10 +176,10 @@ class TaskSpooler:
 
     name = "task-spooler"
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int) -> None:
         self._directory = tempfile.mkdtemp(prefix="air-executor-benchmark-")
         self._environment = {**os.environ, "TS_SOCKET": f"{self._directory}/socket", "TMPDIR": self._directory}
-        self._sh("tsp -S 2")
+        self._sh(f"tsp -S {limit}")
 
     def _sh(self, script: str) -> float:
         return timed(["sh", "-c", script], environment=self._environment)
@@ -245,11 +260,55 @@ def closing(system: AirExecutor) -> Iterator[AirExecutor]:
         system.close()
 
 
-def main(rounds: int, idle_seconds: float) -> None:
+def growth(rounds: int, tasks: int, finished: int) -> None:
+    """Measure what grows with the number of tasks and of jobs, and print it."""
+    with closing(AirExecutor(2)) as system:
+        times: dict[int, list[float]] = {SHORT: [], tasks: []}
+        used: dict[int, list[float]] = {SHORT: [], tasks: []}  # processor time of the manager
+        system.independent(SHORT)
+        for _ in range(rounds):
+            for number, found in times.items():
+                repeated = max(1, tasks // number // 10)  # so that a short moment does not stand for a long one
+                before = cpu_seconds(system.process.pid)
+                found.append(sum(system.independent(number) for _ in range(repeated)) / repeated / number)
+                used[number].append((cpu_seconds(system.process.pid) - before) / repeated / number)
+        for what, columns in (("", times), (" of the manager's processor time", used)):
+            for number, found in columns.items():
+                print(f"a job of {number} tasks: {statistics.median(found) * 1000:.3f} ms a task{what}")
+            ratio = statistics.median(long / short for short, long in zip(*columns.values(), strict=True))
+            print(f"growth: {ratio:.2f}", flush=True)
+        print(f"the most memory of the manager: {peak_memory(system.process.pid) / 1e6:.0f} MB", flush=True)
+        store = system.store
+        job, finished_tasks = store.get_job("j0"), store.get_tasks("j0")[:1]
+        system.stop()
+        for number in range(finished):
+            write_finished(store, job.evolve(name=f"old{number}", id=f"old{number}-1"), dump_tasks(finished_tasks))
+        began = time.perf_counter()
+        system.start_again()
+        started = time.perf_counter()
+        system.single()
+        took, single = started - began, time.perf_counter() - began
+        memory = peak_memory(system.process.pid) / 1e6
+        print(f"{finished} finished jobs: a manager starts in {took:.2f} s, and has run a job after {single:.2f} s")
+        print(
+            f"its memory: {memory:.0f} MB; a job of {SHORT} tasks:"
+            f" {system.independent(SHORT) / SHORT * 1000:.3f} ms a task"
+        )
+
+
+def peak_memory(pid: int) -> int:
+    """The most memory in bytes that a process has had (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def main(rounds: int, running: int, idle_seconds: float) -> None:
     """Measure, and print a table."""
-    kinds: list[Callable[[], Any]] = [lambda: AirExecutor(2), lambda: AirExecutor(10), Make, Xargs]
+    limits = dict.fromkeys((running, 10))
+    kinds: list[Callable[[], Any]] = [partial(AirExecutor, limit) for limit in limits]
+    kinds += [partial(Make, running), partial(Xargs, running)]
     if shutil.which("tsp"):
-        kinds.append(TaskSpooler)
+        kinds.append(partial(TaskSpooler, running))
     systems = [kind() for kind in kinds]
     independent: dict[str, list[float]] = {system.name: [] for system in systems}
     chain: dict[str, list[float]] = {system.name: [] for system in systems}
@@ -273,6 +332,9 @@ def main(rounds: int, idle_seconds: float) -> None:
         median, p99 = statistics.median(times) * 1000, times[int(len(times) * 0.99)] * 1000
         one = f"{median:.1f} / {p99:.1f}"
         print(f"{name:28}{statistics.median(values):14.0f}{statistics.median(chain[name]):10.0f}{one:>20}")
+    ours, xargs = independent[systems[0].name], independent[f"xargs -P{running}"]
+    ratio = statistics.median(one / other for one, other in zip(ours, xargs, strict=True))
+    print(f"independent tasks, {systems[0].name}, to xargs -P{running}: {ratio:.2f}")
     used = idle_cpu(FINISHED, idle_seconds)
     print(f"idle manager, {FINISHED} finished jobs: {used * 100:.2f} % of a core over {idle_seconds:g} s")
 
@@ -280,7 +342,14 @@ def main(rounds: int, idle_seconds: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--running", type=int, default=2, help="tasks at a time; default: %(default)s")
+    parser.add_argument("--growth", action="store_true", help="measure what grows with the number of tasks and jobs")
+    parser.add_argument("--tasks", type=int, default=LONG, help="of the long job of --growth; default: %(default)s")
+    parser.add_argument("--finished", type=int, default=HISTORY, help="jobs on disk then; default: %(default)s")
     parser.add_argument("--idle-seconds", type=float, default=20, help="default: %(default)s")
     arguments = parser.parse_args()
     with Run():
-        main(arguments.rounds, arguments.idle_seconds)
+        if arguments.growth:
+            growth(arguments.rounds, arguments.tasks, arguments.finished)
+        else:
+            main(arguments.rounds, arguments.running, arguments.idle_seconds)

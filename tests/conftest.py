@@ -7,7 +7,13 @@ import signal
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.support.run", "tests.support.base_path", "tests.support.fixtures", "tests.support.scheduling"]
+pytest_plugins = [
+    "tests.support.run",
+    "tests.support.base_path",
+    "tests.support.fixtures",
+    "tests.support.scheduling",
+    "tests.support.sshd",
+]
 
 # How long an example takes is the machine's affair.
 settings.register_profile("tests", deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import signal
+import sys
 import tempfile
 import time
 from collections import deque
@@ -13,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple
 
 from airflow_provider_air_executor.jobs.models import printable
+from airflow_provider_air_executor.jobs.usage import Usage
+
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit of ru_maxrss
 
 
 class Children:
@@ -20,6 +25,8 @@ class Children:
 
     def __init__(self) -> None:
         self._owners: dict[int, Callable[[int, int], None]] = {}
+        self.usage: Usage | None = None  # of the child whose owner is being called
+        self._own_maxrss = 0  # the most memory that this process had, at least
 
     def add(self, pid: int, owner: Callable[[int, int], None]) -> None:
         """Register the owner of a child.
@@ -32,7 +39,7 @@ class Children:
         """Reap all children that have ended."""
         while self._owners:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, used = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:  # another part of the manager has reaped one of them
                 return
             if pid == 0:
@@ -40,9 +47,28 @@ class Children:
             owner = self._owners.pop(pid, None)
             try:
                 if owner is not None:
+                    self.usage = self._usage(used)
                     owner(pid, status)
             except Exception:
                 log.exception("the end of process %d could not be handled", pid)
+
+    def _usage(self, used: resource.struct_rusage) -> Usage:
+        """What a child of this process has used, as wait4(2) gives it.
+
+        The system counts what this process has in memory as the child's, from which only its exec has freed it.
+        """
+        memory = used.ru_maxrss
+        if memory > self._own_maxrss:
+            self._own_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return usage(used.ru_utime + used.ru_stime, memory if memory > self._own_maxrss else None)
+
+
+def usage(cpu_seconds: float, maxrss: int | None) -> Usage:
+    """What a process has used.
+
+    :param maxrss: the most memory that it had, in the unit of getrusage(2).
+    """
+    return Usage(cpu_seconds=round(cpu_seconds, 3), max_memory=maxrss and maxrss * _MAXRSS_BYTES)
 
 
 log = logging.getLogger("air_executor.manager")

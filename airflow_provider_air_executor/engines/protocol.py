@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.jobs.models import Reason, Task
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 
 LOCAL = "local"
 _SERIALS = itertools.count()
@@ -58,6 +59,7 @@ class Ended(NamedTuple):
     error: str | None = None  # in the engine's words
     may_repeat: bool = True  # False: it may still be running on an unreachable node
     left: str = ""  # what of it lives on, in words for people
+    usage: Usage | None = None
 
 
 class NotStarted(NamedTuple):

@@ -86,6 +86,7 @@ class Engines:
         self._children = children or Children()
         self._engines: dict[str, Engine] = {LOCAL: local}
         self._limits = {LOCAL: settings.max_concurrent_runners}
+        self._slots: dict[str, int] = {}  # in place of some of these limits
         self._failures: dict[str, str] = {}  # engines whose last poll failed, and why
         self._marked: set[Attempt] = set()
         self._work_paths: dict[str, str] = {}  # of the job whose task was started last
@@ -127,7 +128,22 @@ class Engines:
 
     def has_room(self, name: str) -> bool:
         """Whether an engine may get one more attempt; True if it is not loaded: :meth:`start` says why it is not."""
-        return name not in self._limits or self._in_use[name] < self._limits[name]
+        return name not in self._limits or self._in_use[name] < self._limit(name)
+
+    def _limit(self, name: str) -> int:
+        return self._slots.get(name, self._limits[name])
+
+    def set_slots(self, slots: Mapping[str, int]) -> None:
+        """Set how many attempts engines may have from now on, in place of the settings; attempts that run go on.
+
+        :param slots: by the name of the engine; for others the settings hold.
+        """
+        self._slots = dict(slots)
+
+    @property
+    def slots(self) -> dict[str, tuple[int, int]]:
+        """How many attempts each loaded engine has, and how many it may have."""
+        return {name: (self._in_use[name], self._limit(name)) for name in self._limits}
 
     def _mark_in_use(self, attempt: Attempt) -> None:
         if attempt not in self._marked:
@@ -255,6 +271,13 @@ class Engines:
         """Do ahead what makes the next start faster."""
         for engine in self._engines.values():
             engine.prepare()
+
+    def refresh(self) -> None:
+        """Have engines import anew what they import ahead of tasks."""
+        for engine in self._engines.values():
+            refresh = getattr(engine, "refresh", None)
+            if callable(refresh):
+                refresh()
 
     def close(self) -> None:
         """Release all resources. Attempts go on."""

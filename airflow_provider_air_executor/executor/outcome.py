@@ -34,14 +34,17 @@ ALIVE = (_QUEUED, _RUNNING, _RESTARTING)  # in any other state Airflow does not 
 _REPORTED = {_QUEUED: Decision.SUCCEED, _RUNNING: Decision.SUCCEED, _RESTARTING: Decision.SUCCEED}
 _SUPERSEDED = {_QUEUED: Decision.FORGET, _RUNNING: Decision.FORGET, _RESTARTING: Decision.SUCCEED}
 _OTHERWISE = {_QUEUED: Decision.RESUBMIT, _RUNNING: Decision.FAIL, _RESTARTING: Decision.SUCCEED}
+_IN_VAIN = {_QUEUED: Decision.FAIL, _RUNNING: Decision.FAIL, _RESTARTING: Decision.SUCCEED}
 _BY_EXIT_CODE: Mapping[int | None, Mapping[TaskInstanceState, Decision]] = {
     ExitCode.REPORTED: _REPORTED,
     ExitCode.SUPERSEDED: _SUPERSEDED,
+    ExitCode.NO_AIRFLOW: _IN_VAIN,
 }
 _EXPLANATIONS: Mapping[int | None, str] = {
     ExitCode.BAD_WORKLOAD: "its workload could not be read",
     ExitCode.UNREACHABLE: "the API server could not be reached",
     ExitCode.SUPERVISOR_FAILED: "its supervisor failed",
+    ExitCode.NO_AIRFLOW: "there is no Airflow on the machine of its manager",
     ExitCode.SUPERSEDED: "it was running already, or was not to run any more",
     ExitCode.REFUSED: "the API server did not accept its token",
 }

@@ -19,6 +19,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import MODULE
 
 SECTION = "air_executor"
+AUTO = "auto"  # of the setting preload: what tasks import is learned
 
 
 @dataclass
@@ -99,8 +100,11 @@ class Settings:
 
     @property
     def preload(self) -> str:
-        """The modules that a manager's fork server imports, separated by commas."""
-        return self._text("preload", MODULE)
+        """The modules that a manager's fork server imports, separated by commas; ``auto`` has it learn others."""
+        words = [word.strip() for word in self._text("preload", AUTO).split(",")]
+        if AUTO in words and MODULE not in words:
+            words.insert(words.index(AUTO) + 1, MODULE)  # without it there is nothing to learn from
+        return ",".join(words)
 
     @cached_property
     def base_paths(self) -> dict[str | None, QueueBasePath]:

@@ -19,7 +19,7 @@ from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkloa
 from airflow_provider_air_executor.jobs import attachments, files, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.workload import MODULE, WORKLOAD_FILE
+from airflow_provider_air_executor.workload import MODULE, WORKLOAD_FILE, preload_key
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +122,7 @@ class Submitter:
                     "args": ["-P", "-m", MODULE],  # modules in the directory of the manager must not be imported
                     "runner": "warm",
                     "preload": [MODULE],
+                    "preload_key": preload_key(workload) if kind is Kind.TASK else None,
                     "env": options.env or None,
                     "timeout": options.timeout,
                 }

@@ -22,7 +22,6 @@ from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.workload import MODULE
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +80,7 @@ class Managers:
                     "--preload %s",
                     path,
                     path,
-                    MODULE,
+                    self._settings.preload,
                 )
 
     def restart_missing(self, *, is_scheduler: bool) -> threading.Thread | None:

@@ -30,7 +30,9 @@ _NOT_SAID = "-"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # Its two lines; of what follows the last newline, which may be half a number, nothing is known.
 _RECORD = re.compile(
-    r"(\d{1,18}) (\S{1,64}) ([\w.-]{1,200})\n(?:(?:(-?\d{1,10})( told)?|" + SPAWN + r"([^\n]*))\n|[^\n]*\Z)", re.ASCII
+    r"(0{0,80}\d{1,18}) (\S{1,64}) ([\w.-]{1,200})\n"
+    r"(?:(?:(-?\d{1,10})( told)?|" + SPAWN + r"([^\n]*))\n|[^\n]*\Z)",
+    re.ASCII,
 )
 
 
@@ -92,16 +94,17 @@ def read_record(path: Path | str, handle_path: Path | None = None) -> Record | N
     )
 
 
-def claim(path: Path | str, record: Record) -> int:
+def claim(path: Path | str, record: Record, *, length: int = 0) -> int:
     """Create a record: the attempt belongs to the caller then.
 
+    :param length: bytes of its line at least, so that another line can take its place; zeros come before it.
     :return: a descriptor, to which the second line is to be written.
     :raises FileExistsError: if another one has the attempt.
     :raises OSError: if it cannot be written; then the attempt is not claimed.
     """
     descriptor = os.open(path, _FLAGS, 0o600)
     try:
-        files.write_all(descriptor, record.text)
+        files.write_all(descriptor, record.text.rjust(length, b"0"))
     except BaseException:
         os.close(descriptor)
         files.remove(path)

@@ -14,12 +14,13 @@ import os
 import re
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from pathlib import Path
 
 from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError, JobNotFoundError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.inotify import Notifier
+from airflow_provider_air_executor.jobs.interface import JobFilter
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.paths import STATE
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -33,13 +34,19 @@ class JobCompletions:
 
     :param subscriber: its name, 1 to 64 letters, digits, ``-`` and ``_``.
     :param interval: seconds between two passes over all jobs, for file systems that do not notify.
-    :param matches: which jobs the subscriber wants.
+    :param wanted: which jobs the subscriber wants; default: all.
     :param formerly: the name that it had before, if it has another one now: it goes on where it was.
     :raises InvalidJobError: if no subscriber can have the name.
     """
 
     def __init__(
-        self, store: JobStore, subscriber: str, *, interval: float, matches: Callable[[Job], bool], formerly: str = ""
+        self,
+        store: JobStore,
+        subscriber: str,
+        *,
+        interval: float,
+        wanted: JobFilter = JobFilter(),  # noqa: B008 - it cannot change
+        formerly: str = "",
     ) -> None:
         if not _SUBSCRIBER.fullmatch(subscriber):
             raise InvalidJobError(f"subscriber: {subscriber!r} must be 1 to 64 letters, digits, '-' or '_'")
@@ -47,7 +54,7 @@ class JobCompletions:
         self._subscriber = subscriber
         self._formerly = formerly
         self._interval = interval
-        self._matches = matches
+        self._wanted = wanted
         self._since = 0.0  # when it subscribed for the first time, in seconds since the epoch
         self._stamps: dict[str, files.Stamp] = {}  # of the state.json of jobs that have ended, and been dealt with
         self._delivered: dict[str, str] = {}  # the completions that are not acknowledged yet, by the job's name
@@ -165,10 +172,32 @@ class JobCompletions:
         return job
 
     def _is_new(self, job: Job, completion: str) -> bool:
-        if _completed_at(job) < self._since or not self._matches(job):
+        if _completed_at(job) < self._since or not self._wanted.matches(job):
             return False
         paths, names = self._store.paths(job.name), {self._subscriber, self._formerly} - {""}
         return completion.encode() not in (files.read_if_there(paths.acknowledged(name)) for name in names)
+
+
+def subscribers(store: JobStore) -> dict[str, float]:
+    """All that have ever subscribed, and when they did so for the first time, in seconds since the epoch."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError), os.scandir(subscriber_path(store, "")) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # it has just got its other name
+                found[entry.name] = entry.stat(follow_symlinks=False).st_mtime
+    return found
+
+
+def is_acknowledged(store: JobStore, job: Job, subscribers: Mapping[str, float]) -> bool:
+    """Whether all subscribers have acknowledged the completion of a job. Those who do not want it never do.
+
+    :param subscribers: see :func:`subscribers`.
+    """
+    paths, completion = store.paths(job.name), _completion_of(job).encode()
+    return all(
+        _completed_at(job) < since or files.read_if_there(paths.acknowledged(name)) == completion
+        for name, since in subscribers.items()
+    )
 
 
 def subscriber_path(store: JobStore, subscriber: str) -> Path:

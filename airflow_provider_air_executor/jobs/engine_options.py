@@ -41,6 +41,12 @@ def has_valid_options(name: str, value: Any, path: str, engine: str | None) -> b
 
 
 @functools.cache
+def option_names() -> frozenset[str]:
+    """The fields of tasks that hold options of engines, as far as these have registered a check."""
+    return frozenset(point.name for point in entry_points(group=GROUP))
+
+
+@functools.cache
 def _check_of(name: str) -> Callable[[Any], object] | None:
     found: Callable[[Any], object] | None = None
     for point in entry_points(group=GROUP, name=name):

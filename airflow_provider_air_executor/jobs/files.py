@@ -45,6 +45,7 @@ TRANSIENT = (*SHORTAGE, *AWAY)
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 # What says for sure that there is no regular file of a name.
 NOT_A_FILE = (errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO)
+TOO_LARGE = errno.EFBIG  # what :func:`read` fails with if there is more than the caller wants
 ABSENT = (errno.ENOENT, errno.ENOTDIR, *NOT_A_FILE)
 
 
@@ -109,7 +110,7 @@ def publishing(path: Path, data: Iterable[bytes], *, durable: bool = True) -> Pi
     temporary, stamp = yield from writing_beside(path, data, durable=durable)
     try:
         if durable:
-            yield from _in_thread(stamp.size, partial(put, temporary, path))  # the old one may be long, too
+            yield from in_thread(stamp.size, partial(put, temporary, path))  # the old one may be long, too
         else:
             os.rename(temporary, path)  # unlike an exchange, it makes ext4 write the data before the name
     except BaseException:
@@ -185,7 +186,7 @@ def put_with_backup(temporary: str, path: Path, previous: Path) -> bool:
 
 def putting_with_backup(temporary: str, path: Path, previous: Path, *, size: int) -> Pieces[bool]:
     """The same in pieces, see :func:`put_with_backup`: removing a long file takes time."""
-    return (yield from _in_thread(size, partial(put_with_backup, temporary, path, previous)))
+    return (yield from in_thread(size, partial(put_with_backup, temporary, path, previous)))
 
 
 def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> None:
@@ -262,7 +263,7 @@ def writing_beside(path: Path, data: Iterable[bytes], *, durable: bool) -> Piece
                     yield False
                 write_all(descriptor, piece)
             if durable:
-                yield from _in_thread(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
+                yield from in_thread(os.fstat(descriptor).st_size, partial(os.fsync, descriptor))
             stamp = Stamp.of(os.fstat(descriptor))
         finally:
             os.close(descriptor)
@@ -311,15 +312,15 @@ def unlinking(path: Path) -> Pieces[None]:
     """
     found = stamp(path)
     if found is not None:
-        yield from _in_thread(found.size, partial(path.unlink, missing_ok=True))
+        yield from in_thread(found.size, partial(path.unlink, missing_ok=True))
 
 
-def _in_thread(size: int, work: Callable[[], T]) -> Pieces[T]:
+def in_thread(size: int | None, work: Callable[[], T]) -> Pieces[T]:
     """Do work that takes long for a long file in another thread.
 
-    :param size: of the file, in bytes.
+    :param size: of the file, in bytes; None: it takes long in any case.
     """
-    if size <= _PIECE_BYTES:
+    if size is not None and size <= _PIECE_BYTES:
         return work()
     with ThreadPoolExecutor(1) as thread:  # its end is awaited: the caller may close its files next
         done = thread.submit(work)
@@ -349,7 +350,7 @@ def flushing(*paths: Path | str) -> Pieces[None]:
             for descriptor in descriptors:
                 os.fsync(descriptor)
 
-        yield from _in_thread(sum(os.fstat(descriptor).st_size for descriptor in descriptors), flush_all)
+        yield from in_thread(sum(os.fstat(descriptor).st_size for descriptor in descriptors), flush_all)
 
 
 def sync_directory(path: Path) -> None:
@@ -420,12 +421,12 @@ def open_file(path: Path | str) -> FileIO:
 def read(path: Path, *, limit: int | None = None) -> tuple[bytes, Stamp]:
     """The content of a regular file, and the stamp of what was read.
 
-    :param limit: the size in bytes above which nothing is read, and the error EFBIG is raised; default: none.
+    :param limit: the size in bytes above which nothing is read, and the error TOO_LARGE is raised; default: none.
     """
     with open_file(path) as file:
         stamp = Stamp.of(os.fstat(file.fileno()))
         if limit is not None and stamp.size > limit:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(path))
+            raise OSError(TOO_LARGE, os.strerror(TOO_LARGE), str(path))
         return file.readall(), stamp
 
 

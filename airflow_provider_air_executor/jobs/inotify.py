@@ -28,7 +28,7 @@ class Notifier:
 
     def __init__(self) -> None:
         self._inotify: Any = None
-        self._mask = self._overflow = self._ignored = 0
+        self._mask = self._closed = self._removed = self._overflow = self._ignored = 0
         self._keys: dict[int, str] = {}
         self._watches: dict[str, int] = {}
         if sys.platform.startswith("linux"):
@@ -40,6 +40,8 @@ class Notifier:
         from inotify_simple import INotify, flags
 
         self._mask = flags.MOVED_TO | flags.CLOSE_WRITE | flags.CREATE | flags.ONLYDIR | flags.DONT_FOLLOW
+        self._closed = flags.CLOSE_WRITE | flags.ONLYDIR | flags.DONT_FOLLOW
+        self._removed = flags.MOVED_FROM | flags.DELETE
         self._overflow, self._ignored = int(flags.Q_OVERFLOW), int(flags.IGNORED)
         self._inotify = INotify(nonblocking=True)
 
@@ -52,16 +54,25 @@ class Notifier:
         """The descriptor that becomes readable when there are changes; -1 if none ever does."""
         return self._inotify.fileno() if self._inotify is not None else -1
 
-    def add(self, key: str, path: Path) -> None:
-        """Watch a directory, if that is possible; its changes are reported under ``key``."""
+    def add(self, key: str, path: Path, *, only_closed: bool = False, removals: bool = False) -> None:
+        """Watch a directory, if that is possible; its changes are reported under ``key``.
+
+        :param only_closed: whether only the closing of files that were written counts.
+        :param removals: whether what is moved or removed from there counts, too.
+        """
         if self._inotify is None:
             return
+        mask = self._closed if only_closed else self._mask | (self._removed if removals else 0)
         try:
-            watch = self._inotify.add_watch(path, self._mask)
+            watch = self._inotify.add_watch(path, mask)
         except OSError:  # whatever it is: the slow pass sees what happens there
             return
         self._keys[watch] = key
         self._watches[key] = watch
+
+    def has(self, key: str) -> bool:
+        """Whether a directory is watched under this key."""
+        return key in self._watches
 
     def remove(self, key: str) -> None:
         """Watch a directory no longer."""

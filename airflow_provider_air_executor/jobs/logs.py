@@ -10,6 +10,8 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import check_task_id
 from airflow_provider_air_executor.jobs.paths import JobPaths
 
+_PIECE = 4_194_304  # bytes that are read at a time
+
 
 class LogChunk(NamedTuple):
     """A piece of a task's log."""
@@ -56,6 +58,30 @@ class TaskLog:
                 data = file.readall() if limit is None else file.read(limit)
                 return LogChunk(data or b"", offset + len(data or b""))
         return LogChunk(b"", max(offset, 0))
+
+    def line_from(self, offset: int, limit: int) -> int:
+        """Where the first line begins that is whole, at ``offset`` or after it.
+
+        :param limit: if there is none in so many bytes, ``offset``.
+        """
+        if offset == 0:
+            return 0
+        data = self.read(offset - 1, limit + 1).data
+        position = data.find(b"\n")
+        return offset + position if 0 <= position < len(data) - 1 else offset
+
+    def lines_before(self, offset: int, limit: int) -> int | None:
+        """How many lines end before ``offset``; None if there are more bytes than ``limit`` to count them in."""
+        if offset > limit:
+            return None
+        lines, position = 0, 0
+        while position < offset:
+            data = self.read(position, min(_PIECE, offset - position)).data
+            if not data:
+                break
+            lines += data.count(b"\n")
+            position += len(data)
+        return lines
 
     def size(self) -> int:
         """The length of the log in bytes; 0 if there is none."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs import files
@@ -41,12 +42,12 @@ class Mask:
         data = text.encode(errors="surrogatepass")
         return self._masked(data, 0, len(data))[0].decode(errors="surrogatepass")
 
-    def read_log(self, log: TaskLog, offset: int, limit: int, *, is_over: bool) -> LogChunk:
+    def read_log(self, log: TaskLog, offset: int, limit: int | None, *, is_over: bool) -> LogChunk:
         """A piece of a log, as :meth:`TaskLog.read` gives it, without secrets.
 
         A secret that lies across the beginning or the end of the piece is masked too.
 
-        :param limit: at most so many bytes of the log; it may go on a little for a secret at its end.
+        :param limit: at most so many bytes of the log; it may go on a little for a secret at its end. None: all.
         :param is_over: whether nothing more will be printed; otherwise what may be the beginning of a secret at the
             end of the log is left for the next call.
         """
@@ -55,9 +56,9 @@ class Mask:
         if offset < 0:
             offset = max(0, log.size() + offset)
         start = max(0, offset - self._longest + 1)
-        found = log.read(start, offset - start + limit + self._longest - 1).data
+        found = log.read(start, None if limit is None else offset - start + limit + self._longest - 1).data
         begin = min(offset - start, len(found))
-        end = min(begin + limit, len(found))
+        end = len(found) if limit is None else min(begin + limit, len(found))
         if not is_over:
             end = max(begin, min(end, len(found) - self._begun(found)))
         shown, next_position = self._masked(found, begin, end)
@@ -105,6 +106,19 @@ class Mask:
             if any(len(secret) > length and secret.startswith(tail) for secret in self._encoded):
                 return length
         return 0
+
+
+def masked(value: Any, mask: Mask) -> Any:
+    """A value of JSON without secrets, neither in its texts nor in its keys or numbers."""
+    if isinstance(value, str):
+        return mask.text(value)
+    if isinstance(value, dict):
+        return {mask.text(key): masked(item, mask) for key, item in value.items()}
+    if isinstance(value, list):
+        return [masked(item, mask) for item in value]
+    if value is None or isinstance(value, bool) or mask.text(str(value)) == str(value):
+        return value
+    return REPLACEMENT
 
 
 def load(paths: JobPaths) -> Mask:

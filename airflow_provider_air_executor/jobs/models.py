@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from numbers import Real
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -28,6 +31,7 @@ from pydantic import (
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.engine_options import has_valid_options
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, finish
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.jobs.validation import SHOWN, validate
 
 FORMAT_VERSION = 1
@@ -45,6 +49,8 @@ _MAX_SECONDS = 100 * 366 * 86400.0
 _MAX_BYTES = 2**63 - 1  # of what is kept in a signed integer of 64 bits
 _MEMORY = re.compile(r"(\d{1,20}(?:\.\d{1,20})?)\s*([KMGTkmgt]?)(i?)[Bb]?", re.ASCII)
 _NUMBER = r"(\d{1,20}(?:\.\d{1,20})?)"
+_NO_CPUS = "must be a number of processors, such as 2, 0.5 or '500m'"
+_NO_DURATION = "must be a number of seconds, a timedelta, or a text such as '90s', '15m', '1h30m' or '2d'"
 _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?", re.ASCII)
 
 
@@ -80,7 +86,7 @@ class TaskStatus(enum.StrEnum):
 
     PENDING = "pending"  # not started, or to be started again
     RUNNING = "running"  # an attempt of it is running
-    COMPLETED = "completed"  # its command ended with exit code 0
+    COMPLETED = "completed"  # its command ended with exit code 0, or it was skipped
     FAILED = "failed"  # anything else; `reason` and `error` say what
 
     @property
@@ -89,8 +95,16 @@ class TaskStatus(enum.StrEnum):
         return self in (TaskStatus.COMPLETED, TaskStatus.FAILED)
 
 
+class RunIf(enum.StrEnum):
+    """How the dependencies of a task must have ended so that it starts. Without one, all must have completed."""
+
+    ALL_DONE = "all_done"  # all have ended, in whatever way
+    ANY_FAILED = "any_failed"  # all have ended, and one of them failed; otherwise the task is skipped
+    ALWAYS = "always"  # as all_done, and also if the job is cancelled or has timed out
+
+
 class Reason(enum.StrEnum):
-    """Why a task or a job failed."""
+    """Why a task or a job failed, or why a task completed without an attempt."""
 
     EXIT = "exit"  # the command ended with another exit code than 0
     SIGNAL = "signal"  # the command was ended by a signal
@@ -100,6 +114,7 @@ class Reason(enum.StrEnum):
     LOST = "lost"  # its process is gone and left no result
     SPAWN = "spawn"  # the command could not be started
     INVALID = "invalid"  # its files are not valid
+    SKIPPED = "skipped"  # it completed without an attempt: no task that it depends on failed
 
 
 def utc_now() -> datetime:
@@ -148,24 +163,71 @@ def _bytes(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
+    if isinstance(value, timedelta):
+        return value.total_seconds()
     if not isinstance(value, str):
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ValueError(_NO_DURATION)
         return value
     match = _DURATION.fullmatch(value.strip())
-    if not match or not any(match.groups()):
-        raise ValueError("must be a number of seconds, or a text such as '90s', '15m', '1h30m' or '2d'")
-    return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+    if match and any(match.groups()):
+        return sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1), strict=True))
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(_NO_DURATION) from None
+
+
+def _cpus(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, Real | str):
+        raise ValueError(_NO_CPUS)
+    try:
+        if isinstance(value, str):
+            return float(value.strip().removesuffix("m")) / (1000 if value.strip().endswith("m") else 1)
+    except ValueError:
+        raise ValueError(_NO_CPUS) from None
+    return value
+
+
+def _as_text(value: Any) -> Any:
+    """What becomes an argument, or the value of a variable: a text, or what has only one text."""
+    if isinstance(value, str):
+        return _without_nul(value)
+    if isinstance(value, bool):
+        raise ValueError("must be a text; write the one that is meant, such as 'true', 'True' or '1'")
+    if isinstance(value, Real | Decimal):
+        return str(value)
+    return _path_as_text(value)
+
+
+def _path_as_text(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _arguments(value: Any) -> Any:
+    if isinstance(value, str):  # it may hold a secret, and is not shown
+        raise ValueError('must be a list: ["..."]')
+    return value
+
+
+def _ids(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list: [{json.dumps(value, ensure_ascii=False)}]")
+    return value
 
 
 Timestamp = Annotated[datetime, AfterValidator(_as_utc)]
 Text = Annotated[str, AfterValidator(_without_nul)]
 NonEmptyText = Annotated[Text, Field(min_length=1)]
 TaskId = Annotated[str, AfterValidator(_valid_task_id)]
-Environment = Annotated[dict[str, Text], AfterValidator(_valid_env)]
+Value = Annotated[str, BeforeValidator(_as_text)]  # of a variable, or an argument
+PathText = Annotated[NonEmptyText, BeforeValidator(_path_as_text)]
+Environment = Annotated[dict[str, Value], AfterValidator(_valid_env)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
-Seconds = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
-Delay = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Delay = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 Number = Annotated[int, Field(ge=-_MAX_COUNT, le=_MAX_COUNT)]
 
@@ -193,20 +255,19 @@ class Record(BaseModel):
 class Resources(BaseModel):
     """The resources that a task needs.
 
-    :param cpus: processors; parts of one where the engine has them.
+    :param cpus: processors; parts of one where the engine has them, also in thousandths: ``"500m"``.
     :param memory: bytes, or a text with a unit: ``"512Mi"``, ``"4Gi"`` (powers of 1024), ``"512M"``, ``"4G"`` (of
         1000).
     :param gpus: whole graphics processors.
-    :param time: seconds that an attempt may take, or a text with units: ``"90s"``, ``"15m"``, ``"1h30m"``, ``"2d"``. An
-        engine passes it to its scheduler.
+    :param time: how long an attempt may take, for instance ``"1h30m"``. An engine passes it to its scheduler.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    cpus: Annotated[float, Field(gt=0, le=_MAX_COUNT, allow_inf_nan=False)] | None = None
+    cpus: Annotated[float, BeforeValidator(_cpus), Field(gt=0, le=_MAX_COUNT, allow_inf_nan=False)] | None = None
     memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=_MAX_BYTES)] | None = None
     gpus: Count | None = None
-    time: Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)] | None = None
+    time: Seconds | None = None
 
 
 class Task(Record):
@@ -219,9 +280,15 @@ class Task(Record):
     :param id: name of the task within its job, at most 200 bytes without ``/``; default ``task-1``, ``task-2``, ...
         by its position in the list.
     :param command: the program to run: an absolute path, or a name that is looked up in ``PATH``. No shell reads it.
-    :param args: its arguments, handed over as they are.
+    :param args: its arguments, handed over as they are. Numbers and paths become text.
     :param dependencies: ids of the tasks of the same job that must have completed before this one starts.
+    :param run_if: when it starts, if not after all of these have completed: ``all_done``: after all have ended, whether
+        they failed or not. ``any_failed``: after all have ended, if one failed; otherwise the task is skipped: it
+        completes without an attempt. ``always``: as ``all_done``, and also in a job that is cancelled or timed out: it
+        starts once the tasks that ran have ended. A second request to cancel the job ends it too.
     :param env: environment variables added to the manager's own.
+    :param append_env: False: the command has, of the manager's environment, only what programs need to run, see
+        :func:`~airflow_provider_air_executor.system.environment.of_command`. On Kubernetes it has none of it anyway.
     :param cwd: the directory to run in. A path that is not absolute begins in the directory that a task without it
         runs in: ``work/`` in the directory of its job; the manager's for a job in the existing system's format; that
         of its image on Kubernetes.
@@ -233,6 +300,8 @@ class Task(Record):
         process forked for it which has imported already what the module needs; where that cannot be, it starts cold.
         Default: what its job says, or else the manager's setting ``runner``.
     :param preload: the modules that such a process has imported, unless the manager's setting ``preload`` says so.
+    :param preload_key: what it executes, for a warm one: the manager counts under it which modules such tasks import.
+        The executor names the DAG file.
     :param resources: what it needs, see :class:`Resources`; default: what its engine gives to each task.
 
     A field that is called like an engine holds that engine's own options, which the engine checks, see
@@ -241,9 +310,9 @@ class Task(Record):
 
     id: TaskId = ""
     job_name: str = ""
-    command: NonEmptyText
-    args: tuple[Text, ...] = ()
-    dependencies: tuple[str, ...] = ()
+    command: PathText
+    args: Annotated[tuple[Value, ...], BeforeValidator(_arguments)] = ()
+    dependencies: Annotated[tuple[str, ...], BeforeValidator(_ids)] = ()
     status: TaskStatus = TaskStatus.PENDING
     created_at: Timestamp | None = None
     started_at: Timestamp | None = None
@@ -251,18 +320,23 @@ class Task(Record):
     error: str | None = None
     # additions
     env: Environment | None = None
-    cwd: NonEmptyText | None = None
+    append_env: bool = True
+    cwd: PathText | None = None
     timeout: Seconds | None = None
     retries: Count = 0
     retry_delay: Delay = 0
     runner: RunnerName | None = None
     preload: tuple[ModuleName, ...] | None = None
+    preload_key: Annotated[NonEmptyText, Field(max_length=500)] | None = None
     resources: Resources | None = None
+    run_if: RunIf | None = None
     attempt: Count = 0  # number of the latest attempt, 0 before the first
     attempts_before: Count = 0  # attempts made before the job was retried last
     exit_code: Number | None = None
     reason: Reason | None = None
+    usage: Usage | None = None  # what the latest attempt has used, where its engine knows
     where: str | None = None  # where the latest attempt is, if not on the manager's machine, and what it waits for
+    cancel_requested_at: Timestamp | None = None  # when the end of this task alone was requested
 
     @model_validator(mode="before")
     @classmethod
@@ -307,7 +381,9 @@ class Task(Record):
 # How a task stands before an attempt; the other fields say what it is, but for the numbers of its attempts.
 _NOT_STARTED: dict[str, Any] = {
     "status": TaskStatus.PENDING,
-    **dict.fromkeys(("started_at", "completed_at", "error", "exit_code", "reason", "where")),
+    **dict.fromkeys(
+        ("started_at", "completed_at", "error", "exit_code", "reason", "usage", "where", "cancel_requested_at")
+    ),
 }
 
 
@@ -326,6 +402,7 @@ class SubmittedBy(Record):
     callback: Text | None = None  # which one, if it was a callback
     clear_number: Number | None = None  # how often the DAG run had been cleared, if it was a callback of that
     installation: Text | None = None  # which Airflow; several may use one base path, and run the same DAGs
+    token: Text | None = None  # the name of the token with which a server was asked
 
     @classmethod
     def of_task(cls, ti: Any, **facts: Any) -> SubmittedBy:
@@ -396,6 +473,8 @@ class Job(Record):
     started_clock: str | None = None
     attempt: Count = 0
     cancel_requested_at: Timestamp | None = None
+    cancel_again_requested_at: Timestamp | None = None
+    keep_failed: bool = False  # while it waits: whether tasks that have failed stay so when it starts again
     reason: Reason | None = None
     error: str | None = None
     format_version: Number = FORMAT_VERSION
@@ -489,38 +568,83 @@ def checking_ids(tasks: Sequence[Task]) -> Pieces[None]:
             yield False
 
 
-def parse_tasks(raw: Any, *, where: str = "tasks", present: Sequence[Task] = ()) -> tuple[Task, ...]:
+def parse_tasks(
+    raw: Any, *, where: str = "tasks", present: Sequence[Task] = (), first: int | None = None
+) -> tuple[Task, ...]:
     """Make tasks of what a user gave: a list of :class:`Task`, dicts, or bash lines.
 
     Ids that are missing are filled in by position, and the list as a whole is checked
     (:func:`checking_task_list`). Fields that no task has are refused: they are most often a slip of the pen.
 
     :param present: the tasks that the job has already, if these are to be added to it.
+    :param first: the position of the first one; default: after those.
     :raises InvalidJobError: naming each field that is not valid.
     """
     if isinstance(raw, str | bytes) or not isinstance(raw, Sequence):
         raise InvalidJobError(f"{where}: must be a list of tasks, not {type(raw).__name__}")
     given = [item.model_dump(exclude_unset=True) if isinstance(item, Task) else item for item in raw]
+    for index, item in enumerate(given):
+        if isinstance(item, Mapping):
+            _refuse_unknown_fields(item, f"{where}[{index}]")
     tasks: tuple[Task, ...] = validate(TASK_LIST, given, where)
-    for index, task in enumerate(tasks):
-        _refuse_unknown_fields(task, f"{where}[{index}]")
     tasks = tuple(
         task if task.id else task.evolve(id=f"task-{number}")
-        for number, task in enumerate(tasks, start=len(present) + 1)
+        for number, task in enumerate(tasks, start=len(present) + 1 if first is None else first)
     )
+    for index, task in enumerate(tasks):
+        if task.run_if is not None and not task.dependencies:
+            raise InvalidJobError(f"{where}[{index}].run_if: needs dependencies, the tasks whose end it waits for")
     finish(checking_task_list(tasks, where=where, present={task.id: task for task in present}))
     return tasks
 
 
-def _refuse_unknown_fields(record: Record, where: str) -> None:
-    for name, value in (record.model_extra or {}).items():
-        if isinstance(record, Task) and has_valid_options(name, value, f"{where}.{name}", record.runner):
-            continue
-        import difflib
+# What users of other systems call a field of a task, or of its resources.
+_OTHER_NAMES = {
+    **dict.fromkeys(("cmd", "program", "executable"), "command"),
+    **dict.fromkeys(("arguments", "argv", "params"), "args"),
+    **dict.fromkeys(("bash_command", "script", "shell", "sh", "run"), "bash"),
+    **dict.fromkeys(("name", "task_id", "task", "key", "label"), "id"),
+    **dict.fromkeys(("depends_on", "depends", "needs", "after", "upstream", "requires"), "dependencies"),
+    **dict.fromkeys(("trigger_rule", "when", "condition"), "run_if"),
+    **dict.fromkeys(("environment", "env_vars", "environ", "variables"), "env"),
+    **dict.fromkeys(("workdir", "working_dir", "working_directory", "directory", "dir"), "cwd"),
+    **dict.fromkeys(("execution_timeout", "time_limit", "timeout_seconds"), "timeout"),
+    **dict.fromkeys(("max_retries", "retry", "attempts"), "retries"),
+    **dict.fromkeys(("delay", "retry_interval", "backoff"), "retry_delay"),
+    **dict.fromkeys(("executor", "engine", "queue", "pool"), "runner"),
+    **dict.fromkeys(("requests", "limits"), "resources"),
+    **dict.fromkeys(("mem", "ram"), "memory"),
+    **dict.fromkeys(("cores", "vcpus", "processors"), "cpus"),
+}
 
-        close = difflib.get_close_matches(name, [*type(record).model_fields, "bash"], n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise InvalidJobError(f"{where}.{name}: there is no such field{hint}")
+
+def _refuse_unknown_fields(task: Mapping[Any, Any], where: str) -> None:
+    """Refuse fields that there are not: they are most often a slip of the pen.
+
+    :raises InvalidJobError: naming the field that is meant, if that can be seen.
+    """
+    runner, resources = task.get("runner"), task.get("resources")
+    for name, value in task.items():
+        path = f"{where}.{name}"
+        if name in Task.model_fields or name == "bash":
+            continue
+        if isinstance(name, str) and has_valid_options(name, value, path, runner if isinstance(runner, str) else None):
+            continue
+        raise InvalidJobError(f"{path}: there is no such field{_hint(name, [*Task.model_fields, 'bash'])}")
+    for name in resources if isinstance(resources, Mapping) else ():
+        if name not in Resources.model_fields:
+            hint = _hint(name, Resources.model_fields)
+            raise InvalidJobError(f"{where}.resources.{name}: there is no such field{hint}")
+
+
+def _hint(name: object, names: Iterable[str]) -> str:
+    """Which of these names may be meant by another one."""
+    import difflib
+
+    known = list(names)
+    other = _OTHER_NAMES.get(str(name).lower())
+    close = [other] if other in known else difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def checking_task_list(

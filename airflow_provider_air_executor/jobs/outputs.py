@@ -11,11 +11,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.exceptions import OutputError
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.masking import Mask, masked
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus, check_task_id
 from airflow_provider_air_executor.jobs.paths import JobPaths
 
@@ -24,6 +25,51 @@ MAX_OUTPUTS_BYTES = 5_000_000  # of the results of all tasks of a job, together
 MAX_DEPTH = 100  # of nested lists and objects; Airflow 3.3.2 takes 249
 _NUMBERS = range(-(2**63), 2**64)
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class ShownResult(NamedTuple):
+    """The result of one task, without secrets."""
+
+    task_id: str
+    value: Any
+    problem: str | None  # why it cannot be shown
+
+
+class ShownResults(NamedTuple):
+    """Some results of a job, in the order of its list."""
+
+    results: tuple[ShownResult, ...]
+    total: int  # tasks that have one
+
+
+def shown_results(
+    paths: JobPaths, tasks: Iterable[Task], mask: Mask, *, only: Collection[str] = (), limit: int, offset: int = 0
+) -> ShownResults:
+    """The results of completed tasks for people. One that cannot be read does not stand for the others.
+
+    :param tasks: the tasks of the job.
+    :param only: those that are asked for, by their ids; default: all.
+    :param limit: at most so many; each may have a megabyte.
+    :param offset: how many to pass over.
+    """
+    wanted = [task for task in tasks if (not only or task.id in only) and _has_result(paths, task)]
+    return ShownResults(
+        tuple(_shown_result(paths, task, mask) for task in wanted[offset : offset + limit]), len(wanted)
+    )
+
+
+def _has_result(paths: JobPaths, task: Task) -> bool:
+    if task.status is not TaskStatus.COMPLETED:
+        return False
+    return files.stamp(paths.output(task.id, task.attempt)) is not None
+
+
+def _shown_result(paths: JobPaths, task: Task, mask: Mask) -> ShownResult:
+    try:
+        value = read_outputs(paths, [task]).get(task.id)
+    except OutputError as error:
+        return ShownResult(task.id, None, mask.text(str(error)))
+    return ShownResult(task.id, masked(value, mask), None)
 
 
 def read_outputs(paths: JobPaths, tasks: Iterable[Task], reserved: Sequence[frozenset[str]] = ()) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class JobPaths:
         """The log of a task: what all its attempts printed, in order."""
         return self.logs / f"{task_id}.log"
 
+    def log_times(self, task_id: str) -> Path:
+        """When the log of a task has grown, see :mod:`.log_times`."""
+        return self.logs / f"{task_id}.times"
+
     def record(self, task_id: str, attempt: int) -> Path:
         """The record of an attempt, see :mod:`.attempt_record`."""
         return self.runs / f"{task_id}.{attempt}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any, TypedDict
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE
 
 
@@ -13,7 +13,8 @@ class JobSpec(TypedDict, total=False):
     """How a job is to be run, and by what it can be found. Whatever is left out has its default.
 
     :param max_parallel_tasks: how many tasks may run side by side; default: all that are independent.
-    :param timeout: seconds from its first start after which the whole job is killed; default: no limit.
+    :param timeout: seconds from its first start after which the whole job is killed, also as a timedelta or a text such
+        as ``"1h30m"``; default: no limit.
     :param priority: jobs with a higher number start their tasks first; default 0.
     :param labels: words by which the job can be found; default: none.
     :param outlets: the URIs of what it makes or changes; default: none.
@@ -21,7 +22,7 @@ class JobSpec(TypedDict, total=False):
     """
 
     max_parallel_tasks: int | None
-    timeout: float | None
+    timeout: float | timedelta | str | None
     priority: int
     labels: Mapping[str, str] | None
     outlets: Iterable[str]
@@ -46,21 +47,3 @@ def fields_of(spec: JobSpec) -> dict[str, Any]:
         "labels": dict(spec.get("labels") or {}),
         "outlets": outlets if isinstance(outlets, str) else tuple(outlets),
     }
-
-
-def check_spec(spec: JobSpec) -> None:
-    """Refuse when a DAG is parsed what would be refused, or misunderstood, when the job is submitted.
-
-    Texts may hold templates and are checked then.
-
-    :raises InvalidJobError: naming the field.
-    """
-    limit, priority, labels = spec.get("max_parallel_tasks"), spec.get("priority", 0), spec.get("labels")
-    is_number = isinstance(limit, int) and not isinstance(limit, bool)
-    if limit is not None and not (is_number and limit >= 1):
-        raise InvalidJobError(f"max_parallel_tasks: must be a whole number from 1, not {limit!r}")
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise InvalidJobError(f"priority: must be a whole number, not {priority!r}")
-    for key, value in labels.items() if isinstance(labels, Mapping) else ():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidJobError(f"labels: each is a text with a text, not {key!r}: {value!r}")

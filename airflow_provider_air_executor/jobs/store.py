@@ -4,10 +4,12 @@ After a job is published, only the manager writes its ``state.json`` and ``tasks
 a file in ``inbox/``, see :mod:`.inbox`. Layout::
 
     <base_path>/
-      jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  runs/  work/
+      jobs/<job name>/        state.json  tasks.json  logs/<task id>.log  logs/<task id>.times  runs/  work/
       inbox/                  requests to the manager
       readers/                the subscribers of completions of jobs
-      manager.lock  manager.pid  manager.log  manager.keep-alive  manager.problems.json  manager.not-replaced
+      manager.lock  manager.pid  manager.log  manager.keep-alive  manager.info.json
+      manager.control.json  manager.control.lock  manager.problems.json  manager.not-replaced
+      history.jsonl  history.jsonl.1
       config.yaml
       installation.lock       for a moment, by processes of Airflow
 """
@@ -33,7 +35,7 @@ from airflow_provider_air_executor.exceptions import (
     JobStateError,
     NotRemovedError,
 )
-from airflow_provider_air_executor.jobs import files, task_lists
+from airflow_provider_air_executor.jobs import files, history, task_lists
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
     STORED_NAME,
@@ -264,7 +266,7 @@ class JobStore:
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None
         except OSError as error:
-            if error.errno == errno.EFBIG:
+            if error.errno == files.TOO_LARGE:
                 raise CorruptFileError(path, f"it is longer than {_LONGEST_STATE} bytes") from None
             if error.errno in files.NOT_A_FILE:
                 raise CorruptFileError(path, os.strerror(error.errno)) from None
@@ -273,16 +275,18 @@ class JobStore:
     # -- removing ------------------------------------------------------------------------------------------
 
     def delete(self, name: str) -> None:
-        """Remove a job that has ended, with its logs.
+        """Remove a job that has ended, with its logs. A line of :mod:`.history` says that it was there.
 
         :raises JobNotFoundError: if there is no such job.
         :raises JobStateError: if it has not ended; cancel it first.
         :raises NotRemovedError: if some of its files may not be removed; its name is free then.
         """
+        line = b""
         with contextlib.suppress(CorruptFileError):
             job = self.get_job(name)
             if not job.state.is_terminal:
                 raise JobStateError(f"job {name!r} is {job.state}; cancel it before it is deleted")
+            line = history.line_of(job, self.paths(name))
         directory, doomed = self.paths(name).directory, self.jobs_path / files.unique_name(f".deleted-{name}-")
         try:
             os.rename(directory, doomed)
@@ -290,24 +294,39 @@ class JobStore:
             raise self.paths(name).not_found() from None
         except PermissionError as error:
             raise NotRemovedError(name, directory, f"{directory}: {error.strerror}") from None
+        if line:
+            with contextlib.suppress(OSError):  # a full disk needs the job to go
+                history.append(self, line)
         why = _remove_tree(doomed)
         if why:
             raise NotRemovedError(name, doomed, why)
 
-    def prune(self, older_than: timedelta) -> Pruned:
-        """Remove the jobs that ended longer ago than ``older_than``, and what submits and deletions left behind."""
-        before = utc_now() - older_than
-        pruned, left = [], {}
+    def ended_before(self, age: timedelta) -> Iterator[Job]:
+        """The jobs that ended longer ago than ``age``, by name."""
+        before = utc_now() - age
         for job in self.list_jobs():
             ended = job.updated_at or job.created_at
             if job.state.is_terminal and ended is not None and ended < before:
-                try:
-                    self.delete(job.name)
-                    pruned.append(job.name)
-                except NotRemovedError as error:
-                    left[error.path] = error
-                except JobNotFoundError:
-                    continue
+                yield job
+
+    def prune(self, older_than: timedelta) -> Pruned:
+        """Remove the jobs that ended longer ago than ``older_than``, and what submits and deletions left behind."""
+        return self.remove(job.name for job in self.ended_before(older_than))
+
+    def remove(self, names: Iterable[str]) -> Pruned:
+        """Remove jobs that have ended, one after the other, and what submits and deletions left behind.
+
+        :raises JobStateError: if one has not ended; cancel it first.
+        """
+        pruned, left = [], {}
+        for name in names:
+            try:
+                self.delete(name)
+                pruned.append(name)
+            except NotRemovedError as error:
+                left[error.path] = error
+            except JobNotFoundError:
+                continue
         left.update((error.path, error) for error in self.remove_abandoned())
         return Pruned(pruned, list(left.values()))
 

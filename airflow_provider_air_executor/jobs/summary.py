@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from airflow_provider_air_executor.exceptions import (
     AirExecutorError,
@@ -12,11 +14,12 @@ from airflow_provider_air_executor.exceptions import (
     JobLostError,
     NoLocksError,
 )
-from airflow_provider_air_executor.jobs import manager_status, masking
-from airflow_provider_air_executor.jobs.logs import TaskLog
+from airflow_provider_air_executor.jobs import manager_control, manager_status
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
-from airflow_provider_air_executor.jobs.paths import JobPaths
 from airflow_provider_air_executor.jobs.store import JobStore
+
+if TYPE_CHECKING:  # which is made of the functions here, in part
+    from airflow_provider_air_executor.jobs.interface import Jobs
 
 _ERRORS: dict[Reason | None, type[JobFailedError]] = {
     Reason.CANCELLED: JobCancelledError,
@@ -35,8 +38,10 @@ def progress(tasks: Sequence[Task]) -> str:
     done = sum(task.status is TaskStatus.COMPLETED for task in tasks)
     failed = [task.id for task in tasks if task.status is TaskStatus.FAILED]
     running = [task.id for task in tasks if task.status is TaskStatus.RUNNING]
-    parts = [f"{done} of {len(tasks)} tasks done"]
-    parts += [f"{word}: {_some(ids)}" for word, ids in (("failed", failed), ("running", running)) if ids]
+    skipped = [task.id for task in tasks if task.reason is Reason.SKIPPED]
+    parts = [f"{done} of {len(tasks)} task{'' if len(tasks) == 1 else 's'} done"]
+    named = (("failed", failed), ("skipped", skipped), ("running", running))
+    parts += [f"{word}: {_some(ids)}" for word, ids in named if ids]
     return ", ".join(parts)
 
 
@@ -45,18 +50,37 @@ def why_blocked(store: JobStore, job: Job, jobs: Iterable[Job]) -> str | None:
 
     :param jobs: all jobs of the base path.
     """
-    if job.state.is_terminal:
-        return None
-    problem = manager_status.problems(store).get(job.name)
-    if problem is not None or job.state is not JobState.WAITING:
-        return problem
+    return why_each_blocked(store, [job], jobs).get(job.name)
+
+
+def why_each_blocked(store: JobStore, some: Iterable[Job], jobs: Iterable[Job]) -> dict[str, str]:
+    """Why some jobs do not progress, see :func:`why_blocked`, by their names; those that progress are left out.
+
+    :param jobs: all jobs of the base path.
+    """
+    unfinished = [job for job in some if not job.state.is_terminal]
+    if not unfinished:
+        return {}
+    problems, is_paused = manager_status.problems(store), manager_control.load(store).paused
+    waiting = [job for job in unfinished if job.state is JobState.WAITING]
+    found = {job.name: manager_control.PAUSED for job in unfinished if is_paused}
+    if waiting and (why := _why_no_manager(store)) is not None:
+        found |= {job.name: why for job in waiting}
+    elif waiting and not is_paused:
+        queue = sorted(_position(job) for job in jobs if job.state is JobState.WAITING)
+        found |= {job.name: _waits_for_room(bisect_left(queue, _position(job))) for job in waiting}
+    return found | {job.name: problems[job.name] for job in unfinished if job.name in problems}
+
+
+def _why_no_manager(store: JobStore) -> str | None:
+    """Why the manager takes up no job; None if it runs."""
     try:
-        if not manager_status.is_running(store):
-            return "no manager is running"
+        return None if manager_status.is_running(store) else "no manager is running"
     except (AirExecutorError, OSError) as error:
         return f"it is not known whether a manager runs: {error}"
-    position = _position(job)
-    before = sum(other.state is JobState.WAITING and _position(other) < position for other in jobs)
+
+
+def _waits_for_room(before: int) -> str:
     if not before:
         return "waits for room: it is next"
     return f"waits for room: {before} job{'' if before == 1 else 's'} before it"
@@ -70,6 +94,8 @@ def trouble(store: JobStore, job_name: str, *, embedded: bool) -> str:
     problem = manager_status.problems(store).get(job_name)
     if problem is not None:
         return f" ({problem})"
+    if manager_control.load(store).paused:
+        return f" ({manager_control.PAUSED} --base-path {store.base_path})"
     if embedded:
         return ""
     try:
@@ -121,43 +147,45 @@ def root_failures(tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if task.status is TaskStatus.FAILED and task.reason is not Reason.DEPENDENCY]
 
 
-def failure(store: JobStore, job: Job) -> str:
+def failure(jobs: Jobs, job: Job) -> str:
     """Why a job failed: the error of each task that failed by itself, and the end of its log."""
     lines = [job.error or (job.reason.value if job.reason else "no reason is recorded")]
     try:
-        tasks, mask = store.get_tasks(job.name), masking.load(store.paths(job.name))
+        tasks = jobs.get_tasks(job.name)
+        failed = root_failures(tasks)
+        shown = {task.id: _last_lines(jobs, job, task.id, _LOG_LINES) for task in failed[:_SHOWN]}
     except AirExecutorError as error:
         return "\n".join([*lines, str(error)])
-    failed = root_failures(tasks)
     for task in failed[:_SHOWN]:
         lines.append(f"task {task.id}: {task.error or task.status.value}")
-        lines += _last_lines(store.paths(job.name), task.id, mask, _LOG_LINES)
+        lines += shown[task.id]
     if len(failed) > _SHOWN:
-        lines.append(f"and {len(failed) - _SHOWN} more tasks failed")
-    lines.append(f"logs: {store.paths(job.name).logs}")
+        more = len(failed) - _SHOWN
+        lines.append(f"and {more} more task{'' if more == 1 else 's'} failed")
+    lines.append(f"logs: {jobs.log_location(job.name)}")
     return "\n".join(lines)
 
 
-def _last_lines(paths: JobPaths, task_id: str, mask: masking.Mask, count: int) -> list[str]:
-    return [f"  {task_id} | {line}" for line in mask.tail(TaskLog(paths, task_id), count)]
+def _last_lines(jobs: Jobs, job: Job, task_id: str, count: int) -> list[str]:
+    return [f"  {task_id} | {line}" for line in jobs.log(job.name, task_id).tail(count)]
 
 
-def error_of(store: JobStore, job: Job) -> JobFailedError:
+def error_of(jobs: Jobs, job: Job) -> JobFailedError:
     """The error of a job that failed; its class is the kind of failure."""
     error = _ERRORS.get(job.reason, JobFailedError)
-    return error(job.name, failure(store, job), job.reason.value if job.reason is not None else None)
+    return error(job.name, failure(jobs, job), job.reason.value if job.reason is not None else None)
 
 
-def describe(store: JobStore, job: Job, *, log_lines: int = _LOG_LINES) -> list[str]:
+def describe(jobs: Jobs, job: Job, *, log_lines: int = _LOG_LINES) -> list[str]:
     """A job that has ended: a table of its tasks, and the end of what they printed, of those that failed first.
 
     :param log_lines: how many lines of each log are shown; 0: none.
     """
-    tasks, mask = store.get_tasks(job.name), masking.load(store.paths(job.name))
+    tasks = jobs.get_tasks(job.name)
     lines = [f"job {job.name}: {job.state.value}" + (f": {job.error}" if job.error else ""), *table(tasks)]
     failed_first = sorted(tasks, key=lambda task: task.status is not TaskStatus.FAILED)
     for task in failed_first[:_LOGS] if log_lines else ():
-        lines += _last_lines(store.paths(job.name), task.id, mask, log_lines)
+        lines += _last_lines(jobs, job, task.id, log_lines)
     if job.state is JobState.FAILED:
-        lines.append(f"logs: {store.paths(job.name).logs}")
+        lines.append(f"logs: {jobs.log_location(job.name)}")
     return lines

@@ -72,6 +72,19 @@ def parsing_object(data: list[bytes]) -> Pieces[dict[str, Any]]:
     return found
 
 
+def count(data: list[bytes]) -> int:
+    """How many items a list has. Other threads can run meanwhile, however long it is.
+
+    :param data: what is in the file, in pieces.
+    :raises ValueError: if it is not a list.
+    :raises RecursionError: if it is nested too deep.
+    """
+    text = _Text(data)
+    number = sum(1 for _ in text.items())
+    text.end()
+    return number
+
+
 def _parsing_tasks(text: _Text) -> Pieces[list[Task]]:
     tasks: list[Task] = []
     done = text.position
@@ -89,7 +102,7 @@ def _parsing_tasks(text: _Text) -> Pieces[list[Task]]:
 
 def _check_id(task: Task, position: int) -> None:
     if not task.id:
-        raise InvalidJobError(f"tasks[{position}].id: Field required")
+        raise InvalidJobError(f"tasks[{position}].id: is missing")
 
 
 class _Text:

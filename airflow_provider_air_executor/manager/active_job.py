@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,9 +12,10 @@ from typing import NamedTuple
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
 from airflow_provider_air_executor.jobs import models
 from airflow_provider_air_executor.jobs.files import Stamp
-from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus, printable, utc_now
+from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, RunIf, Task, TaskStatus, printable, utc_now
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
-from airflow_provider_air_executor.manager.schedule import TaskGraph
+from airflow_provider_air_executor.jobs.usage import Usage
+from airflow_provider_air_executor.manager.schedule import ENDS, Fate, TaskGraph
 
 _SNAPSHOT_SECONDS = 0.25  # between two snapshots of a job's tasks at least,
 _SNAPSHOT_SHARE = 20  # and so many times what the last one took
@@ -24,6 +26,14 @@ class Cause(NamedTuple):
 
     reason: Reason
     error: str
+    spares_always: bool = False  # whether tasks still run whose `run_if` is `always`
+
+    def stops(self, task: Task) -> bool:
+        """Whether this task must not run any more if its job is stopped for this."""
+        return not (self.spares_always and task.run_if is RunIf.ALWAYS)
+
+
+CANCELLED = Cause(Reason.CANCELLED, "cancelled")
 
 
 class Hold(enum.Enum):
@@ -31,6 +41,7 @@ class Hold(enum.Enum):
 
     REATTACH = enum.auto()  # the attempts of an earlier manager are being adopted
     ADD_TASKS = enum.auto()  # tasks are being added; the next manager would not know of what has started
+    CANCEL_TASKS = enum.auto()  # tasks are cancelled; the next manager would not know it of those that have ended
     TROUBLE = enum.auto()  # a start has failed, since the files of the job cannot be written now
 
 
@@ -84,12 +95,12 @@ class ActiveJob:
     @property
     def can_start(self) -> bool:
         """Whether one of its tasks may start now, as far as the job itself is concerned."""
-        return (
-            self.graph.has_ready
-            and self.stopping is None
-            and not self.holds
-            and len(self.running) < (self.job.max_parallel_tasks or 1)
-        )
+        has_room = len(self.running) < (self.job.max_parallel_tasks or 1) and not self.holds
+        return self.graph.has_ready and has_room and (self.stopping is None or self._has_ended(self.stopping))
+
+    def _has_ended(self, stopping: Cause) -> bool:
+        """Whether what is killed for this has ended, and something else may start."""
+        return stopping.spares_always and all(cause is None for cause in self.running.values())
 
     @property
     def is_over(self) -> bool:
@@ -133,6 +144,8 @@ class ActiveJob:
                 attempt=self.job.attempt + 1,
                 started_at=None,
                 cancel_requested_at=None,
+                cancel_again_requested_at=None,
+                keep_failed=False,
                 reason=None,
                 error=None,
             )
@@ -160,7 +173,7 @@ class ActiveJob:
         """A task has started, or is found running."""
         self._put(
             self.tasks[attempt.task_id].evolve(
-                status=TaskStatus.RUNNING, attempt=attempt.number, started_at=started_at, completed_at=None
+                status=TaskStatus.RUNNING, attempt=attempt.number, started_at=started_at, completed_at=None, usage=None
             )
         )
 
@@ -168,30 +181,52 @@ class ActiveJob:
         """It is known where an attempt is."""
         self._put(self.tasks[attempt.task_id].evolve(where=where))
 
-    def complete(self, task_id: str, ended_at: datetime) -> Pieces[None]:
+    def measure(self, attempt: Attempt, usage: Usage) -> None:
+        """It is known what an attempt has used that has failed."""
+        self._put(self.tasks[attempt.task_id].evolve(usage=usage))
+
+    def complete(self, task_id: str, ended_at: datetime, usage: Usage | None = None) -> Pieces[None]:
         """The command of a task has ended with exit code 0.
 
+        :param usage: what it has used, if that is known.
         :return: work that is to be done next: the tasks that depend on it come nearer to their start.
         """
-        self._put(self.tasks[task_id].evolve(status=TaskStatus.COMPLETED, completed_at=ended_at, exit_code=0))
-        return self.graph.completing(task_id)
+        task = self.tasks[task_id]
+        self._put(task.evolve(status=TaskStatus.COMPLETED, completed_at=ended_at, exit_code=0, usage=usage))
+        return self._spreading([task_id])
 
     def fail(self, task_id: str, cause: Cause, ended: Ended | None = None) -> Pieces[None]:
         """A task has failed for good.
 
         :param ended: how its last attempt has ended, if there was one.
-        :return: work that is to be done next: all tasks that depend on it fail, too.
+        :return: work that is to be done next: the tasks that depend on it fail, too, or come nearer to their start.
         """
         self._fail(task_id, cause, ended)
-        return self._failing_dependents(task_id)
+        return self._spreading([task_id])
 
-    def _failing_dependents(self, task_id: str, seen: set[str] | None = None) -> Pieces[None]:
-        cause = _dependency_failed(task_id)
-        for number, dependent in enumerate(self.graph.descendants(task_id, seen), 1):
-            if not self.tasks[dependent].status.is_terminal:
-                self._fail(dependent, cause)
-            if not number % ITEMS:
-                yield False
+    def _spreading(self, ended: Iterable[str]) -> Pieces[None]:
+        """Let the ends of tasks take effect on those that depend on them, and theirs on the next ones."""
+        waiting, number = deque(ended), 0
+        while waiting:
+            task_id = waiting.popleft()
+            for dependent, fate in self.graph.ending(task_id):
+                if fate in ENDS and self._end_by(fate, dependent):
+                    waiting.append(dependent)
+                number += 1
+                if not number % ITEMS:
+                    yield False
+
+    def _end_by(self, fate: Fate, task_id: str) -> bool:
+        """Let a task end without an attempt; False if it has ended before."""
+        task = self.tasks[task_id]
+        if task.status.is_terminal:
+            return False
+        if fate is Fate.FAILS:
+            failed = next(name for name in task.dependencies if self.tasks[name].status is TaskStatus.FAILED)
+            self._fail(task_id, _dependency_failed(self.tasks[failed]))
+        else:
+            self._put(task.evolve(status=TaskStatus.COMPLETED, reason=Reason.SKIPPED, completed_at=utc_now()))
+        return True
 
     def _fail(self, task_id: str, cause: Cause, ended: Ended | None = None) -> None:
         task = self.tasks[task_id]
@@ -218,7 +253,7 @@ class ActiveJob:
         self.delayed.add(task.id)
 
     def stop(self, cause: Cause) -> Pieces[None]:
-        """Start nothing more.
+        """Start nothing more, unless the cause spares it.
 
         :return: work that is to be done next: the tasks that have not started fail.
         """
@@ -227,15 +262,41 @@ class ActiveJob:
         return self._failing_pending()
 
     def _failing_pending(self) -> Pieces[None]:
-        for number, task_id in enumerate(self.tasks, 1):
-            self.fail_if_stopped(task_id)
+        failed, spares = [], False
+        for number, task in enumerate(self.tasks.values(), 1):
+            if self._fail_if_refused(task):
+                failed.append(task.id)
+            elif task.status is TaskStatus.PENDING:
+                spares = True
+                if self.graph.can_start(task.id) and task.id not in self.delayed:
+                    self.graph.add_ready(task.id)
             if not number % ITEMS:
                 yield False
+        if spares:
+            yield from self._spreading(failed)
 
-    def fail_if_stopped(self, task_id: str) -> None:
-        """Let a task fail if it has not started and its job is stopped."""
-        if self.stopping is not None and self.tasks[task_id].status is TaskStatus.PENDING:
-            self._fail(task_id, self.stopping)
+    def cancel_task(self, task_id: str, now: datetime) -> Pieces[None]:
+        """The end of a task was requested. If it runs, it is to be killed.
+
+        :return: work that is to be done next: it fails if it has not started, and so do those that depend on it.
+        """
+        task = self.tasks[task_id]
+        if not task.status.is_terminal:
+            self._put(task.evolve(cancel_requested_at=now))
+        return self.fail(task_id, CANCELLED) if task.status is TaskStatus.PENDING else self._spreading(())
+
+    def refusal(self, task: Task) -> Cause | None:
+        """Why a task must not start any more; None if it may."""
+        if task.cancel_requested_at is not None:
+            return CANCELLED
+        return self.stopping if self.stopping is not None and self.stopping.stops(task) else None
+
+    def _fail_if_refused(self, task: Task) -> bool:
+        cause = self.refusal(task)
+        if cause is None or task.status is not TaskStatus.PENDING:
+            return False
+        self._fail(task.id, cause)
+        return True
 
     def adding(self, added: Sequence[Task]) -> Pieces[None]:
         """Append tasks.
@@ -250,20 +311,15 @@ class ActiveJob:
             self._unfinished += 1
             if not number % ITEMS:
                 yield False
-        for number, task in enumerate(added, 1):
-            self.graph.add(self.tasks[task.id])
-            if not number % ITEMS:
-                yield False
-        if self.stopping is not None:
-            self.graph.drop_ready()
+        ended = []
         for number, task in enumerate(added, 1):
             if not number % ITEMS:
                 yield False
-            self.fail_if_stopped(task.id)
-            failed = next((name for name in task.dependencies if self.tasks[name].status is TaskStatus.FAILED), None)
-            if failed is not None and not self.tasks[task.id].status.is_terminal:
-                self._fail(task.id, _dependency_failed(failed))
-                yield from self._failing_dependents(task.id)
+            is_over = self._fail_if_refused(self.tasks[task.id])
+            fate = self.graph.add(self.tasks[task.id])
+            if is_over or (fate in ENDS and self._end_by(fate, task.id)):
+                ended.append(task.id)
+        yield from self._spreading(ended)
 
     def withdraw(self, added: Sequence[Task]) -> None:
         """Take back tasks that were added a moment ago, since they could not be written."""
@@ -281,18 +337,19 @@ class ActiveJob:
     def building_graph(self) -> Pieces[None]:
         """Find out anew which tasks can start. Some may end meanwhile; none may be added."""
         yield from self.graph.beginning_anew()
-        failed = []
+        ended = []
         for number, task in enumerate(self.tasks.values(), 1):
-            self.graph.add(task, is_delayed=task.id in self.delayed)
-            if task.status is TaskStatus.FAILED:
-                failed.append(task.id)
+            is_over = self._fail_if_refused(task)
+            fate = self.graph.add(self.tasks[task.id], is_delayed=task.id in self.delayed)
+            if is_over or (fate in ENDS and self._end_by(fate, task.id)):
+                ended.append(task.id)
             if not number % ITEMS:
                 yield False
-        seen: set[str] = set()
-        for task_id in failed:
-            if task_id not in seen:
-                yield from self._failing_dependents(task_id, seen)
+        yield from self._spreading(ended)
 
 
-def _dependency_failed(task_id: str) -> Cause:
-    return Cause(Reason.DEPENDENCY, f"not started, because task {task_id!r} failed")
+def _dependency_failed(failed: Task) -> Cause:
+    """Why a task fails that depends on this one: because of the first one that failed, if it is known."""
+    is_first = failed.reason is not Reason.DEPENDENCY or not failed.error
+    error = f"not started, because task {failed.id!r} failed" if is_first else failed.error
+    return Cause(Reason.DEPENDENCY, error or "")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+from datetime import datetime
 from functools import partial
 
 from airflow_provider_air_executor.engines import protocol
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Located, NotStarted, Started
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus, utc_now
-from airflow_provider_air_executor.jobs.pieces import ITEMS, finish
-from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
+from airflow_provider_air_executor.jobs.pieces import finish
+from airflow_provider_air_executor.manager.active_job import CANCELLED, ActiveJob, Cause, Hold
 from airflow_provider_air_executor.manager.limits import Limits
 from airflow_provider_air_executor.manager.ready_queue import Entry
 from airflow_provider_air_executor.manager.rejection import Rejection
@@ -67,7 +68,7 @@ class Attempts:
             self._queue.release(entry)
 
     def _start(self, job: ActiveJob, task: Task, engine: str) -> None:
-        if task.status is not TaskStatus.PENDING:
+        if task.status is not TaskStatus.PENDING or job.refusal(task) is not None:
             return
         attempt = Attempt.of(job.name, task.id, task.attempt + 1, engine)
         started_at = utc_now()
@@ -77,6 +78,7 @@ class Attempts:
             if not job.running and job.job.started_at is None and job.on_disk.has_history and job.state_is_changed:
                 # Before anything starts: see Recovery.reattaching what the next manager would make of it.
                 self._files.publish_state(job)
+            self._limits.log_times.begin(attempt)
             waits = self._engines.start(attempt, job.job, task, started_at)
         except protocol.ResourceExhaustedError as error:
             job.graph.add_ready(task.id)
@@ -99,6 +101,7 @@ class Attempts:
             why = f"it cannot be started: {type(error).__name__}: {error}"
         else:
             self._troubles.over(job.name, Step.START)
+            self._jobs.counters["tasks_started"] += 1
             job.running[attempt] = None  # before anything else: it must be known, so that it ends with its job
             job.begin(attempt, started_at)
             if not waits:
@@ -165,18 +168,24 @@ class Attempts:
         if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
             return
         killed = job.running.pop(attempt)
+        if job.tasks[attempt.task_id].cancel_requested_at is not None:
+            killed = killed or CANCELLED  # it has ended in the moment in which it was to be killed
         self._troubles.over(job.name, Step.BEGIN)
         if ended.started_at is not None and ended.started_at != job.tasks[attempt.task_id].started_at:
             job.begin(attempt, ended.started_at)  # so short that there was no event of its start
             self._limits.job_has_started(job, ended.started_at)
         # The time of a file may be some milliseconds behind, and an engine's clock more than that.
         ended_at = max(ended.ended_at, job.tasks[attempt.task_id].started_at or ended.ended_at)
+        self._count_seconds(job.tasks[attempt.task_id], ended_at)
         cause = _why_failed(ended, killed)
         if cause is not None:
+            if ended.usage is not None:
+                job.measure(attempt, ended.usage)
             self.fail(job, ended._replace(ended_at=ended_at), cause)
         else:
-            is_short = job.graph.number_of_dependents(attempt.task_id) <= ITEMS and not self._turns.is_busy(job.name)
-            rest = job.complete(attempt.task_id, ended_at)
+            self._jobs.counters["tasks_completed"] += 1
+            is_short = job.graph.is_short(attempt.task_id) and not self._turns.is_busy(job.name)
+            rest = job.complete(attempt.task_id, ended_at, ended.usage)
             if is_short:
                 finish(rest)
             else:
@@ -184,18 +193,25 @@ class Attempts:
         self._queue.add(job)
         self._jobs.touched.add(job.name)
 
+    def _count_seconds(self, task: Task, ended_at: datetime) -> None:
+        if task.started_at is not None:
+            self._jobs.counters["task_seconds"] += (ended_at - task.started_at).total_seconds()
+
     def fail(self, job: ActiveJob, ended: Ended, cause: Cause) -> None:
         """An attempt has failed: try again if the task has retries left, or let the task fail."""
         attempt = ended.attempt
         task = job.tasks[attempt.task_id]
         made = attempt.number - task.attempts_before
         self._jobs.touched.add(job.name)
-        if job.stopping is None and made <= task.retries and cause.reason is not Reason.CANCELLED and ended.may_repeat:
+        may_start = job.refusal(task) is None and cause.reason is not Reason.CANCELLED
+        if may_start and made <= task.retries and ended.may_repeat:
             log.info("job %s: task %s, attempt %d: %s; trying again", job.name, task.id, attempt.number, cause.error)
+            self._jobs.counters["tasks_retried"] += 1
             job.put_back(attempt, failed_at=ended.ended_at)
             self.retry_later(job, task.id, task.retry_delay)
             return
         log.info("job %s: task %s failed: %s", job.name, task.id, cause.error)
+        self._jobs.counters["tasks_failed"] += 1
         self._turns.do(job.name, job.fail(task.id, cause, ended))
 
     def retry_later(self, job: ActiveJob, task_id: str, seconds: float) -> None:
@@ -204,11 +220,13 @@ class Attempts:
 
     def make_ready(self, job: ActiveJob, task_id: str) -> None:
         """Let a pending task start that was not to start yet, or fail if its job is stopped by now."""
-        if not self._jobs.is_active(job) or job.tasks[task_id].status is not TaskStatus.PENDING:
+        task = job.tasks.get(task_id)
+        if not self._jobs.is_active(job) or task is None or task.status is not TaskStatus.PENDING:
             return
         job.delayed.discard(task_id)
-        if job.stopping is not None:
-            job.fail_if_stopped(task_id)
+        refusal = job.refusal(task)
+        if refusal is not None:
+            self._turns.do(job.name, job.fail(task_id, refusal))
             self._jobs.touched.add(job.name)
         else:
             job.graph.add_ready(task_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
+from airflow_provider_air_executor.manager.control import ControlReader
 from airflow_provider_air_executor.manager.intake import Intake
 from airflow_provider_air_executor.manager.publishing import Publishing
 from airflow_provider_air_executor.manager.requests import Requests
@@ -18,11 +19,14 @@ _SETTLED_NS = 2_000_000_000  # after which another change of a directory gives i
 class Changes:
     """Has jobs inspected that were submitted or changed, and requests answered."""
 
-    def __init__(self, shared: Shared, intake: Intake, requests: Requests, publishing: Publishing) -> None:
+    def __init__(
+        self, shared: Shared, intake: Intake, requests: Requests, publishing: Publishing, control: ControlReader
+    ) -> None:
         self._store, self._notifier, self._jobs = shared.store, shared.notifier, shared.jobs
         self._timers, self._guard = shared.timers, shared.guard
         self._poll_interval = shared.settings.poll_interval
-        self._intake, self._requests, self._publishing = intake, requests, publishing
+        self._intake, self._publishing = intake, publishing
+        self._inbox_readers = requests, control
         self._slow_pass = SlowPass(shared, intake)
         self.next_pass = 0.0  # when everything is inspected next, on the monotonic clock
         self.is_notified = True  # whether there may be notifications to read
@@ -34,7 +38,7 @@ class Changes:
             self._publishing.abandon(self._jobs.active[key])
         for key, name in changes:
             if key == _INBOX:
-                self._requests.may_be_there = True
+                self._inbox_has_changed()
             elif key == _JOBS:
                 self._intake.inspect(name)
             elif name in (STATE, TASKS):
@@ -47,9 +51,13 @@ class Changes:
             is_done = self._guard.run(self._slow_pass.inspect_everything)
             pause = self._poll_interval if is_done else min(RETRY_SECONDS, self._poll_interval)
             self.next_pass = self._timers.now() + pause
-            self._requests.may_be_there = True
+            self._inbox_has_changed()
         elif not self._notifier.works:
-            self._requests.may_be_there = True
+            self._inbox_has_changed()
+
+    def _inbox_has_changed(self) -> None:
+        for reader in self._inbox_readers:
+            reader.may_be_there = True
 
 
 class SlowPass:

@@ -91,7 +91,7 @@ class Intake:
 
     def _activating(self, job: Job, *, is_settled: bool) -> Pieces[None]:
         loaded = yield from self._files.loading(job)
-        if job.state is JobState.WAITING and not loaded.on_disk.all_pending:
+        if job.state is JobState.WAITING and not loaded.on_disk.all_pending and not job.keep_failed:
             # Set to waiting by hand. The list may be that of an earlier run, and a new one still to be written.
             if not is_settled and not self._has_settled(job.name):
                 return

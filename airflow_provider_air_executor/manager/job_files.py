@@ -14,7 +14,7 @@ from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.active_job import ActiveJob, OnDisk
 from airflow_provider_air_executor.manager.job_writer import JobWriter
-from airflow_provider_air_executor.manager.schedule import outcome, resetting_failed
+from airflow_provider_air_executor.manager.schedule import outcome, resetting
 from airflow_provider_air_executor.manager.timers import Timers
 
 
@@ -45,7 +45,7 @@ class JobFiles:
 
     def resetting(self, job: ActiveJob) -> Pieces[ActiveJob]:
         """Publish the job with all tasks pending again that have not completed, and drop the given one."""
-        tasks = yield from resetting_failed(job.tasks.values())
+        tasks = yield from resetting(tuple(job.tasks.values()))
         stamp = yield from self._writer.resetting_tasks(job.name, tasks)
         found = ActiveJob(job.job, OnDisk(job.job, job.on_disk.directory, stamp))
         yield from found.taking(tasks)
@@ -74,6 +74,7 @@ class JobFiles:
         except BaseException:
             job.is_dirty = True
             raise
+        job.on_disk.may_have_changed = True  # what it has replaced is to be read before the next one
         job.on_disk.snapshot_seconds = time.perf_counter() - began
 
     def merging_external_edits(self, job: ActiveJob) -> Pieces[bool]:
@@ -144,7 +145,7 @@ class JobFiles:
         state, reason, error = yield from outcome(job.tasks.values())
         if job.stopping is not None and (state is JobState.FAILED or job.stopping.reason is Reason.INVALID):
             # Of a list that was spoiled we do not know which tasks were meant to be in it.
-            state, (reason, error) = JobState.FAILED, job.stopping
+            state, reason, error = JobState.FAILED, job.stopping.reason, job.stopping.error
         ended = job.changed(state=state, reason=reason, error=error and printable(error))
         if job.state_is_changed and state is JobState.FAILED:
             self.publish_state(job)  # what failed would start again if its list were found beside a state of waiting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from airflow_provider_air_executor.jobs import manager_info
 from airflow_provider_air_executor.jobs.files import Stamp
 from airflow_provider_air_executor.manager.active_job import ActiveJob
 from airflow_provider_air_executor.manager.timers import Timers
@@ -20,6 +21,7 @@ class KnownJobs:
         self.ended: dict[str, Stamp | None] = {}  # and the stamp of the state.json that says so
         self.unsettled: dict[str, float] = {}  # and until when their writers may take to complete their files
         self.touched: set[str] = set()  # jobs that are to be published, or may start a task
+        self.counters: dict[str, float] = dict.fromkeys(manager_info.COUNTERS, 0)  # what has happened to them
 
     def is_active(self, job: ActiveJob) -> bool:
         """Whether the manager still runs this job, and not another one of its name."""

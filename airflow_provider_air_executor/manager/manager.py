@@ -9,19 +9,25 @@ import time
 
 from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.manager_info import ManagerInfo
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager.active_job import Hold
 from airflow_provider_air_executor.manager.attempts import Attempts
 from airflow_provider_air_executor.manager.changes import Changes
+from airflow_provider_air_executor.manager.control import ControlReader
+from airflow_provider_air_executor.manager.info import InfoPublisher
 from airflow_provider_air_executor.manager.intake import Intake
 from airflow_provider_air_executor.manager.limits import Limits
+from airflow_provider_air_executor.manager.metrics_server import MetricsServer
 from airflow_provider_air_executor.manager.publishing import Publishing
 from airflow_provider_air_executor.manager.recovery import Recovery
 from airflow_provider_air_executor.manager.rejection import Rejection
 from airflow_provider_air_executor.manager.requests import RequestHandler, Requests
+from airflow_provider_air_executor.manager.retention import Retention
 from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.manager.shared import Shared
+from airflow_provider_air_executor.manager.telemetry import Telemetry
 from airflow_provider_air_executor.manager.timers import Clock
 from airflow_provider_air_executor.system import clock as system_clock
 
@@ -50,8 +56,21 @@ class Manager:
         handler = RequestHandler(shared, limits, recovery, intake, self._rejection)
         self._requests = Requests(shared, intake, handler)
         self._publishing = Publishing(shared, limits, intake)
+        self._info = InfoPublisher(shared)
+        self._control = ControlReader(shared)
+        self._retention = Retention(shared, intake)
+        self._exporters = self._make_exporters()
         self._unloaded: set[str] = set()  # jobs that were there when this manager began
-        self.changes = Changes(shared, intake, self._requests, self._publishing)
+        self.changes = Changes(shared, intake, self._requests, self._publishing, self._control)
+
+    def _make_exporters(self) -> tuple[MetricsServer, Telemetry]:
+        settings, base_path = self.shared.settings, self.shared.store.base_path
+
+        def current() -> ManagerInfo | None:
+            return self._info.latest
+
+        server = MetricsServer(settings.metrics_address, base_path, current)
+        return server, Telemetry(settings.metrics_otel, base_path, current)
 
     def _fail_job(self, name: str, error: Exception) -> None:
         self._rejection.fail(name, error)
@@ -73,17 +92,22 @@ class Manager:
         self.shared.guard.run(self.changes.accept)
         self._unloaded = self.shared.turns.busy
         self.shared.guard.run(self._requests.answer)
+        self._retention.begin()
+        for exporter in self._exporters:
+            self.shared.guard.run(exporter.start)
 
     def tick(self) -> None:
         """Take all steps once."""
         for step in (
             self._attempts.reap,
             self.changes.accept,
+            self._control.obey,
             self._requests.answer,
             self.shared.timers.expire,
             self.shared.turns.advance,
             self._launch,
             self._publishing.publish,
+            self._info.publish_info,
             self.shared.engines.prepare,
         ):
             self.shared.guard.run(step)
@@ -108,6 +132,8 @@ class Manager:
                     finish(job_files.snapshotting(job))
         with contextlib.suppress(OSError):
             files.remove(shared.store.problems_path)
+        for exporter in self._exporters:
+            exporter.close()
         shared.engines.close()
         shared.notifier.close()
         running = sum(len(job.running) for job in shared.jobs.active.values()) + len(self._limits.strays)

@@ -76,6 +76,7 @@ class Publishing:
                 return
             self._jobs.release(job)
             self._jobs.remember(job.name, disk.state)
+            self._jobs.counters[f"jobs_{job.job.state.value}"] += 1
             self._troubles.over(job.name)
             log.info("job %s %s%s", job.name, job.job.state.value, f": {job.job.error}" if job.job.error else "")
         elif job.is_dirty and not disk.snapshot_due:
@@ -106,7 +107,9 @@ class Publishing:
         disk.snapshot_due = False
         if not self._jobs.is_active(job) or disk.unreadable_since is not None:
             return
-        disk.may_have_changed = True  # to see what the snapshot has replaced
+        if not job.is_dirty:  # a request has had one made meanwhile
+            return
+        disk.may_have_changed = True  # also to see that its directory is gone
         self._jobs.touched.add(job.name)
         if not self._files.is_in_place(job):
             return

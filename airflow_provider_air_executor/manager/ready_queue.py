@@ -34,6 +34,7 @@ class ReadyQueue:
         self._blocked: dict[str, list[Entry]] = {}  # by the name of the engine
         self._names: set[str] = set()
         self._numbers = itertools.count()
+        self.is_paused = False  # whether no task is to start
 
     def add(self, job: ActiveJob) -> None:
         """Add a job if one of its tasks can start, unless it is in the queue."""
@@ -45,8 +46,10 @@ class ReadyQueue:
     def pop(self) -> Entry | None:
         """Take the first entry that is not blocked; its job counts as queued until :meth:`release`.
 
-        :return: None if there is none.
+        :return: None if there is none, or the queue is paused.
         """
+        if self.is_paused:
+            return None
         found = self._entries or None
         for engine, entries in self._blocked.items():
             if entries and (found is None or entries[0] < found[0]) and self._has_room(engine):

@@ -9,7 +9,7 @@ from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Runni
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces
-from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
+from airflow_provider_air_executor.manager.active_job import CANCELLED, ActiveJob, Cause, Hold
 from airflow_provider_air_executor.manager.attempts import Attempts
 from airflow_provider_air_executor.manager.limits import Limits
 from airflow_provider_air_executor.manager.shared import Shared
@@ -18,6 +18,7 @@ from airflow_provider_air_executor.system import clock
 log = logging.getLogger("air_executor.manager")
 
 _RECORDS = 10  # that are read before something else is done
+_FILE_TIME_SECONDS = 0.1  # that the time of a file may be behind
 
 
 class Recovery:
@@ -43,8 +44,9 @@ class Recovery:
         self._limits.watch_job(job)
         if job.job.started_at is not None and not clock.is_of_this_boot(job.job.started_clock):
             job.change_state(started_clock=clock.mark(clock.elapsed(None, job.job.started_at)))
-        if not is_new and job.job.cancel_requested_at is not None:
-            self._limits.stop_job(job, Cause(Reason.CANCELLED, "cancelled"))
+        if job.stopping is not None:
+            self._limits.stop_job(job, job.stopping)
+        self._limits.cancel_tasks(job, _cancelled_tasks(job))
         self._queue.add(job)
         self._jobs.touched.add(job.name)
         log.info("job %s: %d tasks", job.name, len(job.tasks))
@@ -81,6 +83,7 @@ class Recovery:
         """Find out what became of the tasks that an earlier manager may have started."""
         recorded = {attempt.task_id: attempt for attempt in records}  # the latest of each task
         ended: list[Ended] = []
+        stopped = self._limits.why_stopped(job)  # before it begins to work, if it waits
         for number, attempt in enumerate(list(recorded.values()), 1):
             if not number % _RECORDS:
                 yield False
@@ -100,6 +103,7 @@ class Recovery:
                 self._limits.job_has_started(job, job.tasks[task.id].started_at or utc_now())
             if isinstance(found, Ended):
                 ended.append(found)
+                job.running[attempt] = _why_killed(job, task, found, stopped)
             elif not found.waits:
                 self._limits.watch(job.tasks[task.id], attempt, ran=found.age)
         for number, task in enumerate(job.tasks.values(), 1):
@@ -111,6 +115,8 @@ class Recovery:
                 job.delayed.add(task.id)
                 waited = clock.elapsed(None, task.completed_at)
                 self._attempts.retry_later(job, task.id, task.retry_delay - waited)
+        if stopped is not None:
+            yield from job.stop(stopped)
         for number, end in enumerate(ended, 1):
             self._attempts.end(end)
             if not number % _RECORDS:
@@ -127,3 +133,25 @@ class Recovery:
         else:
             error = "it was running when its manager or the machine went down, and left no result; retry the job"
             self._attempts.fail(job, Ended(attempt, None, utc_now()), Cause(Reason.LOST, error))
+
+
+def _why_killed(job: ActiveJob, task: Task, ended: Ended, stopped: Cause | None) -> Cause | None:
+    """Why the earlier manager has killed an attempt, as far as can be known; None if it has not.
+
+    :param stopped: why the job was stopped, if it was.
+    """
+    if task.cancel_requested_at is not None:
+        return CANCELLED
+    if ended.exit_code == 0 or stopped is None or not stopped.stops(task):
+        return None
+    started, limit = job.job.started_at, job.job.timeout
+    if stopped.reason is not Reason.TIMEOUT or started is None or limit is None:
+        return stopped
+    is_late = ended.ended_at.timestamp() > started.timestamp() + limit - _FILE_TIME_SECONDS
+    return stopped if is_late else None
+
+
+def _cancelled_tasks(job: ActiveJob) -> set[str]:
+    """The running tasks whose end was requested."""
+    running = (job.tasks[attempt.task_id] for attempt in job.running)
+    return {task.id for task in running if task.cancel_requested_at is not None}

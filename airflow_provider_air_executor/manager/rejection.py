@@ -43,11 +43,13 @@ class Rejection:
             state=JobState.FAILED,
             reason=Reason.INVALID,
             error=_advice(error),
+            keep_failed=False,
             updated_at=utc_now(),
             # It was an attempt to run the job, and those who wait for its end must see that it is over.
             attempt=job.attempt if job.state is JobState.WORKING else job.attempt + 1,
         )
         self._jobs.remember(job.name, self._writer.write_job(failed, durable=True))
+        self._jobs.counters["jobs_failed"] += 1
         self._troubles.over(job.name)
 
     def reject_unreadable(self, name: str, error: str) -> None:
@@ -69,7 +71,7 @@ class Rejection:
             if job is None:
                 self._reject_known(name, why)
                 return
-            if job.stopping is None:
+            if job.stopping is None or job.stopping.spares_always:
                 cause = Cause(Reason.INVALID, _advice(why))
                 if lost is not None and not job.tasks[lost.task_id].status.is_terminal:
                     self._turns.do(name, job.fail(lost.task_id, cause))

@@ -12,12 +12,12 @@ from airflow_provider_air_executor.jobs import inbox, models
 from airflow_provider_air_executor.jobs.inbox import Action, Request
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, utc_now
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
-from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold
+from airflow_provider_air_executor.manager.active_job import ActiveJob, Hold
 from airflow_provider_air_executor.manager.intake import Intake
-from airflow_provider_air_executor.manager.limits import Limits
+from airflow_provider_air_executor.manager.limits import Limits, cancelled
 from airflow_provider_air_executor.manager.recovery import Recovery
 from airflow_provider_air_executor.manager.rejection import Rejection
-from airflow_provider_air_executor.manager.schedule import resetting_failed
+from airflow_provider_air_executor.manager.schedule import resetting
 from airflow_provider_air_executor.manager.shared import Shared
 from airflow_provider_air_executor.manager.timers import Backoff
 from airflow_provider_air_executor.manager.troubles import Step
@@ -142,19 +142,36 @@ class RequestHandler:
         elif job is None and not stored.state.is_terminal:  # its tasks may run
             raise BlockingIOError(errno.EAGAIN, "the job could not be loaded yet")
         elif job is None:
-            if request.request is not Action.CANCEL:
-                yield from self._reopening(stored, request.tasks)
+            if request.request is Action.RETRY:
+                yield from self._retrying(stored, request)
+            elif request.request is Action.ADD_TASKS:
+                yield from self._adding_late(stored, request.tasks)
+        elif request.request is Action.CANCEL and request.task_ids:
+            yield from self._cancelling_tasks(job, request.task_ids)
         elif request.request is Action.CANCEL:
             job.begin_to_work()
-            job.change_state(cancel_requested_at=utc_now())
+            again = request.again and job.job.cancel_requested_at is not None
+            job.change_state(**{"cancel_again_requested_at" if again else "cancel_requested_at": utc_now()})
             self._files.publish_state(job)
-            self._limits.stop_job(job, Cause(Reason.CANCELLED, "cancelled"))
+            self._limits.stop_job(job, cancelled(again=again))
         elif request.request is Action.ADD_TASKS:
             yield from self._adding_tasks(job, request.tasks)
 
+    def _cancelling_tasks(self, job: ActiveJob, task_ids: Iterable[str]) -> Pieces[None]:
+        _refuse_half_written(job)
+        job.begin_to_work()  # a list in which some have failed is not that of a waiting job
+        job.holds.add(Hold.CANCEL_TASKS)  # until it is published: if it cannot be now, this is done again
+        now, found = utc_now(), {task_id for task_id in task_ids if task_id in job.tasks}
+        for task_id in found:
+            yield from job.cancel_task(task_id, now)
+        yield from self._files.snapshotting(job)
+        job.holds.discard(Hold.CANCEL_TASKS)
+        self._limits.cancel_tasks(job, found)
+        self._queue.add(job)
+        self._jobs.touched.add(job.name)
+
     def _adding_tasks(self, job: ActiveJob, tasks: Iterable[Task]) -> Pieces[None]:
-        if job.on_disk.unreadable_since is not None:
-            raise BlockingIOError(errno.EAGAIN, "another process is writing tasks.json")
+        _refuse_half_written(job)
         added = yield from _not_there_yet(tasks, job.tasks)
         job.holds.add(Hold.ADD_TASKS)
         try:
@@ -171,34 +188,72 @@ class RequestHandler:
         self._jobs.touched.add(job.name)
         yield from dropping(added)
 
-    def _reopening(self, job: Job, added: Sequence[Task]) -> Pieces[None]:
-        """Run a job that has ended again: the tasks that failed, or tasks that were added too late."""
-        path = self._store.paths(job.name).state
+    def _adding_late(self, job: Job, added: Sequence[Task]) -> Pieces[None]:
+        """Run a job that has ended again, with tasks that were added too late."""
+        if not added:
+            return
+        tasks = yield from self._loading_tasks(job)
+        if tasks is None:
+            return
+        if job.reason not in _REOPENED:
+            raise InvalidJobError(f"job {job.name} has ended ({job.reason}) and takes no more tasks")
+        added = yield from _not_there_yet(added, {task.id: task for task in tasks})
+        yield from models.checking_ids(added)
+        tasks += added
+        yield from models.checking_task_list(tasks)
+        if not all(task.status.is_terminal for task in tasks):
+            yield from self._reopening(job, tasks, keep_failed=False)
+
+    def _retrying(self, job: Job, request: Request) -> Pieces[None]:
+        """Run a job that has ended again: what failed, the chosen tasks, or all."""
+        if request.attempt not in (None, job.attempt):
+            log.info("job %s has been retried already, since that was requested", job.name)
+            return
+        if job.state is not JobState.FAILED and not request.all and not request.task_ids:
+            return
+        tasks = yield from self._loading_tasks(job)
+        if tasks is None:
+            return
+        chosen = {task.id for task in tasks} if request.all else set(request.task_ids) or None
+        again = yield from resetting(tasks, chosen)
+        yield from dropping(tasks)
+        if not all(task.status.is_terminal for task in again):
+            yield from self._reopening(job, again, keep_failed=chosen is not None)
+
+    def _loading_tasks(self, job: Job) -> Pieces[list[Task] | None]:
+        """The tasks of a job that has ended; None if they cannot be read, and the job says so."""
         try:
             tasks, _ = yield from self._store.loading_task_list(job.name, self._store.paths(job.name).tasks)
         except CorruptFileError as error:
             self._rejection.reject(job, str(error))
-            return
-        if added:
-            if job.reason not in _REOPENED:
-                raise InvalidJobError(f"job {job.name} has ended ({job.reason}) and takes no more tasks")
-            added = yield from _not_there_yet(added, {task.id: task for task in tasks})
-            yield from models.checking_ids(added)
-            tasks += added
-            yield from models.checking_task_list(tasks)
-            if all(task.status.is_terminal for task in tasks):
-                return
-        elif job.state is not JobState.FAILED:
-            return
-        else:
-            before, tasks = tasks, (yield from resetting_failed(tasks))
-            yield from dropping(before)
+            return None
+        return tasks
+
+    def _reopening(self, job: Job, tasks: list[Task], *, keep_failed: bool) -> Pieces[None]:
+        """Publish the tasks of a job that has ended, and let it wait for its next start.
+
+        :param keep_failed: whether those that have failed stay so.
+        """
         yield from self._recovery.dropping_outdated(job.name)
         yield from self._writer.resetting_tasks(job.name, tasks)
         yield from dropping(tasks)
-        waiting = job.evolve(state=JobState.WAITING, updated_at=utc_now(), started_at=None, reason=None, error=None)
-        self._writer.write_job(waiting.evolve(cancel_requested_at=None), durable=True)
-        yield from self._intake.inspecting(job.name, path, is_settled=True)
+        waiting = job.evolve(
+            state=JobState.WAITING,
+            updated_at=utc_now(),
+            keep_failed=keep_failed,
+            **dict.fromkeys(("started_at", "cancel_requested_at", "cancel_again_requested_at", "reason", "error")),
+        )
+        self._writer.write_job(waiting, durable=True)
+        yield from self._intake.inspecting(job.name, self._store.paths(job.name).state, is_settled=True)
+
+
+def _refuse_half_written(job: ActiveJob) -> None:
+    """Do not write over the list of a job while another process writes it.
+
+    :raises BlockingIOError: if one does.
+    """
+    if job.on_disk.unreadable_since is not None:
+        raise BlockingIOError(errno.EAGAIN, "another process is writing tasks.json")
 
 
 def _not_there_yet(tasks: Iterable[Task], present: Mapping[str, Task]) -> Pieces[list[Task]]:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import enum
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus
+from airflow_provider_air_executor.jobs.models import JobState, Reason, RunIf, Task, TaskStatus
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
+
+
+class Fate(enum.Enum):
+    """What becomes of a task by the ends of those that it depends on."""
+
+    WAITS = enum.auto()  # for the end of others
+    STARTS = enum.auto()  # as soon as there is room
+    FAILS = enum.auto()  # since one of them failed
+    IS_SKIPPED = enum.auto()  # since none of them failed
+
+
+ENDS = (Fate.FAILS, Fate.IS_SKIPPED)  # without an attempt
 
 
 class TaskGraph:
@@ -41,7 +55,7 @@ class TaskGraph:
         for part in before:
             yield from dropping(part)
 
-    def add(self, task: Task, *, is_delayed: bool = False) -> None:
+    def add(self, task: Task, *, is_delayed: bool = False) -> Fate:
         """Add a task; one that is not known comes behind all others.
 
         :param is_delayed: whether it is not to start yet; :meth:`add_ready` lets it.
@@ -49,12 +63,33 @@ class TaskGraph:
         if task.id not in self._position:
             self._position[task.id] = len(self._ids)
             self._ids.append(task.id)
-        missing = {name for name in task.dependencies if self._tasks[name].status is not TaskStatus.COMPLETED}
+        missing = {name for name in task.dependencies if not self._is_met(task, name)}
         for name in missing:
             self._dependents.setdefault(name, []).append(task.id)
         self._missing[task.id] = len(missing)
-        if task.status is TaskStatus.PENDING and not missing and not is_delayed:
-            self.add_ready(task.id)
+        if is_delayed or task.status is not TaskStatus.PENDING:
+            return Fate.WAITS
+        if not missing:
+            return self._decide(task)
+        has_failed = task.run_if is None and any(self._has_failed(name) for name in missing)
+        return Fate.FAILS if has_failed else Fate.WAITS
+
+    def _is_met(self, task: Task, dependency: str) -> bool:
+        """Whether a task need not wait for one that it depends on."""
+        status = self._tasks[dependency].status
+        return status is TaskStatus.COMPLETED or (task.run_if is not None and status.is_terminal)
+
+    def _decide(self, task: Task) -> Fate:
+        """What becomes of a task that waits for no other one. One that can start is among those then."""
+        if task.status is not TaskStatus.PENDING:
+            return Fate.WAITS
+        if task.run_if is RunIf.ANY_FAILED and not any(self._has_failed(name) for name in task.dependencies):
+            return Fate.IS_SKIPPED
+        self.add_ready(task.id)
+        return Fate.STARTS
+
+    def _has_failed(self, task_id: str) -> bool:
+        return self._tasks[task_id].status is TaskStatus.FAILED
 
     def withdraw(self, task_id: str) -> None:
         """Take back the task that was added last."""
@@ -78,6 +113,11 @@ class TaskGraph:
         """Whether there is a task that can start."""
         return bool(self._ready)
 
+    @property
+    def number_ready(self) -> int:
+        """How many tasks can start."""
+        return len(self._ready)
+
     def take_ready(self) -> str:
         """Take out the first task that can start."""
         position = heapq.heappop(self._ready)
@@ -91,37 +131,30 @@ class TaskGraph:
             self._is_ready.add(position)
             heapq.heappush(self._ready, position)
 
-    def number_of_dependents(self, task_id: str) -> int:
-        """How many tasks wait for this one, which has not completed yet."""
-        return len(self._dependents.get(task_id, ()))
+    def is_short(self, task_id: str) -> bool:
+        """Whether the end of a task that completes reaches few others."""
+        dependents = self._dependents.get(task_id, ())
+        return len(dependents) <= ITEMS and not any(self._tasks[name].run_if for name in dependents)
 
-    def completing(self, task_id: str) -> Pieces[None]:
-        """Let the dependents of a completed task come nearer to their start."""
-        for number, dependent in enumerate(self._dependents.pop(task_id, ()), 1):
-            self._missing[dependent] -= 1
-            if not self._missing[dependent]:
-                self.add_ready(dependent)
-            if not number % ITEMS:
-                yield False
+    def ending(self, task_id: str) -> Iterator[tuple[str, Fate]]:
+        """The tasks that waited for one which has ended, and what becomes of each."""
+        has_failed = self._has_failed(task_id)
+        for dependent in self._dependents.pop(task_id, ()):
+            task = self._tasks[dependent]
+            if has_failed and task.run_if is None:
+                yield dependent, Fate.FAILS
+            else:
+                self._missing[dependent] -= 1
+                yield dependent, Fate.WAITS if self._missing[dependent] else self._decide(task)
+
+    def can_start(self, task_id: str) -> bool:
+        """Whether a task that has not started waits for no other one."""
+        return not self._missing[task_id]
 
     def drop_ready(self) -> None:
         """Let no task start any more."""
         self._ready.clear()
         self._is_ready.clear()
-
-    def descendants(self, task_id: str, seen: set[str] | None = None) -> Iterator[str]:
-        """Every task that depends on this one, directly or through others.
-
-        :param seen: those that are passed over, and what depends on them; what is found is added.
-        """
-        seen = set() if seen is None else seen
-        stack = [task_id]
-        while stack:
-            for dependent in self._dependents.get(stack.pop(), ()):
-                if dependent not in seen:
-                    seen.add(dependent)
-                    stack.append(dependent)
-                    yield dependent
 
 
 class Outcome(NamedTuple):
@@ -153,11 +186,59 @@ def outcome(tasks: Iterable[Task]) -> Pieces[Outcome]:
     )
 
 
-def resetting_failed(tasks: Iterable[Task]) -> Pieces[list[Task]]:
-    """The tasks for another run of their job: those that have not completed are pending again."""
+def resetting(tasks: Sequence[Task], chosen: Collection[str] | None = None) -> Pieces[list[Task]]:
+    """The tasks for another run of their job: some are pending again.
+
+    These are the chosen ones, those that failed because of them, and those that wait for the end of one of them,
+    however it ends (:class:`~.models.RunIf`). What depends on such a one that had completed runs again, too.
+
+    :param chosen: ids of tasks; default: of those that have not completed.
+    """
+    again = yield from _running_again(tasks, chosen)
     found = []
     for number, task in enumerate(tasks, 1):
-        found.append(task if task.status is TaskStatus.COMPLETED else task.reset())
+        found.append(task.reset() if task.id in again else task)
         if not number % ITEMS:
             yield False
+    return found
+
+
+def _running_again(tasks: Sequence[Task], chosen: Collection[str] | None) -> Pieces[set[str]]:
+    again: set[str] = set()
+    has_conditions = False
+    for number, task in enumerate(tasks, 1):
+        if task.id in chosen if chosen is not None else task.status is not TaskStatus.COMPLETED:
+            again.add(task.id)
+        has_conditions = has_conditions or task.run_if is not None
+        if not number % ITEMS:
+            yield False
+    if chosen is None and not has_conditions:  # all that failed is among them, and nothing else follows
+        return again
+    dependents = yield from _dependents_of(tasks)
+    ended_anew = deque((task_id, False) for task_id in again)  # and whether it had completed
+    number = 0
+    while ended_anew:
+        task_id, had_completed = ended_anew.popleft()
+        for task in dependents.get(task_id, ()):
+            number += 1
+            if not number % ITEMS:
+                yield False
+            has_completed = task.status is TaskStatus.COMPLETED
+            follows = task.run_if is not None or task.reason is Reason.DEPENDENCY or (has_completed and had_completed)
+            if follows and task.id not in again:
+                again.add(task.id)
+                ended_anew.append((task.id, has_completed))
+    return again
+
+
+def _dependents_of(tasks: Iterable[Task]) -> Pieces[dict[str, list[Task]]]:
+    """The tasks that depend on each task."""
+    found: dict[str, list[Task]] = {}
+    number = 0
+    for task in tasks:
+        for name in task.dependencies:
+            found.setdefault(name, []).append(task)
+            number += 1
+            if not number % ITEMS:
+                yield False
     return found

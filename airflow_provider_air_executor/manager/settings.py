@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import ModuleName, RunnerName, Seconds
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
+from airflow_provider_air_executor.manager.metrics_server import parse_address
 
 ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
 _MAX_CHARACTERS = 1_000_000  # of a configuration file
@@ -28,6 +29,21 @@ def _split(value: Any) -> Any:
     return [name.strip() for name in value.split(",") if name.strip()] if isinstance(value, str) else value
 
 
+def _text(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
+def _address(value: str) -> str:
+    parse_address(value)
+    return value
+
+
+Days = Annotated[float, Field(gt=0, le=36_600, allow_inf_nan=False)]
+
+#: The defaults of embedded managers, where they are others than those of :class:`Settings`.
+EMBEDDED: Mapping[str, Any] = {"keep_jobs": 1000, "keep_days": 30, "keep_failed_days": 90}
+
+
 class Settings(BaseModel):
     """How a manager works.
 
@@ -41,8 +57,26 @@ class Settings(BaseModel):
     :param kill_grace: seconds between SIGTERM and SIGKILL; default 10.
     :param max_log_size: bytes that a task's log may grow to before the task is killed; default: no limit.
     :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
+    :param keep_jobs: how many jobs that have ended are kept; the oldest completed ones are removed first, failed ones
+        only if there are more than so many of these alone. Default: no limit; 1,000 for an embedded manager.
+    :param keep_days: days after which a job that has completed is removed; default: never; 30 for an embedded manager.
+    :param keep_failed_days: the same for a job that has failed; default: as ``keep_days``; 90 for an embedded manager.
+    :param metrics_address: where metrics are served as OpenMetrics text: ``HOST:PORT``, ``PORT`` (for this machine
+        only), or the path of a Unix socket, with a slash, from the base path on: ``./metrics.sock``. Default: nowhere.
+    :param metrics_otel: whether metrics are sent by OpenTelemetry; default: if it is installed, and
+        ``OTEL_EXPORTER_OTLP_ENDPOINT`` or ``OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`` is set.
+    :param listen: where a server answers clients on other machines, besides its Unix socket, as a list or separated by
+        commas: ``HOST:PORT``, or the path of another Unix socket, with a slash. Default: a manager has no server.
+    :param tls_cert: the file of the server's certificate, in PEM, with the intermediate ones that belong to it.
+    :param tls_key: the file of its key, without a password.
+    :param client_ca: a file of authorities one of which must have signed the certificate of each client; default:
+        clients need none.
+    :param insecure_plain_text: whether the server answers without TLS also where others can overhear it; default: no.
+    :param trusted_proxies: addresses of proxies that are believed when they name the address of their client, as a list
+        or separated by commas; default: none.
     :param preload: modules that the fork server imports for tasks with ``runner: warm``, as a list or separated by
-        commas; it is then started at once. Default: the first such task starts it, and names the modules.
+        commas; it is then started at once. The word ``auto`` among them has the manager learn what tasks import, and
+        import what is worth it ahead of the next ones. Default: the first such task starts it, and names the modules.
     :param runner: what runs the tasks that do not say, of jobs that do not say; default ``local``.
     :param runners: the options of each engine but the local one, by its name: ``max_concurrent`` (how many
         tasks it is given at a time; default 1000), and those that the engine's page describes. In ``config.yaml`` only.
@@ -59,6 +93,17 @@ class Settings(BaseModel):
     kill_grace: Annotated[float, Field(ge=0, le=3600)] = 10.0
     max_log_size: Annotated[int, Field(ge=1)] | None = None
     idle_timeout: Seconds | None = None
+    keep_jobs: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    keep_days: Days | None = None
+    keep_failed_days: Days | None = None
+    metrics_address: Annotated[str, BeforeValidator(_text), AfterValidator(_address)] | None = None
+    metrics_otel: bool | None = None
+    listen: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    client_ca: str | None = None
+    insecure_plain_text: bool = False
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_split)] = ()
     runner: RunnerName = "local"
     runners: dict[RunnerName, dict[str, Any]] = {}
@@ -68,12 +113,14 @@ def load_settings(
     flags: Mapping[str, Any],
     *,
     config: Path | None = None,
+    defaults: Mapping[str, Any] = {},
     environment: Mapping[str, str] = os.environ,
 ) -> tuple[Settings, list[str]]:
     """Put the settings together.
 
     :param flags: what was given on the command line; None stands for "not given".
     :param config: the configuration file; default: ``config.yaml`` in the base path, if there is one.
+    :param defaults: other defaults than those of :class:`Settings`.
     :return: the settings, and a warning for each key of the file that is not known.
     :raises SettingsError: naming the setting that is not valid, and where it was set.
     """
@@ -89,6 +136,8 @@ def load_settings(
             warnings.append(f"{path}: there is no setting {key!r}; it is ignored")
         elif value is not None:
             given.setdefault(key, (value, str(path)))
+    for key, value in defaults.items():
+        given.setdefault(key, (value, "the defaults"))
     try:
         settings = Settings.model_validate({key: value for key, (value, _) in given.items()})
     except ValidationError as error:

@@ -139,6 +139,7 @@ class Guard:
         self._timers = timers
         self._troubles = troubles
         self._failures: dict[str, str] = {}  # steps that have failed the last time, and how
+        self._waking: set[str] = set()  # steps for which a timer ends the sleep
         self._failing: Counter[str] = Counter()  # how many steps on a job are to be taken again
 
     def run(self, step: Action) -> bool:
@@ -153,11 +154,18 @@ class Guard:
             if self._failures.get(name) != repr(error):
                 self._failures[name] = repr(error)
                 log.exception("something could not be done (%s); it is tried again", name)
-            self._timers.wake(RETRY_SECONDS)
+            if name not in self._waking:
+                self._waking.add(name)
+                self._timers.after(RETRY_SECONDS, partial(self._wake_for, name))
             return False
         if self._failures and self._failures.pop(name, None) is not None:
             log.info("%s: that is over", name)
         return True
+
+    def _wake_for(self, name: str) -> None:
+        """Have a step taken again that has failed: in the next round, as it may have failed in this one already."""
+        self._waking.discard(name)
+        self._timers.wake(0)
 
     def run_for(self, name: str, step: Action, *, is_again: bool = False) -> None:
         """Take a step on one job. One that raises an OSError is taken again; another error ends the job."""

@@ -25,7 +25,7 @@ STATIC_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg
 _STATIC = files(__package__) / "static"
 
 
-def show(kind: str, title: str, data: Mapping[str, str] | None = None) -> Response:
+def show(kind: str, title: str, data: Mapping[str, str] | None = None, *, status_code: int = 200) -> Response:
     """A page.
 
     :param kind: which of those that ``static/app.js`` knows.
@@ -36,7 +36,7 @@ def show(kind: str, title: str, data: Mapping[str, str] | None = None) -> Respon
         for name, value in {"page": kind, "root": links.root_path(), **(data or {})}.items()
     )
     body = f'<main id="app"{attributes}></main><noscript>This page needs JavaScript.</noscript>'
-    return HTMLResponse(page(title, body, script=True), headers=HEADERS)
+    return HTMLResponse(page(title, body, script=True), status_code, headers=HEADERS)
 
 
 def page(title: str, body: str, *, script: bool = False) -> str:

@@ -3,12 +3,18 @@
 A bare process id says nothing: the number may have been given to another process meanwhile, or stem from before a
 reboot. The shim of an attempt is a shell, or a process that the fork server has forked. It is identified by its token.
 The token of a shell is in its command line and its environment. The token of a forked shim is
-``<pid>.<start time>.<boot>``, for it has the command line and the environment of the fork server.
+``<pid>.<start time>.<boot>``, for it has the command line and the environment of the fork server. One that has had an
+attempt before has ``<pid>.<start time>.<boot>.<start of the attempt>``.
+
+A command that the launcher has started has no shim of its own. It is identified by
+``<token of its environment>.<start time>.<boot>``, and counts as long as it has not been reaped: before that, the
+launcher records its end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -29,8 +35,12 @@ _MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
 _LOOKS = 50  # for a caller that waits until it is over
 _FAMILY_LOOKS = 3  # where the manager waits
+_PR_SET_PDEATHSIG = 1
 # Of both kinds. A record may hold anything; text that is not a token must not match another process.
-_TOKEN = re.compile(r"[0-9a-f]{16}|\d+\.\d+\.\w+", re.ASCII)
+_TOKEN = re.compile(r"[0-9a-f]{16}(?:\.\d+\.\w+)?|\d+\.\d+\.\w+(?:\.\d+)?", re.ASCII)
+_OF_COMMAND = re.compile(r"([0-9a-f]{16})\.(\d+)\.(\w+)", re.ASCII)
+_NOT_KNOWN = 0  # when it was started
+_LAUNCHER = b"airflow_provider_air_executor.engines.local.launcher"
 
 
 class _Status(NamedTuple):
@@ -66,6 +76,15 @@ def can_inspect() -> bool:
     return True
 
 
+def has_children() -> bool:
+    """Whether this process has children, be they alive or not reaped yet."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
 def identity(pid: int) -> str:
     """The identity of a process of this machine: no other process has it, past or future (Linux only).
 
@@ -77,8 +96,59 @@ def identity(pid: int) -> str:
     return f"{pid}.{status.started}.{boot()}"
 
 
-def age(pid: int) -> float | None:
-    """Seconds since a process was started; None if it is not known (Linux only)."""
+def identity_from_now(pid: int) -> str:
+    """An identity of a process of this machine, for an attempt that it begins now (Linux only).
+
+    :raises ProcessLookupError: if there is no such process.
+    """
+    return f"{identity(pid)}.{seconds_since_boot() * 1000:.0f}"
+
+
+def claimed_token(token: str) -> str:
+    """The token in a record of a command that is about to be started.
+
+    :param token: that of its environment.
+    """
+    return f"{token}.{_NOT_KNOWN}.{boot()}"
+
+
+def is_claimed_token(token: str) -> bool:
+    """Whether it is that of a command which was about to be started, so that it is not known whether it was."""
+    found = _OF_COMMAND.fullmatch(token)
+    return found is not None and int(found[2]) == _NOT_KNOWN
+
+
+def is_launcher(pid: int) -> bool:
+    """Whether this process starts commands without a shell (Linux only)."""
+    try:
+        return _LAUNCHER in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def command_token(token: str, pid: int) -> str:
+    """The token in the record of a command of this machine that was started without a shim (Linux only).
+
+    :param token: that of its environment.
+    :raises ProcessLookupError: if there is no such process.
+    """
+    return f"{token}.{identity(pid).partition('.')[2]}"
+
+
+def _process_of(token: str) -> str:
+    """The identity of the process that has this token, whatever attempt it is of."""
+    return ".".join(token.split(".")[:3])
+
+
+def is_later_attempt(token: str) -> bool:
+    """Whether it is that of an attempt whose process has had another one before."""
+    return token.count(".") == 3
+
+
+def age(pid: int, token: str) -> float | None:
+    """Seconds since the shim with this token began its attempt; None if it is not known (Linux only)."""
+    if is_later_attempt(token):
+        return max(0.0, seconds_since_boot() - int(token.rpartition(".")[2]) / 1000)
     status = _status(pid)
     return None if status is None else max(0.0, seconds_since_boot() - status.started / os.sysconf("SC_CLK_TCK"))
 
@@ -98,11 +168,15 @@ def _is_shim(pid: int, token: str) -> bool:
     """
     if not _TOKEN.fullmatch(token):
         return False
+    command = _OF_COMMAND.fullmatch(token)
+    if command is not None:
+        status = _status(pid)
+        return not can_inspect() if status is None else command.groups()[1:] == (str(status.started), boot())
     if "." in token:
         status = _status(pid)
         if status is None:
             return not can_inspect()
-        return status.state != "Z" and f"{pid}.{status.started}.{boot()}" == token
+        return status.state != "Z" and f"{pid}.{status.started}.{boot()}" == _process_of(token)
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
@@ -114,9 +188,19 @@ def _is_shim(pid: int, token: str) -> bool:
     return wanted in listed.stdout.split()
 
 
+def die_with_parent(parent: int | None) -> None:
+    """Let this process be killed when the one that has forked it ends, or no longer so (Linux only).
+
+    :param parent: the process that has forked it; None: no longer so.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL if parent is not None else 0, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:  # it has ended before
+        os._exit(1)
+
+
 def is_of_this_boot(token: str) -> bool:
     """Whether a forked shim was started since the machine was."""
-    return token.endswith(f".{boot()}")
+    return _process_of(token).endswith(f".{boot()}")
 
 
 class Kill:
@@ -139,7 +223,9 @@ class Kill:
     """
 
     def __init__(self, token: str, session: int | None, spare: Collection[int] = (), parent: int | None = None) -> None:
-        self._wanted = os.fsencode(f"{RUN_VARIABLE}={token}") if _TOKEN.fullmatch(token) else None
+        command = _OF_COMMAND.fullmatch(token)
+        of_environment = command[1] if command is not None else token
+        self._wanted = os.fsencode(f"{RUN_VARIABLE}={of_environment}") if _TOKEN.fullmatch(token) else None
         self._session = session
         self._spared = {os.getpid(), *spare}
         self._parent = parent
@@ -245,14 +331,18 @@ class Kill:
         return self._wanted in environment.split(b"\0") if environment else None
 
 
-def kill_started_by(token: str, pid: int, *, has_just_ended: bool = False) -> Kill:
+def kill_started_by(token: str, pid: int | None, *, has_just_ended: bool = False) -> Kill:
     """Kill every process that the shim with this token has started, as far as one look finds it.
 
-    :param pid: the process id of the shim.
+    :param pid: the process id of the shim; None if its attempt is over, and it may have another one.
     :param has_just_ended: whether, if it is not alive, it was a moment ago. After a longer time the number may be that
         of another session.
     :return: the kill, which may not be over: see :meth:`Kill.look`.
     """
+    if pid is None:
+        kill = Kill(token, None)
+        kill.look()
+        return kill
     try:
         leader = _status(pid)
         has_session = _is_shim(pid, token) or (has_just_ended and (leader is None or leader.state == "Z"))

@@ -113,7 +113,7 @@ class AirExecutorToSqlOperator(BaseOperator):
         """
         table = _check_table(self.table)
         job = self.hook.get_job(valid_job_name(self.job_name))
-        found = self.hook.store.get_attempts(job.name)
+        found = self.hook.jobs.get_attempts(job.name)
         attempts = {(attempt.task_id, attempt.number): attempt for attempt in found}
         commands = {}
         if self.include_command:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
+from airflow.sdk import BaseOperator
 from airflow.sdk.definitions._internal.types import SET_DURING_EXECUTION
-from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_provider_air_executor import arguments, task_templates
 from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.job_tasks import OnEmpty
 from airflow_provider_air_executor.jobs.models import Task, parse_tasks
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from airflow_provider_air_executor.transfers.databases import database_hook, row_values
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
 RowsAs = Literal["args", "env"]
-OnEmpty = Literal["skip", "fail"]
 
 _SQL_FILES = (".sql",)
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -56,7 +58,8 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
     :param task_id_column: the column whose values are the ids of the tasks. It is not handed over to them; a query can
         give a column twice. Default: ``task-1``, ``task-2``, ...
     :param max_tasks: how many rows there may be; if there are more, nothing is submitted. Default 1000.
-    :param on_empty: what happens if there is no row: ``skip`` (default) skips the Airflow task, ``fail`` fails it.
+    :param on_empty: what happens if there is no row: ``skip`` (default) skips the Airflow task, ``fail`` fails it,
+        ``succeed`` lets it succeed.
     :param hook_params: parameters of the database's hook (templated); default: none.
     :param kwargs: those of :class:`AirExecutorSubmitOperator`, without ``tasks``.
     """
@@ -97,36 +100,36 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
         hook_params: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(tasks=SET_DURING_EXECUTION, **kwargs)
+        super().__init__(tasks=SET_DURING_EXECUTION, on_empty=on_empty, **kwargs)
         self.sql = sql
-        self.task = task.model_dump(mode="json", exclude_unset=True) if isinstance(task, Task) else task
+        self.task = task_templates.plain(task)
         self.conn_id = conn_id
         self.parameters = parameters
         self.rows_as = rows_as
         self.env_prefix = env_prefix
         self.task_id_column = task_id_column
         self.max_tasks = max_tasks
-        self.on_empty = on_empty
         self.hook_params = hook_params
-        for name, given, known in (("rows_as", rows_as, get_args(RowsAs)), ("on_empty", on_empty, get_args(OnEmpty))):
-            if given not in known:
-                raise InvalidJobError(f"{name}: must be one of {', '.join(known)}, not {given!r}")
-        if max_tasks < 1:
-            raise InvalidJobError(f"max_tasks: must be at least 1, not {max_tasks!r}")
-        if env_prefix and rows_as != "env":
-            raise InvalidJobError("env_prefix: is of use with rows_as='env' only")
-        if env_prefix and not _VARIABLE.fullmatch(env_prefix):
-            raise InvalidJobError(f"env_prefix: the name of a variable cannot begin with {env_prefix!r}")
-        if not hasattr(self.task, "resolve"):  # what another Airflow task gives is checked when this one runs
-            _pattern_of(self.task)
+        with task_templates.naming(self):
+            arguments.word("rows_as", rows_as, get_args(RowsAs))
+            if max_tasks < 1:
+                raise InvalidJobError(f"max_tasks: must be at least 1, not {max_tasks!r}")
+            if env_prefix and rows_as != "env":
+                raise InvalidJobError("env_prefix: is of use with rows_as='env' only")
+            if env_prefix and not _VARIABLE.fullmatch(env_prefix):
+                raise InvalidJobError(f"env_prefix: the name of a variable cannot begin with {env_prefix!r}")
+            with _of_pattern(self.task):
+                task_templates.check([self.task])
 
     def resolve_template_files(self) -> None:
-        """Let the name of a file stand for what is in it: in ``sql`` only, it may be an argument elsewhere."""
+        """Let the name of a file stand for what is in it: in ``sql``, and a script in ``task``."""
         fields, self.template_fields = self.template_fields, ("sql",)
         try:
-            super().resolve_template_files()
+            BaseOperator.resolve_template_files(self)
         finally:
             self.template_fields = fields
+        with task_templates.naming(self), _of_pattern(self.task):
+            self.task = self._with_files([self.task])[0]
 
     def render_template(
         self,
@@ -137,11 +140,15 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
     ) -> Any:
         """Render templates, see :meth:`resolve_template_files`."""
         self.template_ext = _SQL_FILES if content is self.sql else ()
+        if content is self.task:
+            with task_templates.naming(self), _of_pattern(content):
+                content = self._with_files([content])[0]
         return super().render_template(content, context, jinja_env, seen_oids)
 
     def _tasks_to_submit(self) -> tuple[Task, ...]:
         """One task for each row. What the query has changed is rolled back if something is refused."""
-        pattern = _pattern_of(self.task)
+        with task_templates.naming(self), _of_pattern(self.task):
+            (pattern,) = task_templates.to_submit([self.task], self._defaults)
         tasks: list[Task] = []
 
         def fetch(cursor: Any) -> list[Any]:
@@ -155,11 +162,9 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
             return rows
 
         database_hook(self.conn_id, self.hook_params).run(self.sql, parameters=self.parameters, handler=fetch)
-        if tasks:
-            return tuple(tasks)
-        if self.on_empty == "fail":
-            raise InvalidJobError("sql: the query gives no rows; on_empty='skip' would skip the task")
-        raise AirflowSkipException("the query gives no rows")
+        if not tasks:
+            self._nothing_to_run("sql: the query gives no rows")
+        return tuple(tasks)
 
     def _tasks_of(self, pattern: Task, columns: Sequence[str], rows: Sequence[Any]) -> tuple[Task, ...]:
         position = None if self.task_id_column is None else _position(self.task_id_column, columns)
@@ -202,18 +207,15 @@ class SqlToAirExecutorOperator(AirExecutorSubmitOperator):
         return name
 
 
-def _pattern_of(task: Any) -> Task:
-    """The pattern of the tasks.
-
-    :raises InvalidJobError: naming the field that is not valid.
-    """
+@contextlib.contextmanager
+def _of_pattern(task: Any) -> Iterator[None]:
+    """Errors that name the pattern of the tasks, and not a list, which is ours."""
     if isinstance(task, Mapping) and "id" in task:
         raise InvalidJobError("task.id: each task has an id of its own; see task_id_column")
     try:
-        (pattern,) = parse_tasks([task], where="task")
+        yield
     except InvalidJobError as error:
-        raise InvalidJobError(str(error).replace("task[0]", "task")) from None  # the list is ours
-    return pattern
+        raise InvalidJobError(str(error).replace("tasks[0]", "task")) from None
 
 
 def _position(name: str, columns: Sequence[str]) -> int:

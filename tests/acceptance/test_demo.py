@@ -65,6 +65,8 @@ def test_up(tmp_path: Path) -> None:
             shown += line.decode()
         (url,) = re.findall(r"Airflow \(no password\): +(http://\S+)", shown)
         assert f"{url}/plugin/air-executor" in shown
+        (command,) = re.findall(r"In a terminal: +(\S+) status --watch", shown)
+        assert os.access(command, os.X_OK)
         with urllib.request.urlopen(f"{url}/auth/token", timeout=PATIENCE) as answer:
             token = json.load(answer)["access_token"]
         request = urllib.request.Request(f"{url}/air-executor/api/jobs", headers={"Authorization": f"Bearer {token}"})

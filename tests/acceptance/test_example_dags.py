@@ -1,7 +1,8 @@
 """The example DAGs under a real scheduler, triggerer, dag-processor and API server.
 
-With the embedded manager; with a manager that was started before Airflow, as a service; and with such a manager whose
-configuration says that Slurm runs the tasks, or Kubernetes.
+With the embedded manager; with a manager that was started before Airflow, as a service; with such a manager whose
+configuration says that Slurm runs the tasks, or Kubernetes; and with one on another machine, which another connection
+leads to, by HTTPS or by SSH.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import pytest
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.acceptance import over_network as other_machine
+from tests.acceptance.over_network import OverNetwork
 from tests.support import kubernetes_cluster, slurm_cluster
 from tests.support.installation import EXAMPLES, EXECUTOR, Installation
 from tests.support.jobs import read_log
@@ -40,18 +43,23 @@ runners:
 """
 
 
+OTHER_MACHINE = ("https", "ssh")
+
+
 def on(runner: str, cluster: Any) -> Any:
-    """The parameter for an engine, which may be missing."""
-    is_missing = pytest.mark.skipif(bool(cluster.missing()), reason=f"{runner} is missing")
-    return pytest.param(runner, marks=[pytest.mark.engine, is_missing])
+    """The parameter for an engine, or a way to another machine, which may be missing."""
+    marks = [pytest.mark.skipif(bool(cluster.missing()), reason=f"{runner} is missing")]
+    return pytest.param(runner, marks=marks if runner in OTHER_MACHINE else [*marks, pytest.mark.engine])
 
 
 @pytest.fixture(scope="session")
 def with_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An Airflow that does not start a manager itself."""
-    connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": str(tmp_path_factory.mktemp("jobs"))}})
+    base_path = tmp_path_factory.mktemp("jobs")
+    connection = json.dumps({"conn_type": "air_executor", "extra": {"base_path": str(base_path)}})
     settings = {"AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT": connection, "AIRFLOW__CORE__EXECUTOR": EXECUTOR}
     with Installation(EXAMPLES, settings) as installation:
+        installation.base_path = base_path
         yield installation
 
 
@@ -62,14 +70,24 @@ def with_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         "service",
         on("slurm", slurm_cluster),
         on("kubernetes", kubernetes_cluster),
+        on("https", other_machine),
+        on("ssh", other_machine),
     ],
 )
 def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
     """A running Airflow with the example DAGs."""
     if request.param == "embedded":
         yield request.getfixturevalue("with_executor")
-        return
-    installation: Installation = request.getfixturevalue("with_service")
+    elif request.param in OTHER_MACHINE:
+        machines: OverNetwork = request.getfixturevalue("over_network")
+        with machines.https() if request.param == "https" else machines.ssh():
+            yield machines.airflow
+    else:
+        yield from with_manager(request, request.getfixturevalue("with_service"))
+
+
+def with_manager(request: pytest.FixtureRequest, installation: Installation) -> Iterator[Installation]:
+    """Run a manager, with the engine that is asked for, beside an Airflow."""
     store = store_of(installation)
     store.create_directories()
     environment, config = dict(os.environ), ""
@@ -92,8 +110,7 @@ def airflow(request: pytest.FixtureRequest) -> Iterator[Installation]:
 
 def store_of(airflow: Installation) -> JobStore:
     """The job filesystem that this Airflow uses."""
-    connection = airflow.environment.get("AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT")
-    return JobStore(json.loads(connection)["extra"]["base_path"] if connection else airflow.base_path)
+    return JobStore(airflow.base_path)
 
 
 def job_of(airflow: Installation, run_id: str) -> Job:
@@ -167,6 +184,15 @@ def test_a_job_that_fails(airflow: Installation) -> None:
     assert airflow.xcom("example_failing_job", run_id, "fails", "job_name") == job.name
 
 
+def test_taskflow(airflow: Installation) -> None:
+    run_id = airflow.trigger("example_taskflow")
+    state, seen = airflow.follow("example_taskflow", run_id)
+    assert state == "success", airflow.explain("example_taskflow", run_id)
+    assert "deferred" in seen["square"]
+    assert airflow.xcom("example_taskflow", run_id, "square") == {"square-3": 9, "square-4": 16}
+    assert airflow.xcom("example_taskflow", run_id, "add") == 25
+
+
 def test_a_dag_that_begins_when_a_job_ends(airflow: Installation) -> None:
     for dag_id in ("example_asset_consumer", "example_asset_producer"):
         airflow.wait_for_dag(dag_id)
@@ -184,9 +210,11 @@ def test_a_dag_that_begins_when_a_job_ends(airflow: Installation) -> None:
     assert airflow.xcom("example_asset_consumer", new, "consume") == [job_of(airflow, run_id).name]
 
 
-def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(airflow: Installation) -> None:
+def test_the_embedded_manager_survives_airflow_tasks_and_its_own_death(
+    airflow: Installation, request: pytest.FixtureRequest
+) -> None:
     store = store_of(airflow)
-    if "AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT" in airflow.environment:
+    if request.node.callspec.params["airflow"] not in ("embedded", "ssh"):
         pytest.skip("here the manager is a service; who restarts it is not Airflow")
     run_id = airflow.trigger("example_submit_and_wait")
     wait_until(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import time
 import urllib.error
@@ -18,14 +20,16 @@ from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.installation import EXECUTOR, SINCE_3_3, Installation
 from tests.support.jobs import read_log
+from tests.support.remote_manager import RemoteManager
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
 DAG_FILE = Path(__file__).parent / "dags" / "operator_dags.py"
 
 
-@pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+@pytest.fixture(scope="module", params=["files", "https"])
+def airflow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """An Airflow whose jobs are in files of its own, or with a manager that it reaches by HTTPS alone."""
     dags = tmp_path_factory.mktemp("dags")
     (dags / DAG_FILE.name).symlink_to(DAG_FILE)
     settings = {
@@ -35,17 +39,29 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "2",
         "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
     }
-    installation = Installation(dags, settings, postgresql=True)
-    installation.base_path.mkdir(mode=0o700)
-    # So that all of fifty jobs run at the same time.
-    (installation.base_path / "config.yaml").write_text("max_concurrent_runners: 60\n")
-    with installation:
-        yield installation
+    with contextlib.ExitStack() as stack:
+        if request.param == "https":
+            base_path = prepared_base_path(tmp_path_factory.mktemp("far") / "jobs")
+            manager = stack.enter_context(RemoteManager(base_path, tmp_path_factory.mktemp("server")))
+            settings["AIRFLOW_CONN_AIR_EXECUTOR_DEFAULT"] = json.dumps(manager.connection())
+            installation = Installation(dags, settings, postgresql=True)
+            installation.base_path = base_path
+        else:
+            installation = Installation(dags, settings, postgresql=True)
+            prepared_base_path(installation.base_path)
+        yield stack.enter_context(installation)
+
+
+def prepared_base_path(path: Path) -> Path:
+    """A base path where all of fifty jobs run at the same time."""
+    path.mkdir(mode=0o700)
+    (path / "config.yaml").write_text("max_concurrent_runners: 60\n")
+    return path
 
 
 @pytest.fixture
 def store(airflow: Installation) -> JobStore:
-    return JobStore(airflow.home / "air-executor")
+    return JobStore(airflow.base_path)
 
 
 def jobs_of(store: JobStore, run_id: str) -> list[Job]:
@@ -80,7 +96,10 @@ def start_and_defer(airflow: Installation, store: JobStore, dag_id: str, go: Pat
     logs = airflow.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
 
     def are_watched() -> bool:  # each trigger logs the progress when it looks for the first time
-        return sum("tasks done" in log.read_text() for log in logs.rglob("*.trigger.*.log")) >= number
+        return (
+            sum(re.search("tasks? done", log.read_text()) is not None for log in logs.rglob("*.trigger.*.log"))
+            >= number
+        )
 
     wait_until(are_watched, what="the triggerer waits")
     return run_id
@@ -478,3 +497,25 @@ def test_taskflow(airflow: Installation) -> None:
     run_id = airflow.trigger("taskflow")
     assert airflow.follow("taskflow", run_id)[0] == "success", airflow.explain("taskflow", run_id)
     assert airflow.xcom("taskflow", run_id, "total") == 5
+
+
+def test_templates_and_outputs_of_other_tasks_and_files(airflow: Installation, store: JobStore) -> None:
+    run_id = airflow.trigger("templates")
+    assert airflow.follow("templates", run_id)[0] == "success", airflow.explain("templates", run_id)
+    for task_id in ("waits", "defers"):
+        assert airflow.xcom("templates", run_id, task_id) == {
+            "args": "picked {{ ds }}",  # what another task returns is not rendered
+            "env": "whole templates  /tmp",  # append_env=False: there is no AIRFLOW_HOME
+            "whole": "a whole task",
+            "task-4": "task-4 of templates",
+        }
+    by_task = {job.submitted_by.task_id: job for job in jobs_of(store, run_id) if job.submitted_by is not None}
+    assert (by_task["waits"].priority, by_task["waits"].timeout) == (3, 660)
+    (task, *_) = store.get_tasks(by_task["waits"].name)
+    assert (task.timeout, task.retries, task.runner) == (600, 1, "local")
+    assert airflow.xcom("templates", run_id, "no_worker") == {"script": "script of templates", "line": "templates"}
+    assert (by_task["no_worker"].max_parallel_tasks, by_task["no_worker"].labels) == (1, {"run": run_id})
+    assert airflow.xcom("templates", run_id, "decorated") == {"script": "script of templates", "line": ""}
+    states = {(task["task_id"], task["map_index"]): task["state"] for task in airflow.tasks("templates", run_id)}
+    assert states["nothing", -1] == "skipped"
+    assert [states["mapped", index] for index in (0, 1)] == ["success", "success"]

@@ -11,10 +11,11 @@ from urllib.parse import quote, urlencode
 
 import pytest
 
+from airflow_provider_air_executor.api.routes.logs import MAX_LOG_BYTES
 from airflow_provider_air_executor.jobs import inbox, masking
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.plugin.app import MAX_LOG_BYTES, app
+from airflow_provider_air_executor.plugin.app import app
 from tests.acceptance.auth_manager import WITHOUT_LOGS
 from tests.acceptance.with_users import BELOW, Answer, WithUsers
 from tests.support.jobs import publish_job, publish_tasks, read_log
@@ -55,9 +56,16 @@ def api(path: str, **query: Any) -> str:
 # -- who may see what --------------------------------------------------------------------------------------
 
 # Routes that are about no job in particular; the tests below say what they show to whom.
-OF_NO_JOB = {"/jobs", "/owned", "/static/{path:path}", "/api/openapi.json", "/api/connections", "/api/jobs"}
+OF_A_CONNECTION = {"/api/jobs", "/api/jobs/bulk", "/api/dags", "/api/manager"}
+OF_NO_JOB = {"/jobs", "/owned", "/static/{path:path}", "/api/openapi.json", "/api/connections", *OF_A_CONNECTION}
 EDITING = {"/api/jobs/{job_name}/cancel", "/api/jobs/{job_name}/retry"}
-OF_LOGS = {"/api/jobs/{job_name}/tasks/{task_id}/log", "/api/jobs/{job_name}/tasks/{task_id}/events"}
+OF_LOGS = {
+    "/api/jobs/{job_name}/tasks/{task_id}/log",
+    "/api/jobs/{job_name}/tasks/{task_id}/log/times",
+    "/api/jobs/{job_name}/tasks/{task_id}/log/search",
+    "/api/jobs/{job_name}/tasks/{task_id}/events",
+    "/api/jobs/{job_name}/results",
+}
 
 
 def routes() -> Iterator[tuple[str, str]]:
@@ -69,15 +77,17 @@ def routes() -> Iterator[tuple[str, str]]:
 
 def ask(airflow: WithUsers, method: str, route: str, job_name: str, user: str, conn_id: str = PLAIN) -> Answer:
     path = route.replace("{path:path}", "app.js").format(job_name=job_name, task_id="talk")
-    return airflow.get(f"/air-executor{path}?conn_id={quote(conn_id, safe='')}", user, method=method)
+    body = {"action": "cancel", "jobs": [job_name]} if route == "/api/jobs/bulk" else None
+    return airflow.get(f"/air-executor{path}?conn_id={quote(conn_id, safe='')}", user, method=method, body=body)
 
 
 def test_each_route_is_about_a_job_or_listed_here() -> None:
     found = set(routes())
     assert {route for _, route in found if "{job_name}" not in route} == OF_NO_JOB
-    assert {route for method, route in found if method != "GET"} == EDITING
+    assert {route for method, route in found if method != "GET"} == EDITING | {"/api/jobs/bulk"}
     assert {method for method, _ in found} == {"GET", "POST"}
-    assert {route for _, route in found if "log" in route or "{task_id}" in route} == OF_LOGS
+    of_logs = {route for _, route in found if "/log" in route or "{task_id}/" in route or "results" in route}
+    assert of_logs == OF_LOGS
 
 
 @pytest.mark.parametrize(("method", "route"), sorted(routes()))
@@ -180,7 +190,7 @@ def test_nothing_is_public(airflow: WithUsers, path: str) -> None:
 @pytest.mark.parametrize("conn_id", ["other", "missing", "", "/tmp", "../air-executor"])
 def test_only_our_connections_lead_to_a_job_filesystem(airflow: WithUsers, store: JobStore, conn_id: str) -> None:
     for method, route in routes():
-        if route not in OF_NO_JOB - {"/api/jobs"}:
+        if route not in OF_NO_JOB - OF_A_CONNECTION:
             assert ask(airflow, method, route, "of-seen", "ada", conn_id).status == 404, route
 
 
@@ -202,6 +212,48 @@ def test_a_job_filesystem_that_cannot_be_written_to(airflow: WithUsers, store: J
         publish_job(other, job.evolve(state=JobState.FAILED if action == "retry" else JobState.WORKING))
         answer = airflow.get(f"/air-executor/api/jobs/j/{action}?conn_id=read-only", "ada", method="POST")
         assert (answer.status, "cannot be asked" in answer.text) == (503, True)
+
+
+@pytest.mark.parametrize(
+    ("user", "codes"),
+    [
+        ("bob", [403, 403, 403, 403, 403]),
+        ("eve", [202, 202, 403, 403, 403]),
+        ("ada", [202, 202, 403, 202, 404]),
+        (WITHOUT_LOGS, [403, 403, 403, 403, 403]),
+    ],
+)
+def test_of_which_of_several_jobs_a_user_may_ask_something(
+    airflow: WithUsers, store: JobStore, user: str, codes: list[int]
+) -> None:
+    jobs = ["of-seen", "of-hidden", "of-unknown", "of-none", "no-such-job"]
+    for action in ("retry", "cancel"):
+        body = {"action": action, "jobs": jobs}
+        answer = airflow.get(api("/jobs/bulk"), user, method="POST", body=body)
+        assert answer.status == 202
+        found = json.loads(answer.text)
+        assert [(one["job"], one["status"]) for one in found] == list(zip(jobs, codes, strict=True))
+        # They have failed: there is nothing to be cancelled.
+        assert [one["requested"] for one in found] == [action == "retry" and code == 202 for code in codes]
+
+
+def test_what_a_user_sees_of_the_manager(airflow: WithUsers, store: JobStore) -> None:
+    told = {user: airflow.get(api("/manager"), user) for user in ("ada", "eve", "bob")}
+    assert {user: answer.status for user, answer in told.items()} == dict.fromkeys(told, 200)
+    commands = {user: json.loads(answer.text)["command"] for user, answer in told.items()}
+    assert commands == {"ada": f"air-executor manager --base-path {store.base_path}", "eve": None, "bob": None}
+    unseen = JobStore(airflow.home / "unseen")
+    unseen.submit("j", ["true"], submitted_by=SubmittedBy(dag_id="hidden", run_id="r", task_id="t"))
+    airflow.add_connection("unseen", "air_executor", base_path=str(unseen.base_path))
+    codes = {user: airflow.get("/air-executor/api/manager?conn_id=unseen", user).status for user in ("eve", "bob")}
+    airflow.get("/api/v2/connections/unseen", "ada", method="DELETE")
+    assert codes == {"eve": 200, "bob": 403}
+
+
+def test_the_dags_of_the_jobs_that_a_user_sees(airflow: WithUsers, store: JobStore) -> None:
+    wait_until(lambda: len(listed(airflow, "ada")) == 3, what="the index has seen the jobs")
+    found = {user: json.loads(airflow.get(api("/dags"), user).text) for user in ("ada", "bob")}
+    assert found == {"ada": ["hidden", "seen"], "bob": ["seen"]}
 
 
 # -- who may change what -----------------------------------------------------------------------------------
@@ -285,10 +337,14 @@ def test_errors_are_pages_for_people(airflow: WithUsers, store: JobStore) -> Non
     assert login.status == 401
     assert f'href="{BELOW}/auth/login?next=%2Fairflow%2Fair-executor%2Fjobs%2Fof-seen%3Fconn_id%3Dplain"' in login.text
     assert "<p>Forbidden</p>" in airflow.get("/air-executor/jobs/of-hidden", "bob", headers=people).text
+    missing = airflow.get("/air-executor/jobs/a%3Cb%3E?conn_id=plain", "ada", headers=people)
+    assert missing.status == 404
+    assert "There is no job <strong>a&lt;b&gt;</strong>" in missing.text
+    assert f'<a href="{BELOW}/air-executor/jobs?conn_id=plain">All jobs</a>' in missing.text
 
 
 @pytest.mark.parametrize(
-    "path", ["app.js%2f..%2fapp.js", "../app.py", "%2e%2e/app.py", "vendor", "vendor/dagre.LICENSE", "", "/etc/passwd"]
+    "path", ["app.js%2f..%2fapp.js", "../app.py", "%2e%2e/app.py", "vendor", "vendor/preact.LICENSE", "", "/etc/passwd"]
 )
 def test_only_the_pages_files_are_served(airflow: WithUsers, path: str) -> None:
     assert airflow.get(f"/air-executor/static/{path}", "ada").status == 404
@@ -303,8 +359,8 @@ def test_what_a_job_says_is_data(airflow: WithUsers, store: JobStore) -> None:
     details = json.loads(job.text)
     assert details["error"] == HOSTILE
     assert details["owner"]["task_url"] == "/airflow/dags/seen/runs/r%2F1/tasks/t/mapped/2"
-    ((task,), total) = json.loads(tasks.text).values()
-    assert (total, task["id"], task["environment"]) == (1, "talk", ["SECRET"])
+    ((task,), total, busy) = json.loads(tasks.text).values()
+    assert (total, busy, task["id"], task["environment"]) == (1, [], "talk", ["SECRET"])
     assert task["command"] == f"'{HOSTILE}' 'a b'"
 
 

@@ -57,12 +57,24 @@ class WithUsers(Installation):
         self._token = self.token("ada")
 
     def get(
-        self, path: str, user: str = "", *, method: str = "GET", headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        user: str = "",
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: object = None,
     ) -> Answer:
-        """Ask for a page; its path is below Airflow's, or one that was found in a page."""
+        """Ask for a page; its path is below Airflow's, or one that was found in a page.
+
+        :param body: it is sent as JSON.
+        """
         path = path.removeprefix(BELOW)
-        cookie = {"Cookie": f"_token={self.token(user)}"} if user else {}
-        request = urllib.request.Request(f"{self.url}{path}", headers={**cookie, **(headers or {})}, method=method)
+        sent = {"Cookie": f"_token={self.token(user)}"} if user else {}
+        data = None if body is None else json.dumps(body).encode()
+        if data is not None:
+            sent["Content-Type"] = "application/json"
+        request = urllib.request.Request(f"{self.url}{path}", data, {**sent, **(headers or {})}, method=method)
         try:
             with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
                 return Answer(answer.status, answer.read().decode(errors="replace"), answer.headers)

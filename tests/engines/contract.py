@@ -45,7 +45,7 @@ class Engine:
 
     def prepare(self, managers: Managers) -> None:
         """Set up a base path."""
-        managers.environment.update(self.environment)
+        managers.environment.update({"OUTSIDE": "of the manager", **self.environment})
         managers.store.create_directories()
         (managers.store.base_path / "config.yaml").write_text(f"runner: {self.name}\n{self.config}")
 
@@ -116,6 +116,13 @@ class EngineContract:
         task = run(engine.task(line, env={"ODD": odd}, cwd=str(tmp_path)))
         assert task.status == "completed"
         assert engine.printed(store) == f"{odd}\n{tmp_path}\nj a 1\n"
+
+    def test_an_environment_of_its_own(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
+        line = 'echo "[$OUTSIDE] $OWN $AIR_EXECUTOR_JOB ${PATH:+path}"'
+        needed = {name: value for name, value in engine.environment.items() if name == "PYTHONPATH"}
+        task = run(engine.task(line, env={"OWN": "1", **needed}, append_env=False))
+        assert task.status == "completed"
+        assert engine.printed(store) == "[] 1 j path\n"
 
     def test_variables_that_a_shim_could_use_itself(
         self, store: JobStore, engine: Engine, run: Callable[..., Task]

@@ -11,6 +11,7 @@ import pytest
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
+from tests.support.launched import LAUNCHED
 from tests.support.managers import Managers
 
 pytestmark = pytest.mark.engine
@@ -78,3 +79,19 @@ class TestWarm(EngineContract):
 @pytest.mark.parametrize("name", [TestLocal.__name__, TestWarm.__name__])
 def test_as_an_ordinary_user(name: str) -> None:
     ordinary_user.run_tests(f"{__file__}::{name}")
+
+
+class _Launched(Engine):
+    """Tasks that are started without a shell."""
+
+    def prepare(self, managers: Managers) -> None:
+        managers.patch = LAUNCHED
+        super().prepare(managers)
+
+
+class TestLaunched(EngineContract):
+    """A process without a shell."""
+
+    @pytest.fixture
+    def engine(self) -> Engine:
+        return _Launched("local")

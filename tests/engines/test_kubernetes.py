@@ -21,7 +21,7 @@ from airflow_provider_air_executor.jobs.outputs import read_outputs
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
-from tests.support.jobs import ended, only_task, read_log, task
+from tests.support.jobs import ended, only_task, read_log, remove, task
 from tests.support.kubernetes_cluster import IMAGE, NODES, STOPPED_BY, KubernetesCluster, missing
 from tests.support.managers import CLI, Managers
 from tests.support.processes import kill
@@ -444,7 +444,7 @@ def test_a_kubelet_is_restarted(store: JobStore, manager: object, cluster: Kuber
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: KubernetesCluster) -> None:
     store.submit("j", [task("a", "echo begun; sleep 1000")])
     running(store)
-    shutil.rmtree(store.paths("j").directory)
+    remove(store, "j")
     gone = lambda: not cluster.kubectl("get", "pods", "-l", "air-executor/job=j", "-o", "name")  # noqa: E731
     wait_until(gone, what="its Pod is gone", interval=0.3)
 
@@ -604,7 +604,7 @@ def test_a_batch_that_prints_and_returns_much(store: JobStore, batched: object) 
 
 def test_the_size_of_a_batch(store: JobStore) -> None:
     for name in ("tasks_per_submission", "bundle"):
-        with pytest.raises(InvalidJobError, match=f"kubernetes.{name}: Input should be less than or equal to 50"):
+        with pytest.raises(InvalidJobError, match=f"kubernetes.{name}: must be less than or equal to 50"):
             store.submit("j", [task("a", "true", kubernetes={name: 51})])
 
 

@@ -30,7 +30,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
-from tests.support.jobs import ended, only_task, plain, read_log, task, write_job
+from tests.support.jobs import ended, only_task, plain, read_log, remove, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.slurm_cluster import (
     NODES,
@@ -316,7 +316,7 @@ def test_a_node_is_lost(
 def test_a_job_that_is_removed(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
     store.submit("j", [task("a", "sleep 1000")])
     running(store)
-    shutil.rmtree(store.paths("j").directory)
+    remove(store, "j")
     wait_until(lambda: "j/a" not in cluster.call("squeue", "-h", "-o", "%j"), what="it is gone")
 
 

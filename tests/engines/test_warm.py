@@ -226,6 +226,15 @@ def test_what_cannot_be_warm_starts_cold_and_says_so(
     assert report["imported_by"] == report["pid"]
 
 
+def test_a_task_without_the_managers_environment_starts_cold(store: JobStore, managers: Managers) -> None:
+    managers.environment["OUTSIDE"] = "of the manager"
+    managers.start("--preload", "heavy")
+    line = "import os; print(os.environ.get('OUTSIDE'), os.environ['AIR_EXECUTOR_TASK'])"
+    task = {"id": "a", "command": sys.executable, "args": ["-c", line], "runner": "warm", "append_env": False}
+    assert run(store, "job", task).exit_code == 0
+    assert read_log(store, "job", "a").text.endswith("None a\n")
+
+
 @pytest.mark.parametrize(
     ("module", "why"),
     [("broken", "it is not installed"), ("threaded", "has started threads"), ("there_is_none", "No module named")],

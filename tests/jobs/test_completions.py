@@ -17,7 +17,8 @@ import pytest
 from airflow_provider_air_executor.exceptions import InvalidJobError, NoLocksError
 from airflow_provider_air_executor.jobs import inotify
 from airflow_provider_air_executor.jobs.completions import JobCompletions
-from airflow_provider_air_executor.jobs.models import Job, JobState, utc_now
+from airflow_provider_air_executor.jobs.interface import JobFilter
+from airflow_provider_air_executor.jobs.models import JobState, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import publish_job
 from tests.support.waiting import wait_until
@@ -32,8 +33,14 @@ def end(store: JobStore, name: str, state: JobState = JobState.COMPLETED, **more
     publish_job(store, store.get_job(name).evolve(state=state, updated_at=utc_now(), **more))
 
 
-def completions(store: JobStore, name: str = "r", *, interval: float = FOREVER, matches: Any = None) -> JobCompletions:
-    return JobCompletions(store, name, interval=interval, matches=matches or (lambda _: True))
+def completions(
+    store: JobStore,
+    name: str = "r",
+    *,
+    interval: float = FOREVER,
+    wanted: JobFilter = JobFilter(),  # noqa: B008
+) -> JobCompletions:
+    return JobCompletions(store, name, interval=interval, wanted=wanted)
 
 
 def test_without_locks_no_subscriber_can_be_the_only_one(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +97,7 @@ def test_a_subscriber_that_gets_another_name_goes_on_where_it_was(store: JobStor
     end(store, "a")
     assert asyncio.run(delivered(completions(store, "old"), 1)) == ["a"]
     end(store, "b")
-    renamed = lambda name: JobCompletions(store, name, interval=FOREVER, matches=lambda _: True, formerly="old")  # noqa: E731
+    renamed = lambda name: JobCompletions(store, name, interval=FOREVER, formerly="old")  # noqa: E731
     assert asyncio.run(delivered(renamed("new"), 1)) == ["b"]
     assert asyncio.run(delivered(renamed("new"), 0)) == []
     assert asyncio.run(delivered(renamed("another"), 0)) == []  # it is there for the first time
@@ -121,13 +128,10 @@ def test_a_job_that_ends_again_is_delivered_again(store: JobStore) -> None:
 
 
 def test_only_what_matches_is_delivered(store: JobStore) -> None:
-    def is_wanted(job: Job) -> bool:
-        return job.name == "b"
-
     asyncio.run(delivered(completions(store), 0))
     end(store, "a")
     end(store, "b")
-    assert asyncio.run(delivered(completions(store, matches=is_wanted), 1)) == ["b"]
+    assert asyncio.run(delivered(completions(store, wanted=JobFilter(name="b*")), 1)) == ["b"]
 
 
 def test_without_notification_a_pass_finds_it(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

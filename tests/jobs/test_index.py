@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs import index as module
+from airflow_provider_air_executor.jobs import masking
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -134,3 +135,26 @@ def test_counts_of_tasks(store: JobStore) -> None:
         store.paths("j").tasks.write_text(broken)
         os.utime(store.paths("j").tasks, ns=(1, hash(broken) % 10**18))
         assert index.counts("j") == {}
+
+
+@pytest.mark.usefixtures("at_once")
+def test_labels_are_shown_without_secrets(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = {"team": "a", "token": "hunter2", "hunter2": "x"}
+    store.submit("j", ["true"], labels=labels, attached={masking.FILE: masking.dump(["hunter2"])})
+    store.submit("plain", ["true"], labels=labels)
+    store.submit("bad", ["true"], labels=labels, attached={masking.FILE: b"["})
+    index = JobIndex(store)
+    shown = {job.name: index.shown_labels(job) for job in index.jobs()}
+    assert shown == {"j": {"team": "a", "token": "***"}, "plain": labels, "bad": {}}
+    loaded: list[str] = []
+    load = masking.load
+    monkeypatch.setattr(masking, "load", lambda paths: loaded.append(paths.name) or load(paths))
+    assert {job.name: index.shown_labels(job) for job in index.jobs()} == shown
+    assert loaded == []  # a list of very many jobs is filtered by labels without looking at each
+    store.paths("plain").attached(masking.FILE).write_bytes(masking.dump(["hunter2"]))
+    publish_job(store, store.get_job("plain").evolve(priority=1))
+    (plain,) = (job for job in index.jobs() if job.name == "plain")
+    assert index.shown_labels(plain) == shown["j"]
+    store.paths("j").state.unlink()
+    assert "j" not in {job.name for job in index.jobs()}
+    assert "j" not in index._labels

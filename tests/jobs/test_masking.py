@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
 from airflow_provider_air_executor.jobs import attachments, masking, summary
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import TaskStatus
@@ -47,7 +48,9 @@ def test_nothing_is_shown_if_it_is_not_known_what_must_not_be(store: JobStore) -
     with pytest.raises(AirExecutorError, match="cannot be read"):
         masking.load(store.paths("j"))
     said: list[str] = []
-    LogStream(store, "j", "reader").follow([task.evolve(attempt=1) for task in store.get_tasks("j")], said.append)
+    LogStream(FileJobs(store), "j", "reader").follow(
+        [task.evolve(attempt=1) for task in store.get_tasks("j")], said.append
+    )
     assert said == []
 
 
@@ -144,7 +147,7 @@ def test_a_secret_of_many_lines(store: JobStore) -> None:
     reset_tasks(store, "j", [failed])
     log = store.paths("j").log("task-1")
     said: list[str] = []
-    stream = LogStream(store, "j", "reader")
+    stream = LogStream(FileJobs(store), "j", "reader")
     log.write_text(f"the key:\n{KEY[:100]}")
     stream.follow([failed], said.append)
     log.write_text(f"the key:\n{KEY}\nafter\n")
@@ -152,14 +155,14 @@ def test_a_secret_of_many_lines(store: JobStore) -> None:
     log.write_text(f"the key:\n{KEY}\nafter\n{KEY}")
     stream.follow([failed], said.append, is_over=True)
     assert said == ["task-1 | the key:", "task-1 | ***", "task-1 | after", "task-1 | ***"]
-    assert "abcdef" not in summary.failure(store, store.get_job("j"))
+    assert "abcdef" not in summary.failure(FileJobs(store), store.get_job("j"))
 
 
 def test_a_secret_that_comes_later_and_a_line_without_an_end(store: JobStore) -> None:
     (task,) = (task.evolve(attempt=1) for task in store.get_tasks("j"))
     log = store.paths("j").log("task-1")
     said: list[str] = []
-    stream = LogStream(store, "j", "reader")
+    stream = LogStream(FileJobs(store), "j", "reader")
     log.write_text("plain\n")
     stream.follow([task], said.append)
     attachments.append(store.paths("j"), masking.FILE, masking.dump(["added-later"]))
@@ -176,7 +179,7 @@ def test_neither_the_airflow_log_nor_a_failure_shows_them(store: JobStore) -> No
     failed = task.evolve(status=TaskStatus.FAILED, attempt=1, exit_code=1)
     reset_tasks(store, "j", [failed])
     said: list[str] = []
-    LogStream(store, "j", "reader").follow([failed], said.append)
+    LogStream(FileJobs(store), "j", "reader").follow([failed], said.append)
     assert said == ["task-1 | password ***"]
-    assert "  task-1 | password ***" in summary.failure(store, store.get_job("j")).splitlines()
-    assert "  task-1 | password ***" in summary.describe(store, store.get_job("j"))
+    assert "  task-1 | password ***" in summary.failure(FileJobs(store), store.get_job("j")).splitlines()
+    assert "  task-1 | password ***" in summary.describe(FileJobs(store), store.get_job("j"))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,20 +41,46 @@ def test_a_bash_line_is_as_easy_as_a_command_with_arguments() -> None:
         (7, "tasks: must be a list of tasks, not int"),
         ([7], "tasks[0]: "),
         ([{"command": 7}], "tasks[0].command: "),
-        ([{}], "tasks[0].command: Field required"),
+        ([{}], "tasks[0].command: is missing"),
         ([{"command": ""}], "tasks[0].command: "),
         ([{"command": "a\0b"}], "tasks[0].command: must not contain a NUL"),
-        ([{"command": "a", "args": ["x", 1]}], "tasks[0].args[1]: "),
-        ([{"command": "a", "args": "x"}], "tasks[0].args: "),
+        ([{"command": "a", "args": ["x", ["y"]]}], "tasks[0].args[1]: must be a text"),
+        ([{"command": "a", "args": ["x", None]}], "tasks[0].args[1]: must be a text"),
+        ([{"command": "a", "args": [True]}], "tasks[0].args[0]: must be a text; write the one that is meant, such as "),
+        ([{"command": "a", "args": "x"}], 'tasks[0].args: must be a list: ["..."]'),
+        ([{"command": "a", "args": 7}], "tasks[0].args: must be a list"),
+        ([{"command": "a", "dependencies": "load"}], 'tasks[0].dependencies: must be a list: ["load"]'),
+        ([{"command": "a", "dependencies": [1]}], "tasks[0].dependencies[0]: must be a text"),
         ([{"command": "a", "dependancies": []}], "did you mean 'dependencies'"),
         ([{"command": "a", "bash": "b"}], "give either bash, or command and args"),
         ([{"bash": " "}], "bash must be a line"),
-        ([{"command": "a", "timeout": 0}], "tasks[0].timeout: "),
+        ([{"command": "a", "timeout": 0}], "tasks[0].timeout: must be greater than 0"),
+        (
+            [{"command": "a", "timeout": "soon"}],
+            "tasks[0].timeout: must be a number of seconds, a timedelta, or a text",
+        ),
+        ([{"command": "a", "timeout": True}], "tasks[0].timeout: must be a number of seconds, a timedelta, or a text"),
+        ([{"command": "a", "retry_delay": [1]}], "tasks[0].retry_delay: must be a number of seconds"),
+        ([{"command": "a", "retry_delay": timedelta(seconds=-1)}], "tasks[0].retry_delay: must be greater than or"),
         ([{"command": "a", "timeout": float("nan")}], "tasks[0].timeout: "),
         ([{"command": "a", "retries": -1}], "tasks[0].retries: "),
         ([{"command": "a", "cwd": ""}], "tasks[0].cwd: "),
         ([{"command": "a", "env": {"A=B": "c"}}], "tasks[0].env: "),
-        ([{"command": "a", "env": {"A": 1}}], "tasks[0].env.A: "),
+        (
+            [{"command": "a", "env": {"A": False}}],
+            "tasks[0].env.A: must be a text; write the one that is meant, such a",
+        ),
+        ([{"command": "a", "env": {"A": None}}], "tasks[0].env.A: must be a text"),
+        ([{"command": "a", "env": "A=1"}], "tasks[0].env: must be a mapping"),
+        ([{"command": "a", "retries": "many"}], "tasks[0].retries: must be a whole number"),
+        (
+            [{"command": "a", "run_if": "one_failed"}],
+            "tasks[0].run_if: must be 'all_done', 'any_failed'",
+        ),
+        (
+            [{"command": "a"}, {"command": "a", "run_if": "always"}],
+            "tasks[1].run_if: needs dependencies, the tasks whose end it waits for",
+        ),
         ([{"command": "a", "id": "../x"}], "tasks[0].id: "),
         ([{"command": "a", "id": ".x"}], "tasks[0].id: "),
         ([{"command": "a", "id": "x" * 201}], "tasks[0].id: "),
@@ -73,9 +102,87 @@ def test_bad_tasks_are_refused_with_the_name_of_the_field(tasks: object, says: s
     assert says in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "meant"),
+    [
+        ("cmd", "command"),
+        ("shell", "bash"),
+        ("bash_command", "bash"),
+        ("script", "bash"),
+        ("name", "id"),
+        ("task_id", "id"),
+        ("depends_on", "dependencies"),
+        ("trigger_rule", "run_if"),
+        ("environment", "env"),
+        ("working_directory", "cwd"),
+        ("comand", "command"),
+        ("Timeout", "timeout"),
+    ],
+)
+def test_a_field_that_there_is_not_leads_to_the_one_that_is_meant(field: str, meant: str) -> None:
+    """Whatever else is missing because of that."""
+    for more in ({}, {"command": "true"}):
+        with pytest.raises(InvalidJobError) as refused:
+            parse_tasks([{"command": "true"}, {field: "echo", **more}])
+        assert str(refused.value) == f"tasks[1].{field}: there is no such field; did you mean {meant!r}?"
+
+
+def test_a_field_of_nothing_known_is_refused_without_a_guess() -> None:
+    for field in ("colour_of_it", 7):
+        with pytest.raises(InvalidJobError) as refused:
+            parse_tasks([{"command": "true", field: "x"}])
+        assert str(refused.value) == f"tasks[0].{field}: there is no such field"
+    with pytest.raises(InvalidJobError) as refused:
+        parse_tasks([{"command": "true", "resources": {"mem": "1G"}}])
+    assert str(refused.value) == "tasks[0].resources.mem: there is no such field; did you mean 'memory'?"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (90, 90),
+        (1.5, 1.5),
+        ("90", 90),
+        ("90s", 90),
+        (" 15m ", 900),
+        ("1h30m", 5400),
+        ("2d", 172_800),
+        (timedelta(minutes=5), 300),
+    ],
+)
+def test_seconds_are_given_as_a_number_a_text_or_a_timedelta(given: Any, seconds: float) -> None:
+    """Wherever there are seconds."""
+    (task,) = parse_tasks([{"command": "x", "timeout": given, "retry_delay": given, "resources": {"time": given}}])
+    assert task.resources is not None
+    assert (task.timeout, task.retry_delay, task.resources.time) == (seconds, seconds, seconds)
+    assert Task(command="x", timeout=given).timeout == seconds
+    assert Job(id="j-1", name="j", timeout=given).timeout == seconds
+    assert TASK_LIST.validate_json(TASK_LIST.dump_json((task,))) == (task,)
+
+
+def test_numbers_and_paths_become_the_text_that_is_meant() -> None:
+    given = [1, -2.5, Decimal("0.10"), Path("/data"), "x"]
+    (task,) = parse_tasks(
+        [
+            {
+                "command": Path("/bin/echo"),
+                "args": given,
+                "env": {"N": 3, "SHARE": 0.5, "HOME": Path("/home/me")},
+                "cwd": Path("/data"),
+            }
+        ]
+    )
+    assert task.args == ("1", "-2.5", "0.10", "/data", "x")
+    assert task.env == {"N": "3", "SHARE": "0.5", "HOME": "/home/me"}
+    assert (task.command, task.cwd) == ("/bin/echo", "/data")
+
+
 def test_an_error_does_not_show_a_secret() -> None:
     with pytest.raises(InvalidJobError) as refused:
         parse_tasks([{"command": "a", "env": {"TOKEN": ["s3cret"]}}])
+    assert "s3cret" not in str(refused.value)
+    with pytest.raises(InvalidJobError) as refused:
+        parse_tasks([{"command": "a", "args": "--token=s3cret"}])
     assert "s3cret" not in str(refused.value)
 
 
@@ -167,6 +274,9 @@ def test_the_tasks_nearest_to_one() -> None:
         ({"time": "1h30m"}, {"time": 5400.0}),
         ({"time": "1.5d"}, {"time": 129_600.0}),
         ({"cpus": 0.5, "gpus": 2}, {"cpus": 0.5, "gpus": 2}),
+        ({"cpus": "500m"}, {"cpus": 0.5}),
+        ({"cpus": "2"}, {"cpus": 2.0}),
+        ({"time": timedelta(hours=1)}, {"time": 3600.0}),
     ],
 )
 def test_resources(given: dict[str, Any], stored: dict[str, Any]) -> None:
@@ -182,8 +292,15 @@ def test_resources(given: dict[str, Any], stored: dict[str, Any]) -> None:
         ({"resources": {"memory": 0}}, "tasks[0].resources.memory"),
         ({"resources": {"time": "soon"}}, "tasks[0].resources.time: must be a number of seconds"),
         ({"resources": {"time": ""}}, "tasks[0].resources.time"),
-        ({"resources": {"cpus": -1}}, "tasks[0].resources.cpus"),
-        ({"resources": {"cpu": 1}}, "tasks[0].resources.cpu"),
+        ({"resources": {"cpus": -1}}, "tasks[0].resources.cpus: must be greater than 0"),
+        (
+            {"resources": {"cpus": "many"}},
+            "tasks[0].resources.cpus: must be a number of processors, such as 2, 0.5 or ",
+        ),
+        ({"resources": {"cpus": "m"}}, "tasks[0].resources.cpus: must be a number of processors"),
+        ({"resources": {"cpus": True}}, "tasks[0].resources.cpus: must be a number of processors"),
+        ({"resources": {"cpu": 1}}, "tasks[0].resources.cpu: there is no such field; did you mean 'cpus'?"),
+        ({"resources": 3}, "tasks[0].resources: must be a mapping"),
         ({"runner": "../x"}, "tasks[0].runner"),
         ({"slurm": {"-x": 1}}, "tasks[0].slurm: '-x' cannot be the name of an option"),
         ({"slurm": {"partition": ["a"]}}, "tasks[0].slurm: option 'partition' must be a text"),

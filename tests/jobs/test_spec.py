@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, Job, JobState, Task, TaskStatus, utc_now
-from airflow_provider_air_executor.jobs.spec import FIELDS, JobSpec, check_spec
+from airflow_provider_air_executor.jobs.spec import FIELDS, JobSpec
 from airflow_provider_air_executor.jobs.store import JobStore
 
 ALL: JobSpec = {
@@ -44,21 +44,10 @@ def test_a_field_that_there_is_not_is_refused(store: JobStore) -> None:
     assert not store.jobs_path.exists()
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"max_parallel_tasks": 0},
-        {"max_parallel_tasks": True},
-        {"max_parallel_tasks": "3"},
-        {"priority": 1.5},
-        {"priority": False},
-        {"labels": {"a": 1}},
-    ],
-)
-def test_a_slip_is_told_when_the_dag_is_parsed(given: Any) -> None:
-    with pytest.raises(InvalidJobError, match=next(iter(given))):
-        check_spec(given)
-    check_spec({**ALL, "labels": "{{ params.labels }}"})  # type: ignore[typeddict-item]
+@pytest.mark.parametrize("given", [5400, "1h30m", "5400", timedelta(minutes=90)])
+def test_the_timeout_of_a_job_is_a_number_a_text_or_a_timedelta(store: JobStore, given: float | timedelta) -> None:
+    store.submit("j", ["true"], timeout=given)
+    assert store.get_job("j").timeout == 5400
 
 
 def test_a_fresh_task_is_as_it_was_described() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.jobs import masking
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.logs import TaskLog
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -27,7 +28,7 @@ def tasks(store: JobStore) -> list[Task]:
 def follow(store: JobStore, *, is_over: bool = False) -> list[str]:
     """What a reader hands on that has just been started."""
     lines: list[str] = []
-    assert LogStream(store, "j", "test").follow(tasks(store), lines.append, is_over=is_over) is bool(lines)
+    assert LogStream(FileJobs(store), "j", "test").follow(tasks(store), lines.append, is_over=is_over) is bool(lines)
     return lines
 
 
@@ -72,7 +73,7 @@ def test_only_a_newline_ends_a_line(store: JobStore) -> None:
 def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
     write(store, "a", b"one\ntwo\n")
     lines: list[str] = []
-    stream = LogStream(store, "j", "test")
+    stream = LogStream(FileJobs(store), "j", "test")
     stream.follow(tasks(store), lines.append)
     store.paths("j").log("a").write_bytes(b"new\n")
     stream.follow(tasks(store), lines.append)
@@ -89,7 +90,7 @@ def test_who_dies_before_the_position_is_written_repeats_and_loses_nothing(store
         raise DiesError
 
     with pytest.raises(DiesError):
-        LogStream(store, "j", "test").follow(tasks(store), die)
+        LogStream(FileJobs(store), "j", "test").follow(tasks(store), die)
     assert follow(store) == ["a | one", "a | two"]
 
 
@@ -105,7 +106,7 @@ def test_a_line_that_is_written_over_is_shown_now_and_then(store: JobStore, monk
     """As progress bars do; its last state is shown once, whether the line ends or not."""
     clock = Clock(monkeypatch)
     lines: list[str] = []
-    stream = LogStream(store, "j", "test")
+    stream = LogStream(FileJobs(store), "j", "test")
     for number in range(100):
         write(store, "a", b"\rstep %d" % number)
         stream.follow(tasks(store), lines.append)
@@ -126,7 +127,7 @@ def test_the_position_is_written_when_the_lines_have_arrived(store: JobStore, mo
     """Who is killed before has lost what was on its way, and the next one hands it on again."""
     clock = Clock(monkeypatch)
     first: list[str] = []
-    stream = LogStream(store, "j", "test", arrival=2)
+    stream = LogStream(FileJobs(store), "j", "test", arrival=2)
     assert stream.seconds_to_arrival() == 0
     for number in range(6):
         write(store, "a", b"%d\n" % number)
@@ -142,7 +143,7 @@ def test_the_position_is_written_too_if_nothing_comes_any_more(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    stream = LogStream(store, "j", "test", arrival=2)
+    stream = LogStream(FileJobs(store), "j", "test", arrival=2)
     for _ in range(3):
         write(store, "a", b"one\n")
         stream.follow(tasks(store), str)
@@ -158,7 +159,7 @@ def test_what_is_saved_at_the_end(store: JobStore, monkeypatch: pytest.MonkeyPat
     """All of it, when the reader says so: the last lines need their time to arrive, too."""
     Clock(monkeypatch)
     write(store, "a", b"one\n")
-    stream = LogStream(store, "j", "test", arrival=2)
+    stream = LogStream(FileJobs(store), "j", "test", arrival=2)
     assert stream.follow(tasks(store), str, is_over=is_over)
     assert follow(store) == ["a | one"]
     write(store, "a", b"two\n")
@@ -170,7 +171,7 @@ def test_what_is_saved_at_the_end(store: JobStore, monkeypatch: pytest.MonkeyPat
 def test_a_reader_that_is_stopped_hands_on_nothing_more(store: JobStore) -> None:
     """Also in the middle of a long log; the next one goes on where it was."""
     write(store, "a", b"".join(b"%d\n" % number for number in range(30_000)))
-    stream = LogStream(store, "j", "test")
+    stream = LogStream(FileJobs(store), "j", "test")
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -186,7 +187,7 @@ def test_a_reader_that_is_stopped_hands_on_nothing_more(store: JobStore) -> None
 def test_readers_do_not_disturb_each_other(store: JobStore) -> None:
     write(store, "a", b"one\n")
     lines: list[str] = []
-    LogStream(store, "j", "another").follow(tasks(store), lines.append)
+    LogStream(FileJobs(store), "j", "another").follow(tasks(store), lines.append)
     assert lines == follow(store) == ["a | one"]
 
 
@@ -194,3 +195,41 @@ def test_a_position_that_is_spoiled_starts_over(store: JobStore) -> None:
     write(store, "a", b"one\n")
     (store.paths("j").logs / ".test.offsets").write_text("[1")
     assert follow(store) == ["a | one"]
+
+
+def test_no_more_than_the_limit_is_handed_on(store: JobStore) -> None:
+    write(store, "a", b"one\ntwo\n")
+    write(store, "b", b"three\n")
+    lines: list[str] = []
+    stream = LogStream(FileJobs(store), "j", "test", limit=8)
+    stream.follow(tasks(store), lines.append)
+    assert lines == [
+        "a | one",
+        "a | two",
+        "b | (no more output of this job is shown here, after 8 bytes; see its logs)",
+    ]
+    assert stream.is_cut
+    write(store, "a", b"more\n")
+    stream.follow(tasks(store), lines.append, is_over=True)
+    assert len(lines) == 3
+    again = LogStream(FileJobs(store), "j", "test", limit=8)
+    again.follow(tasks(store), lines.append, is_over=True)
+    assert (len(lines), again.is_cut) == (3, True)
+
+
+def test_what_fits_into_the_limit_is_not_cut(store: JobStore) -> None:
+    write(store, "a", b"one\ntwo\n")
+    stream = LogStream(FileJobs(store), "j", "test", limit=8)
+    stream.follow(tasks(store), [].append)
+    stream.follow(tasks(store), [].append, is_over=True)
+    assert not stream.is_cut
+
+
+def test_a_log_that_has_not_grown_is_not_opened(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With thousands of waiters that is all that is done, most of the time."""
+    write(store, "a", b"one\n")
+    stream = LogStream(FileJobs(store), "j", "test")
+    stream.follow(tasks(store), [].append)
+    monkeypatch.setattr(TaskLog, "read", None)
+    monkeypatch.setattr(masking, "load", None)
+    assert stream.follow(tasks(store), [].append) is False

@@ -100,7 +100,7 @@ def test_a_cancellation_that_comes_with_a_change_is_not_lost(store: JobStore, wh
             waiter = watch.Waiter()
             change, waiting = waiter.wake, asyncio.create_task(waiter.wait(FOREVER))
         else:
-            changed, completions = watch.Waiter(), JobCompletions(store, "r", interval=FOREVER, matches=lambda _: True)
+            changed, completions = watch.Waiter(), JobCompletions(store, "r", interval=FOREVER)
             change, waiting = changed.wake, asyncio.create_task(completions._changes(notifier, changed))
         for _ in range(3):
             await asyncio.sleep(0)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
-from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus, utc_now
+from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, RunIf, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause, Hold, OnDisk
 
 EXIT = Cause(Reason.EXIT, "exit code 1")
 
 
-def task(task_id: str, *after: str) -> Task:
-    return Task(id=task_id, command="true", dependencies=after)
+CANCELLED = Cause(Reason.CANCELLED, "cancelled", spares_always=True)
+
+
+def task(task_id: str, *after: str, run_if: RunIf | None = None) -> Task:
+    return Task(id=task_id, command="true", dependencies=after, run_if=run_if)
 
 
 def job(*tasks: Task, at_a_time: int = 1) -> ActiveJob:
@@ -54,6 +57,107 @@ def test_a_task_that_fails_takes_all_that_depend_on_it_along() -> None:
     assert how(found) == {"a": ("failed", "exit"), "b": failed, "c": failed, "d": ("pending", None)}
     assert (found.tasks["a"].exit_code, found.tasks["b"].exit_code) == (1, None)
     assert not found.is_over
+
+
+def test_the_first_cause_is_named_however_far_away_it_is() -> None:
+    found = job(task("a"), task("b", "a"), task("c", "b"))
+    finish(found.fail("a", EXIT))
+    assert found.tasks["c"].error == "not started, because task 'a' failed"
+    finish(found.adding([task("d", "c")]))
+    assert found.tasks["d"].error == "not started, because task 'a' failed"
+
+
+def test_a_task_runs_although_another_one_failed_and_what_depends_on_it_goes_on() -> None:
+    found = job(task("a"), task("b", "a"), task("clean", "b", run_if=RunIf.ALL_DONE), task("after", "clean"))
+    start(found)
+    found.running.clear()
+    finish(found.fail("a", EXIT))
+    assert how(found)["clean"] == ("pending", None)
+    assert start(found).task_id == "clean"
+    found.running.clear()
+    finish(found.complete("clean", utc_now()))
+    assert start(found).task_id == "after"
+
+
+def test_tasks_that_are_not_needed_are_skipped_one_after_the_other() -> None:
+    found = job(
+        task("a"),
+        task("tell", "a", run_if=RunIf.ANY_FAILED),
+        task("tell-more", "tell", run_if=RunIf.ANY_FAILED),
+        task("after", "tell-more"),
+        task("clean", "tell-more", run_if=RunIf.ALL_DONE),
+    )
+    start(found)
+    found.running.clear()
+    finish(found.complete("a", utc_now()))
+    skipped = ("completed", "skipped")
+    assert how(found) == {
+        "a": ("completed", None),
+        "tell": skipped,
+        "tell-more": skipped,
+        "after": ("pending", None),
+        "clean": ("pending", None),
+    }
+    assert found.tasks["tell"].attempt == 0
+    assert start(found).task_id == "after"
+
+
+def test_what_is_to_be_skipped_is_when_the_job_is_read_or_a_task_is_added() -> None:
+    done = task("a").evolve(status=TaskStatus.COMPLETED)
+    found = job(task("tell", "a", run_if=RunIf.ANY_FAILED), done)
+    assert how(found)["tell"] == ("completed", "skipped")
+    assert found.is_over
+    finish(found.adding([task("more", "b", run_if=RunIf.ANY_FAILED), task("b", "a")]))
+    assert how(found)["more"] == ("pending", None)
+    finish(found.fail("b", EXIT))
+    assert start(found).task_id == "more"
+
+
+def test_a_stopped_job_starts_what_always_runs_once_the_rest_has_ended() -> None:
+    always = RunIf.ALWAYS
+    found = job(
+        task("a"),
+        task("b", "a"),
+        task("clean", "b", run_if=always),
+        task("after", "clean"),
+        task("tell", "a", run_if=RunIf.ALL_DONE),
+        task("free", "z", run_if=always),
+        task("z"),
+        at_a_time=3,
+    )
+    first, z = start(found), start(found)
+    del found.running[z]
+    finish(found.complete("z", utc_now()))
+    found.running[first] = CANCELLED
+    finish(found.stop(CANCELLED))
+    pending, cancelled = ("pending", None), ("failed", "cancelled")
+    assert how(found) == {
+        "a": ("running", None),
+        "b": cancelled,
+        "clean": pending,
+        "after": cancelled,
+        "tell": cancelled,
+        "free": pending,
+        "z": ("completed", None),
+    }
+    assert not found.can_start  # what is being killed is still there
+    del found.running[first]
+    finish(found.fail("a", CANCELLED))
+    assert found.can_start
+    assert [start(found).task_id for _ in range(2)] == ["clean", "free"]
+    assert not found.can_start
+    finish(found.adding([task("late"), task("late-clean", "late", run_if=always)]))
+    assert how(found)["late"] == cancelled
+    assert start(found).task_id == "late-clean"
+
+
+def test_a_job_that_is_stopped_again_starts_nothing_at_all() -> None:
+    found = job(task("a"), task("clean", "a", run_if=RunIf.ALWAYS))
+    finish(found.stop(CANCELLED))
+    assert found.can_start
+    finish(found.stop(Cause(Reason.CANCELLED, "cancelled")))
+    assert how(found)["clean"] == ("failed", "cancelled")
+    assert found.is_over
 
 
 def test_a_stopped_job_is_over_when_what_runs_has_ended() -> None:

@@ -22,8 +22,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_provider_air_executor.exceptions import AirExecutorError
-from airflow_provider_air_executor.jobs import attachments, inbox, manager_status, masking, summary
+from airflow_provider_air_executor.jobs import (
+    attachments,
+    inbox,
+    log_times,
+    manager_control,
+    manager_info,
+    manager_status,
+    masking,
+    summary,
+)
 from airflow_provider_air_executor.jobs.completions import JobCompletions
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.inbox import Action, Request
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.inotify import Notifier
@@ -45,11 +55,16 @@ WORDS = (
     "", " ", "a", "t", "true", "false", "null", "x" * 300, "..", "../x", "/", "a/b", ".hidden", "-", "--", "~", "$HOME",
     "\0", "a\nb", "\x1b[31m", "é", "\u202e", "\ud800", "😀" * 60, "0", "1e999", NOW, "0001-01-01T00:00:00+14:00",
     "9999-12-31T23:59:59-14:00", "completed", "failed", "running", "working", "waiting", "cancel", "retry", "local",
-    "warm", "4Gi", "9" * 300 + "T", "*", "%s", "{}", "<script>",
+    "warm", "4Gi", "always", "any_failed", "9" * 300 + "T", "*", "%s", "{}", "<script>",
 )  # fmt: skip
 NUMBERS = ("0", "-0", "-1", "1", "2", "1.5", "0.001", "1e308", "1e999", "-1e999", "2147483648", "9223372036854775808",
            "9" * 40, "9" * 5000, "NaN", "Infinity", "-Infinity", "true")  # fmt: skip
 DEEP = ("[" * 200 + "]" * 200, "[" * 100_000, '{"a":' * 100_000, '{"a":' * 300 + "1" + "}" * 300)
+
+# Files in the base path that are no settings.
+_BESIDE = (
+    "manager.problems.json", "manager.info.json", "manager.pid", "manager.keep-alive", "readers/r", "jobs/file", "x",
+)  # fmt: skip
 
 
 class Raw(str):
@@ -159,6 +174,8 @@ class Fuzz:
                     return
                 case _:
                     path.write_bytes(make())
+                    if path.parent.name == "runs":  # or its shim could be about to write it, by the real clock
+                        os.utime(path, (0, 0))
 
 
 def a_job(name: str) -> Job:
@@ -185,7 +202,13 @@ def some_tasks(name: str) -> tuple[Task, ...]:
             [
                 {"id": "a", "command": "true", "env": {"A": "b"}, "retries": 1, "retry_delay": 0.1},
                 {"id": "b", "command": "true", "dependencies": ["a"], "timeout": 5, "cwd": "/"},
-                {"id": "c", "command": "false", "resources": {"cpus": 1, "memory": "1M", "time": "1h"}},
+                {
+                    "id": "c",
+                    "command": "false",
+                    "dependencies": ["a"],
+                    "run_if": "any_failed",
+                    "resources": {"cpus": 1, "memory": "1M", "time": "1h"},
+                },
             ]
         )
     )
@@ -264,18 +287,20 @@ class Base:
         about = fuzz.random.choice([*self.names, "nobody"])
         action = fuzz.random.choice(list(Action))
         request = Request(request=action, job=about, created_at=utc_now(), tasks=some_tasks(about))
+        if fuzz.random.random() < 0.5:
+            chosen = fuzz.random.choice([("a",), ("c", "nope")])
+            request = request.evolve(tasks=(), task_ids=chosen, all=fuzz.random.random() < 0.3, again=True)
         record = json.loads(request.model_dump_json(exclude_none=True))
         fuzz.put(self.store.inbox_path / f"{fuzz.random.randrange(10**9):020d}.json", lambda: fuzz.text(record))
 
     def put_beside(self, fuzz: Fuzz) -> None:
-        file = fuzz.random.choice(
-            ["manager.problems.json", "manager.pid", "manager.keep-alive", "config.yaml", "readers/r", "jobs/file", "x"]
-        )
+        file = fuzz.random.choice([*_BESIDE, "config.yaml", "manager.control.json"])
         problems = {"j0": {"problem": "x", "since": NOW}}
         config = b"poll_interval: 1\nrunners: {slurm: {max_concurrent: 1}}\npreload: [json]\n"
+        broken = {"config.yaml": config, "manager.control.json": b'{"paused": false, "slots": {"local": 1}}'}
         fuzz.put(
             self.store.base_path / file,
-            lambda: fuzz.broken(config) if file == "config.yaml" else fuzz.text(problems),
+            lambda: fuzz.broken(broken[file]) if file in broken else fuzz.text(problems),
         )
 
     # -- what must be so ---------------------------------------------------------------------------------------
@@ -329,8 +354,10 @@ class Base:
             index.counts(job.name)
         manager_status.problems(self.store)
         manager_status.pid(self.store)
+        manager_info.load(self.store)
+        manager_control.load(self.store)
         with contextlib.closing(Notifier()) as notifier:
-            JobCompletions(self.store, "r", interval=1, matches=lambda _: True)._find(notifier, None)
+            JobCompletions(self.store, "r", interval=1)._find(notifier, None)
         with contextlib.suppress(AirExecutorError):
             load_settings({"base_path": str(self.store.base_path)}, environment={})
         self.commands()
@@ -346,12 +373,13 @@ class Base:
         yield lambda: attachments.append(store.paths(name), masking.FILE, b'["secret-three"]\n')
         yield lambda: manager_status.keep_alive(store)
         yield lambda: masking.load(store.paths(name)).tail(TaskLog(store.paths(name), "a"), 10)
-        yield lambda: summary.failure(store, store.get_job(name))
+        yield lambda: summary.failure(FileJobs(store), store.get_job(name))
         yield lambda: summary.table(store.get_tasks(name))
         yield lambda: summary.progress(store.get_tasks(name))
         yield lambda: summary.why_blocked(store, store.get_job(name), store.list_jobs())
         yield lambda: read_log(store, name, "a")
-        yield lambda: LogStream(store, name, "r").follow(store.get_tasks(name), lambda _: None, is_over=True)
+        yield lambda: log_times.read(store.paths(name), "a")
+        yield lambda: LogStream(FileJobs(store), name, "r").follow(store.get_tasks(name), lambda _: None, is_over=True)
 
     def commands(self) -> None:
         """What people type."""
@@ -359,7 +387,9 @@ class Base:
         for words in (
             ["status"],
             ["status", "--json"],
-            *(["status", name] for name in names),
+            ["status", "--label", "a", "--dag", "*", "--state", "failed"],
+            *([word, name] for name in names for word in ("status", "results", "logs")),
+            *(["logs", name, "--timestamps", "--by-time", "--since", "1h", "--tail", "3"] for name in names),
             ["prune", "--older-than", "1d"],
         ):
             result = CliRunner().invoke(main, [*words, "--base-path", str(self.store.base_path)])

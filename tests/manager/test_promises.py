@@ -71,6 +71,15 @@ class TestEngines:
         found = store.get_tasks("j")[0]
         assert (found.reason, found.exit_code) == (reason, code)
 
+    def test_a_bash_text_runs_as_a_script(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
+        """All of its output is there, ``exit`` ends it, and so does a command that fails after ``set -e``."""
+        store.submit(
+            "j", [task("a", "echo one\necho two\nexit 4\necho never"), task("b", "set -e\necho one\nfalse\necho no")]
+        )
+        ended(store, "j")
+        assert [found.exit_code for found in store.get_tasks("j")] == [4, 1]
+        assert [read_log(store, "j", name).data for name in ("a", "b")] == [b"one\ntwo\n", b"one\n"]
+
     @pytest.mark.parametrize("command", ["echo", "exit", "eval"])
     def test_commands_of_the_shell_itself_are_not_taken_for_programs(
         self, store: JobStore, manager: subprocess.Popen[str], command: str
@@ -269,7 +278,7 @@ class TestBadJobs:
             ('[{"id": "a", "job_name": "j", "comm', "tasks.json"),
             ('{"id": "a"}', "tasks"),
             ([plain("a", "")], "command"),
-            ([plain("a", "true", args=[1])], "args[0]"),
+            ([plain("a", "true", args=[None])], "args[0]"),
             ([plain("../../evil", "true")], "id"),
             ([{**plain("a", "true"), "id": 7}], "id"),
             ([plain("a", "true", status="odd")], "status"),

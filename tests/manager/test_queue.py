@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -163,6 +164,7 @@ class TestWaiting:
 
         assert "waits for room: it is next" in status("j")
         assert "waits for room: 1 job before it" in status("late")
+        assert re.search(r"\nlate +waiting .* waits for room: 1 job before it", status())
         found = json.loads(status("late", "--json"))
         assert found["held_up"] == "waits for room: 1 job before it"
         (tmp_path / "go").touch()

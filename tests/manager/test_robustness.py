@@ -15,7 +15,7 @@ import pytest
 
 from airflow_provider_air_executor.engines.shim import FIND, script_here
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.jobs import files, inbox, manager_status
+from airflow_provider_air_executor.jobs import files, inbox, manager_info, manager_status
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import JobState, TaskStatus, parse_tasks, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore, dump_job, dump_tasks
@@ -48,6 +48,7 @@ def test_a_manager_that_ends_does_not_hear_of_children_by_a_closed_socket(manage
     ask = "print('wakeup', signal.set_wakeup_fd(-1), file=sys.stderr)"
     managers.patch = f"import atexit, signal, sys\natexit.register(lambda: {ask})"
     manager = managers.start(close_fds=True)
+    wait_until(lambda: (found := manager_info.load(managers.store)) and found.version, what="it listens to signals")
     manager.terminate()
     assert "wakeup -1" in manager.communicate(timeout=PATIENCE)[1]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.exceptions import SettingsError
-from airflow_provider_air_executor.manager.settings import load_settings
+from airflow_provider_air_executor.manager.settings import EMBEDDED, load_settings
 
 
 def test_flags_before_environment_before_file_before_defaults(tmp_path: Path) -> None:
@@ -45,6 +45,9 @@ def test_the_existing_keys_with_their_whole_range(tmp_path: Path) -> None:
         ("log_level: LOUD", "log_level = 'LOUD'"),
         ("log_format: xml", "log_format = 'xml'"),
         ("base_path: ''", "base_path = ''"),
+        ("keep_jobs: 0", "keep_jobs = 0"),
+        ("keep_days: -1", "keep_days = -1"),
+        ("keep_failed_days: .inf", "keep_failed_days = inf"),
         ("- a", "must be a mapping"),
         ("a: [", "is not valid YAML"),
     ],
@@ -56,6 +59,28 @@ def test_an_invalid_value_is_named_with_its_source(tmp_path: Path, text: str, sa
         load_settings({}, config=config, environment={})
     assert says in str(refused.value)
     assert str(config) in str(refused.value)
+
+
+def test_addresses_are_a_list_or_a_text(tmp_path: Path) -> None:
+    where = {"base_path": str(tmp_path)}
+    settings, _ = load_settings(where, environment={"AIR_EXECUTOR_LISTEN": "127.0.0.1:1, ./x.sock"})
+    assert settings.listen == ("127.0.0.1:1", "./x.sock")
+    (tmp_path / "config.yaml").write_text("listen: [':2']\ntls_cert: c\ninsecure_plain_text: true\n")
+    settings, _ = load_settings(where, environment={})
+    assert (settings.listen, settings.tls_cert, settings.insecure_plain_text) == ((":2",), "c", True)
+    settings, _ = load_settings({**where, "listen": ("h:3",)}, environment={"AIR_EXECUTOR_LISTEN": "h:4"})
+    assert settings.listen == ("h:3",)
+    assert load_settings({"base_path": str(tmp_path / "other")}, environment={})[0].listen == ()
+
+
+def test_defaults_of_embedded_managers_count_last(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("keep_days: 3\n")
+    environment = {"AIR_EXECUTOR_KEEP_FAILED_DAYS": "5"}
+    where = {"base_path": str(tmp_path)}
+    settings, _ = load_settings(where, environment=environment, defaults=EMBEDDED)
+    assert (settings.keep_jobs, settings.keep_days, settings.keep_failed_days) == (1000, 3, 5)
+    settings, _ = load_settings({"base_path": str(tmp_path / "other")}, environment={})
+    assert (settings.keep_jobs, settings.keep_days, settings.keep_failed_days) == (None, None, None)
 
 
 def test_unknown_keys_warn(tmp_path: Path) -> None:

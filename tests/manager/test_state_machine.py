@@ -12,7 +12,8 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -24,11 +25,10 @@ from airflow_provider_air_executor.engines import registry
 from airflow_provider_air_executor.engines.registry import Engines
 from airflow_provider_air_executor.exceptions import JobStateError
 from airflow_provider_air_executor.jobs import files, inbox, models
-from airflow_provider_air_executor.jobs.models import JobState, TaskStatus
+from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, RunIf, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.manager import (
     active_job,
-    attempts,
     job_files,
     recovery,
     requests,
@@ -77,6 +77,8 @@ class Promises(RuleBasedStateMachine):
         self.store = JobStore(self.directory)
         self.machine = Machine()
         self.added = 0
+        self.conditional: set[tuple[str, str]] = set()  # tasks that may run again when another one does
+        self.retried_in_part: set[str] = set()  # jobs of which single tasks were retried, whatever had become of them
         self.clock = Clock()
         self.start_manager()
 
@@ -107,6 +109,30 @@ class Promises(RuleBasedStateMachine):
             tasks = self.store.get_tasks(job.name)
             assert job.state.is_terminal, f"{job} hangs: {tasks}"
             assert (job.state is JobState.COMPLETED) == all(task.status is TaskStatus.COMPLETED for task in tasks)
+            for task in tasks:
+                self.check_end(job, task, {other.id: other for other in tasks})
+
+    def check_end(self, job: Job, task: Task, tasks: Mapping[str, Task]) -> None:
+        """A task has ended as the ends of those say that it depends on."""
+        before = [tasks[name].status for name in task.dependencies]
+        any_failed = TaskStatus.FAILED in before
+        has_run = task.attempt > task.attempts_before
+        said = f"{task} after {before}"
+        assert task.status.is_terminal, said
+        assert (task.reason is Reason.DEPENDENCY) <= (any_failed and task.run_if is None), said
+        assert (task.reason is Reason.SKIPPED) <= (
+            task.run_if is RunIf.ANY_FAILED and not any_failed and not has_run and task.status is TaskStatus.COMPLETED
+        ), said
+        assert (task.run_if is RunIf.ANY_FAILED and has_run) <= any_failed, said
+        if job.name in self.retried_in_part:  # other tasks are as they were
+            return
+        assert (task.status is TaskStatus.COMPLETED) <= (not any_failed or task.run_if is not None), said
+        if task.cancel_requested_at is not None:
+            assert task.status is TaskStatus.COMPLETED or task.reason is Reason.CANCELLED, said
+        elif task.run_if is RunIf.ALWAYS and job.cancel_again_requested_at is None:
+            assert has_run, said
+        elif task.run_if is not None and job.cancel_requested_at is None:
+            assert has_run or task.reason is Reason.SKIPPED, said
 
     def end(self, key: tuple[str, str, int], code: int | None) -> None:
         del self.machine.running[key]
@@ -125,7 +151,16 @@ class Promises(RuleBasedStateMachine):
             }
             for place, task in enumerate(names)
         ]
+        for task in tasks:
+            if task["dependencies"]:
+                task["run_if"] = data.draw(st.sampled_from([None, None, *RunIf]))
+            self.note_conditions(name, task)
         self.store.submit(name, tasks, max_parallel_tasks=parallel)
+
+    def note_conditions(self, job_name: str, task: Mapping[str, Any]) -> None:
+        follows = any((job_name, name) in self.conditional for name in task["dependencies"])
+        if task.get("run_if") is not None or follows:
+            self.conditional.add((job_name, task["id"]))
 
     @rule(seconds=st.sampled_from([0, 0.001, 0.01, 0.3, 1.1]))
     def tick(self, seconds: float) -> None:
@@ -154,12 +189,48 @@ class Promises(RuleBasedStateMachine):
             with contextlib.suppress(JobStateError):
                 inbox.retry(self.store, one_of(names, number))
 
+    @rule(number=NUMBERS, which=NUMBERS)
+    def retry_a_task(self, number: int, which: int) -> None:
+        if names := self.store.job_names():
+            name = one_of(names, number)
+            task = one_of(self.store.get_tasks(name), which)
+            with contextlib.suppress(JobStateError):
+                inbox.retry(self.store, name, [task.id])
+                self.retried_in_part.add(name)
+                self.conditional.add((name, task.id))
+
     @rule(number=NUMBERS)
-    def add_task(self, number: int) -> None:
+    def retry_all(self, number: int) -> None:
+        if names := self.store.job_names():
+            name = one_of(names, number)
+            with contextlib.suppress(JobStateError):
+                inbox.retry(self.store, name, all=True)
+                self.conditional |= {(name, task.id) for task in self.store.get_tasks(name)}
+
+    @rule(number=NUMBERS, which=NUMBERS)
+    def cancel_a_task(self, number: int, which: int) -> None:
+        if names := self.store.job_names():
+            name = one_of(names, number)
+            task_id = one_of(self.store.get_tasks(name), which).id
+            if inbox.cancel(self.store, name, tasks=[task_id]):
+                self.conditional.add((name, task_id))  # it is cancelled even if it ends well in this moment
+
+    @rule(number=NUMBERS)
+    def a_request_is_made_again(self, number: int) -> None:
+        """As if it had been carried out, and its manager killed before it was removed."""
+        found = inbox.requests(self.store)
+        if found:
+            path = one_of(found, number)
+            path.with_name(f"{path.stem}-again.json").write_bytes(path.read_bytes())
+
+    @rule(number=NUMBERS, run_if=st.sampled_from([None, None, *RunIf]))
+    def add_task(self, number: int, run_if: RunIf | None = None) -> None:
         if names := self.store.job_names():
             self.added += 1
             name = one_of(names, number)
-            task = {"id": f"a{self.added}", "command": "x", "dependencies": [self.store.get_tasks(name)[0].id]}
+            after = [self.store.get_tasks(name)[0].id]
+            task = {"id": f"a{self.added}", "command": "x", "dependencies": after, "run_if": run_if}
+            self.note_conditions(name, task)
             with contextlib.suppress(JobStateError):
                 inbox.add_tasks(self.store, name, [task])
 
@@ -210,11 +281,19 @@ class Promises(RuleBasedStateMachine):
     @invariant()
     def what_has_completed_is_never_run_again(self) -> None:
         completed = {key[:2] for key, code in self.machine.ended.items() if code == 0}
+        completed -= self.conditional
         assert not completed & {key[:2] for key in self.machine.running}
 
     @invariant()
     def completed_is_said_only_of_what_has_completed(self) -> None:
         done = {key[:2] for key, code in self.machine.ended.items() if code == 0}
+        skipped = {
+            (job.name, task.id)
+            for job in self.store.list_jobs()
+            for task in self.store.get_tasks(job.name)
+            if task.reason is Reason.SKIPPED and task.run_if is RunIf.ANY_FAILED
+        }
+        done |= skipped
         asked = {inbox.load_request(path).job for path in inbox.requests(self.store)}
         for job in self.store.list_jobs():
             tasks = self.store.get_tasks(job.name)
@@ -234,7 +313,7 @@ class PromisesInPieces(Promises):
     def __init__(self) -> None:
         self.patches = pytest.MonkeyPatch()
         self.patches.setattr(turns, "_SECONDS", -1.0)
-        for module in (models, active_job, attempts, job_files, recovery, requests, registry, schedule):
+        for module in (models, active_job, job_files, recovery, requests, registry, schedule):
             self.patches.setattr(module, "ITEMS", 1)
         super().__init__()
 
@@ -280,6 +359,27 @@ def test_what_an_earlier_manager_has_started_counts_before_its_job_is_loaded() -
         promises.no_more_run_than_allowed()
     promises.teardown()
     assert len(promises.machine.history) == 61
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_attempt_before_a_retry_does_not_count_whatever_the_clock_of_its_file_says(code: int) -> None:
+    """It may be some milliseconds behind, or ahead, and another manager may carry out the retry."""
+    promises = Promises()
+    promises.store.submit("j0", [{"id": "t0", "command": "x"}])
+    while not promises.machine.running:
+        promises.tick(0.1)
+    promises.end(("j0", "t0", 1), code)
+    while not promises.store.get_job("j0").state.is_terminal:
+        promises.tick(0.1)
+    later = time.time() + 1000
+    os.utime(promises.store.paths("j0").record("t0", 1), (later, later))
+    inbox.retry(promises.store, "j0", all=True)
+    promises.manager_is_killed()
+    for _ in range(3):
+        promises.tick(0.1)
+    assert list(promises.machine.running) == [("j0", "t0", 2)]
+    promises.conditional.add(("j0", "t0"))
+    promises.teardown()
 
 
 class Unhurried(Promises):

@@ -17,6 +17,7 @@ import pytest
 
 from airflow_provider_air_executor.engines import children
 from airflow_provider_air_executor.engines.batch.handles import read_handle
+from airflow_provider_air_executor.engines.local import adopted
 from airflow_provider_air_executor.engines.slurm import commands
 from airflow_provider_air_executor.jobs import files, inbox, manager_status, watch
 from airflow_provider_air_executor.jobs.attempt_record import read_record
@@ -32,13 +33,6 @@ from tests.support.system_calls import Trouble
 from tests.support.waiting import PATIENCE, wait_until
 
 STALE, FULL = errno.ESTALE, errno.ENOSPC
-
-
-@pytest.fixture
-def stepped() -> Iterator[SteppedManager]:
-    found = SteppedManager()
-    yield found
-    found.close()
 
 
 def submit(stepped: SteppedManager, name: str = "j", *, waits: bool = False, **more: Any) -> None:
@@ -155,6 +149,7 @@ class TestManager:
     def test_it_is_not_said_to_be_over_before_it_was_tried_again(self, stepped: SteppedManager) -> None:
         """Between two looks at everything, much else goes well."""
         stepped.start_manager()
+        stepped.go_round()
         stepped.faults.trouble = Trouble("jobs.files", "lstat", STALE)
         for _ in range(5):
             stepped.clock.passed += 1.0
@@ -331,19 +326,19 @@ class TestReaders:
         publish_job(store, job)
 
         def told() -> list[Job]:
-            ends = JobCompletions(store, "r", interval=1, matches=lambda _: True)
+            ends = JobCompletions(store, "r", interval=1)
             with contextlib.closing(Notifier()) as notifier:
                 found = ends._find(notifier, None)
                 with monkeypatch.context() as patch:
                     patch.setattr(JobStore, "load_job", lambda *_: (job, files.stamp(store.paths("j").state)))
                     patch.setattr(files, "read", _fails(STALE))
-                    again = JobCompletions(store, "r", interval=1, matches=lambda _: True)
+                    again = JobCompletions(store, "r", interval=1)
                     assert again._find(notifier, None) == []
                 assert again._find(notifier, None) == found
             return found
 
         (first,) = told()
-        JobCompletions(store, "r", interval=1, matches=lambda _: True).ack(first)
+        JobCompletions(store, "r", interval=1).ack(first)
         assert told() == []
 
     def test_an_earlier_try_does_not_cancel_because_it_cannot_be_seen_who_waits(
@@ -398,3 +393,53 @@ def _fails(error: int) -> Any:
         raise OSError(error, os.strerror(error))
 
     return call
+
+
+def test_a_step_that_fails_in_every_round_does_not_make_more_rounds(stepped: SteppedManager) -> None:
+    """Each end of the sleep would be followed by as many others as there were rounds."""
+    stepped.start_manager()
+    (stepped.store.inbox_path / "request.json").write_text("{}")
+    stepped.faults.trouble = Trouble("jobs.inbox", "listdir", STALE)
+    for _ in range(100):
+        stepped.go_round()
+    assert stepped.manager is not None
+    assert len(stepped.manager.shared.timers._timers) < 20
+    go_rounds(stepped)
+    failed = stepped.faults.failed
+    go_rounds(stepped)
+    assert stepped.faults.failed > failed, "it is tried again"
+
+
+def test_a_task_is_not_lost_whose_shim_is_about_to_write_its_record(
+    stepped: SteppedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has created the file when the next manager looks, and nothing more."""
+    monkeypatch.setattr(adopted, "_UNWRITTEN_SECONDS", PATIENCE)
+    stepped.start_manager()
+    submit(stepped, waits=True)
+    record = stepped.store.paths("j").record("t", 1)
+    wait_until(lambda: stepped.go_round() or (record.exists() and record.stat().st_size), what="it runs")
+    content = record.read_bytes()
+    stepped.kill_manager()
+    record.write_bytes(b"")
+    stepped.start_manager()
+    go_rounds(stepped)
+    assert stepped.store.get_job("j").state is not JobState.FAILED
+    record.write_bytes(content)
+    go_rounds(stepped)
+    assert stepped.let_all_end()
+    assert outcomes(stepped.store, "j") == {"t": ("completed", None)}
+    assert stepped.done() == {("j", "t", 1): 1}
+
+
+def test_a_directory_in_the_place_of_a_record_is_not_waited_for(
+    stepped: SteppedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No shim is about to write it, however new it is."""
+    monkeypatch.setattr(adopted, "_UNWRITTEN_SECONDS", PATIENCE)
+    stepped.start_manager()
+    stepped.store.submit("j", [{"id": "t", "command": "true", "retries": 1}])
+    (stepped.store.paths("j").record("t", 1)).mkdir()
+    (stepped.store.paths("j").record("t", 2)).mkdir()
+    assert stepped.let_all_end()
+    assert stepped.store.get_job("j").state.is_terminal

@@ -19,6 +19,7 @@ from airflow.cli.cli_config import ActionCommand, GroupCommand
 from airflow_provider_air_executor import cli, get_provider_info
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.remote_manager import RemoteManager
 from tests.support.waiting import PATIENCE
 
 EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
@@ -27,9 +28,10 @@ DEFAULTS = {
     "embedded": "True",
     "max_running_tasks": "",
     "queues": "{}",
-    "preload": "airflow_provider_air_executor.workload",
+    "preload": "auto",
     "kill_grace": "5",
     "prune_after": "3600",
+    "stream_limit": "10000000",
     "keep_secrets": "False",
     "embedded_idle_timeout": "600",
 }
@@ -136,7 +138,7 @@ def test_every_command_is_there_with_all_its_options() -> None:
             assert expected in flags, (name, parameter.name)
         text = " ".join(parser_of(commands[name]).format_help().split())
         for parameter in command.params:
-            if isinstance(parameter, click.Option) and parameter.name != "base_path":
+            if isinstance(parameter, click.Option) and parameter.name != "base_path" and not parameter.hidden:
                 assert " ".join(str(parameter.help).split()) in text
 
 
@@ -281,9 +283,30 @@ def test_the_jobs_of_a_connection(
     monkeypatch.setenv("AIRFLOW_CONN_MINE", json.dumps({"conn_type": "air_executor", "extra": extra}))
     monkeypatch.setenv("AIR_EXECUTOR_BASE_PATH", str(home / "air-executor"))  # of who has it always
     assert status("j", "--conn-id", "mine") == 0
-    assert "0 of 1 tasks done" in capsys.readouterr().out
+    assert "0 of 1 task done" in capsys.readouterr().out
     assert status("j", "--conn-id", "missing") == 2
     assert "air-executor: --conn-id missing: " in capsys.readouterr().err
+
+
+def test_a_connection_of_another_machine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It says where the jobs are; what is about a machine itself is not for it."""
+    with RemoteManager(tmp_path / "far", tmp_path) as far:
+        monkeypatch.setenv("AIRFLOW_CONN_FAR", json.dumps(far.connection()))
+        monkeypatch.setenv("AIR_EXECUTOR_URL", "https://elsewhere.invalid")  # of who has it always
+        JobStore(tmp_path / "far").submit("j", ["true"])
+
+        def code(command: str, *arguments: str) -> int | str | None:
+            with pytest.raises(SystemExit) as ended:
+                run(subcommands()[command], *arguments, "--conn-id", "far")
+            return ended.value.code
+
+        assert code("wait", "j") == 0
+        assert code("status", "j") == 0
+        assert "1 of 1 task done" in capsys.readouterr().out
+        assert code("stop") == 2
+        assert f"the jobs are on another machine, {far.url}; run the command there" in capsys.readouterr().err
 
 
 def test_a_setting_that_is_not_valid_is_one_sentence(
@@ -305,7 +328,7 @@ def test_help(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.startswith("Usage: airflow air-executor status")
     assert "--base-path" in done.stdout
-    assert "[default: 50; x>=1]" in done.stdout  # it is no markup
+    assert "[x>=1]" in done.stdout  # it is no markup
 
 
 @pytest.mark.airflow
@@ -327,6 +350,18 @@ def test_submit_and_status(tmp_path: Path) -> None:
     done = airflow("air-executor", "status", "--json", "--base-path", str(base_path), home=tmp_path)
     assert done.returncode == 0
     assert [job["name"] for job in json.loads(done.stdout)["jobs"]] == ["j"]
+
+
+@pytest.mark.airflow
+def test_a_command_is_run(tmp_path: Path) -> None:
+    command = ["run", "--embedded", "--name", "j", "--", "sh", "-c", "echo hi; exit 7"]
+    try:
+        done = airflow("air-executor", *command, home=tmp_path)
+        assert done.returncode == 7
+        assert done.stdout.endswith("hi\n")
+        assert JobStore(tmp_path / "air-executor-tasks").get_job("j").reason == "exit"
+    finally:
+        airflow("air-executor", "stop", home=tmp_path)
 
 
 @pytest.mark.airflow

@@ -23,7 +23,7 @@ from airflow.utils.state import TaskInstanceState
 from airflow_provider_air_executor.engines.local.endings import say_cold
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import InvalidJobError
-from airflow_provider_air_executor.executor import AirExecutorExecutor, database, tracking, upkeep
+from airflow_provider_air_executor.executor import AirExecutorExecutor, database, submission, tracking, upkeep
 from airflow_provider_air_executor.executor.database import Instance
 from airflow_provider_air_executor.executor.settings import Options
 from airflow_provider_air_executor.executor.submission import Submitter
@@ -32,6 +32,7 @@ from airflow_provider_air_executor.executor.upkeep import Managers
 from airflow_provider_air_executor.jobs import files, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import JobState, Reason, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager import retention
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode, _leave_managers_directory
 from tests.support.installation import SINCE_3_3
 from tests.support.jobs import publish_job, publish_tasks
@@ -205,6 +206,11 @@ def believe(monkeypatch: pytest.MonkeyPatch, state: str | None) -> None:
     )
 
 
+def test_managers_know_the_jobs_of_the_executor_by_their_label() -> None:
+    """And leave their removal to it."""
+    assert submission.LABEL == retention.EXECUTOR_LABEL
+
+
 def test_making_one_touches_nothing(executor: AirExecutorExecutor, store: JobStore) -> None:
     assert not store.base_path.exists()
     for flag in (
@@ -227,6 +233,7 @@ def test_a_workload_becomes_a_job_of_its_external_executor_id(executor: AirExecu
     assert job.submitted_by is not None
     assert (job.submitted_by.dag_id, job.submitted_by.task_id) == ("d", "t")
     assert (task.runner, task.args) == ("warm", ("-P", "-m", "airflow_provider_air_executor.workload"))
+    assert task.preload_key == "dags-folder/d.py"
     assert given.ti.key in executor.running
     assert given.ti.key not in executor.queued_tasks
     path = store.paths(name).attached(WORKLOAD_FILE)
@@ -597,6 +604,25 @@ def test_queues_and_teams_have_job_filesystems_of_their_own(
     assert team.settings.base_paths[None].store.base_path == tmp_path / "blue"
 
 
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, "auto,airflow_provider_air_executor.workload"),
+        ("auto", "auto,airflow_provider_air_executor.workload"),
+        ("auto, numpy", "auto,airflow_provider_air_executor.workload,numpy"),
+        ("airflow_provider_air_executor.workload,auto", "airflow_provider_air_executor.workload,auto"),
+        ("airflow_provider_air_executor.workload", "airflow_provider_air_executor.workload"),
+        ("json", "json"),
+    ],
+)
+def test_what_is_imported_ahead(
+    executor: AirExecutorExecutor, monkeypatch: pytest.MonkeyPatch, given: str | None, found: str
+) -> None:
+    if given is not None:
+        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__PRELOAD", given)
+    assert executor.settings.preload == found
+
+
 _SHARES = """
 from airflow_provider_air_executor import workload
 workload.preload()
@@ -739,3 +765,31 @@ def test_on_kill_runs_once_whoever_is_first_to_end_a_task(first: str, home: Path
             kill_all_with_environment(f"AIRFLOW_HOME={home}")
     assert (home / "refused").exists()
     assert (home / "lines").read_text() == "on_kill\n"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "terminated", "may_stay"),
+    [
+        ({"ExecuteTask"}, set(), True),
+        ({"ExecuteTask"}, {1234}, False),
+        ({"ExecuteTask", "ExecuteCallback"}, set(), False),
+        ({"TestConnection"}, set(), False),
+    ],
+)
+def test_a_supervisor_stays_that_has_run_tasks_to_their_ends(
+    monkeypatch: pytest.MonkeyPatch, kinds: set[str], terminated: set[int], may_stay: bool
+) -> None:
+    from airflow_provider_air_executor import workload as module
+
+    monkeypatch.setattr(module, "_kinds", kinds)
+    monkeypatch.setattr(module, "_terminated", terminated)
+    assert module.renew() is may_stay
+
+
+def test_the_variable_of_the_working_directory_is_that_of_the_task(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("PWD", "/where/the/manager/is")
+    _leave_managers_directory(str(tmp_path))
+    assert (os.environ["PWD"], Path.cwd()) == (str(tmp_path), tmp_path)

@@ -15,10 +15,18 @@ from unittest.mock import Mock
 import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException
 
-from airflow_provider_air_executor.exceptions import JobNotFoundError, JobStateError, JobTimeoutError, NoLocksError
+from airflow_provider_air_executor.exceptions import (
+    BasePathError,
+    JobNotFoundError,
+    JobStateError,
+    JobTimeoutError,
+    NoLocksError,
+)
 from airflow_provider_air_executor.hooks import AirExecutorHook, tasks_base_path
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
+from tests.support.contexts import context
 from tests.support.jobs import read_log
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -89,6 +97,21 @@ class TestConnection:
             AirExecutorHook().create_job("j", ["true"])
         assert store.job_names() == []
 
+    @pytest.mark.parametrize("embedded", [True, False])
+    def test_a_base_path_that_cannot_be_made_is_named_with_its_connection(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, embedded: bool
+    ) -> None:
+        (home / "file").touch()
+        connection(monkeypatch, "ELSEWHERE", base_path=f"{home}/file/jobs", embedded=embedded)
+        with pytest.raises(BasePathError) as refused:
+            AirExecutorHook("elsewhere").create_job("j", ["true"])
+        assert str(refused.value).startswith(
+            f"the job filesystem {home}/file/jobs of connection 'elsewhere' cannot be made: "
+        )
+        operator = AirExecutorSubmitOperator(task_id="t", tasks=["true"], air_executor_conn_id="elsewhere")
+        with pytest.raises(BasePathError, match="connection 'elsewhere'"):
+            operator.execute(context())
+
     def test_a_directory_that_is_not_there(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         connection(monkeypatch, base_path="/no/such/place")
         assert AirExecutorHook().test_connection()[0] is False
@@ -102,6 +125,7 @@ class TestEmbeddedManager:
         pid = manager_status.pid(store)
         assert hook.wait_for_job("a", timeout=PATIENCE).state == "completed"
         assert hook.read_log("a", "task-1").text == "hi\n"
+        assert b"--embedded" in Path(f"/proc/{pid}/cmdline").read_bytes(), "it removes old jobs by itself"
         hook.create_job("b", ["true"])
         assert hook.wait_for_job("b", timeout=PATIENCE).state == "completed"
         assert manager_status.pid(store) == pid
@@ -224,6 +248,13 @@ def test_jobs_through_the_hook(store: JobStore, tmp_path: Path) -> None:
     hook.retry_job("a")
     assert hook.wait_for_job("a", timeout=PATIENCE, after_attempt=failed.attempt).state == "completed"
     assert hook.cancel_job("a") is False
+    assert hook.cancel_job("a", tasks=["x"]) is False
+    hook.retry_job("a", ["y"])
+    completed = hook.wait_for_job("a", timeout=PATIENCE, after_attempt=failed.attempt + 1)
+    assert [task.attempt for task in hook.get_tasks("a")] == [2, 2]
+    hook.retry_job("a", all=True)
+    hook.wait_for_job("a", timeout=PATIENCE, after_attempt=completed.attempt)
+    assert [task.attempt for task in hook.get_tasks("a")] == [3, 3]
     assert [job.name for job in hook.list_jobs()] == ["a"]
     hook.delete_job("a")
     with pytest.raises(JobNotFoundError):

@@ -18,6 +18,7 @@ from airflow_provider_air_executor.exceptions import JobExistsError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.installation import VARIABLE, installation_of, known_installation
 from airflow_provider_air_executor.jobs import inbox
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.models import SubmittedBy, default_job_name
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.notifications import AirExecutorNotifier
@@ -70,8 +71,7 @@ def _no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(triggers, "location_of", location)
     monkeypatch.setattr("airflow_provider_air_executor.event_triggers.location_of", location)
-    for module in ("hooks", "triggers"):
-        monkeypatch.setattr(f"airflow_provider_air_executor.{module}.start_manager_if_none", lambda store: None)
+    monkeypatch.setattr("airflow_provider_air_executor.hooks.start_manager_if_none", lambda store: None)
 
 
 def submit(**changes: Any) -> str:
@@ -100,11 +100,11 @@ class TestTheWord:
     def test_it_is_made_once_and_kept(self, store: JobStore, ours: Airflow, theirs: Airflow) -> None:
         ours.runs()
         assert known_installation() is None
-        word = installation_of(store)
+        word = installation_of(FileJobs(store))
         assert word
-        assert installation_of(store) == known_installation() == ours.variables[VARIABLE] == word
+        assert installation_of(FileJobs(store)) == known_installation() == ours.variables[VARIABLE] == word
         theirs.runs()
-        assert installation_of(store) != word
+        assert installation_of(FileJobs(store)) != word
 
     def test_all_that_come_first_get_the_same(
         self, store: JobStore, ours: Airflow, monkeypatch: pytest.MonkeyPatch
@@ -122,31 +122,31 @@ class TestTheWord:
 
         monkeypatch.setattr("airflow_provider_air_executor.installation.known_installation", ask)
         with ThreadPoolExecutor(8) as pool:
-            words = set(pool.map(lambda _: installation_of(store), range(8)))
+            words = set(pool.map(lambda _: installation_of(FileJobs(store)), range(8)))
         assert words == {ours.variables[VARIABLE]}
 
     def test_no_answer_is_not_taken_for_no_word(self, store: JobStore, ours: Airflow) -> None:
         """A new word would make all jobs those of somebody else."""
         ours.runs()
-        word = installation_of(store)
+        word = installation_of(FileJobs(store))
         ours.error = ErrorType.API_SERVER_ERROR
         with pytest.raises(AirflowRuntimeError):
-            installation_of(store)
+            installation_of(FileJobs(store))
         with pytest.raises(AirflowRuntimeError):
             submit()
         assert ours.variables == {VARIABLE: word}
 
     def test_names_alone_count_where_airflow_cannot_be_asked(self, store: JobStore) -> None:
-        assert installation_of(store) is None
+        assert installation_of(FileJobs(store)) is None
 
     def test_a_team_does_not_take_it_from_the_others(
         self, store: JobStore, ours: Airflow, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("AIRFLOW__CORE__MULTI_TEAM", "True")
         ours.runs()
-        assert installation_of(store) is None
+        assert installation_of(FileJobs(store)) is None
         ours.variables[VARIABLE] = "made-by-hand"
-        assert installation_of(store) == "made-by-hand"
+        assert installation_of(FileJobs(store)) == "made-by-hand"
 
 
 class TestTheJobs:
@@ -184,7 +184,7 @@ class TestTheJobs:
         ours.runs()
         job = store.get_job(submit())
         theirs.runs()
-        owner = SubmittedBy.of_task(TaskInstance(), max_tries=0, installation=installation_of(store))
+        owner = SubmittedBy.of_task(TaskInstance(), max_tries=0, installation=installation_of(FileJobs(store)))
         assert not inbox.cancel(store, job.name, owner)
         assert inbox.cancel(store, job.name, job.submitted_by)
 
@@ -206,7 +206,7 @@ class TestTheJobs:
         given = context(state="success")
         for airflow in (ours, theirs, ours):
             airflow.runs()
-            installation_of(store)
+            installation_of(FileJobs(store))
             AirExecutorNotifier(tasks=["true"])(given)
         assert len(store.job_names()) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import shutil
@@ -16,6 +17,7 @@ import pytest
 from airflow.sdk import DAG, Asset
 from airflow.sdk.bases.operator import TriggerFailureReason
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferralError, TaskDeferred
+from structlog.testing import capture_logs
 
 from airflow_provider_air_executor import operators
 from airflow_provider_air_executor.exceptions import (
@@ -25,6 +27,7 @@ from airflow_provider_air_executor.exceptions import (
     JobInvalidError,
     JobLostError,
     JobNotFoundError,
+    JobRemovedError,
     JobTimeoutError,
     OutputError,
 )
@@ -33,7 +36,20 @@ from airflow_provider_air_executor.jobs.models import ALL_AT_ONCE, SubmittedBy, 
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from tests.support.contexts import TaskInstance, context
-from tests.support.waiting import PATIENCE, wait_until
+from tests.support.jobs import remove as remove_job
+from tests.support.waiting import PATIENCE, until, wait_until
+
+
+def text_of(line: Any) -> str:
+    """A line that structlog has captured."""
+    return str(line["event"] % line.get("positional_args", ()))
+
+
+def logged(tested: AirExecutorSubmitOperator) -> list[tuple[str, str]]:
+    """The levels and the lines that an operator logs."""
+    with capture_logs() as captured:
+        tested.execute(context())
+    return [(line["log_level"], text_of(line)) for line in captured]
 
 
 def operator(tasks: Any, **kwargs: Any) -> AirExecutorSubmitOperator:
@@ -56,7 +72,7 @@ class TestParsing:
             ([{"command": "a", "id": "x", "dependencies": ["x"]}], "cycle"),
             ([{"command": ["a", "b"]}], "tasks[0].command"),
             ([{"cmd": "a"}], "command"),
-            ([{"command": "{{ ds }}", "args": [1]}], "tasks[0].args[0]"),
+            ([{"command": "{{ ds }}", "args": [None]}], "tasks[0].args[0]"),
         ],
     )
     def test_bad_tasks_fail_when_the_dag_is_parsed(self, tasks: Any, says: str) -> None:
@@ -206,28 +222,64 @@ class TestWaiting:
     def test_waiting_reports_that_no_manager_runs(
         self, store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from structlog.testing import capture_logs
-
         monkeypatch.setenv("AIRFLOW_CONN_ELSEWHERE", f"air-executor://?base_path={quote(str(tmp_path), safe='')}")
         tested = operator(["true"], job_name="j", air_executor_conn_id="elsewhere", timeout=0.5)
         with capture_logs() as captured, pytest.raises(JobTimeoutError):
             tested.execute(context())
-        lines = [line["event"] % line.get("positional_args", ()) for line in captured]
-        said = "0 of 1 tasks done (no manager is running: air-executor manager --base-path"
+        lines = [text_of(line) for line in captured]
+        said = "0 of 1 task done (no manager is running: air-executor manager --base-path"
         assert any(said in line for line in lines)
 
     @pytest.mark.embedded
     def test_the_output_of_its_tasks_appears_while_they_run(self, store: JobStore) -> None:
-        from structlog.testing import capture_logs
-
         tasks = [{"id": "talks", "bash": "echo one; sleep 0.5; printf two"}]
-        with capture_logs() as captured:
-            operator(tasks, job_name="j", stream_logs=True).execute(context())
-        lines = [line["event"] % line.get("positional_args", ()) for line in captured]
+        lines = [line for _, line in logged(operator(tasks, job_name="j"))]
         assert [line for line in lines if "|" in line] == ["talks | one", "talks | two"]
         assert lines.index("talks | one") < lines.index("job j: completed")
         header = next(index for index, line in enumerate(lines) if line.split()[:2] == ["task", "status"])
         assert lines[header + 1].split()[:3] == ["talks", "completed", "1"]
+
+    @pytest.mark.embedded
+    @pytest.mark.parametrize("streamed", [True, False])
+    def test_what_it_prints_keeps_its_level(self, store: JobStore, streamed: bool) -> None:
+        line = """echo plain; echo 'ERROR: full'; echo '[12:00] WARNING low'; echo '{"level": "fatal"}'; echo DEBUG x"""
+        lines = logged(operator([{"id": "t", "bash": line}], job_name="j", stream_logs=streamed))
+        found = [(level, text.partition(" | ")[2]) for level, text in lines if " | " in text]
+        assert found == [
+            ("info", "plain"),
+            ("error", "ERROR: full"),
+            ("warning", "[12:00] WARNING low"),
+            ("critical", '{"level": "fatal"}'),
+            ("info", "DEBUG x"),  # else it would be missing, since Airflow's level is INFO
+        ]
+
+    @pytest.mark.embedded
+    def test_of_much_output_the_beginning_and_the_end_appear(
+        self, store: JobStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__STREAM_LIMIT", "100000")
+        lines = [line for _, line in logged(operator([{"id": "t", "bash": "seq 1 99999"}], job_name="j"))]
+        assert "t | 1" in lines
+        (cut,) = (number for number, line in enumerate(lines) if "no more output of this job is shown here" in line)
+        assert cut < 50_000
+        assert [line for line in lines[cut:] if line.endswith("| 99999")] == ["  t | 99999"]
+
+    @pytest.mark.embedded
+    def test_the_output_of_a_deferred_task_appears_once(self, store: JobStore, tmp_path: Path) -> None:
+        line = f"echo one; {until(tmp_path / 'go')}; echo ERROR two"
+        tested = operator([{"id": "t", "bash": line}], job_name="j", deferrable=True)
+        with pytest.raises(TaskDeferred) as deferred:
+            tested.execute(context())
+        (tmp_path / "go").touch()
+
+        async def fired() -> list[Any]:
+            return [event.payload async for event in deferred.value.trigger.run()]
+
+        with capture_logs() as captured:
+            (event,) = asyncio.run(fired())
+            tested.execute_complete(context(), event)
+        found = [(line["log_level"], text_of(line)) for line in captured if "|" in text_of(line)]
+        assert found == [("info", "t | one"), ("error", "t | ERROR two")]
 
     @pytest.mark.embedded
     def test_the_execution_timeout_cancels_the_job(self, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,6 +420,32 @@ class TestDeferring:
         for unknown in (None, {}, {**event, "status": "fine"}, {"status": "completed"}):
             with pytest.raises(ValueError, match="not known"):
                 tested.execute_complete(context(), unknown)
+
+    def test_a_job_that_was_removed_before_its_end_was_read(self, store: JobStore) -> None:
+        tested = operator(["true"], job_name="j")
+        tested.execute(context())
+        store.delete("j")
+        for status in ("completed", "not_found"):
+            with pytest.raises(JobRemovedError) as failed:
+                tested.execute_complete(context(), {"job_name": "j", "message": "", "status": status})
+            assert f"job 'j' was removed from {store.base_path} after it had completed at 20" in str(failed.value)
+            assert "keep_jobs, keep_days" in str(failed.value)
+        assert operator(["true"], job_name="j").execute(context(try_number=2)) == {}
+
+    def test_a_job_whose_files_somebody_removed(self, store: JobStore) -> None:
+        tested = operator([{"id": "t", "bash": "sleep 1000"}], job_name="j")
+
+        def remove() -> None:
+            wait_until(lambda: tested._waits_for and store.get_job("j").state == "working", what="it waits")
+            remove_job(store, "j")
+
+        remover = threading.Thread(target=remove)
+        remover.start()
+        try:
+            with pytest.raises(JobNotFoundError, match="there is no job 'j' in"):
+                tested.execute(context())
+        finally:
+            remover.join()
 
     def test_an_event_is_not_believed_where_the_file_says_otherwise(self, store: JobStore) -> None:
         tested = operator(["exit 1"], job_name="j", wait_for_completion=False)

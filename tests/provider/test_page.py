@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.log import mask_secret
-from fastapi import HTTPException, Request, Response
+from fastapi import HTTPException, Request
 
 import vendor
-from airflow_provider_air_executor import plugin
+from airflow_provider_air_executor import links, plugin
+from airflow_provider_air_executor.api.records import JobDetails, JobSummary
+from airflow_provider_air_executor.api.task_records import TaskDetails
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs import inbox, masking
 from airflow_provider_air_executor.jobs.masking import Mask
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.plugin import live
-from airflow_provider_air_executor.plugin.access import same_site
-from airflow_provider_air_executor.plugin.records import JobDetails, JobSummary, TaskDetails
+from airflow_provider_air_executor.plugin.access import PageView, same_site
 from tests.support.jobs import publish_job
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -98,14 +95,21 @@ def test_neither_commands_nor_environment_nor_errors_show_them(hook: AirExecutor
 def rights() -> Any:
     """Those of a user who may do everything."""
     user = SimpleNamespace(get_id=lambda: "ada", get_name=lambda: "Ada")
-    return SimpleNamespace(conn_id=AirExecutorHook.default_conn_name, user=user, permit=lambda *_: True)
+    everything = {"permit": lambda *_: True, "permitted": list, "permit_any": lambda _: True, "sees_jobs": True}
+    return SimpleNamespace(conn_id=AirExecutorHook.default_conn_name, user=user, **everything)
+
+
+def view() -> PageView:
+    """What such a user sees."""
+    return PageView(rights())
 
 
 def listed(*label: str) -> list[str]:
     """The jobs of the list that have these labels."""
-    from airflow_provider_air_executor.plugin.app import list_jobs
+    from airflow_provider_air_executor.api.routes.jobs import list_jobs
+    from airflow_provider_air_executor.api.selection import Filters
 
-    return [job.name for job in list_jobs(Response(), rights(), label=label).jobs]
+    return [job.name for job in list_jobs(view(), Filters(labels=label)).jobs]
 
 
 def test_a_secret_that_is_guessed_is_not_confirmed_by_the_list(hook: AirExecutorHook) -> None:
@@ -127,8 +131,9 @@ def test_secrets_that_cannot_be_read_hide_nothing_of_other_jobs(hook: AirExecuto
 def test_nothing_is_done_that_cannot_be_audited(
     hook: AirExecutorHook, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
-    from airflow_provider_air_executor.plugin import app
+    from airflow_provider_air_executor.plugin import audit
     from airflow_provider_air_executor.plugin.access import FoundJob
+    from airflow_provider_air_executor.plugin.routes import job as routes
 
     job = hook.create_job("j", ["true"])
     if action == "retry":
@@ -137,9 +142,9 @@ def test_nothing_is_done_that_cannot_be_audited(
     def away() -> None:
         raise OSError("the database is away")
 
-    monkeypatch.setattr(app, "create_session", away)
+    monkeypatch.setattr(audit, "create_session", away)
     with pytest.raises(OSError, match="away"):
-        getattr(app, f"{action}_job")(FoundJob(hook.get_job("j"), hook, rights()))
+        getattr(routes, f"{action}_job")(FoundJob(hook.get_job("j"), view()))
     assert inbox.requests(hook.store) == []
 
 
@@ -155,101 +160,20 @@ def test_a_line_of_shell_code_is_shown_as_it_was_written() -> None:
 
 def test_who_submitted_a_job(store: JobStore) -> None:
     owner = SubmittedBy(dag_id="d", run_id="r/1", task_id="t", map_index=3)
-    row = JobSummary.of(store.submit("j", ["true"], submitted_by=owner), {}, Mask())
+    row = JobSummary.of(store.submit("j", ["true"], submitted_by=owner), {}, Mask(), addresses=links)
     assert row.owner is not None
     assert (row.owner.run_url, row.owner.task_url) == (
         "/dags/d/runs/r%2F1",
         "/dags/d/runs/r%2F1/tasks/t/mapped/3",
     )
-    of_run = JobSummary.of(store.submit("k", ["true"], submitted_by=owner.evolve(task_id="")), {}, Mask())
+    of_run = JobSummary.of(
+        store.submit("k", ["true"], submitted_by=owner.evolve(task_id="")), {}, Mask(), addresses=links
+    )
     assert of_run.owner is not None
     assert of_run.owner.task_url is None
 
 
-# -- events ------------------------------------------------------------------------------------------------
-
-
-def parsed(text: str) -> tuple[str, int, dict[str, Any]]:
-    fields = dict(line.split(": ", 1) for line in text.strip().splitlines())
-    return fields["event"], int(fields["id"]), json.loads(fields["data"])
-
-
-async def next_of(events: AsyncIterator[str]) -> tuple[str, int, dict[str, Any]]:
-    return parsed(await asyncio.wait_for(anext(events), 10))
-
-
-def test_a_job_and_its_log_are_followed_to_their_end(store: JobStore) -> None:
-    job = store.submit("j", ["true"], attached={masking.FILE: masking.dump(["hunter2"])})
-    log = store.paths("j").log("task-1")
-    log.write_bytes(b"first\n")
-
-    async def follow() -> None:
-        events = live.events(store, "j", ("task-1", -1000))
-        assert (await anext(events)).startswith("retry: ")
-        assert await next_of(events) == ("changed", -1000, {})
-        assert await next_of(events) == ("log", 6, {"text": "first\n", "offset": 0, "next_offset": 6})
-        log.write_bytes("first\nhunter2 £".encode()[:-1])  # half a character
-        assert await next_of(events) == ("log", 14, {"text": "*** ", "offset": 6, "next_offset": 14})
-        publish_job(store, job.evolve(state=JobState.WORKING))
-        assert (await next_of(events))[0] == "changed"
-        log.write_bytes("first\nhunter2 £ end".encode())
-        publish_job(store, job.evolve(state=JobState.COMPLETED))
-        rest = [parsed(event) async for event in events]
-        assert [kind for kind, _, _ in rest if kind != "changed"] == ["log", "end"]
-        assert "".join(data.get("text", "") for _, _, data in rest) == "£ end"
-        again = live.events(store, "j", ("task-1", 6))
-        assert [parsed(event)[0] async for event in again if "event:" in event] == ["changed", "log", "end"]
-
-    asyncio.run(follow())
-
-
-def test_a_log_that_is_truncated_begins_anew(store: JobStore) -> None:
-    store.submit("j", ["true"])
-    log = store.paths("j").log("task-1")
-    log.write_bytes(b"first\n")
-
-    async def follow() -> None:
-        events = live.events(store, "j", ("task-1", 0))
-        await anext(events)
-        assert [(await next_of(events))[:2] for _ in range(2)] == [("changed", 0), ("log", 6)]
-        os.truncate(log, 0)
-        assert await next_of(events) == ("log", 0, {"text": "", "offset": 0, "next_offset": 0})
-        log.write_bytes(b"new\n")
-        assert await next_of(events) == ("log", 4, {"text": "new\n", "offset": 0, "next_offset": 4})
-        await events.aclose()
-
-    asyncio.run(follow())
-
-
-def test_a_long_log_does_not_hide_that_the_job_goes_on(store: JobStore) -> None:
-    job = store.submit("j", ["true"])
-    with store.paths("j").log("task-1").open("wb") as log:
-        log.truncate(200_000_000)
-
-    async def follow() -> None:
-        events = live.events(store, "j", ("task-1", 0))
-        await anext(events)
-        assert [(await next_of(events))[0] for _ in range(3)] == ["changed", "log", "log"]
-        publish_job(store, job.evolve(state=JobState.WORKING))
-        assert "changed" in [(await next_of(events))[0] for _ in range(3)]
-        await events.aclose()
-
-    asyncio.run(follow())
-
-
-def test_a_file_system_that_is_away_ends_nothing(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.submit("j", ["true"])
-    monkeypatch.setattr(live, "STREAM_SECONDS", 5)
-
-    def away(self: JobStore, name: str) -> None:
-        raise OSError(5, "away")
-
-    monkeypatch.setattr(JobStore, "get_job", away)
-
-    async def follow() -> list[str]:
-        return [event async for event in live.events(store, "j", ("task-1", 0))]
-
-    assert [parsed(event)[0] for event in asyncio.run(follow())[1:]] == ["changed"]
+# -- other sites ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -269,36 +193,6 @@ def test_another_site_cannot_act_for_a_user(headers: dict[str, str], allowed: bo
     request = Request({"type": "http", "headers": [(key.encode(), value.encode()) for key, value in headers.items()]})
     with contextlib.nullcontext() if allowed else pytest.raises(HTTPException):
         same_site(request)
-
-
-def test_a_job_that_is_gone_ends_the_events(store: JobStore) -> None:
-    async def follow() -> list[str]:
-        return [event async for event in live.events(store, "missing", ("task-1", 0))]
-
-    assert [parsed(event)[0] for event in asyncio.run(follow())[1:]] == ["changed", "end"]
-
-
-def test_a_stream_ends_by_itself_and_a_log_costs_one_stat_a_second(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.submit("j", ["true"])
-    monkeypatch.setattr(live, "STREAM_SECONDS", 5.0)
-    looked: list[str] = []
-    lstat, stat = os.lstat, os.stat
-    monkeypatch.setattr(os, "lstat", lambda path, **how: (looked.append(str(path)), lstat(path, **how))[1])
-    monkeypatch.setattr(os, "stat", lambda path, **how: (looked.append(str(path)), stat(path, **how))[1])
-
-    async def follow() -> list[str]:
-        return [event async for event in live.events(store, "j", ("task-1", 0))]
-
-    began = time.monotonic()
-    found = asyncio.run(follow())
-    took = time.monotonic() - began
-    assert took > 4.5
-    assert [parsed(event)[0] for event in found[1:]] == ["changed"]
-    of_log = [path for path in looked if path.endswith("task-1.log")]
-    assert 1 <= len(of_log) <= took + 1
-    assert len([path for path in looked if str(store.base_path) in path]) - len(of_log) <= 6  # when it begins
 
 
 # -- what the pages load -----------------------------------------------------------------------------------
@@ -350,11 +244,12 @@ def test_the_api_describes_its_answers() -> None:
         for method, route in routes.items()
     }
     for (method, path), answers in told.items():
-        about = {"403", "404"} if "{job_name}" in path or path == "/api/jobs" else set()
-        changes = {"503"} if method == "post" else set()
+        of_jobs = {"/api/jobs", "/api/jobs/bulk", "/api/dags", "/api/manager"}
+        about = {"403", "404", "503"} if "{job_name}" in path or path in of_jobs else set()
+        changes = method == "post"
         state = {"409"} if path.endswith("/retry") else set()
         static = {"404"} if path.startswith("/static") else set()
-        assert set(answers) - {"422"} == {"202" if changes else "200", "401"} | about | changes | state | static, path
+        assert set(answers) - {"422"} == {"202" if changes else "200", "401"} | about | state | static, path
     for path, kind in (("log", "text/plain"), ("events", "text/event-stream")):
         answer = told["get", f"/api/jobs/{{job_name}}/tasks/{{task_id}}/{path}"]["200"]
         assert set(answer["content"]) == {kind}

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points, metadata
 from pathlib import Path
 
@@ -46,8 +47,17 @@ def test_the_licences_of_packaged_files_are_declared() -> None:
 def test_the_description_on_an_index_leads_nowhere_that_is_not_there() -> None:
     text = metadata("airflow-provider-air-executor")["Description"]
     assert "Run multi-step shell work from Airflow" in text
-    assert "All of it: docs/operator.md, docs/ui.md" in text
+    assert "docs/index.md is the start: concepts, guides, reference" in text
     assert re.findall(r"\]\((?!https?:)", text) == []
+
+
+def test_what_the_readme_names_is_in_the_source_distribution() -> None:
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"][
+        "include"
+    ]
+    text = (ROOT / "README.md").read_text()
+    named = {*re.findall(r"\]\((?!https?:)([^)#]+)", text), *re.findall(r"(?:--constraint|cp) (\S+)", text), "Makefile"}
+    assert {path.partition("/")[0] for path in named} <= set(included)
 
 
 def test_the_info_satisfies_airflows_schema() -> None:
@@ -97,7 +107,11 @@ def test_the_connection_form_has_its_fields() -> None:
     from airflow.providers_manager import ProvidersManager
 
     widgets = ProvidersManager().connection_form_widgets
-    assert {"extra__air_executor__base_path", "extra__air_executor__embedded"} <= set(widgets)
+    fields = ("base_path", "embedded", "ssh_conn_id", "command", "ca", "client_cert", "client_key")
+    assert {f"extra__air_executor__{field}" for field in fields} <= set(widgets)
+    behaviour = ProvidersManager().field_behaviours["air_executor"]
+    assert not {"host", "port", "schema", "password"} & set(behaviour["hidden_fields"])
+    assert {"login", "extra"} <= set(behaviour["hidden_fields"])
 
 
 PARSE = """

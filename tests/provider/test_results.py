@@ -14,6 +14,7 @@ from airflow_provider_air_executor import triggers
 from airflow_provider_air_executor.event_triggers import event_of
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobFailedError, OutputError
 from airflow_provider_air_executor.hooks import AirExecutorHook
+from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.models import JobState, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.outputs import MAX_DEPTH, why_unfit
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -59,8 +60,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return AirExecutorHook(conn_id).location
 
     monkeypatch.setattr(triggers, "location_of", location)
-    for module in ("hooks", "triggers"):
-        monkeypatch.setattr(f"airflow_provider_air_executor.{module}.start_manager_if_none", lambda store: None)
+    monkeypatch.setattr("airflow_provider_air_executor.hooks.start_manager_if_none", lambda store: None)
 
 
 def waits(_: JobStore) -> Any:
@@ -155,7 +155,7 @@ def test_airflow_keeps_what_is_nested_as_deep_as_is_allowed(store: JobStore) -> 
     from pydantic import JsonValue, TypeAdapter
 
     text = "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1)
-    results = results_of(handed_over(store, text), "j")
+    results = results_of(FileJobs(handed_over(store, text)), "j")
     assert deserialize(serialize(results)) == results
     assert TypeAdapter(JsonValue).validate_json(json.dumps(results)) == results
 

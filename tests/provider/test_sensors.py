@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
+from structlog.testing import capture_logs
 
 from airflow_provider_air_executor import triggers
-from airflow_provider_air_executor.exceptions import JobFailedError
+from airflow_provider_air_executor.exceptions import InvalidJobError, JobFailedError
 from airflow_provider_air_executor.hooks import AirExecutorHook
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.sensors import AirExecutorJobSensor
@@ -40,6 +42,30 @@ def test_poke_says_true_only_when_it_has_completed(store: JobStore, tmp_path: Pa
     (tmp_path / "go").touch()
     AirExecutorHook().wait_for_job("j")
     assert sensor().poke(context())
+
+
+@pytest.mark.embedded
+def test_a_job_that_was_removed_is_waited_for_and_the_log_says_how_it_had_ended(store: JobStore) -> None:
+    AirExecutorHook().create_job("j", ["true"])
+    AirExecutorHook().wait_for_job("j")
+    store.delete("j")
+    trigger = triggers.AirExecutorJobTrigger("j", str(store.base_path), must_exist=False, deadline=0)
+
+    async def fired() -> list[Any]:
+        return [event.payload["status"] async for event in trigger.run()]
+
+    with capture_logs() as captured:
+        assert not sensor().poke(context())
+        assert asyncio.run(fired()) == ["timeout"]
+    lines = [str(line["event"] % line.get("positional_args", ())) for line in captured]
+    assert len([line for line in lines if "j was removed" in line or "'j' was removed" in line]) == 2
+
+
+def test_durations(home: Path) -> None:
+    tested = sensor(timeout="15m", poke_interval="1m")
+    assert (tested.timeout, tested.poke_interval) == (900, 60)
+    with pytest.raises(InvalidJobError, match="task 'wait': timeout: must be a number of seconds"):
+        sensor(timeout="soon")
 
 
 @pytest.mark.embedded

@@ -133,7 +133,7 @@ class TestParsing:
         [
             (None, "task: "),
             (7, "task: "),
-            ({"cmd": "a"}, "task.command"),
+            ({"cmd": "a"}, "task.cmd: there is no such field; did you mean 'command'"),
             ({"command": "a", "cmd": "a"}, "task.cmd"),
             ({"command": "a", "arg": []}, "did you mean 'args'"),
             ({"command": "a", "id": "x"}, "task.id"),
@@ -201,6 +201,23 @@ class TestParsing:
         assert tested.task == {"command": "psql", "args": ["-f", "query.sql", "hi.sql"]}
         assert tested.parameters == ["query.sql"]
         assert line.task == "psql -f query.sql"
+
+    def test_it_begins_in_a_worker_which_asks_the_database(self) -> None:
+        tested = from_rows(start_from_trigger=True)
+        assert (tested.start_from_trigger, tested.deferrable) == (False, True)
+
+    def test_a_script_and_templates_in_a_pattern(self, sqlite: Database, tmp_path: Path) -> None:
+        (tmp_path / "row.sh").write_text("echo {{ word }} $1")
+        pattern = {"bash": "row.sh", "timeout": "{{ number }}", "runner": "{{ nothing }}", "env": {"A": "own"}}
+        with DAG("d", start_date=datetime(2026, 1, 1, tzinfo=UTC), template_searchpath=str(tmp_path)) as dag:
+            tested = from_rows("SELECT 7", pattern, env={"A": "x", "B": "{{ word }}"}, cwd="/{{ word }}")
+            with pytest.raises(InvalidJobError, match="DAG 'd', task 'u': task.bash: there is no file 'no.sh'"):
+                from_rows("SELECT 7", {"bash": "no.sh"}, task_id="u").resolve_template_files()
+        dag.get_task("t").resolve_template_files()
+        tested.render_template_fields({"word": "hi", "number": 3, "nothing": ""})
+        (task,) = tasks_of(tested)
+        assert task.args == ("-c", "echo hi $1", "bash", "7")
+        assert (task.timeout, task.runner, task.env, task.cwd) == (3, None, {"A": "own", "B": "hi"}, "/hi")
 
     def test_the_output_of_another_task_as_pattern_and_a_mapped_query(self) -> None:
         with DAG("d", start_date=datetime(2026, 1, 1, tzinfo=UTC)):
@@ -459,6 +476,11 @@ class TestHowMany:
         database.fill("t")
         with pytest.raises(AirflowSkipException, match="no rows"):
             from_rows().execute(context())
+        assert store.job_names() == []
+
+    def test_no_row_succeeds_if_it_is_told_to(self, sqlite: Database, store: JobStore) -> None:
+        sqlite.run("CREATE TABLE t (n INTEGER, word TEXT)")
+        assert from_rows(on_empty="succeed").execute(context()) == {}
         assert store.job_names() == []
 
     def test_no_row_fails_if_it_is_told_to(self, database: Database, store: JobStore) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import select
 import signal
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -22,7 +24,7 @@ from unittest.mock import Mock
 import pytest
 from airflow.triggers.base import TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_air_executor import triggers
+from airflow_provider_air_executor import trigger_output, trigger_wait, triggers
 from airflow_provider_air_executor.event_triggers import AirExecutorJobEventTrigger, event_of
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.hooks import AirExecutorHook
@@ -75,6 +77,44 @@ def test_the_deadline_is_a_point_in_time(store: JobStore) -> None:
     assert asyncio.run(fired(trigger(store, deadline=time.time() - 100)))["status"] == "timeout"
 
 
+def test_the_deadline_holds_where_no_answer_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is there, and the file system of the other machine stands still."""
+
+    class Silent:
+        where = "there"
+        sees_output = True
+        changed = ()
+
+        def with_patience(self, patience: float) -> Silent:
+            return self
+
+        def get_tasks(self, name: str, *, at_once: bool) -> Any:
+            raise OSError("no answer")
+
+        @contextlib.asynccontextmanager
+        async def watching(self, name: str, *, interval: float) -> AsyncIterator[Any]:
+            yield self
+
+        async def read(self) -> Any:
+            await asyncio.Event().wait()
+
+        async def wait(self, timeout: float | None = None) -> bool:
+            await asyncio.sleep(timeout or 0)
+            return False
+
+    async def stay() -> bool:
+        return False
+
+    async def scenario() -> Any:
+        waiting = trigger_wait.Waiting("j", 0.1, time.time() + 0.3, True, -1)
+        async with asyncio.timeout(10.0):
+            silent: Any = Silent()
+            return await trigger_wait.JobWait(silent, waiting, None, logging.getLogger("x")).until_end(stay)
+
+    monkeypatch.setattr(trigger_wait, "_LAST_SECONDS", 0.1)
+    assert asyncio.run(scenario()).status == "timeout"
+
+
 def test_a_job_that_is_gone_ends_the_wait_of_its_operator(store: JobStore) -> None:
     assert asyncio.run(fired(trigger(store)))["status"] == "not_found"
 
@@ -88,6 +128,23 @@ def test_a_job_that_comes_later_is_waited_for(store: JobStore) -> None:
         return await waiting
 
     assert asyncio.run(scenario())["status"] == "completed"
+
+
+def test_a_job_that_is_not_there_is_missed_aloud(store: JobStore) -> None:
+    """A name that is misspelt would be waited for in silence; the pauses double."""
+    from structlog.testing import capture_logs
+
+    async def scenario() -> None:
+        waiting = asyncio.create_task(fired(trigger(store, must_exist=False, poll_interval=0.05)))
+        await asyncio.to_thread(
+            wait_until, lambda: sum("there is no job 'j'" in line for line in said(lines)) >= 4, what="it is said again"
+        )
+        waiting.cancel()
+
+    began = time.monotonic()
+    with capture_logs() as lines:
+        asyncio.run(scenario())
+    assert time.monotonic() - began >= 0.05 + 0.1 + 0.2
 
 
 @pytest.mark.embedded
@@ -321,7 +378,7 @@ def test_a_trigger_that_is_ended_waits_until_its_lines_have_arrived(
 
     position = store.paths("j").logs / ".airflow.offsets"
     before: list[bool] = []
-    monkeypatch.setattr(triggers, "ARRIVAL_SECONDS", 1000.0)
+    monkeypatch.setattr(trigger_output, "ARRIVAL_SECONDS", 1000.0)
     monkeypatch.setattr(LogStream, "seconds_to_arrival", lambda self: before.append(position.exists()) or 0.0)
     AirExecutorHook().create_job("j", [{"id": "a", "bash": "while echo line; do sleep 0.01; done"}])
 
@@ -415,6 +472,15 @@ class TestSubmitting:
         assert event.xcoms["job_id"] == job.id
         assert job.submitted_by is not None
         assert (job.submitted_by.task_id, job.submitted_by.max_tries) == ("t", 2)
+
+    @pytest.mark.embedded
+    @pytest.mark.parametrize("streamed", [True, False])
+    def test_its_output_appears_once(self, store: JobStore, streamed: bool) -> None:
+        from structlog.testing import capture_logs
+
+        with capture_logs() as lines:
+            asyncio.run(ended(submitting(tasks=[{"id": "a", "bash": "echo ERROR one"}], stream_logs=streamed)))
+        assert [line["log_level"] for line in lines if "| ERROR one" in said([line])[0]] == ["error"]
 
     @pytest.mark.embedded
     def test_a_second_triggerer_finds_the_job(self, store: JobStore) -> None:

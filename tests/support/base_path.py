@@ -1,15 +1,19 @@
-"""A base path, and managers that run there as real processes."""
+"""A base path, and managers and servers that run there."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.managers import Managers
+
+if TYPE_CHECKING:  # most tests do not wait for what a server imports
+    from tests.support.servers import Servers, ServerThread
 
 
 @pytest.fixture
@@ -28,3 +32,22 @@ def managers(store: JobStore) -> Iterator[Managers]:
 def manager(managers: Managers) -> subprocess.Popen[str]:
     """A running manager."""
     return managers.start()
+
+
+@pytest.fixture
+def server(store: JobStore) -> Iterator[ServerThread]:
+    """A running server, in a thread."""
+    from tests.support.servers import ServerThread
+
+    with ServerThread(store) as found:
+        yield found
+
+
+@pytest.fixture
+def servers(store: JobStore) -> Iterator[Servers]:
+    """Servers as real processes."""
+    from tests.support.servers import Servers
+
+    found = Servers(store)
+    yield found
+    found.close()

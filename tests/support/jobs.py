@@ -100,6 +100,13 @@ def read_log(store: JobStore, name: str, task_id: str, offset: int = 0, limit: i
     return TaskLog(store.paths(name), task_id).read(offset, limit)
 
 
+def said(store: JobStore, name: str) -> dict[str, Any]:
+    """What the task ``a`` of a job has printed first, once it has: JSON."""
+    text: str = wait_until(lambda: read_log(store, name, "a").text, what=f"{name} says something")
+    found: dict[str, Any] = json.loads(text.splitlines()[0])
+    return found
+
+
 def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:
     """How each task of a job stands: status and reason."""
     return {item.id: (item.status.value, item.reason and item.reason.value) for item in store.get_tasks(name)}

@@ -18,7 +18,7 @@ _LONG = 10_000  # characters, more than which a pipe may not hold
 CLI = [sys.executable, "-m", MODULE]
 
 
-def _command(arguments: Sequence[str], patch: str) -> list[str]:
+def command(arguments: Sequence[str], patch: str) -> list[str]:
     """``air-executor`` with arguments; with a patch, a Python that runs this first."""
     if not patch:
         return [*CLI, *arguments]
@@ -41,7 +41,7 @@ def run_cli(
         output, errors = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess([*CLI, *arguments], process.wait(), output, errors)
     return subprocess.run(
-        _command(arguments, patch),
+        command(arguments, patch),
         input=text,
         env=environment,
         capture_output=True,
@@ -57,7 +57,11 @@ class Managers:
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
-        self.environment = {key: value for key, value in os.environ.items() if not key.startswith("AIR_EXECUTOR")}
+        self.environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith("AIR_EXECUTOR") and key not in ("COLUMNS", "LINES")  # as pytest leaves them
+        }
         self.patch = ""  # code that the next ones run before they begin, so that something is other than it is
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -78,7 +82,7 @@ class Managers:
             process = Prepared(arguments, self.environment, patch=self.patch)
         else:
             process = subprocess.Popen(
-                _command(arguments, self.patch),
+                command(arguments, self.patch),
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

@@ -41,7 +41,7 @@ def run_tests(*chosen: str, **environment: str) -> None:
         own = {"HOME": home, "TMPDIR": home, "USER": USER, "LOGNAME": USER, "PYTHONDONTWRITEBYTECODE": "1"}
         becoming = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen]
-        command = ["unshare", "--mount", "sh", "-ec", f'{_open(Path(home))}exec "$@"', "sh", *becoming, *pytest]
+        command = ["unshare", "--mount", "sh", "-ec", f'{opened(Path(home))}exec "$@"', "sh", *becoming, *pytest]
         done = subprocess.run(
             command,
             cwd=_CHECKOUT,
@@ -54,11 +54,11 @@ def run_tests(*chosen: str, **environment: str) -> None:
     assert done.returncode == 0, f"as {USER}:\n{done.stdout}{done.stderr}"
 
 
-def _open(home: Path) -> str:
+def opened(home: Path) -> str:
     """Lines of ``sh`` that make reachable what is needed: the interpreter or the checkout may be in root's own home.
 
-    A directory that is open to its owner alone is covered by one that has but the needed ones. That is seen by these
-    processes alone, and gone with them.
+    They are for a mount namespace. A directory that is open to its owner alone is covered by one that has but the
+    needed ones. That is seen by these processes alone, and gone with them.
 
     :param home: an empty directory that everybody reaches.
     """

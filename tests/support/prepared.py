@@ -32,7 +32,7 @@ _IMPORTED = (
     "airflow_provider_air_executor.manager.loop",
     "airflow_provider_air_executor.engines.local.engine",
     "airflow_provider_air_executor.manager.settings",
-    "airflow_provider_air_executor.manager.display",
+    "airflow_provider_air_executor.manager.cli.display",
     "inotify_simple",
     "yaml",
 )
@@ -278,7 +278,7 @@ def _run(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [module, *request["arguments"]]
-        sys.modules.pop(module if module == MODULE else f"{module}.__main__", None)  # as -m does, it is run anew
+        sys.modules.pop(f"{module}.__main__", None)  # as -m does, it is run anew
         try:
             exec(request["patch"], {})
             runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -17,15 +17,20 @@ _GROUPS = {
     name: re.compile(pattern)
     for name, pattern in (
         ("kubernetes", r"engines/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
+        ("remote", r"acceptance/test_remote\.py"),
+        ("remote_examples", r"acceptance/test_example_dags\.py.*\[(https|ssh)\]"),
+        ("operator_https", r"acceptance/test_operator\.py.*[\[-]https"),
         ("operator", r"acceptance/test_operator\.py"),
         ("crashes", r"acceptance/test_executor_crashes\.py"),
         (
             "executor",
             r"acceptance/(test_executor\.py|test_example_dags\.py.*\[embedded\]|test_demo\.py::test_a_dag_that_fails)",
         ),
+        ("same_as_local", r"acceptance/test_same_as_local\.py"),
         ("slurm_site", r"engines/test_slurm\.py::TestSite"),
         ("slurm", r"engines/test_slurm\.py"),
-        ("pages", r"acceptance/test_(browser|plugin)\.py"),
+        ("pages", r"acceptance/test_(browser\w*|plugin)\.py"),
+        ("pyz", r"pyz/test_pyz\.py"),
         ("alone", r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user"),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),
         ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),

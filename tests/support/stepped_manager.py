@@ -109,6 +109,7 @@ class SteppedManager:
         self.faults = Faults()
         self.clock = Clock()
         self.lines = Lines()
+        self.settings: dict[str, Any] = {}  # of the next managers, besides the usual ones
         self.manager: Manager | None = None
         self.engine: LocalEngine | None = None
         self.loop: Loop | None = None
@@ -131,7 +132,8 @@ class SteppedManager:
 
     def start_manager(self) -> bool:
         """Start one; False if it says that it cannot start now."""
-        settings_ = Settings(poll_interval=1, max_concurrent_runners=LIMIT, kill_grace=0, idle_timeout=20)
+        usual = {"poll_interval": 1, "max_concurrent_runners": LIMIT, "kill_grace": 0, "idle_timeout": 20}
+        settings_ = Settings(**usual | self.settings)
         children = Children()
         lock = ManagerLock(self.store)
         with self.faults.installed():

@@ -47,7 +47,7 @@ from airflow_provider_air_executor.engines.shim import modified_at, prepare_file
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.attempt_record import Record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
-from airflow_provider_air_executor.system.environment import inherited
+from airflow_provider_air_executor.system.environment import inherited, of_command
 
 log = logging.getLogger("air_executor.manager")
 
@@ -125,7 +125,7 @@ class BatchEngine(abc.ABC):
             raise SpawnError(f"{dialect.NAME}.{error}") from None
         options = dialect.nearest(self._options.submit, own, needed)
         variables = task_variables(attempt, str(paths.directory), str(output_path))
-        environment = {**self._environment, **(task.env or {}), **variables}
+        environment = {**of_command(self._environment, task.env, append=task.append_env), **variables}
         seconds = task.resources.time if task.resources is not None else None
         found = self._handles.make(attempt, secrets.token_hex(8), options, seconds)
         with preparing(dialect.TITLE):

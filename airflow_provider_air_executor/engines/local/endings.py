@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from airflow_provider_air_executor.engines.protocol import Attempt, Ended, NotStarted
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, NotStarted, Running
 from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record
+from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.system.processes import Kill
+from airflow_provider_air_executor.system.processes import Kill, is_of_this_boot, kill_started_by
 
 log = logging.getLogger("air_executor.manager")
 
@@ -53,8 +55,22 @@ class Endings:
         """Wait until a kill is over, for a while."""
         self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
 
+    def end_lost(self, attempt: Attempt, record: Record | None) -> Ended | Running:
+        """Kill what is left of an attempt of an earlier manager that has left no result; it runs for so long."""
+        ended = Ended(attempt, None, utc_now())
+        if record is None:
+            return ended
+        kill = kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
+        if not kill.look():
+            self.add(kill, ended)
+            return Running(attempt, record.started_at)
+        result = self.with_what_is_left(kill, ended)
+        return result if isinstance(result, Ended) else ended
+
     def look(self) -> None:
         """Inspect which processes are left, and kill them too; the attempt that has waited longest comes first."""
+        if not self._ending:
+            return
         stop_at = time.monotonic() + LOOK_SECONDS
         for _ in range(len(self._ending)):
             ending = self._ending.popleft()

@@ -1,8 +1,9 @@
 """The local engine: each attempt is a process of this machine, which records how it has ended.
 
-It is a POSIX ``sh`` of a few lines that runs one command, see :mod:`.shells`. A task that asks for a warm start, and
-whose command is ``python -m module``, is run by a process forked from one that has imported the module already, see
-:mod:`.warm`; where that cannot be, the same command is run by a shell.
+It is a POSIX ``sh`` of a few lines that runs one command, see :mod:`.shells`. Under load it is the command itself, and
+the process that starts it records its end, see :mod:`.launching`. A task that asks for a warm start, and whose command
+is ``python -m module``, is run by a process forked from one that has imported the module already, see :mod:`.warm`;
+where that cannot be, the same command is run by a shell.
 
 Such a process is known by its process id together with its token.
 """
@@ -15,17 +16,26 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.local.adopted import (
+    Adopted,
+    Forking,
+    LocalAttempt,
+    ended_by,
+    refuse_unwritten,
+)
 from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
-from airflow_provider_air_executor.engines.local.forkserver import NOT_CLAIMED
+from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
+from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
+from airflow_provider_air_executor.engines.local.preloading import NO_PRELOAD, Preload
 from airflow_provider_air_executor.engines.local.resources import check_resources
+from airflow_provider_air_executor.engines.local.serving import Exited, Forked, Refused
 from airflow_provider_air_executor.engines.local.shells import Shells
-from airflow_provider_air_executor.engines.local.warm import Exited, Forked, ForkServerClient, Refused
+from airflow_provider_air_executor.engines.local.warm import ForkServerClient
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
     Ended,
@@ -38,42 +48,20 @@ from airflow_provider_air_executor.engines.protocol import (
 from airflow_provider_air_executor.engines.shim import could_not_fork, modified_at, task_variables
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
-from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.models import Task, utc_now
+from airflow_provider_air_executor.jobs.paths import WORK
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.environment import inherited
 from airflow_provider_air_executor.system.processes import (
     age,
-    is_of_this_boot,
     is_shim,
     kill_family,
     kill_started_by,
 )
 
 _MAX_UNCLAIMED = 5
-_ADOPTED_INTERVAL = 0.2  # seconds between two looks at processes that are not our children
 _READ_INTERVAL = 1.0  # seconds between two tries to read a record
-
-
-class Forking(NamedTuple):
-    """A request to fork a process."""
-
-    task: Task
-    words: list[str]
-
-
-@dataclass(eq=False, slots=True)
-class LocalAttempt:
-    """An attempt, and the process that has it."""
-
-    attempt: Attempt
-    record_path: str
-    pid: int = 0
-    token: str = ""
-    forking: Forking | None = None  # until it is forked
-    is_our_shell: bool = False  # a child of ours, which keeps its number until it has been reaped
-    is_killed: bool = False
-    is_killed_early: bool | None = None  # before it was forked; whether by SIGKILL
-    is_detached: bool = False
 
 
 class _Paths:
@@ -98,6 +86,13 @@ class _Paths:
         return task_variables(attempt, self.directory(attempt.job_name), f"{self.record(attempt)}.output")
 
 
+class _Cold(NamedTuple):
+    """What starts attempts that are not warm."""
+
+    shells: Shells
+    launching: Launching
+
+
 class _Reaped(NamedTuple):
     """An attempt whose process has ended, and whose record cannot be read now."""
 
@@ -111,33 +106,33 @@ class LocalEngine:
     :param store: the job filesystem that the attempts belong to.
     :param environment: what the commands inherit.
     :param children: calls back when a process has ended.
-    :param preload: modules that are imported once for all tasks that start warm; if there are any, that is done at once
-        and not before the first such task.
+    :param preload: what is imported once for all tasks that start warm; modules that it names are imported at once and
+        not before the first such task.
     """
 
     def __init__(
-        self, store: JobStore, environment: Mapping[str, str], children: Children, *, preload: tuple[str, ...] = ()
+        self, store: JobStore, environment: Mapping[str, str], children: Children, *, preload: Preload = NO_PRELOAD
     ) -> None:
         environment = inherited(environment, str(store.base_path))
         environment.setdefault("PATH", os.defpath)
         self._store = store
-        self._shells = Shells(environment, children)
-        self._warm = ForkServerClient(environment, children, preload)
+        self._warm = ForkServerClient(environment, children, preload, store.base_path)
+        self._cold = _Cold(Shells(environment, children), Launching(environment, children, self._warm.descriptor))
         self._attempts: dict[Attempt, LocalAttempt] = {}
-        self._adopted: dict[Attempt, LocalAttempt] = {}  # those of them that are not our children
+        self._adopted = Adopted(self._release)  # those of them that are not our children
         self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
         self._paths = _Paths(store)
         self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
         self._unread: list[_Reaped] = []
-        self._next_look = self._next_read = 0.0
-        if preload:
+        self._next_read = 0.0
+        if preload.modules:
             self._warm.start()
 
     @property
     def descriptor(self) -> int | None:
         """A descriptor that becomes readable when there is something to :meth:`poll`, besides SIGCHLD; None: never."""
-        return self._warm.descriptor
+        return self._cold.launching.descriptor
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -164,72 +159,97 @@ class LocalEngine:
                 self._warm.fork(attempt, task, words, self._paths.variables(attempt))
                 return
             say_cold(self._store, attempt, why_cold)
-        self._start_shell(found, task, words)
+        if self._cold.launching.start(attempt, task, words, self._paths.variables(attempt), f"{directory}/{WORK}"):
+            found.forking = Forking(task, words)
+            self._attempts[attempt] = found
+        else:
+            self._start_shell(found, task, words)
 
     def _start_shell(self, found: LocalAttempt, task: Task, words: list[str]) -> None:
         with _starting():
             os.close(files.open_log(words[2]))
             variables, ended = self._paths.variables(found.attempt), partial(self._shell_ended, found)
-            found.pid, found.token = self._shells.start(words, variables, task.env, ended)
+            found.pid, found.token = self._cold.shells.start(words, variables, task, ended)
         found.is_our_shell = True
         self._attempts[found.attempt] = found
 
     def prepare(self) -> None:
         """Start a shell that waits for the next task, if there is none."""
-        self._shells.prepare()
+        self._cold.shells.prepare()
+
+    def refresh(self) -> None:
+        """Have everything imported anew that is imported ahead of warm tasks."""
+        self._warm.refresh()
 
     def close(self) -> None:
-        """End the fork server and the shell on standby. Attempts go on."""
-        self._warm.close()
-        self._shells.close()
+        """End the fork server, the launchers and the shell on standby. Attempts go on."""
+        for part in (self._cold.launching, self._warm, self._cold.shells):
+            part.close()
 
     # -- what has become of them ---------------------------------------------------------------------------
 
     def poll(self) -> list[Event]:
         """The events since the last call."""
         self._poll_warm()
-        now = time.monotonic()
-        if self._unread and now >= self._next_read:
+        self._poll_launched()
+        if self._unread and time.monotonic() >= self._next_read:
             self._read_what_has_ended()
-        if self._endings:
-            self._endings.look()
-        if self._adopted and now >= self._next_look:
-            self._next_look = now + _ADOPTED_INTERVAL
-            self._inspect_adopted()
-        events = self._events.copy()
-        self._events.clear()
+        self._endings.look()
+        self._adopted.look()
+        events, self._events[:] = self._events.copy(), ()
         return events
 
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
-        due = [] if self._warm.poll_after is None else [self._warm.poll_after]
-        if self._adopted:
-            due.append(self._next_look - time.monotonic())
-        if self._events:
-            due.append(0.0)
-        if self._unread:
-            due.append(self._next_read - time.monotonic())
-        if self._endings:
-            due.append(LOOK_SECONDS)
-        return max(0.0, min(due)) if due else None
+        due = [
+            self._warm.poll_after,
+            self._adopted.look_after,
+            0.0 if self._events else None,
+            self._next_read - time.monotonic() if self._unread else None,
+            LOOK_SECONDS if self._endings else None,
+        ]
+        return min((max(0.0, seconds) for seconds in due if seconds is not None), default=None)
 
     def _poll_warm(self) -> None:
         for event in self._warm.poll():
             found = self._attempts[event.attempt]
             if isinstance(event, Forked):
-                found.pid, found.token, found.forking = event.pid, event.token, None
-                if found.is_killed_early is not None:
-                    self.cancel(event.attempt, kill=found.is_killed_early)
+                self._has_begun(found, event.pid, event.token)
             elif isinstance(event, Exited):
+                found.usage = event.usage
+                self._warm.release(event, may_stay=not found.is_killed)  # what is to be killed may be this process
                 self._has_ended(found, event.status)
             elif isinstance(event, Refused):
-                self._start_otherwise(found, event)
+                self._start_otherwise(found, event.why, is_final=event.is_final)
             else:
-                self._adopted[event.attempt] = found
+                self._adopted.add(found)
 
-    def _start_otherwise(self, found: LocalAttempt, refused: Refused) -> None:
-        """There is no warm start for a task: start it cold if there will be none, or let it be tried again."""
+    def _has_begun(self, found: LocalAttempt, pid: int, token: str) -> None:
+        found.pid, found.token, found.forking = pid, token, None
+        if found.is_killed_early is not None:
+            self.cancel(found.attempt, kill=found.is_killed_early)
+
+    def _poll_launched(self) -> None:
+        for event in self._cold.launching.poll():
+            found = self._attempts[event.attempt]
+            if isinstance(event, Begun):
+                self._has_begun(found, event.pid, event.token)
+            elif isinstance(event, CommandEnded):
+                exit_code = None if found.is_detached else event.exit_code
+                found.is_killed = found.is_killed or exit_code is None
+                self._release(found, Ended(event.attempt, exit_code, utc_now(), usage=event.usage))
+            elif isinstance(event, NotLaunched):
+                self._start_otherwise(found, "", is_final=True)
+            else:
+                self._adopted.add(found)
+                self.cancel(event.attempt, kill=True)
+
+    def _start_otherwise(self, found: LocalAttempt, why: str, *, is_final: bool) -> None:
+        """A task was not started as it was to be: start a shell if that is final, or let it be tried again.
+
+        :param why: there is no warm start; empty if it was to have none.
+        """
         attempt, forking = found.attempt, found.forking
         if found.is_killed_early is not None or forking is None:
             self._release(found, Ended(attempt, None, utc_now()))
@@ -242,17 +262,19 @@ class LocalEngine:
         found.forking = None
         if record is not None:  # it was forked, and the fork server has died before it could report that
             self._adopt(found, record)
-        elif not refused.is_final:
-            self._release(found, NotStarted(attempt, refused.why))
+        elif not is_final:
+            self._release(found, NotStarted(attempt, why))
         else:
-            say_cold(self._store, attempt, refused.why)
+            if why:
+                say_cold(self._store, attempt, why)
             try:
                 self._start_shell(found, *forking)
             except (SpawnError, ResourceExhaustedError, OSError) as error:
                 self._release(found, NotStarted(attempt, str(error)))
 
-    def _shell_ended(self, found: LocalAttempt, pid: int, status: int) -> None:
+    def _shell_ended(self, found: LocalAttempt, status: int, usage: Usage | None) -> None:
         found.is_our_shell = False
+        found.usage = usage
         self._has_ended(found, status, is_shell=True)
 
     def _has_ended(self, found: LocalAttempt, status: int, *, is_shell: bool = False) -> None:
@@ -286,6 +308,8 @@ class LocalEngine:
     def _release(self, found: LocalAttempt, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
         """The process of an attempt is gone. If it was killed, the attempt is over when what it left is gone too."""
         del self._attempts[found.attempt]
+        if found.usage is not None and isinstance(result, Ended) and result.usage is None:
+            result = result._replace(usage=found.usage)
         if not found.is_killed:
             self._events.append(result)
             return
@@ -301,7 +325,7 @@ class LocalEngine:
             os.unlink(path)
             return NotStarted(attempt, record.spawn_error or "")
         if record is not None and record.is_over:
-            return _ended(attempt, record, utc_now())
+            return ended_by(attempt, record, utc_now(), found.usage)
         if record is not None and record.pid != found.pid:  # an earlier manager's process was first
             self._adopt(found, record)
             return None
@@ -316,27 +340,11 @@ class LocalEngine:
         found.is_killed = True
         return Ended(attempt, None, utc_now())
 
-    def _inspect_adopted(self) -> None:
-        for attempt, found in list(self._adopted.items()):
-            if is_shim(found.pid, found.token):
-                continue
-            # Read after it was gone: now it is final.
-            try:
-                record = None if found.is_detached else read_record(found.record_path)
-            except OSError:
-                continue
-            del self._adopted[attempt]
-            if record is None or not record.is_over:
-                found.is_killed = True
-                self._release(found, Ended(attempt, None, utc_now()))
-            else:
-                self._release(found, _ended(attempt, record, modified_at(found.record_path)))
-
     # -- what an earlier manager has left ------------------------------------------------------------------
 
     def _adopt(self, found: LocalAttempt, record: Record) -> None:
-        found.pid, found.token = record.pid, record.token
-        self._attempts[found.attempt] = self._adopted[found.attempt] = found
+        found.pid, found.token, found.usage = record.pid, record.token, None
+        self._attempts[found.attempt] = self._adopted.add(found)
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Adopt an attempt that an earlier manager may have started; None if it was never started."""
@@ -346,19 +354,12 @@ class LocalEngine:
         record = read_record(path)
         if record is not None and not record.is_over and is_shim(record.pid, record.token):
             self._adopt(LocalAttempt(attempt, path), record)
-            return Running(attempt, record.started_at, age=age(record.pid))
+            return Running(attempt, record.started_at, age=age(record.pid, record.token))
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or not record.is_over:
-            ended = Ended(attempt, None, utc_now())
-            if record is None:
-                return ended
-            kill = kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
-            if not kill.look():  # what it has left is being killed: it runs for so long
-                self._endings.add(kill, ended)
-                return Running(attempt, record.started_at)
-            result = self._endings.with_what_is_left(kill, ended)
-            return result if isinstance(result, Ended) else ended
-        return _ended(attempt, record, modified_at(path))._replace(started_at=record.started_at)
+            refuse_unwritten(path, record)
+            return self._endings.end_lost(attempt, record)
+        return ended_by(attempt, record, modified_at(path))._replace(started_at=record.started_at)
 
     # -- ending them ---------------------------------------------------------------------------------------
 
@@ -381,14 +382,7 @@ class LocalEngine:
             self._unread = [reaped for reaped in self._unread if reaped.found is not found]
             self._release(found, Ended(attempt, None, utc_now()), has_just_ended=False)
             return
-        if found.is_our_shell or is_shim(found.pid, found.token):
-            if kill and not found.is_our_shell:  # a shell has no orphans
-                kill_family(found.pid)
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # what is left of it is seen at its end
-                os.killpg(found.pid, signal.SIGKILL if kill else signal.SIGTERM)
-                os.killpg(found.pid, signal.SIGCONT)  # one that is stopped could not hear it
-        if kill:
-            kill_started_by(found.token, found.pid, has_just_ended=True)
+        _end_processes(found, kill=kill)
 
     def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: the file at the path of its record may belong to another job."""
@@ -399,7 +393,19 @@ class LocalEngine:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
         record = read_record(self._paths.record(attempt))
         if record is not None:
-            kill_started_by(record.token, record.pid)
+            kill_started_by(record.token, None if record.is_over else record.pid)
+
+
+def _end_processes(found: LocalAttempt, *, kill: bool) -> None:
+    """End the processes of an attempt, as far as they are known now."""
+    if found.is_our_shell or is_shim(found.pid, found.token):
+        if kill and not found.is_our_shell:  # a shell has no orphans
+            kill_family(found.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # what is left of it is seen at its end
+            os.killpg(found.pid, signal.SIGKILL if kill else signal.SIGTERM)
+            os.killpg(found.pid, signal.SIGCONT)  # one that is stopped could not hear it
+    if kill:
+        kill_started_by(found.token, found.pid, has_just_ended=True)
 
 
 def _remove_output(path: str) -> None:
@@ -437,13 +443,6 @@ def _starting() -> Iterator[None]:
         raise SpawnError(f"the log or the shell cannot be opened: {error.strerror}") from error
     except UnicodeEncodeError as error:
         raise SpawnError(f"an argument cannot be encoded for this system: {error}") from error
-
-
-def _ended(attempt: Attempt, record: Record, ended_at: datetime) -> Ended:
-    """The end of an attempt, by its record."""
-    if record.spawn_error is not None:
-        return Ended(attempt, None, ended_at, reason=Reason.SPAWN, error=record.spawn_error)
-    return Ended(attempt, record.exit_code, ended_at)
 
 
 def _cannot_record(path: str) -> str:

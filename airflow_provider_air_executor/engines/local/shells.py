@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.shim import FIND, script_here
-from airflow_provider_air_executor.system.environment import RUN_VARIABLE
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.usage import Usage
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE, default_signals, of_command
 
 _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
 _NO_OUTPUT = ((os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0), (os.POSIX_SPAWN_DUP2, 1, 2))
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 _COMMAND = 4  # its index in the words of a shell
 
 
@@ -49,13 +50,7 @@ class Shells:
         # As the system wants it, which takes longer than all else in starting a shell if it is done for each.
         self._encoded = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
         self._script = script_here(environment)
-        # A task ignores the signals that the manager has been started to ignore. About each other signal the C library
-        # would ask, whenever it starts a shell, what this process does about it, if it were not named.
-        self._default_signals = [
-            number
-            for number in signal.valid_signals()
-            if number in _IGNORED_BY_PYTHON or signal.getsignal(number) != signal.SIG_IGN
-        ]
+        self._default_signals = default_signals()
         self._standby: Standby | None = None
         self._may_prepare = True
         self._standby_reads = False  # whether a shell on standby was seen to read its pipe
@@ -64,24 +59,26 @@ class Shells:
         self,
         words: list[str],
         variables: Mapping[str, str],
-        own: Mapping[str, str] | None,
-        ended: Callable[[int, int], None],
+        task: Task,
+        ended: Callable[[int, Usage | None], None],
     ) -> tuple[int, str]:
         """Start a shell that runs a command, in a session of its own: its process id, and its token.
 
         :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
         :param variables: the environment variables that describe the task.
-        :param own: more environment variables of the task.
-        :param ended: called with the process id and the status when it has ended.
+        :param task: what says which other ones there are.
+        :param ended: called with the status when it has ended, and what it has used.
         :raises OSError: if it cannot be started.
         """
-        started = None if own else self._hand_over(variables, words)
+        is_common = task.append_env and not task.env
+        started = self._hand_over(variables, words) if is_common else None
         if started is None:
             token = secrets.token_hex(8)
-            arguments = ["-c", f'{FIND}{self._script}shift; run "$@"', "air-executor-shim", token, *words]
-            environment = {**self._environment, **(own or {}), **variables}
-            started = self._spawn(arguments, environment, token, _NO_INPUT), token
-        self._children.add(started[0], ended)
+            own = of_command(self._environment, task.env, append=task.append_env)
+            script = self._script if task.append_env else script_here(own)
+            arguments = ["-c", f'{FIND}{script}shift; run "$@"', "air-executor-shim", token, *words]
+            started = self._spawn(arguments, {**own, **variables}, token, _NO_INPUT), token
+        self._children.add(started[0], lambda _pid, status: ended(status, self._children.usage))
         return started
 
     def _spawn(

@@ -1,77 +1,37 @@
-"""The manager's side of the fork server: starts it, sends it tasks, and receives their ends."""
+"""The manager's side of the fork server: starts it, sends tasks to it or to a generation of it, receives their ends."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
-import os
-import select
 import shutil
-import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
-from airflow_provider_air_executor.engines.local.forkserver import MAX_MESSAGE
+from airflow_provider_air_executor.engines.local.freshness import Freshness
+from airflow_provider_air_executor.engines.local.generations import Generations
+from airflow_provider_air_executor.engines.local.offspring import IMPORT_SECONDS
+from airflow_provider_air_executor.engines.local.preloading import IS_LINUX, Preload, Preloading
+from airflow_provider_air_executor.engines.local.publication import Publication
+from airflow_provider_air_executor.engines.local.serving import Event, Exited, Refused, Server
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.jobs.models import Task
 
 log = logging.getLogger("air_executor.manager")
 
-_IS_LINUX = sys.platform.startswith("linux")
-_PRELOAD_SECONDS = 120.0
 _RETRY_SECONDS = 60.0  # after a fork server could not be started
-_CHANNEL_BYTES = 4_000_000
-_FORK_SERVER = "airflow_provider_air_executor.engines.local.forkserver"
+_FULL_SECONDS = 0.05  # until something is sent again
 
 
-class Forked(NamedTuple):
-    """A process has been forked for an attempt."""
+class _Request(NamedTuple):
+    """An attempt that waits for a process."""
 
-    attempt: Attempt
-    pid: int
-    token: str
-
-
-class Exited(NamedTuple):
-    """A forked process has ended; what it left has been killed if it was killed."""
-
-    attempt: Attempt
-    pid: int
-    status: int  # as waitpid(2) gives it
-
-
-class Refused(NamedTuple):
-    """No process was forked for an attempt, and none will be."""
-
-    attempt: Attempt
-    why: str
-    is_final: bool  # whether it is no use to ask again soon
-
-
-class Orphaned(NamedTuple):
-    """The fork server has ended. A process that it has forked goes on, and its end is not reported any more."""
-
-    attempt: Attempt
-
-
-Event = Forked | Exited | Refused | Orphaned
-
-
-@dataclass
-class _Process:
-    """A fork server that runs."""
-
-    pid: int | None  # None: it has been reaped
-    channel: socket.socket
-    deadline: float  # if it has not imported its modules by then
-    is_ready: bool = False
+    message: dict[str, Any]
+    is_for_base: bool  # whether it is not to have what generations import
 
 
 class ForkServerClient:
@@ -82,31 +42,32 @@ class ForkServerClient:
 
     :param environment: the environment of the fork server, and so that of its tasks.
     :param children: calls back when the fork server has ended.
-    :param modules: what it imports; if nothing is given, the first request says what.
+    :param preload: what it imports.
+    :param base_path: where it is published what has been imported.
     """
 
-    def __init__(self, environment: Mapping[str, str], children: Children, modules: tuple[str, ...] = ()) -> None:
-        self._environment = dict(environment)
-        self._children = children
-        self._modules = modules
-        self._epoll = select.epoll() if _IS_LINUX else None
-        self._process: _Process | None = None
-        self._why_not = "" if _IS_LINUX else "warm runners need Linux"
-        self._retry_at = 0.0 if _IS_LINUX else math.inf
+    def __init__(self, environment: Mapping[str, str], children: Children, preload: Preload, base_path: Path) -> None:
+        self._path = environment["PATH"]
+        self._generations = Generations(dict(environment), children)
+        self._preloading = Preloading(preload.learner, self._generations)
+        self._freshness = Freshness(self._generations, self._replace)
+        self._publication = Publication(base_path, self._describe)
+        self._modules = preload.modules
+        self._why_not = "" if IS_LINUX else "warm runners need Linux"
+        self._retry_at = 0.0 if IS_LINUX else math.inf
         self._found: dict[str, str] = {}  # commands that tasks have named, in the manager's own path
-        self._waiting: dict[Attempt, dict[str, Any]] = {}
-        self._sent: dict[int, Attempt] = {}  # by their serial numbers
-        self._forked: dict[int, Attempt] = {}  # by the process ids
+        self._waiting: dict[Attempt, _Request] = {}
         self._events: list[Event] = []
+        self._said: tuple[tuple[str, ...], str] | None = None  # with which modules no generation could be made, and why
 
     @property
     def descriptor(self) -> int | None:
         """A descriptor that becomes readable when there is something to :meth:`poll`."""
-        return None if self._epoll is None else self._epoll.fileno()
+        return self._generations.descriptor
 
     def why_cold(self, task: Task) -> str:
         """Why a task cannot start warm; empty if it can."""
-        if task.env:
+        if task.env or not task.append_env:
             return "its environment differs from the manager's"
         if not self._is_this_python(task.command) or not _python_module(task.args):
             return f"its command is not {sys.executable} -m MODULE"
@@ -114,13 +75,13 @@ class ForkServerClient:
 
     @property
     def _why_none(self) -> str:
-        """Why there can be no fork server at the moment; empty if there can."""
-        return self._why_not if time.monotonic() < self._retry_at else ""
+        """Why there can be no fork server at the moment; empty if there can, or there is one."""
+        return self._why_not if self._generations.base is None and time.monotonic() < self._retry_at else ""
 
     def _is_this_python(self, command: str) -> bool:
         """Whether a command is the Python that runs the manager."""
         if "/" not in command and command not in self._found:
-            found = shutil.which(command, path=self._environment["PATH"])
+            found = shutil.which(command, path=self._path)
             if found is None:  # it may come to be there
                 return False
             self._found[command] = found
@@ -131,37 +92,20 @@ class ForkServerClient:
         """Seconds after which :meth:`poll` must be called in any case; None: never."""
         if self._events:
             return 0.0
-        process = self._process
-        if process is None:
-            return None
-        if not process.is_ready:
-            return max(0.0, process.deadline - time.monotonic())
-        return 0.05 if self._waiting else None  # the channel is full
+        parts = (self._generations, self._preloading, self._freshness, self._publication)
+        due = [seconds for seconds in (part.poll_after for part in parts) if seconds is not None]
+        if self._waiting and self._generations.is_serving:  # the channel is full
+            due.append(_FULL_SECONDS)
+        return min(due, default=None)
 
     def start(self) -> None:
         """Start the fork server if there is none."""
-        if self._process is not None or self._why_none or self._epoll is None:
+        if self._generations.base is not None or self._why_none or not IS_LINUX:
             return
         try:
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            with theirs:
-                for end in (ours, theirs):
-                    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHANNEL_BYTES)
-                theirs.set_inheritable(True)
-                pid = os.posix_spawn(
-                    sys.executable,
-                    [sys.executable, "-P", "-m", _FORK_SERVER, str(theirs.fileno()), *self._modules],
-                    self._environment,
-                    file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
-                    setsid=True,
-                )
+            self._generations.start_base(self._modules)
         except OSError as error:
-            self._fail(f"the fork server could not be started: {error.strerror}")
-            return
-        self._children.add(pid, self._ended)
-        log.info("fork server %d imports %s", pid, ", ".join(self._modules) or "nothing")
-        self._process = _Process(pid, ours, time.monotonic() + _PRELOAD_SECONDS)
-        self._epoll.register(ours, select.EPOLLIN)
+            self._cannot_start(f"the fork server could not be started: {error.strerror}")
 
     def fork(self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str]) -> None:
         """Ask for a process that runs a task; :meth:`poll` returns the answer.
@@ -173,7 +117,7 @@ class ForkServerClient:
         self._modules = self._modules or task.preload or ()
         module, *args = _python_module(task.args)
         record, started_at, log_path, cwd, *_ = words
-        self._waiting[attempt] = {
+        message = {
             "key": attempt.serial,
             "module": module,
             "safe": task.args[0] == "-P",
@@ -184,105 +128,153 @@ class ForkServerClient:
             "variables": variables,
             "args": args,
         }
+        self._waiting[attempt] = _Request(message, self._preloading.goes_to_base(task))
         self.start()
+        self._freshness.a_task_has_come()
         self._send()
+
+    def refresh(self) -> None:
+        """Replace the fork server, if there is one, by another one, which imports everything anew."""
+        self._retry_at = 0.0
+        base = self._generations.base
+        if base is not None and self._replace():
+            log.info("the fork server %s is replaced by another one: somebody asks for it", base.pid)
+
+    def _replace(self) -> bool:
+        """Start another fork server, which takes the place of the present one when it is ready."""
+        if self._generations.next_base is not None or time.monotonic() < self._retry_at:
+            return False
+        try:
+            self._generations.start_base(self._modules)
+        except OSError as error:
+            self._cannot_start(f"the fork server could not be started: {error.strerror}")
+            return False
+        return True
 
     def withdraw(self, attempt: Attempt) -> bool:
         """Take a request back; False if it has been sent already."""
         return self._waiting.pop(attempt, None) is not None
 
     def _send(self) -> None:
-        while self._process is not None and self._process.is_ready and self._waiting:
-            attempt, message = next(iter(self._waiting.items()))
-            data = json.dumps(message).encode()
-            if len(data) > MAX_MESSAGE:
-                del self._waiting[attempt]
-                self._events.append(Refused(attempt, "its arguments are too long for a warm start", is_final=True))
+        full: set[Server] = set()
+        for attempt, request in list(self._waiting.items()):
+            server = self._generations.server_for(is_for_base=request.is_for_base)
+            if server is None or server in full:
                 continue
             try:
-                self._process.channel.send(data, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:  # it is gone, which the next poll finds
-                return
-            del self._waiting[attempt]
-            self._sent[attempt.serial] = attempt
+                is_sent = server.send(attempt, request.message)
+            except ValueError as error:
+                del self._waiting[attempt]
+                self._events.append(Refused(attempt, str(error), is_final=True))
+                continue
+            if is_sent:
+                del self._waiting[attempt]
+            else:
+                full.add(server)
+
+    def _describe(self) -> dict[str, Any]:
+        return {**self._generations.describe(), "learned": self._preloading.describe()}
 
     def poll(self) -> list[Event]:
         """The events since the last call."""
-        while self._process is not None:
-            try:
-                data = self._process.channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError:
-                data = b""
-            if not data:
-                self._fail("the fork server has ended")
-                break
-            self._take(json.loads(data))
-        process = self._process
-        if process is not None and not process.is_ready and time.monotonic() >= process.deadline:
-            self._fail(f"importing {', '.join(self._modules)} took longer than {_PRELOAD_SECONDS:g} s")
+        for server, message in self._generations.receive():
+            if message is None:
+                self._lose(server, "it has ended")
+                continue
+            event = server.take(message)
+            if event is None:
+                self._take(server, message)
+                continue
+            self._events.append(event)
+            if isinstance(event, Exited):
+                self._preloading.an_attempt_has_ended()
+                self._publication.something_has_changed()
+        for server in self._generations.late():
+            self._lose(server, f"importing {', '.join(server.modules)} took longer than {IMPORT_SECONDS:g} s")
+        self._events += self._generations.drop_unneeded()
         self._send()
+        for part in (self._preloading, self._freshness, self._publication):
+            part.step()
         events, self._events = self._events, []
         return events
 
-    def _take(self, message: dict[str, Any]) -> None:
-        if "ended" in message:
-            attempt = self._forked.pop(message["ended"])
-            self._events.append(Exited(attempt, message["ended"], message["status"]))
-        elif "pid" in message:
-            attempt = self._forked[message["pid"]] = self._sent.pop(message["key"])
-            self._events.append(Forked(attempt, message["pid"], message["token"]))
-        elif "error" in message:
-            attempt = self._sent.pop(message["key"])
-            self._events.append(Refused(attempt, f"no process can be forked: {message['error']}", is_final=False))
-        elif "ready" in message and self._process is not None:
-            self._process.is_ready = True
-            log.info("fork server %s is warm", self._process.pid)
-        else:
-            self._fail(f"the fork server could not import its modules: {message['failed']}")
+    def _take(self, server: Server, message: dict[str, Any]) -> None:
+        """Act upon a message that is not about an attempt."""
+        self._publication.something_has_changed()
+        if "ready" in message:
+            self._has_become_ready(server)
+        elif "tried" in message:
+            self._preloading.has_tried(server, message)
+        elif "changed" in message:
+            self._freshness.has_changed(server, message["changed"], is_settled=message["settled"])
+        elif "failed" in message:
+            self._lose(server, message["failed"], message["module"])
 
-    def _fail(self, why: str) -> None:
-        """There is no fork server any more. If it never worked, what waits for it starts cold."""
-        has_worked = self._process is not None and self._process.is_ready
-        self._end_process()
-        self._events += [Refused(attempt, why, is_final=False) for attempt in self._sent.values()]
-        self._events += [Orphaned(attempt) for attempt in self._forked.values()]
-        self._sent.clear()
-        self._forked.clear()
-        if has_worked:  # and will again
-            log.warning("%s; %s", why, "it is started again" if self._waiting else "the next task starts another one")
+    def _has_become_ready(self, server: Server) -> None:
+        self._generations.make_way(server)
+        self._preloading.has_become_ready(server)
+        if server.parent is None:
+            log.info("fork server %s is warm", server.pid)
+        else:
+            log.info("generation %d has imported %s", server.number, ", ".join(server.modules))
+
+    def _lose(self, server: Server, why: str, module: str | None = None) -> None:
+        """A process has ended, or is ended; its attempts go on.
+
+        :param module: because of which it could not import all that it was to import.
+        """
+        self._publication.something_has_changed()
+        what = f"the fork server {server.pid}" if server.parent is None else f"generation {server.number}"
+        self._events += self._generations.drop(server, f"{what}: {why}")
+        if server.is_retired:
+            return
+        if server.parent is not None:
+            self._generation_failed(server, module, why)
+        elif server.is_ready:  # and there will be one again
+            log.warning(
+                "%s: %s; %s", what, why, "it is started again" if self._waiting else "the next task starts another one"
+            )
             if self._waiting:
                 self.start()
+        else:
+            self._cannot_start(f"the fork server could not import its modules: {why}")
+
+    def _generation_failed(self, server: Server, module: str | None, why: str) -> None:
+        if server.is_ready:
+            log.warning(
+                "generation %d has ended; tasks start from the fork server until there is another", server.number
+            )
             return
-        self._why_not, self._retry_at = why, time.monotonic() + _RETRY_SECONDS
+        self._preloading.has_failed(module, why)
+        if (server.modules, why) != self._said:
+            self._said = server.modules, why
+            log.warning("a generation with %s could not be made: %s", ", ".join(server.modules), why)
+
+    def _cannot_start(self, why: str) -> None:
+        """There is no new fork server for a while. If there is none at all, what waits for one starts cold."""
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        if self._generations.base is not None:
+            log.error("%s; the earlier one goes on, and it is tried again in %g s", why, _RETRY_SECONDS)
+            return
+        self._why_not = why
         log.error("%s; tasks start cold, and it is tried again in %g s", why, _RETRY_SECONDS)
         self._events += [Refused(attempt, why, is_final=True) for attempt in self._waiting]
         self._waiting.clear()
 
-    def _end_process(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if self._epoll is not None:
-            self._epoll.unregister(process.channel)
-        process.channel.close()
-        if process.pid is not None:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                os.kill(process.pid, signal.SIGKILL)
-                os.waitpid(process.pid, 0)
+    def release(self, exited: Exited, *, may_stay: bool) -> None:
+        """Use a process again whose attempt has ended, if it waits for that.
 
-    def _ended(self, pid: int, status: int) -> None:
-        if self._process is not None and self._process.pid == pid:
-            self._process.pid = None
+        :param may_stay: otherwise it ends; if that cannot be said to it now, by itself after a while.
+        """
+        if exited.is_idle and may_stay:
+            exited.server.keep(exited.pid)
+        elif exited.is_idle:
+            exited.server.dismiss(exited.pid)
 
     def close(self) -> None:
         """End the fork server. The tasks go on."""
-        self._end_process()
-        if self._epoll is not None:
-            self._epoll.close()
+        self._preloading.close()
+        self._generations.close()
 
 
 def _python_module(args: Sequence[str]) -> Sequence[str]:

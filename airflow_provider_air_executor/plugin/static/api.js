@@ -8,10 +8,14 @@ export const query = new URLSearchParams(location.search);
 
 const DEFAULT_CONNECTION = "air_executor_default";
 
+const AGAIN_MS = 3000; // before what did not answer is asked again
+
+// `away` is there if the manager is on another machine that cannot be reached now: since when, if that is known.
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, away = null) {
     super(message);
     this.status = status;
+    this.away = away;
   }
 }
 
@@ -38,16 +42,62 @@ async function request(url, options) {
   } catch {
     throw new ApiError(0, "Airflow does not answer.");
   }
+  if (!answer.ok) throw await refusal(answer);
+  return answer.json().catch(() => null);
+}
+
+async function refusal(answer) {
   const data = await answer.json().catch(() => null);
-  if (answer.ok) return data;
   const detail = typeof data?.detail === "string" ? data.detail : answer.statusText;
   const words = { 401: "You are not logged in any more.", 403: "You may not do or see this." };
-  throw new ApiError(answer.status, words[answer.status] ?? detail ?? `Error ${answer.status}`);
+  const away = data !== null && typeof data === "object" && "away_since" in data ? { since: data.away_since } : null;
+  return new ApiError(answer.status, words[answer.status] ?? (detail || `Error ${answer.status}`), away);
 }
 
 export const get = (path, parameters) => request(apiAddress(path, parameters));
 export const getFromAirflow = (path, parameters) => request(address(`/api/v2${path}`, parameters));
+
+// Asks until there is an answer, also if Airflow or a manager is away for a while; returns what ends that. `hear` gets
+// null if it is refused.
+export function getEventually(path, parameters, hear) {
+  let timer;
+  let ended = false;
+  const ask = async () => {
+    try {
+      const found = await get(path, parameters);
+      if (!ended) hear(found);
+    } catch (error) {
+      if (ended) return;
+      if (error.status === 0 || error.away) timer = setTimeout(ask, AGAIN_MS);
+      else hear(null);
+    }
+  };
+  ask();
+  return () => {
+    ended = true;
+    clearTimeout(timer);
+  };
+}
+
+// A piece of text, and which headers came with it.
+export async function getText(path, parameters) {
+  let answer;
+  try {
+    answer = await fetch(apiAddress(path, parameters), { credentials: "same-origin", headers: { Accept: "text/plain, application/json" } });
+  } catch {
+    throw new ApiError(0, "Airflow does not answer.");
+  }
+  if (!answer.ok) throw await refusal(answer);
+  return { text: await answer.text(), headers: answer.headers };
+}
+
 export const post = (path, parameters) => request(apiAddress(path, parameters), { method: "POST" });
+export const postJson = (path, parameters, body) =>
+  request(apiAddress(path, parameters), {
+    method: "POST",
+    headers: { Accept: "application/json", "Content-Type": "application/json" },
+    body: JSON.stringify(body),
+  });
 
 // A frame may not lead the page around it elsewhere; that page's own router is told instead.
 export function followInAirflow(event) {
@@ -62,7 +112,7 @@ export function followInAirflow(event) {
   }
 }
 
-function timeZone() {
+export function timeZone() {
   try {
     const stored = localStorage.getItem("timezone"); // as JSON
     const chosen = stored?.startsWith('"') ? JSON.parse(stored) : stored;
@@ -79,7 +129,10 @@ const format = new Intl.DateTimeFormat(undefined, {
   timeZone: timeZone(),
 });
 
+const clockFormat = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23", timeZone: timeZone() });
+
 export const time = (text) => (text ? format.format(new Date(text)) : "");
+export const clock = (milliseconds) => clockFormat.format(new Date(milliseconds)); // of the day
 
 const UNITS = [
   [86400, "d"],

@@ -3,8 +3,8 @@
 import { html, useEffect, useState } from "./preact.js";
 import { get, getFromAirflow, query, repeatedly } from "./api.js";
 import { Job } from "./job.js";
-import { JobTable } from "./jobs.js";
 import { Problem } from "./parts.js";
+import { JobTable } from "./table.js";
 
 const REFRESH_MS = 3000;
 const FOUND_MS = 20000; // once there is a job that keeps itself up to date
@@ -28,6 +28,7 @@ async function linked() {
 async function submitted() {
   const asked = { ...owner, limit: LIMIT, map_index: owner.task_id ? mapIndex : undefined };
   const connections = await get("/connections");
+  const away = [];
   const lists = await Promise.all(
     connections.map(async (connId) => {
       try {
@@ -35,22 +36,25 @@ async function submitted() {
         return jobs.map((job) => ({ ...job, connId }));
       } catch (error) {
         if (error.status === 404) return []; // a connection that is not valid
-        throw error;
+        if (!error.away) throw error;
+        away.push(error); // the jobs of the others are shown
+        return [];
       }
     }),
   );
-  return lists.flat();
+  return { jobs: lists.flat(), away: away[0] ?? null };
 }
 
 async function look() {
-  const found = await submitted();
-  if (!owner.task_id) return found;
+  const { jobs: found, away } = await submitted();
+  if (!owner.task_id) return { jobs: found, away };
   const others = await linked().catch((error) => {
     if (error.status === 403 || error.status === 404) return []; // the link leads nowhere, or not for this user
     throw error;
   });
   const known = new Set(found.map((job) => `${job.connId} ${job.name}`));
-  return [...others.filter((job) => !known.has(`${job.connId || "air_executor_default"} ${job.name}`)), ...found];
+  const jobs = [...others.filter((job) => !known.has(`${job.connId || "air_executor_default"} ${job.name}`)), ...found];
+  return { jobs, away: jobs.length ? null : away }; // a task has one job, and that is here
 }
 
 export function Owned() {
@@ -62,7 +66,7 @@ export function Owned() {
     const end = repeatedly(async () => {
       try {
         const found = await look();
-        if (current) setJobs(found), setError(null);
+        if (current) setJobs(found.jobs), setError(found.away);
       } catch (problem) {
         if (current) setError(problem);
       }
@@ -75,7 +79,7 @@ export function Owned() {
   if (jobs === null) return html`<${Problem} error=${error} />${error ? null : html`<p class="quiet">Loading …</p>`}`;
   if (isFound) return html`<${Job} key=${jobs[0].name} name=${jobs[0].name} connId=${jobs[0].connId} />`;
   return html`<${Problem} error=${error} />
-    ${jobs.length
-      ? html`<${JobTable} jobs=${jobs} caption="Jobs that were submitted here, the newest first" />`
+    ${error?.away && !jobs.length ? null : jobs.length
+      ? html`<${JobTable} jobs=${jobs} isInRun=${true} caption="Jobs that were submitted here, the newest first" />`
       : html`<p class="empty">${owner.task_id ? "This task has no job of Air-Executor." : "No task of this run has submitted a job to Air-Executor."}</p>`}`;
 }

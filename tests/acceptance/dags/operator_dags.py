@@ -181,6 +181,60 @@ with DAG("no_worker_fails", **ARGUMENTS):
         task_id="waits", tasks=["sleep 600"], start_from_trigger=True, execution_timeout=timedelta(seconds=25)
     )
 
+FILES = os.path.join(os.path.dirname(os.path.realpath(__file__)), "files")
+
+with DAG("templates", params={"seconds": 600, "engine": "local"}, template_searchpath=FILES, **ARGUMENTS):
+
+    @task
+    def pick() -> dict[str, Any]:
+        """What other tasks take from here."""
+        line = "printf '\"a whole task\"' > $AIR_EXECUTOR_OUTPUT"
+        return {"word": "picked {{ ds }}", "env": {"OWN": "whole"}, "task": {"id": "whole", "bash": line}}
+
+    picked: Any = pick()
+    echo = 'printf \'"%s"\' "$1" > $AIR_EXECUTOR_OUTPUT'
+    for task_id, how in (("waits", {}), ("defers", {"deferrable": True})):
+        AirExecutorSubmitOperator(
+            task_id=task_id,
+            tasks=[
+                {
+                    "id": "args",
+                    "command": "bash",
+                    "args": ["-c", echo, "bash", picked["word"]],
+                    "timeout": "{{ params.seconds }}",
+                    "runner": "{{ params.engine }}",
+                    "retries": "{{ 1 }}",
+                },
+                {
+                    "id": "env",
+                    "command": "bash",
+                    "args": ["-c", echo.replace("$1", "$OWN $ALL $AIRFLOW_HOME $PWD"), "bash"],
+                    "env": picked["env"],
+                    "cwd": "/{{ 'tmp' }}",
+                },
+                picked["task"],
+                "report.sh",
+            ],
+            env={"ALL": "{{ dag.dag_id }}"},
+            append_env=False,
+            timeout="{{ params.seconds }}",
+            priority="{{ 3 }}",
+            poll_interval=1,
+            **how,
+        )
+    AirExecutorSubmitOperator(
+        task_id="no_worker", tasks="job.yaml", env={"ALL": "{{ dag.dag_id }}"}, start_from_trigger=True, poll_interval=1
+    )
+    AirExecutorSubmitOperator(task_id="nothing", tasks="{{ [] | tojson }}", on_empty="skip")
+    AirExecutorSubmitOperator.partial(task_id="mapped", poll_interval=1).expand(tasks=[["report.sh"], ["report.sh"]])
+
+    @task.air_executor(poll_interval=1)
+    def decorated() -> str:
+        """The name of a file with tasks."""
+        return "job.yaml"
+
+    decorated()
+
 ENDS = Asset("ends", watchers=[AssetWatcher(name="ends", trigger=AirExecutorJobEventTrigger(job_name="watched-*"))])
 REPORTS = Asset(
     "reports",

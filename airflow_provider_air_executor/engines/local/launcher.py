@@ -1,0 +1,284 @@
+"""The launcher: starts commands without a shell, and records how they end.
+
+The manager starts it under load, as ``python -m airflow_provider_air_executor.engines.local.launcher DESCRIPTOR``, and
+talks to it through a socket, see :mod:`.launching`. It is the parent of the commands and has their records open. So
+when the manager is gone, it stays until the last of them has ended and its end is in its record.
+
+What it cannot start at once it refuses, and a shell starts it, or says why it cannot be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple, NoReturn
+
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record, claim
+from airflow_provider_air_executor.system.environment import RUN_VARIABLE, as_given, default_signals
+from airflow_provider_air_executor.system.processes import claimed_token, command_token
+
+MAX_MESSAGE = 64_000  # bytes
+_MOST = 200  # commands at a time, each with an open record
+_IDLE_SECONDS = 60.0  # after which it ends
+_NEW_SECONDS = 0.01  # after which it reports that a command has begun, if that has not ended meanwhile
+_AGAIN_SECONDS = 0.05  # after which it sends again what the manager could not take
+_AT_A_TIME = 100  # events in a message
+_LINE = 100  # bytes of the first line of a record, which is written twice, in place: zeros stand before the number
+_RUN_VARIABLE = os.fsencode(RUN_VARIABLE)
+
+
+class Request(NamedTuple):
+    """What is to be started."""
+
+    key: int  # of the attempt
+    token: str
+    record: str
+    started_at: str
+    log: str
+    directory: str  # to run in; empty: that of the launcher
+    path: str  # of the command
+    variables: list[str]  # NAME=value
+    args: list[str]
+
+    @property
+    def data(self) -> bytes:
+        """The message that says so; no part of it may hold a NUL."""
+        *words, variables, args = self
+        return os.fsencode("\0".join((*map(str, words), str(len(variables)), *variables, *args)))
+
+    @classmethod
+    def of(cls, data: bytes) -> Request:
+        """The request of a message."""
+        key, *words = os.fsdecode(data).split("\0")
+        last = 7 + int(words[6])
+        token, record, started_at, log, directory, path = words[:6]
+        return cls(int(key), token, record, started_at, log, directory, path, words[7:last], words[last:])
+
+
+def main() -> None:
+    """Serve until the manager is gone and nothing runs any more."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    Launcher(channel).serve()
+
+
+@dataclass
+class _Command:
+    """A command that runs."""
+
+    key: int
+    token: str  # of its environment
+    started_at: datetime
+    record: int  # a descriptor
+
+    def identify(self, pid: int) -> str:
+        """Put the number of the process into the record: the token there."""
+        try:
+            token = command_token(self.token, pid)
+            os.pwrite(self.record, Record(pid, self.started_at, token, None).text.rjust(_LINE, b"0"), 0)
+        except OSError:  # the next manager could not know whether it still runs
+            os.killpg(pid, signal.SIGKILL)
+            return claimed_token(self.token)
+        return token
+
+    def end(self, code: int) -> bool:
+        """Write the second line of the record; whether that was possible."""
+        try:
+            os.pwrite(self.record, b"%d\n" % code, _LINE)
+        except OSError:
+            return False
+        finally:
+            os.close(self.record)
+        return True
+
+
+class Launcher:
+    """Starts commands at the request of the manager at the other end of a channel."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._is_alone = False  # whether the manager is gone
+        self._running: dict[int, _Command] = {}  # by the process ids
+        self._new: dict[int, float] = {}  # those that have just begun, and until when they count as such
+        self._events: list[list[Any]] = []  # that are to be reported
+        self._environment = {os.fsencode(name): os.fsencode(value) for name, value in as_given(os.environ).items()}
+        self._default_signals = default_signals()
+        self._own_maxrss = 0  # the most memory that this process had, at least
+        self._home = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def serve(self) -> NoReturn:
+        """Start commands and record their ends."""
+        wakeup, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # Whatever ends all processes ends the commands, and this one records it. They ignore what it does.
+            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
+        poll = select.poll()
+        for source in (wakeup, self._channel.fileno()):
+            poll.register(source, select.POLLIN)
+        self._events.append(["ready"])
+        self._report()
+        while not (self._is_alone and not self._running):
+            ready = [descriptor for descriptor, _ in poll.poll(1000 * self._sleep_seconds())]
+            if wakeup in ready:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(wakeup, 4096)
+                self._reap()
+                self._report()
+            if self._channel.fileno() in ready:
+                self._answer()
+                if self._is_alone:
+                    poll.unregister(self._channel)
+            if not ready and not self._running and not self._events:
+                break  # it was not needed for a while
+            self._identify()
+            self._report()
+        os._exit(0)
+
+    def _sleep_seconds(self) -> float:
+        if self._events:  # the manager could not take them
+            return _AGAIN_SECONDS
+        for until in self._new.values():
+            return max(0.0, until - time.monotonic())
+        return _IDLE_SECONDS
+
+    def _answer(self) -> None:
+        while True:
+            try:
+                data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._is_alone = True
+                return
+            request = Request.of(data)
+            try:
+                pid, command = self._start(request)
+            except (OSError, ValueError):
+                self._events.append(["refused", request.key])
+            else:
+                self._running[pid] = command
+                self._new[pid] = time.monotonic() + _NEW_SECONDS
+
+    def _start(self, request: Request) -> tuple[int, _Command]:
+        """Start a command: its process id, and what is known of it.
+
+        The record is claimed before that, with the token that the command gets; its number is not known yet. It is in
+        the record soon, unless the command has ended by then.
+
+        :raises OSError: if it cannot be started, and was not.
+        """
+        if len(self._running) >= _MOST:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if request.directory:
+            os.chdir(request.directory)
+        else:
+            os.fchdir(self._home)
+        log = files.open_log(request.log)
+        try:
+            os.set_blocking(log, True)  # as it is for any other program
+            started_at = datetime.fromisoformat(request.started_at)
+            claimed = Record(os.getpid(), started_at, claimed_token(request.token), None)
+            record = claim(request.record, claimed, length=_LINE)
+            try:
+                pid = self._spawn(request, log)
+            except BaseException:
+                _give_up(request.record, record)
+                raise
+        finally:
+            os.close(log)
+        return pid, _Command(request.key, request.token, started_at, record)
+
+    def _spawn(self, request: Request, log: int) -> int:
+        environment = dict(self._environment)
+        for variable in request.variables:
+            name, _, value = os.fsencode(variable).partition(b"=")
+            environment[name] = value
+        environment[_RUN_VARIABLE] = os.fsencode(request.token)
+        return os.posix_spawn(
+            request.path,
+            [request.path, *request.args],
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, self._nothing, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,
+            setsigdef=self._default_signals,
+            setsigmask=(),
+        )
+
+    def _identify(self) -> None:
+        """Put the numbers of those into their records that are not new any more, and report that they have begun."""
+        now = time.monotonic()
+        for pid in [pid for pid, until in self._new.items() if until <= now]:
+            del self._new[pid]
+            command = self._running[pid]
+            self._events.append(["begun", command.key, pid, command.identify(pid)])
+
+    def _reap(self) -> None:
+        """Record how commands have ended. They are reaped after that: what has not been reaped is not gone."""
+        while self._running:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None:
+                return
+            pid = found.si_pid
+            code = found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
+            command = self._running.pop(pid, None)
+            is_recorded = command is not None and command.end(code)
+            used = os.wait4(pid, 0)[2]
+            if command is not None:
+                if self._new.pop(pid, None) is not None:
+                    self._events.append(["begun", command.key, pid, claimed_token(command.token)])
+                self._events.append(["ended", command.key, code if is_recorded else None, *self._numbers(used)])
+
+    def _numbers(self, used: resource.struct_rusage) -> tuple[float, int | None]:
+        """The seconds and the memory that a command has used; None if that may be the launcher's own memory.
+
+        The system counts it as the child's, from which only its exec has freed it.
+        """
+        memory = used.ru_maxrss
+        if memory > self._own_maxrss:
+            self._own_maxrss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return used.ru_utime + used.ru_stime, memory if memory > self._own_maxrss else None
+
+    def _report(self) -> None:
+        if self._is_alone:
+            self._events.clear()
+        while self._events:
+            try:
+                self._channel.send(json.dumps(self._events[:_AT_A_TIME]).encode(), socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:  # the manager is gone, which the next poll finds
+                self._events.clear()
+                return
+            del self._events[:_AT_A_TIME]
+
+
+def _give_up(path: str, record: int) -> None:
+    """Remove a record that was claimed for a command which could not be started."""
+    with contextlib.suppress(OSError):
+        if os.lstat(path).st_ino == os.fstat(record).st_ino:
+            os.unlink(path)
+    os.close(record)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The commands about the manager."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from airflow_provider_air_executor import exceptions
+from airflow_provider_air_executor.manager.cli import processes
+from airflow_provider_air_executor.manager.cli.options import Opened, here_option, listen_options, open_store
+
+if TYPE_CHECKING:
+    from airflow_provider_air_executor.jobs.store import JobStore
+    from airflow_provider_air_executor.manager.settings import Settings
+
+
+@click.command()
+@here_option
+@click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path."
+)
+@click.option("--detach", is_flag=True, help="Run in the background, with its log in manager.log.")
+@click.option("--replace", is_flag=True, help="End the manager that runs, and go on with what it has begun.")
+@click.option("--refresh", is_flag=True, help="Let the manager that runs import anew what it has imported for tasks.")
+@click.option("--poll-interval", metavar="SECONDS", help="Between two passes over everything (5).")
+@click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
+@click.option("--max-concurrent-runners", metavar="N", help="Tasks that run at a time (10).")
+@click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
+@click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
+@click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
+@click.option("--keep-jobs", metavar="N", help="Ended jobs that are kept (all).")
+@click.option("--keep-days", metavar="DAYS", help="After which a completed job is removed (never).")
+@click.option("--keep-failed-days", metavar="DAYS", help="After which a failed job is removed (as --keep-days).")
+@click.option("--metrics-address", metavar="ADDRESS", help="Serves metrics: HOST:PORT, or ./SOCKET (nowhere).")
+@click.option("--metrics-otel/--no-metrics-otel", default=None, help="Sends metrics by OpenTelemetry (if configured).")
+@listen_options
+@click.option("--embedded", is_flag=True, hidden=True, help="With the defaults of a manager that Airflow starts.")
+@click.option("--runner", metavar="NAME", help="What runs the tasks that do not say (local).")
+@click.option(
+    "--preload", metavar="MODULES", help="Imported once for all warm tasks, by commas; auto: what they import."
+)
+@click.option("--log-level", help="DEBUG, INFO, WARNING, ERROR or CRITICAL (INFO).")
+@click.option("--log-format", help="console or json (console).")
+def manager(config: Path | None, detach: bool, replace: bool, refresh: bool, embedded: bool, **flags: Any) -> None:
+    """Run the jobs of a base path.
+
+    SIGTERM ends the manager, not the tasks: they go on, and the next manager adopts them.
+    """
+    from airflow_provider_air_executor.jobs.store import JobStore
+    from airflow_provider_air_executor.manager.settings import EMBEDDED, load_settings
+
+    settings, warnings = load_settings(flags, config=config, defaults=EMBEDDED if embedded else {})
+    store = JobStore(settings.base_path)
+    click.get_current_context().find_root().obj = Opened(f"--base-path {store.base_path}", store)
+    if refresh:
+        _refresh(store)
+        return
+    if detach:
+        processes.leave_task()
+        for warning in warnings:  # the manager says them too, where few look
+            click.echo(f"air-executor: {warning}", err=True)
+    if replace:
+        processes.stop(store)
+    if detach and (pid := processes.detach(store)):
+        click.echo(f"manager {pid} runs the jobs of {store.base_path}")
+    else:
+        _run_manager(store, settings, warnings)
+
+
+def _refresh(store: JobStore) -> None:
+    from airflow_provider_air_executor.jobs import manager_control, manager_status
+
+    pid = manager_status.pid(store)
+    if pid is None:
+        raise exceptions.ManagerError(f"no manager is running on {store.base_path}")
+    manager_control.refresh(store)
+    click.echo(f"manager {pid} starts another fork server; tasks start from it as soon as it is ready")
+
+
+def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
+    from airflow_provider_air_executor.engines.children import Children
+    from airflow_provider_air_executor.engines.local.engine import LocalEngine
+    from airflow_provider_air_executor.engines.local.preloading import preload_of
+    from airflow_provider_air_executor.engines.registry import Engines
+    from airflow_provider_air_executor.manager.lock import ManagerLock
+    from airflow_provider_air_executor.manager.loop import Loop
+    from airflow_provider_air_executor.manager.manager import Manager
+    from airflow_provider_air_executor.manager.server_child import serving
+    from airflow_provider_air_executor.system.environment import as_given
+    from airflow_provider_air_executor.system.processes import can_inspect
+
+    set_up_logging(settings)
+    if not can_inspect():
+        raise exceptions.ManagerError(
+            "/proc is not mounted here: without it, a task that runs looks like one that has ended"
+        )
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent may have blocked SIGTERM
+    with ManagerLock(store) as lock, serving(store, settings):
+        for warning in warnings:
+            logging.getLogger("air_executor.manager").warning(warning)
+        children, environment = Children(), as_given(os.environ)
+        local = LocalEngine(store, environment, children, preload=preload_of(settings.preload, store.base_path))
+        Loop(Manager(store, settings, Engines(store, settings, local, environment, children)), lock).run()
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, self.datefmt),
+            "level": record.levelname,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Write the log to standard error, as the settings say."""
+    handler = logging.StreamHandler()
+    style = "%(asctime)s %(levelname)s %(message)s"
+    formatter = (_JsonFormatter if settings.log_format == "json" else logging.Formatter)(style, "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logging.basicConfig(level=settings.log_level, handlers=[handler])
+    logging.raiseExceptions = False  # a full disk must not end the manager
+
+
+@click.command()
+@here_option
+def stop(base_path: str | None) -> None:
+    """End the manager of a base path; tasks that run go on."""
+    store = open_store(base_path)
+    pid = processes.stop(store)
+    if pid is None:
+        click.echo(f"no manager is running on {store.base_path}")
+    else:
+        click.echo(f"manager {pid} has ended")

@@ -1,0 +1,1 @@
+"""The routes below ``/air-executor``, by subject; each asks for the rights that :mod:`..access` describes."""
