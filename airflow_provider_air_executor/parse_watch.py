@@ -2,18 +2,165 @@
 
 A task that is forked from a process that has executed its DAG file finds it executed. That is right only if the file
 makes the same in each task, and does nothing to the world outside. What is not known to be harmless is refused.
+
+Three things watch. Python's audit events say what is about to be done outside: all but a few are refused before it
+happens. The profiler sees each call, and so what the events do not say: that the time is read, a random number drawn,
+a Variable asked for. And what the process is like is compared with what it was before.
+
+A call counts as the file's if code of the user's has made it, directly or through libraries. What a library does when
+it is imported is its own affair, and so is what Airflow does when no code of the user's is running.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import importlib.util
+import io
+import locale
+import logging
 import os
+import random
+import signal
+import site
+import stat
 import sys
-from collections.abc import Callable, Iterable
+import sysconfig
+import threading
+import time
+import types
+import zipimport
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _MAX_FILES = 100
+_PACKAGE = str(Path(__file__).parent)
+
+# -- audit events ------------------------------------------------------------------------------------------
+
+_ALLOWED = {
+    *("import", "compile", "exec", "marshal.dumps", "marshal.load", "marshal.loads", "code.__new__"),
+    *("object.__getattr__", "object.__setattr__", "object.__delattr__", "function.__new__", "array.__new__"),
+    *("sys._getframe", "sys._getframemodulename", "sys._current_frames", "sys.excepthook", "sys.unraisablehook"),
+    *("builtins.id", "gc.get_objects", "gc.get_referents", "gc.get_referrers", "pickle.find_class"),
+    *("glob.glob", "glob.glob/2", "pathlib.Path.glob", "pathlib.Path.rglob", "os.walk", "os.fwalk"),
+}
+# What a library may do besides when it is imported. urllib3 finds out so whether there is IPv6.
+_ALLOWED_AT_IMPORT = {"socket.__new__", "socket.bind", "socket.gethostname", "mmap.__new__"}
+_ALLOWED_START_AT_IMPORT = ("ctypes.",)
+_LISTS = {"os.listdir", "os.scandir"}
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_EVENTS = {  # how an event that is refused is said; the first that fits
+    "open": "it opens a file to write it",
+    "socket.": "it opens a socket",
+    "subprocess.": "it starts a process",
+    "os.system": "it starts a process",
+    "os.exec": "it starts a process",
+    "os.fork": "it starts a process",
+    "os.posix_spawn": "it starts a process",
+    "os.spawn": "it starts a process",
+    "pty.spawn": "it starts a process",
+    "sqlite3.": "it opens a database",
+    "urllib.": "it asks a server",
+    "http.client": "it asks a server",
+    "os.putenv": "it changes the environment",
+    "os.unsetenv": "it changes the environment",
+    "os.kill": "it sends a signal",
+    "os.chdir": "it changes the working directory",
+    "os.": "it changes a file",
+    "shutil.": "it changes a file",
+    "tempfile.": "it makes a temporary file",
+    "_thread.": "it starts a thread",
+    "time.sleep": "it waits",
+    "ctypes.": "it calls a library in C",
+}
+
+# -- calls of functions in C -------------------------------------------------------------------------------
+
+_TIME, _CHANCE, _PROCESS = "it reads the time", "it draws a random number", "it asks which process it is in"
+_CLOCKS = "time monotonic perf_counter process_time thread_time clock_gettime"
+_NUMPY_DRAWS = (
+    "rand randn randint random random_sample choice shuffle permutation normal standard_normal uniform integers seed "
+    "bytes set_state beta binomial exponential gamma geometric poisson permuted sample ranf random_integers"
+)
+_NOTED = {  # module -> names; the file goes on
+    "time": (_TIME, f"{_CLOCKS} {_CLOCKS.replace(' ', '_ns ')}_ns localtime gmtime ctime strftime asctime tzset"),
+    "datetime": (_TIME, "now utcnow today"),
+    "random": (_CHANCE, "random getrandbits seed setstate getstate"),
+    "numpy.random": (_CHANCE, _NUMPY_DRAWS),
+    "posix": (_CHANCE, "urandom getrandom"),
+    "_uuid": (_CHANCE, "generate_time_safe"),
+}
+_NOTED_OF_PROCESS = {
+    "posix": "getpid getppid getpgid getpgrp getsid times getloadavg sched_getaffinity getlogin",
+    "_thread": "get_ident get_native_id",
+    "resource": "getrusage",
+}
+_REFUSED = {  # module -> names; before it happens
+    "posix": (
+        "it changes something outside",
+        (
+            "write writev pwrite pwritev sendfile mkfifo mknod umask setsid setuid setgid seteuid setegid setreuid "
+            "setregid setresuid setresgid setgroups setpgid nice _exit abort dup dup2 pipe pipe2 fsync memfd_create "
+            "eventfd openpty wait waitpid wait3 wait4 waitid sched_setaffinity setpriority unshare setns splice chroot "
+            "copy_file_range sync posix_fallocate register_at_fork login_tty pidfd_open initgroups set_inheritable "
+            "set_blocking"
+        ),
+    ),
+    "_signal": ("it handles signals", "signal setitimer alarm pthread_sigmask raise_signal set_wakeup_fd siginterrupt"),
+    "_thread": ("it starts a thread", "start_new_thread start_new start_joinable_thread"),
+    "_posixsubprocess": ("it starts a process", "fork_exec"),
+    "_posixshmem": ("it shares memory with other processes", "shm_open shm_unlink"),
+    "_locale": ("it changes the locale", "setlocale"),
+    "faulthandler": ("it handles signals", "enable register dump_traceback_later"),
+    "psycopg2._psycopg": ("it opens a database", "_connect"),
+    "MySQLdb._mysql": ("it opens a database", "connect"),
+}
+
+# -- calls of functions in Python: their names -> the start of their module, what they do --------------------
+
+_DATABASE, _SETS_UP_LOGGING = "it opens a database", "it sets up logging"
+_CALLS = (  # whoever calls them; but for the logging, which libraries may set up
+    (
+        "it reads a Variable",
+        "airflow.",
+        (
+            "Variable.get Variable.set Variable.keys Variable.delete Variable.update Variable.setdefault "
+            "Variable.get_variable_from_secrets _get_variable _get_variable_keys _set_variable _delete_variable"
+        ),
+    ),
+    (
+        "it reads a Connection",
+        "airflow.",
+        (
+            "Connection.get Connection.async_get Connection.get_connection_from_secrets BaseHook.get_connection "
+            "BaseHook.aget_connection BaseHook.get_hook BaseHook.aget_hook _get_connection _async_get_connection"
+        ),
+    ),
+    (
+        "it reads an XCom",
+        "airflow.",
+        "BaseXCom.get_one BaseXCom.get_value BaseXCom.get_all BaseXCom.get_many BaseXCom.set BaseXCom.delete",
+    ),
+    ("it talks to its supervisor", "airflow.", "CommsDecoder.send CommsDecoder.asend"),
+    ("it asks which task is run", "airflow.", "get_parsing_context"),
+    ("it asks for the context of the task", "airflow.", "get_current_context"),
+    (_DATABASE, "airflow.", "create_session create_session_async"),
+    (_DATABASE, "sqlalchemy.", "Engine.connect Engine.raw_connection Pool.connect"),
+    ("it shares memory with other processes", "multiprocessing.", "SemLock.__init__"),
+    (_SETS_UP_LOGGING, "logging", "StreamHandler.__init__ basicConfig dictConfig fileConfig Logger.addHandler"),
+)
+_MODULES = {name: (start, what) for what, start, names in _CALLS for name in names.split()}
+_LOGS = {"Logger.handle": "logging", "BoundLoggerBase._proxy_to_logger": "structlog."}
+_WARNS = "_showwarnmsg"
+_OWN_LINE = "Filling up the DagBag"  # which Airflow logs each time
+
+# Airflow's own functions that ask for something that no value of the file depends on.
+_INNOCENT: set[tuple[str, str]] = set()
+
+_TASK_VARIABLES = ("AIR_EXECUTOR_", "_AIRFLOW_", "AIRFLOW_CTX_")  # environment variables that each task has its own of
+_THREADS_SURVIVE = {"numpy", "scipy", "pyarrow"}  # their libraries start their threads anew in a forked process
 
 
 class Watched(NamedTuple):
@@ -23,56 +170,505 @@ class Watched(NamedTuple):
     files: dict[str, list[int]]  # what it depends on: absolute path -> time of last change in ns, size, inode
 
 
+def watch(parse: Callable[[], object], bundle_path: str) -> Watched:
+    """Execute a DAG file under watch, in a process that was forked for it and ends after it.
+
+    :param parse: executes it, and returns the bag of its DAGs.
+    :param bundle_path: the directory of its bundle.
+    """
+    return _Watch(parse, bundle_path).run()
+
+
 def stamps(paths: Iterable[str]) -> dict[str, list[int]]:
     """What shows that a file or directory has changed; an empty list if there is none."""
     return {path: _stamp(path) for path in paths}
 
 
+_stat = os.stat
+
+
 def _stamp(path: str) -> list[int]:
     try:
-        found = os.stat(path)
+        found = _stat(path)
     except (OSError, ValueError):
         return []
     return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
 class _RefusedError(BaseException):
-    """What the file was about to do is refused; not to be caught by it."""
+    """What the file was about to do is refused; it is not to catch that."""
 
 
-_ALLOWED = ("import", "compile", "exec", "open", "os.listdir", "os.scandir", "os.walk", "glob.", "pathlib.", "sys._get",
-            "object.", "marshal.", "code.", "function.", "builtins.id", "gc.", "pickle.find_class", "array.", "cpython.")
-_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+# -- whose a file is ---------------------------------------------------------------------------------------
+
+_USERS, _INSTALLED, _IMPORT, _NOBODYS = "user", "installed", "import", ""
 
 
-def watch(parse: Callable[[], object], bundle_path: str) -> Watched:
-    """Execute a DAG file under watch, in a process that was forked for it and ends after it.
+class _Owners:
+    """Knows of each file whether it is the user's, or part of an installed package or of Python.
 
-    :param parse: executes it.
-    :param bundle_path: the directory of its bundle.
+    :param bundle_path: the directory of a bundle; what is in it is the user's, but for packages installed in there.
     """
-    why_not: list[str] = []
-    opened: dict[str, list[int]] = {}
-    active = True
 
-    def audit(event: str, args: tuple[Any, ...]) -> None:
-        if not active:
+    def __init__(self, bundle_path: str) -> None:
+        paths = sysconfig.get_paths()
+        installed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+        installed += [*site.getsitepackages(), site.getusersitepackages(), _PACKAGE]
+        for name in ("airflow", "airflow.sdk"):  # where developers of Airflow have it
+            installed += getattr(sys.modules.get(name), "__path__", ())
+        found = {root: _INSTALLED for path in installed for root in (path, os.path.realpath(path))}
+        found |= dict.fromkeys((bundle_path, os.path.realpath(bundle_path)), _USERS)
+        self._roots = sorted(
+            ((f"{root.rstrip('/')}/", owner) for root, owner in found.items()), key=lambda x: -len(x[0])
+        )
+        self._known: dict[str, str] = {}
+
+    def of(self, path: str) -> str:
+        """Whose it is; code that was made while running, as that of a dataclass, is nobody's."""
+        if path not in self._known:
+            self._known[path] = self._find(path)
+        return self._known[path]
+
+    def _find(self, path: str) -> str:
+        if path.startswith("<"):
+            return _IMPORT if path.startswith("<frozen importlib") else _NOBODYS
+        return next((owner for root, owner in self._roots if path.startswith(root)), _USERS)
+
+    def are_installed(self, path: str) -> None:
+        """Let what is in a file count as no code of the user's."""
+        self._known[path] = _INSTALLED
+
+    def asker(self, frame: types.FrameType | None) -> types.FrameType | None:
+        """The user's code for which something is called, if it is."""
+        while frame is not None:
+            code = frame.f_code
+            owner = self.of(code.co_filename)
+            if owner is _USERS:
+                return frame
+            if owner is _IMPORT or _is_innocent(frame) or (owner is _INSTALLED and code.co_name == "<module>"):
+                return None
+            frame = frame.f_back
+        return None
+
+    def is_importing(self, frame: types.FrameType | None) -> bool:
+        """Whether something is called because an installed module is being imported, or by the import of any."""
+        while frame is not None and (owner := self.of(frame.f_code.co_filename)) is not _USERS:
+            if owner is _IMPORT or (owner is _INSTALLED and frame.f_code.co_name == "<module>"):
+                return True
+            frame = frame.f_back
+        return False
+
+    def keeps(self, *things: object) -> bool:
+        """Whether a module of the user's has one of these as a value."""
+        kept = {id(thing) for thing in things}
+        for module in list(sys.modules.values()):
+            if self.of(getattr(module, "__file__", None) or "<") is _USERS and kept & set(
+                map(id, vars(module).values())
+            ):
+                return True
+        return False
+
+
+def _is_innocent(frame: types.FrameType) -> bool:
+    return (frame.f_globals.get("__name__", ""), frame.f_code.co_qualname) in _INNOCENT
+
+
+# -- what it depends on ------------------------------------------------------------------------------------
+
+
+class _Files:
+    """The files that were read, each as it was before."""
+
+    def __init__(self, owners: _Owners) -> None:
+        self._owners = owners
+        self.found: dict[str, list[int]] = {}
+        self.has_zip = False
+
+    def add(self, path: Any) -> None:
+        """It is about to be read."""
+        name = os.path.abspath(os.fsdecode(path))
+        if name.endswith(".pyc") and "__pycache__" in name:
+            with contextlib.suppress(ValueError):
+                name = importlib.util.source_from_cache(name)
+        if name in self.found or self._owners.of(name) is _INSTALLED:
             return
-        if not event.startswith(_ALLOWED) or (event == "open" and args[2] and args[2] & _WRITES):
-            why_not.append(f"it causes {event}")
-            raise _RefusedError
-        if event in ("open", "os.listdir", "os.scandir") and isinstance(args[0], str) and "/lib/python" not in args[0]:
-            path = os.path.abspath(args[0])
-            opened.setdefault(path, _stamp(path))
+        self.found[name] = _stamp(name)
+        self.has_zip |= name.endswith((".zip", ".egg", ".whl"))
 
-    sys.addaudithook(audit)
-    result: Any = None
-    with contextlib.suppress(_RefusedError):
-        result = parse()
-    active = False
-    if getattr(result, "import_errors", None):
-        why_not.append("it cannot be imported")
-    if len(opened) > _MAX_FILES:
-        why_not.append("it depends on too many files")
-    files = {importlib.util.source_from_cache(path) if path.endswith(".pyc") else path: at for path, at in opened.items()}
-    return Watched(why_not[0] if why_not else "", files)
+    def look_for(self, path: Any) -> None:
+        """It is looked whether it is there; of a directory no more is known then than that."""
+        if isinstance(path, int):
+            return
+        try:
+            is_directory = stat.S_ISDIR(_stat(path).st_mode)
+        except (OSError, ValueError):
+            is_directory = False
+        if not is_directory:
+            self.add(path)
+
+    def add_modules(self, imported: Iterable[str]) -> None:
+        """Add the modules that are loaded, and where those would be that were not found."""
+        for module in list(sys.modules.values()):
+            path = getattr(module, "__file__", None)
+            if isinstance(path, str) and os.path.isabs(path):
+                self.add(path)
+            self.has_zip |= isinstance(getattr(module, "__loader__", None), zipimport.zipimporter) and (
+                self._owners.of(str(path)) is _USERS
+            )
+        for name in imported:
+            if name not in sys.modules:
+                for path in self._places(name):
+                    self.add(path)
+
+    def _places(self, name: str) -> Iterator[str]:
+        parent, _, last = name.rpartition(".")
+        directories = getattr(sys.modules.get(parent), "__path__", ()) if parent else sys.path
+        for directory in directories:
+            place = os.path.join(directory or os.getcwd(), last)
+            if self._owners.of(f"{place}.py") is _USERS:
+                yield from (f"{place}.py", place)
+
+
+# -- the environment, as the file reads it -----------------------------------------------------------------
+
+
+class _Environment(dict[Any, Any]):
+    """The environment in ``os.environ``, which tells what is read.
+
+    :param is_read: called with the name of a variable; None: with all of them.
+    """
+
+    def __init__(self, data: dict[Any, Any], is_read: Callable[[Any], None]) -> None:
+        super().__init__(data)
+        self._is_read = is_read
+
+    def __getitem__(self, name: Any) -> Any:
+        self._is_read(name)
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._is_read(None)
+        return super().__iter__()
+
+
+# -- what the process is like ------------------------------------------------------------------------------
+
+
+def _descriptors() -> list[tuple[str, str]]:
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # it was that of the directory
+            found.append((number, os.readlink(f"/proc/self/fd/{number}")))
+    return sorted(found)
+
+
+def _umask() -> str:
+    lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    return next((line for line in lines if line.startswith("Umask:")), "")
+
+
+def _handlers() -> list[Any]:
+    """What handles signals, but for those two for which Airflow's importer has handlers of its own."""
+    numbers = signal.valid_signals() - {signal.SIGSEGV, signal.SIGALRM}
+    return [(number, signal.getsignal(number)) for number in sorted(numbers)]
+
+
+def _native_threads() -> tuple[int, bool]:
+    return len(os.listdir("/proc/self/task")), any(name in sys.modules for name in _THREADS_SURVIVE)
+
+
+def _loggers() -> tuple[Any, ...]:
+    root = logging.root
+    return root.level, [id(handler) for handler in root.handlers], root.manager.disable
+
+
+_STATE: dict[str, Callable[[], Any]] = {
+    "it changes the environment": lambda: dict(os.environ),
+    "it draws a random number": random.getstate,
+    "it starts a thread": lambda: sorted(sys._current_frames()),  # noqa: SLF001
+    "it leaves a file or a socket open": _descriptors,
+    "it handles signals": _handlers,
+    "it changes the working directory": os.getcwd,
+    "it changes the umask": _umask,
+    "it changes the locale": lambda: locale.setlocale(locale.LC_ALL),
+    "it changes the time zone": lambda: time.tzname,
+    "it changes the logging": _loggers,
+    "it changes a hook of Python's": lambda: (sys.excepthook, sys.displayhook, threading.excepthook, sys.gettrace()),
+}
+
+
+# -- the watch ---------------------------------------------------------------------------------------------
+
+
+def _by_name(*tables: dict[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """The names of functions -> their modules -> what they do."""
+    found: dict[str, dict[str, str]] = {}
+    for table in tables:
+        for module, (what, names) in table.items():
+            for name in names.split():
+                found.setdefault(name, {})[module] = what
+    return found
+
+
+class _Output(io.StringIO):
+    """A standard stream that says that it is written to."""
+
+    def __init__(self, is_written: Callable[[], None]) -> None:
+        super().__init__()
+        self._is_written = is_written
+
+    def write(self, text: str) -> int:
+        if text:
+            self._is_written()
+        return len(text)
+
+
+class _Watch:
+    """Watches what executes a DAG file."""
+
+    def __init__(self, parse: Callable[[], object], bundle_path: str) -> None:
+        self._parse = parse
+        self._bundle_path = bundle_path
+        self._owners = _Owners(bundle_path)
+        self._owners.are_installed(parse.__code__.co_filename if isinstance(parse, types.FunctionType) else "")
+        self._files = _Files(self._owners)
+        self._imported: dict[str, None] = {}
+        self._why_not = ""
+        self._is_active = self._is_busy = self._has_refused = False
+        of_process = {module: (_PROCESS, names) for module, names in _NOTED_OF_PROCESS.items()}
+        self._noted, self._refused = _by_name(_NOTED, of_process), _by_name(_REFUSED)
+
+    def run(self) -> Watched:
+        """Execute the file."""
+        before = {what: look() for what, look in _STATE.items()}
+        threads, path = _native_threads(), list(sys.path)
+        result: Any = None
+        with self._watching(), contextlib.suppress(_RefusedError):
+            result = self._parse()
+        if getattr(result, "import_errors", None):
+            self._note("it cannot be imported")
+        if getattr(result, "captured_warnings", None):
+            self._note("it warns")
+        self._compare(before, threads, path)
+        self._files.add_modules(self._imported)
+        if self._files.has_zip:
+            self._note("it is in a zip file, or reads one")
+        if len(self._files.found) > _MAX_FILES:
+            self._note(f"it depends on more than {_MAX_FILES} files")
+        return Watched(self._why_not, self._files.found)
+
+    def _compare(self, before: dict[str, Any], threads: tuple[int, bool], path: list[str]) -> None:
+        for what, look in _STATE.items():
+            if look() != before[what]:
+                self._note(what)
+        now = _native_threads()
+        if now[0] != threads[0] and now[1] == threads[1]:
+            self._note("a library starts threads")
+        if [one for one in sys.path if one != self._bundle_path] != [one for one in path if one != self._bundle_path]:
+            self._note("it changes sys.path")
+
+    def _note(self, what: str, frame: types.FrameType | None = None) -> None:
+        """Note why not; the first reason is the one that counts."""
+        if not self._why_not:
+            self._why_not = what if frame is None else f"{what} ({_place(frame)})"
+
+    def _refuse(self, what: str, frame: types.FrameType | None) -> None:
+        self._note(what, frame)
+        self._has_refused = True
+        raise _RefusedError(what)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for put in (self._streams, self._environment, self._stats, self._bytecode):
+                stack.enter_context(put())
+            sys.addaudithook(self._audit)
+            self._is_active = True
+            sys.setprofile(self._profile)
+            try:
+                yield
+            finally:
+                sys.setprofile(None)
+                self._is_active = False
+
+    # What is put in the place of Python's own meanwhile.
+
+    @contextlib.contextmanager
+    def _streams(self) -> Iterator[None]:
+        def is_written() -> None:
+            frame = sys._getframe(2)  # noqa: SLF001
+            if not _is_logging(frame):
+                self._note("it prints", self._owners.asker(frame))
+
+        out, error = _Output(is_written), _Output(is_written)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            yield
+        if self._owners.keeps(out, error):
+            self._note("it keeps a standard stream")
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        environment: Any = os.environ
+        data = environment._data  # noqa: SLF001
+        environment._data = _Environment(data, self._is_read)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            environment._data = data  # noqa: SLF001
+
+    @contextlib.contextmanager
+    def _stats(self) -> Iterator[None]:
+        """Let it be seen which files are looked for; no event says so."""
+        originals = {name: getattr(os, name) for name in ("stat", "lstat", "access", "readlink")}
+        for name, original in originals.items():
+            setattr(os, name, self._looking(original))
+        try:
+            yield
+        finally:
+            for name, original in originals.items():
+                setattr(os, name, original)
+
+    def _looking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def look(path: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._owners.is_importing(sys._getframe(1)):  # noqa: SLF001
+                self._files.look_for(path)
+            return original(path, *args, **kwargs)
+
+        return look
+
+    @contextlib.contextmanager
+    def _bytecode(self) -> Iterator[None]:
+        """Let Python's imports write nothing."""
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+        try:
+            yield
+        finally:
+            sys.dont_write_bytecode = before
+
+    # What is told of what happens.
+
+    def _is_read(self, name: Any) -> None:
+        """Something reads an environment variable, or all of them."""
+        text = None if name is None else os.fsdecode(name)
+        if not self._is_active or (text is not None and not text.startswith(_TASK_VARIABLES)):
+            return
+        asker = self._owners.asker(sys._getframe(2))  # noqa: SLF001
+        if asker is not None:
+            self._note("it reads all of the environment" if text is None else f"it reads ${text}", asker)
+
+    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
+        """Something is about to happen."""
+        if not self._is_active or self._is_busy or (event in _ALLOWED and not self._has_refused and event != "import"):
+            return
+        self._is_busy = True
+        try:
+            self._judge(event, args, sys._getframe(1))  # noqa: SLF001
+        finally:
+            self._is_busy = False
+
+    def _judge(self, event: str, args: tuple[Any, ...], frame: types.FrameType) -> None:
+        if self._has_refused:
+            self._go_on_refusing(frame)
+        if event == "import":
+            self._imported[args[0]] = None
+        elif event == "open":
+            self._open(args[0], args[2], frame)
+        elif event in _LISTS:
+            self._list(args[0], frame)
+        elif event not in _ALLOWED and not self._may_happen(event, frame):
+            what = next((what for start, what in _EVENTS.items() if event.startswith(start)), f"it causes {event}")
+            self._refuse(what, self._owners.asker(frame))
+
+    def _may_happen(self, event: str, frame: types.FrameType) -> bool:
+        if event == "sys.setprofile" and frame.f_code.co_filename == __file__:
+            return True
+        is_rare = event in _ALLOWED_AT_IMPORT or event.startswith(_ALLOWED_START_AT_IMPORT)
+        return is_rare and self._owners.is_importing(frame)
+
+    def _go_on_refusing(self, frame: types.FrameType) -> None:
+        """Let a file that has caught our exception do nothing more. Python ends a profiler that raises one."""
+        if frame.f_code.co_filename == __file__:
+            return
+        if self._owners.asker(frame) is not None:
+            raise _RefusedError
+        sys.setprofile(self._profile)
+
+    def _open(self, path: Any, flags: Any, frame: types.FrameType) -> None:
+        if (flags or 0) & _WRITES:
+            self._refuse(_EVENTS["open"], self._owners.asker(frame))
+        if isinstance(path, int):
+            return
+        name = os.fsdecode(path)
+        if not name.startswith(("/proc/", "/sys/", "/dev/")):
+            self._files.add(name)
+        elif (asker := self._owners.asker(frame)) is not None:
+            self._refuse(f"it reads {name}", asker)
+
+    def _list(self, path: Any, frame: types.FrameType) -> None:
+        """A directory is listed; Python's import does so to find modules, see :meth:`_Files.add_modules`."""
+        if self._owners.is_importing(frame):
+            return
+        if isinstance(path, int):
+            self._refuse("it lists a directory that it has open", self._owners.asker(frame))
+        self._files.add("." if path is None else path)
+
+    def _profile(self, frame: types.FrameType, event: str, arg: Any) -> None:
+        """Something is called."""
+        if event == "c_call":
+            name = arg.__name__
+            if name in self._noted or name in self._refused:
+                self._call_c(name, arg, frame)
+        elif event == "call":
+            name = frame.f_code.co_qualname
+            if name in _MODULES or name in _LOGS or name == _WARNS:
+                self._call(name, frame)
+
+    def _call_c(self, name: str, function: Any, frame: types.FrameType) -> None:
+        module = _module_of(function)
+        noted = self._noted.get(name, {}).get(module)
+        refused = self._refused.get(name, {}).get(module)
+        if (noted or refused) and (asker := self._owners.asker(frame)) is not None:
+            if refused:
+                self._refuse(refused, asker)
+            self._note(noted or "", asker)
+
+    def _call(self, name: str, frame: types.FrameType) -> None:
+        module = frame.f_globals.get("__name__", "")
+        start, what = _MODULES.get(name, ("", ""))
+        if what and module.startswith(start):
+            asker = self._owners.asker(frame.f_back)
+            if asker is not None or what != _SETS_UP_LOGGING:
+                self._refuse(what, asker)
+        elif name == _WARNS and module in ("warnings", "_py_warnings"):
+            self._note("it warns", self._owners.asker(frame.f_back))
+        elif name in _LOGS and module.startswith(_LOGS[name]):
+            local = frame.f_locals
+            text = local.get("event") or getattr(local.get("record"), "msg", "")
+            if not str(text).startswith(_OWN_LINE):
+                self._note("it logs", self._owners.asker(frame.f_back))
+
+
+def _module_of(function: Any) -> str:
+    """Whose a function in C is: a module, or what stands for a class."""
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, types.ModuleType):
+        return owner.__name__
+    if isinstance(owner, type):
+        return "datetime" if issubclass(owner, dt.date) else ""
+    if isinstance(owner, random.Random):
+        return "random"
+    return "numpy.random" if type(owner).__module__.startswith("numpy.random") else ""
+
+
+def _is_logging(frame: types.FrameType | None) -> bool:
+    """Whether something is written because a line is logged, of which another part of the watch knows."""
+    while frame is not None:
+        if frame.f_code.co_qualname in _LOGS:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _place(frame: types.FrameType) -> str:
+    name = frame.f_code.co_filename
+    return f"{os.path.basename(name)}, line {frame.f_lineno}"
