@@ -14,7 +14,6 @@ it is imported is its own affair, and so is what Airflow does when no code of th
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import importlib.util
 import io
 import locale
@@ -30,7 +29,7 @@ import threading
 import time
 import types
 import zipimport
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,12 +46,14 @@ _ALLOWED = {
     *("glob.glob", "glob.glob/2", "pathlib.Path.glob", "pathlib.Path.rglob", "os.walk", "os.fwalk"),
 }
 # What a library may do besides when it is imported. urllib3 finds out so whether there is IPv6.
-_ALLOWED_AT_IMPORT = {"socket.__new__", "socket.bind", "socket.gethostname", "mmap.__new__"}
+# numpy changes the environment, and back: it is compared in the end.
+_ALLOWED_AT_IMPORT = {"socket.__new__", "socket.bind", "socket.gethostname", "mmap.__new__", "os.putenv", "os.unsetenv"}
 _ALLOWED_START_AT_IMPORT = ("ctypes.",)
 _LISTS = {"os.listdir", "os.scandir"}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _EVENTS = {  # how an event that is refused is said; the first that fits
     "open": "it opens a file to write it",
+    "socket.gethostname": "it asks for the name of the machine",
     "socket.": "it opens a socket",
     "subprocess.": "it starts a process",
     "os.system": "it starts a process",
@@ -80,21 +81,20 @@ _EVENTS = {  # how an event that is refused is said; the first that fits
 
 _TIME, _CHANCE, _PROCESS = "it reads the time", "it draws a random number", "it asks which process it is in"
 _CLOCKS = "time monotonic perf_counter process_time thread_time clock_gettime"
-_NUMPY_DRAWS = (
-    "rand randn randint random random_sample choice shuffle permutation normal standard_normal uniform integers seed "
-    "bytes set_state beta binomial exponential gamma geometric poisson permuted sample ranf random_integers"
-)
+_CLASS = "a class"
+_NOW = ("now", "utcnow", "today")
 _NOTED = {  # module -> names; the file goes on
     "time": (_TIME, f"{_CLOCKS} {_CLOCKS.replace(' ', '_ns ')}_ns localtime gmtime ctime strftime asctime tzset"),
-    "datetime": (_TIME, "now utcnow today"),
+    _CLASS: (_TIME, " ".join(_NOW)),  # as datetime's
     "random": (_CHANCE, "random getrandbits seed setstate getstate"),
-    "numpy.random": (_CHANCE, _NUMPY_DRAWS),
     "posix": (_CHANCE, "urandom getrandom"),
     "_uuid": (_CHANCE, "generate_time_safe"),
+    "atexit": ("it wants to do something at its end", "register"),
+    "os.DirEntry": ("it asks when a file was changed", "stat inode"),
 }
 _NOTED_OF_PROCESS = {
     "posix": "getpid getppid getpgid getpgrp getsid times getloadavg sched_getaffinity getlogin",
-    "_thread": "get_ident get_native_id",
+    "_thread": "get_native_id",
     "resource": "getrusage",
 }
 _REFUSED = {  # module -> names; before it happens
@@ -102,20 +102,19 @@ _REFUSED = {  # module -> names; before it happens
         "it changes something outside",
         (
             "write writev pwrite pwritev sendfile mkfifo mknod umask setsid setuid setgid seteuid setegid setreuid "
-            "setregid setresuid setresgid setgroups setpgid nice _exit abort dup dup2 pipe pipe2 fsync memfd_create "
+            "setregid setresuid setresgid setgroups setpgid nice _exit abort dup2 fsync memfd_create "
             "eventfd openpty wait waitpid wait3 wait4 waitid sched_setaffinity setpriority unshare setns splice chroot "
-            "copy_file_range sync posix_fallocate register_at_fork login_tty pidfd_open initgroups set_inheritable "
-            "set_blocking"
+            "copy_file_range sync posix_fallocate register_at_fork login_tty pidfd_open initgroups"
         ),
     ),
     "_signal": ("it handles signals", "signal setitimer alarm pthread_sigmask raise_signal set_wakeup_fd siginterrupt"),
     "_thread": ("it starts a thread", "start_new_thread start_new start_joinable_thread"),
     "_posixsubprocess": ("it starts a process", "fork_exec"),
     "_posixshmem": ("it shares memory with other processes", "shm_open shm_unlink"),
-    "_locale": ("it changes the locale", "setlocale"),
+    "time": ("it waits", "sleep"),
     "faulthandler": ("it handles signals", "enable register dump_traceback_later"),
     "psycopg2._psycopg": ("it opens a database", "_connect"),
-    "MySQLdb._mysql": ("it opens a database", "connect"),
+    **dict.fromkeys(("MySQLdb._mysql", "pyodbc", "duckdb", "_duckdb", "oracledb"), ("it opens a database", "connect")),
 }
 
 # -- calls of functions in Python: their names -> the start of their module, what they do --------------------
@@ -148,16 +147,24 @@ _CALLS = (  # whoever calls them; but for the logging, which libraries may set u
     ("it asks for the context of the task", "airflow.", "get_current_context"),
     (_DATABASE, "airflow.", "create_session create_session_async"),
     (_DATABASE, "sqlalchemy.", "Engine.connect Engine.raw_connection Pool.connect"),
+    (_DATABASE, "psycopg.", "Connection.connect AsyncConnection.connect"),
     ("it shares memory with other processes", "multiprocessing.", "SemLock.__init__"),
     (_SETS_UP_LOGGING, "logging", "StreamHandler.__init__ basicConfig dictConfig fileConfig Logger.addHandler"),
 )
 _MODULES = {name: (start, what) for what, start, names in _CALLS for name in names.split()}
 _LOGS = {"Logger.handle": "logging", "BoundLoggerBase._proxy_to_logger": "structlog."}
 _WARNS = "_showwarnmsg"
+_WATCHED_CALLS = {*_MODULES, *_LOGS, _WARNS}
 _OWN_LINE = "Filling up the DagBag"  # which Airflow logs each time
 
-# Airflow's own functions that ask for something that no value of the file depends on.
-_INNOCENT: set[tuple[str, str]] = set()
+# Functions of Airflow's that ask for something of which nothing is left in what they make.
+_INNOCENT = {("airflow.timetables._cron", "CronMixin.__init__")}  # croniter reads the time, and is thrown away
+_DURATIONS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time"}  # Airflow's, for its log
+_PROVIDERS = "airflow.providers."  # their operators are libraries as any
+
+# Libraries whose functions the profiler does not see: of what may be the time it is enough that it is named.
+_UNSEEN = {"numpy", "pandas", "polars"}
+_NUMPY_RANDOM = "numpy.random"
 
 _TASK_VARIABLES = ("AIR_EXECUTOR_", "_AIRFLOW_", "AIRFLOW_CTX_")  # environment variables that each task has its own of
 _THREADS_SURVIVE = {"numpy", "scipy", "pyarrow"}  # their libraries start their threads anew in a forked process
@@ -214,6 +221,9 @@ class _Owners:
         paths = sysconfig.get_paths()
         installed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
         installed += [*site.getsitepackages(), site.getusersitepackages(), _PACKAGE]
+        installed.append(
+            os.path.join(os.path.dirname(paths["stdlib"]), f"python{sysconfig.get_config_var('py_version_nodot')}.zip")
+        )
         for name in ("airflow", "airflow.sdk"):  # where developers of Airflow have it
             installed += getattr(sys.modules.get(name), "__path__", ())
         found = {root: _INSTALLED for path in installed for root in (path, os.path.realpath(path))}
@@ -232,11 +242,12 @@ class _Owners:
     def _find(self, path: str) -> str:
         if path.startswith("<"):
             return _IMPORT if path.startswith("<frozen importlib") else _NOBODYS
-        return next((owner for root, owner in self._roots if path.startswith(root)), _USERS)
+        return next((owner for root, owner in self._roots if f"{path}/".startswith(root)), _USERS)
 
     def are_installed(self, path: str) -> None:
         """Let what is in a file count as no code of the user's."""
-        self._known[path] = _INSTALLED
+        if not path.startswith("<"):
+            self._known[path] = _INSTALLED
 
     def asker(self, frame: types.FrameType | None) -> types.FrameType | None:
         """The user's code for which something is called, if it is."""
@@ -252,11 +263,21 @@ class _Owners:
 
     def is_importing(self, frame: types.FrameType | None) -> bool:
         """Whether something is called because an installed module is being imported, or by the import of any."""
+        return frame is not None and (self.of(frame.f_code.co_filename) is _IMPORT or self.is_at_import(frame))
+
+    def is_at_import(self, frame: types.FrameType | None) -> bool:
+        """Whether an installed module that is being imported calls something, directly or through libraries."""
         while frame is not None and (owner := self.of(frame.f_code.co_filename)) is not _USERS:
-            if owner is _IMPORT or (owner is _INSTALLED and frame.f_code.co_name == "<module>"):
+            if owner is _INSTALLED and frame.f_code.co_name == "<module>":
                 return True
             frame = frame.f_back
         return False
+
+    def is_imported_by_user(self, frame: types.FrameType | None) -> bool:
+        """Whether it is code of the user's that imports something."""
+        while frame is not None and self.of(frame.f_code.co_filename) in (_IMPORT, _NOBODYS):
+            frame = frame.f_back
+        return frame is not None and self.of(frame.f_code.co_filename) is _USERS
 
     def keeps(self, *things: object) -> bool:
         """Whether a module of the user's has one of these as a value."""
@@ -373,8 +394,15 @@ def _handlers() -> list[Any]:
     return [(number, signal.getsignal(number)) for number in sorted(numbers)]
 
 
-def _native_threads() -> tuple[int, bool]:
-    return len(os.listdir("/proc/self/task")), any(name in sys.modules for name in _THREADS_SURVIVE)
+def _numpy_state() -> Any:
+    """The state of numpy's global generator of random numbers; a profiler does not see that it is used."""
+    numpy = sys.modules.get(_NUMPY_RANDOM)
+    return None if numpy is None else repr(numpy.get_state())
+
+
+def _native_threads() -> int | None:
+    """How many threads there are, if that is not by a library that knows what to do."""
+    return None if any(name in sys.modules for name in _THREADS_SURVIVE) else len(os.listdir("/proc/self/task"))
 
 
 def _loggers() -> tuple[Any, ...]:
@@ -382,7 +410,7 @@ def _loggers() -> tuple[Any, ...]:
     return root.level, [id(handler) for handler in root.handlers], root.manager.disable
 
 
-_STATE: dict[str, Callable[[], Any]] = {
+_ASPECTS: dict[str, Callable[[], Any]] = {
     "it changes the environment": lambda: dict(os.environ),
     "it draws a random number": random.getstate,
     "it starts a thread": lambda: sorted(sys._current_frames()),  # noqa: SLF001
@@ -395,6 +423,15 @@ _STATE: dict[str, Callable[[], Any]] = {
     "it changes the logging": _loggers,
     "it changes a hook of Python's": lambda: (sys.excepthook, sys.displayhook, threading.excepthook, sys.gettrace()),
 }
+
+
+def _state(bundle_path: str) -> dict[str, Any]:
+    """What this process is like now, by what is to be said if it has changed.
+
+    :param bundle_path: what Airflow adds to the paths of modules.
+    """
+    state = {what: look() for what, look in _ASPECTS.items()}
+    return state | {"it changes sys.path": [path for path in sys.path if path != bundle_path]}
 
 
 # -- the watch ---------------------------------------------------------------------------------------------
@@ -423,73 +460,215 @@ class _Output(io.StringIO):
         return len(text)
 
 
+class _Verdict:
+    """Why what the file makes may not be shared."""
+
+    def __init__(self) -> None:
+        self.why_not = ""
+        self.is_active = False  # now the file is executed
+        self.has_refused = False
+        self.is_logged = False  # by Airflow, which says less than its reason does
+
+    def note(self, what: str, asker: types.FrameType | None = None) -> None:
+        """Note why not; the first reason is the one that counts.
+
+        :param asker: the user's code that does it.
+        """
+        if not self.why_not:
+            self.why_not = what if asker is None else f"{what} ({_place(asker)})"
+
+    def refuse(self, what: str, asker: types.FrameType | None) -> None:
+        """Let it not happen. The first that is refused tells more than what was noted."""
+        if not self.has_refused:
+            self.why_not = ""
+        self.note(what, asker)
+        self.has_refused = True
+        raise _RefusedError(what)
+
+
+class _Events:
+    """Judges what is about to happen."""
+
+    def __init__(self, verdict: _Verdict, owners: _Owners, files: _Files) -> None:
+        self._verdict, self._owners, self._files = verdict, owners, files
+        self._is_busy = False
+        self.imported: dict[str, None] = {}  # the modules that code of the user's has asked for
+
+    def audit(self, event: str, args: tuple[Any, ...]) -> None:
+        """Something is about to happen; this is Python's audit hook, which can never be removed."""
+        verdict = self._verdict
+        if not verdict.is_active or self._is_busy:
+            return
+        if event in _ALLOWED and event != "import" and not verdict.has_refused:
+            return
+        self._is_busy = True
+        try:
+            self._judge(event, args, sys._getframe(1))  # noqa: SLF001
+        finally:
+            self._is_busy = False
+
+    def _judge(self, event: str, args: tuple[Any, ...], frame: types.FrameType) -> None:
+        if self._verdict.has_refused and self._owners.asker(frame) is not None:
+            raise _RefusedError  # the file has caught the first
+        if event == "import":
+            if self._owners.is_imported_by_user(frame):
+                self.imported[args[0]] = None
+        elif event == "open":
+            self._open(args[0], args[2], frame)
+        elif event in _LISTS:
+            self._list(args[0], frame)
+        elif event not in _ALLOWED and not self._may_happen(event, frame):
+            what = next((what for start, what in _EVENTS.items() if event.startswith(start)), f"it causes {event}")
+            self._verdict.refuse(what, self._owners.asker(frame))
+
+    def _may_happen(self, event: str, frame: types.FrameType) -> bool:
+        if event == "sys.setprofile" and frame.f_code.co_filename == __file__:
+            return True
+        is_rare = event in _ALLOWED_AT_IMPORT or event.startswith(_ALLOWED_START_AT_IMPORT)
+        return is_rare and self._owners.is_at_import(frame)
+
+    def _open(self, path: Any, flags: Any, frame: types.FrameType) -> None:
+        if (flags or 0) & _WRITES:
+            self._verdict.refuse(_EVENTS["open"], self._owners.asker(frame))
+        if isinstance(path, int):
+            return
+        name = os.fsdecode(path)
+        if not name.startswith(("/proc/", "/sys/", "/dev/")):
+            self._files.add(name)
+        elif (asker := self._owners.asker(frame)) is not None:
+            self._verdict.refuse(f"it reads {name}", asker)
+
+    def _list(self, path: Any, frame: types.FrameType) -> None:
+        """A directory is listed; Python's import does so to find modules, see :meth:`_Files.add_modules`."""
+        if self._owners.is_importing(frame):
+            return
+        if isinstance(path, int):
+            self._verdict.refuse("it lists a directory that it has open", self._owners.asker(frame))
+        self._files.add("." if path is None else path)
+
+
+class _Calls:
+    """Judges what is called."""
+
+    def __init__(self, verdict: _Verdict, owners: _Owners) -> None:
+        self._verdict, self._owners = verdict, owners
+        of_process = {module: (_PROCESS, names) for module, names in _NOTED_OF_PROCESS.items()}
+        self._noted, self._refused = _by_name(_NOTED, of_process), _by_name(_REFUSED)
+        self._executed: dict[int, types.CodeType] = {}  # what of the user's code
+        self._numpy_state = _numpy_state()
+
+    def profile(self, frame: types.FrameType, event: str, arg: Any) -> None:
+        """Something is called; this is Python's profiler.
+
+        Python takes it off when it raises an exception, and asks for that with an audit event, which is refused.
+        """
+        if event == "c_call":
+            name = arg.__name__
+            if name in self._noted or name in self._refused:
+                self._call_c(name, arg, frame)
+        elif event == "call":
+            code = frame.f_code
+            if self._owners.of(code.co_filename) is _USERS:
+                self._executed[id(code)] = code
+            if code.co_qualname in _WATCHED_CALLS:
+                self._call(code.co_qualname, frame)
+        elif frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == _NUMPY_RANDOM:
+            self._numpy_state = _numpy_state()
+
+    def _call_c(self, name: str, function: Any, frame: types.FrameType) -> None:
+        if _forgets_time(name, frame.f_globals.get("__name__", "")):
+            return
+        module = _module_of(function)
+        noted = self._noted.get(name, {}).get(module)
+        refused = self._refused.get(name, {}).get(module)
+        if (noted or refused) and (asker := self._owners.asker(frame)) is not None:
+            if refused:
+                self._verdict.refuse(refused, asker)
+            self._verdict.note(noted or "", asker)
+
+    def _call(self, name: str, frame: types.FrameType) -> None:
+        module, caller = frame.f_globals.get("__name__", ""), frame.f_back
+        start, what = _MODULES.get(name, ("", ""))
+        if what and module.startswith(start):
+            asker = self._owners.asker(caller)
+            if asker is not None or what != _SETS_UP_LOGGING:
+                self._verdict.refuse(what, asker)
+        elif name == _WARNS and module in ("warnings", "_py_warnings"):
+            self._warn(caller)
+        elif name in _LOGS and module.startswith(_LOGS[name]):
+            local = frame.f_locals
+            self._log(str(local.get("event") or getattr(local.get("record"), "msg", "")), caller)
+
+    def _warn(self, caller: types.FrameType | None) -> None:
+        """A warning would be shown; the bag of DAGs shows once more those that it has collected."""
+        is_collected = caller is not None and caller.f_code.co_name == "process_file"
+        if not is_collected and not self._owners.is_at_import(caller):
+            self._verdict.note("it warns", self._owners.asker(caller))
+
+    def _log(self, text: str, caller: types.FrameType | None) -> None:
+        if text.startswith(_OWN_LINE) or _is_within(caller, (_WARNS,)):
+            return
+        asker = self._owners.asker(caller)
+        if asker is None:
+            self._verdict.is_logged = True
+        else:
+            self._verdict.note("it logs", asker)
+
+    def end(self) -> None:
+        """Judge what could not be seen."""
+        if _numpy_state() != self._numpy_state:
+            self._verdict.note(_CHANCE)
+        if not _UNSEEN.isdisjoint(sys.modules) and any(map(_may_name_now, self._executed.values())):
+            self._verdict.note("it may read the time")
+
+
 class _Watch:
     """Watches what executes a DAG file."""
 
     def __init__(self, parse: Callable[[], object], bundle_path: str) -> None:
-        self._parse = parse
-        self._bundle_path = bundle_path
+        self._parse, self._bundle_path = parse, bundle_path
+        self._verdict = _Verdict()
         self._owners = _Owners(bundle_path)
         self._owners.are_installed(parse.__code__.co_filename if isinstance(parse, types.FunctionType) else "")
         self._files = _Files(self._owners)
-        self._imported: dict[str, None] = {}
-        self._why_not = ""
-        self._is_active = self._is_busy = self._has_refused = False
-        of_process = {module: (_PROCESS, names) for module, names in _NOTED_OF_PROCESS.items()}
-        self._noted, self._refused = _by_name(_NOTED, of_process), _by_name(_REFUSED)
+        self._events = _Events(self._verdict, self._owners, self._files)
+        self._calls = _Calls(self._verdict, self._owners)
 
     def run(self) -> Watched:
         """Execute the file."""
-        before = {what: look() for what, look in _STATE.items()}
-        threads, path = _native_threads(), list(sys.path)
+        note = self._verdict.note
+        before = _state(self._bundle_path)
         result: Any = None
         with self._watching(), contextlib.suppress(_RefusedError):
             result = self._parse()
         if getattr(result, "import_errors", None):
-            self._note("it cannot be imported")
-        if getattr(result, "captured_warnings", None):
-            self._note("it warns")
-        self._compare(before, threads, path)
-        self._files.add_modules(self._imported)
+            note("it cannot be imported")
+        if self._verdict.is_logged:
+            note("something is logged while it is executed")
+        for what, now in _state(self._bundle_path).items():
+            if now is not None and now != before[what]:
+                note(what)
+        self._calls.end()
+        self._files.add_modules(self._events.imported)
         if self._files.has_zip:
-            self._note("it is in a zip file, or reads one")
+            note("it is in a zip file, or reads one")
         if len(self._files.found) > _MAX_FILES:
-            self._note(f"it depends on more than {_MAX_FILES} files")
-        return Watched(self._why_not, self._files.found)
-
-    def _compare(self, before: dict[str, Any], threads: tuple[int, bool], path: list[str]) -> None:
-        for what, look in _STATE.items():
-            if look() != before[what]:
-                self._note(what)
-        now = _native_threads()
-        if now[0] != threads[0] and now[1] == threads[1]:
-            self._note("a library starts threads")
-        if [one for one in sys.path if one != self._bundle_path] != [one for one in path if one != self._bundle_path]:
-            self._note("it changes sys.path")
-
-    def _note(self, what: str, frame: types.FrameType | None = None) -> None:
-        """Note why not; the first reason is the one that counts."""
-        if not self._why_not:
-            self._why_not = what if frame is None else f"{what} ({_place(frame)})"
-
-    def _refuse(self, what: str, frame: types.FrameType | None) -> None:
-        self._note(what, frame)
-        self._has_refused = True
-        raise _RefusedError(what)
+            note(f"it depends on more than {_MAX_FILES} files")
+        return Watched(self._verdict.why_not, self._files.found)
 
     @contextlib.contextmanager
     def _watching(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for put in (self._streams, self._environment, self._stats, self._bytecode):
+            for put in (self._streams, self._environment, self._stats, _no_bytecode):
                 stack.enter_context(put())
-            sys.addaudithook(self._audit)
-            self._is_active = True
-            sys.setprofile(self._profile)
+            sys.addaudithook(self._events.audit)
+            self._verdict.is_active = True
+            sys.setprofile(self._calls.profile)
             try:
                 yield
             finally:
                 sys.setprofile(None)
-                self._is_active = False
+                self._verdict.is_active = False
 
     # What is put in the place of Python's own meanwhile.
 
@@ -497,24 +676,43 @@ class _Watch:
     def _streams(self) -> Iterator[None]:
         def is_written() -> None:
             frame = sys._getframe(2)  # noqa: SLF001
-            if not _is_logging(frame):
-                self._note("it prints", self._owners.asker(frame))
+            if not _is_within(frame, _LOGS):
+                self._verdict.note("it prints", self._owners.asker(frame))
 
         out, error = _Output(is_written), _Output(is_written)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            yield
-        if self._owners.keeps(out, error):
-            self._note("it keeps a standard stream")
-
-    @contextlib.contextmanager
-    def _environment(self) -> Iterator[None]:
-        environment: Any = os.environ
-        data = environment._data  # noqa: SLF001
-        environment._data = _Environment(data, self._is_read)  # noqa: SLF001
+        names = {"stdout": out, "__stdout__": out, "stderr": error, "__stderr__": error}
+        before = {name: getattr(sys, name) for name in names}
+        vars(sys).update(names)
         try:
             yield
         finally:
-            environment._data = data  # noqa: SLF001
+            vars(sys).update(before)
+        if self._owners.keeps(out, error):
+            self._verdict.note("it keeps a standard stream")
+
+    @contextlib.contextmanager
+    def _environment(self) -> Iterator[None]:
+        both: list[Any] = [os.environ, os.environb]  # which have one dictionary
+        data = both[0]._data  # noqa: SLF001
+        told = _Environment(data, self._is_read)
+        for environment in both:
+            environment._data = told  # noqa: SLF001
+        try:
+            yield
+        finally:
+            for environment in both:
+                environment._data = data  # noqa: SLF001
+            if dict(told.items()) != data:
+                self._verdict.note("it changes the environment")
+
+    def _is_read(self, name: Any) -> None:
+        """Something reads an environment variable, or all of them."""
+        text = None if name is None else os.fsdecode(name)
+        if not self._verdict.is_active or (text is not None and not text.startswith(_TASK_VARIABLES)):
+            return
+        asker = self._owners.asker(sys._getframe(2))  # noqa: SLF001
+        if asker is not None:
+            self._verdict.note("it reads all of the environment" if text is None else f"it reads ${text}", asker)
 
     @contextlib.contextmanager
     def _stats(self) -> Iterator[None]:
@@ -536,116 +734,30 @@ class _Watch:
 
         return look
 
-    @contextlib.contextmanager
-    def _bytecode(self) -> Iterator[None]:
-        """Let Python's imports write nothing."""
-        before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-        try:
-            yield
-        finally:
-            sys.dont_write_bytecode = before
 
-    # What is told of what happens.
+@contextlib.contextmanager
+def _no_bytecode() -> Iterator[None]:
+    """Let Python's imports write nothing."""
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
-    def _is_read(self, name: Any) -> None:
-        """Something reads an environment variable, or all of them."""
-        text = None if name is None else os.fsdecode(name)
-        if not self._is_active or (text is not None and not text.startswith(_TASK_VARIABLES)):
-            return
-        asker = self._owners.asker(sys._getframe(2))  # noqa: SLF001
-        if asker is not None:
-            self._note("it reads all of the environment" if text is None else f"it reads ${text}", asker)
 
-    def _audit(self, event: str, args: tuple[Any, ...]) -> None:
-        """Something is about to happen."""
-        if not self._is_active or self._is_busy or (event in _ALLOWED and not self._has_refused and event != "import"):
-            return
-        self._is_busy = True
-        try:
-            self._judge(event, args, sys._getframe(1))  # noqa: SLF001
-        finally:
-            self._is_busy = False
+def _may_name_now(code: types.CodeType) -> bool:
+    """Whether it may ask a library for the present time, by a method or as that of a string."""
+    texts = {text.lower() for text in code.co_consts if isinstance(text, str)}
+    return not texts.union(code.co_names).isdisjoint(_NOW)
 
-    def _judge(self, event: str, args: tuple[Any, ...], frame: types.FrameType) -> None:
-        if self._has_refused:
-            self._go_on_refusing(frame)
-        if event == "import":
-            self._imported[args[0]] = None
-        elif event == "open":
-            self._open(args[0], args[2], frame)
-        elif event in _LISTS:
-            self._list(args[0], frame)
-        elif event not in _ALLOWED and not self._may_happen(event, frame):
-            what = next((what for start, what in _EVENTS.items() if event.startswith(start)), f"it causes {event}")
-            self._refuse(what, self._owners.asker(frame))
 
-    def _may_happen(self, event: str, frame: types.FrameType) -> bool:
-        if event == "sys.setprofile" and frame.f_code.co_filename == __file__:
-            return True
-        is_rare = event in _ALLOWED_AT_IMPORT or event.startswith(_ALLOWED_START_AT_IMPORT)
-        return is_rare and self._owners.is_importing(frame)
+def _forgets_time(name: str, module: str) -> bool:
+    """Whether nothing is left of the time: each record of the log has it, and Airflow logs its durations.
 
-    def _go_on_refusing(self, frame: types.FrameType) -> None:
-        """Let a file that has caught our exception do nothing more. Python ends a profiler that raises one."""
-        if frame.f_code.co_filename == __file__:
-            return
-        if self._owners.asker(frame) is not None:
-            raise _RefusedError
-        sys.setprofile(self._profile)
-
-    def _open(self, path: Any, flags: Any, frame: types.FrameType) -> None:
-        if (flags or 0) & _WRITES:
-            self._refuse(_EVENTS["open"], self._owners.asker(frame))
-        if isinstance(path, int):
-            return
-        name = os.fsdecode(path)
-        if not name.startswith(("/proc/", "/sys/", "/dev/")):
-            self._files.add(name)
-        elif (asker := self._owners.asker(frame)) is not None:
-            self._refuse(f"it reads {name}", asker)
-
-    def _list(self, path: Any, frame: types.FrameType) -> None:
-        """A directory is listed; Python's import does so to find modules, see :meth:`_Files.add_modules`."""
-        if self._owners.is_importing(frame):
-            return
-        if isinstance(path, int):
-            self._refuse("it lists a directory that it has open", self._owners.asker(frame))
-        self._files.add("." if path is None else path)
-
-    def _profile(self, frame: types.FrameType, event: str, arg: Any) -> None:
-        """Something is called."""
-        if event == "c_call":
-            name = arg.__name__
-            if name in self._noted or name in self._refused:
-                self._call_c(name, arg, frame)
-        elif event == "call":
-            name = frame.f_code.co_qualname
-            if name in _MODULES or name in _LOGS or name == _WARNS:
-                self._call(name, frame)
-
-    def _call_c(self, name: str, function: Any, frame: types.FrameType) -> None:
-        module = _module_of(function)
-        noted = self._noted.get(name, {}).get(module)
-        refused = self._refused.get(name, {}).get(module)
-        if (noted or refused) and (asker := self._owners.asker(frame)) is not None:
-            if refused:
-                self._refuse(refused, asker)
-            self._note(noted or "", asker)
-
-    def _call(self, name: str, frame: types.FrameType) -> None:
-        module = frame.f_globals.get("__name__", "")
-        start, what = _MODULES.get(name, ("", ""))
-        if what and module.startswith(start):
-            asker = self._owners.asker(frame.f_back)
-            if asker is not None or what != _SETS_UP_LOGGING:
-                self._refuse(what, asker)
-        elif name == _WARNS and module in ("warnings", "_py_warnings"):
-            self._note("it warns", self._owners.asker(frame.f_back))
-        elif name in _LOGS and module.startswith(_LOGS[name]):
-            local = frame.f_locals
-            text = local.get("event") or getattr(local.get("record"), "msg", "")
-            if not str(text).startswith(_OWN_LINE):
-                self._note("it logs", self._owners.asker(frame.f_back))
+    The module that reads texts as dates asks for the names of the days with it.
+    """
+    is_airflow = module.startswith("airflow.") and not module.startswith(_PROVIDERS)
+    return module in ("logging", "_strptime") or (is_airflow and name in _DURATIONS)
 
 
 def _module_of(function: Any) -> str:
@@ -653,17 +765,17 @@ def _module_of(function: Any) -> str:
     owner = getattr(function, "__self__", None)
     if isinstance(owner, types.ModuleType):
         return owner.__name__
-    if isinstance(owner, type):
-        return "datetime" if issubclass(owner, dt.date) else ""
     if isinstance(owner, random.Random):
         return "random"
-    return "numpy.random" if type(owner).__module__.startswith("numpy.random") else ""
+    if isinstance(owner, os.DirEntry):
+        return "os.DirEntry"
+    return _CLASS if isinstance(owner, type) else ""
 
 
-def _is_logging(frame: types.FrameType | None) -> bool:
-    """Whether something is written because a line is logged, of which another part of the watch knows."""
+def _is_within(frame: types.FrameType | None, names: Container[str]) -> bool:
+    """Whether something happens in one of some functions, of which another part of the watch knows."""
     while frame is not None:
-        if frame.f_code.co_qualname in _LOGS:
+        if frame.f_code.co_qualname in names:
             return True
         frame = frame.f_back
     return False

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ pytestmark = [
 # It has imported Airflow, and forks a process for each DAG file.
 PROGRAM = """\
 import json, os, sys
+out = os.dup(1)
+os.dup2(2, 1)  # Airflow logs to it
 from airflow.dag_processing.dagbag import BundleDagBag
 import airflow.sdk.execution_time.task_runner
 import airflow.providers.standard.operators.bash, airflow.providers.standard.operators.python
@@ -45,8 +48,6 @@ def answer(file, bundle):
 for line in sys.stdin:
     pid = os.fork()
     if pid == 0:
-        out = os.dup(1)
-        os.dup2(2, 1)
         try:
             said = answer(*json.loads(line))
         except BaseException as error:
@@ -64,12 +65,12 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Pop
     home = tmp_path_factory.mktemp("airflow")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("AIRFLOW", "_AIRFLOW"))},
-        **{
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        },
-        **{"AIRFLOW_VAR_TABLE": "sales", "AIRFLOW_CONN_STORE": "http://localhost", "ENV": "test"},
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW_VAR_TABLE": "sales",
+        "AIRFLOW_CONN_STORE": "http://localhost",
+        "ENV": "test",
     }
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -250,7 +251,9 @@ engine = create_engine("sqlite:////nowhere/db")
 query = select(table.c.a)
 """
     + SIMPLE,
-    "providers": """
+    "providers": {
+        "sql/query.sql": "SELECT 1\n",
+        "dag.py": """
 from airflow.providers.common.sql.operators.sql import SQLExecuteQueryOperator
 from airflow.providers.sqlite.hooks.sqlite import SqliteHook
 from airflow.providers.smtp.operators.smtp import EmailOperator
@@ -261,6 +264,7 @@ with DAG("providers", schedule=None, template_searchpath=["BUNDLE/sql"]):
     SSHOperator(task_id="s", ssh_conn_id="ssh", command="true")
     SqliteHook(sqlite_conn_id="store")
 """,
+    },
     "pendulum": """
 import pendulum
 from airflow.timetables.interval import CronDataIntervalTimetable
@@ -456,8 +460,78 @@ if os.path.exists(os.path.join(HERE, "special.json")) or Path(HERE, "other.json"
     raise RuntimeError
 """
     + SIMPLE,
+    "dates from texts": """
+import calendar, zoneinfo
+START = datetime.strptime("2024-01-01", "%Y-%m-%d")
+OTHER = datetime.fromisoformat("2024-01-01T00:00:00+00:00")
+assert START.strftime("%A") in calendar.day_name and datetime.fromtimestamp(0)
+with DAG("dated", schedule=None, start_date=START.replace(tzinfo=zoneinfo.ZoneInfo("Europe/Rome"))):
+    EmptyOperator(task_id="a")
+""",
+    "quiet libraries": """
+import logging, warnings
+warnings.filterwarnings("ignore")
+warnings.warn("of no interest")
+logging.getLogger("py4j").setLevel(logging.ERROR)
+logging.getLogger("py4j").warning("of no interest")
+"""
+    + SIMPLE,
+    "modules by their names": {
+        "dag.py": """
+import importlib, importlib.util, inspect, pkgutil, sys
+for found in pkgutil.iter_modules([str(Path(__file__).parent / "parts")]):
+    importlib.import_module(f"parts.{found.name}").make()
+spec = importlib.util.spec_from_file_location("other", Path(__file__).parent / "other.py")
+other = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(other)
+assert inspect.getsource(other) and spec
+"""
+        + SIMPLE,
+        "parts/a.py": "def make():\n    pass\n",
+        "other.py": "X = 1\n",
+    },
+    "a csv and a configuration": {
+        "dag.py": """
+import configparser, csv, tomllib
+config = configparser.ConfigParser()
+config.read([str(Path(__file__).parent / "a.ini"), "BUNDLE/missing.ini"])
+with open("BUNDLE/a.csv", newline="") as file:
+    rows = list(csv.DictReader(file))
+for row in rows:
+    with DAG(row["name"], schedule=None, params=dict(config["a"])):
+        EmptyOperator(task_id="a")
+""",
+        "a.ini": "[a]\nb = 1\n",
+        "a.csv": "name\none\ntwo\n",
+    },
+    "a factory of DAGs": {
+        "dag.py": """
+from factory import make
+for number in range(3):
+    globals()[f"d{number}"] = make(f"d{number}")
+""",
+        "factory.py": """
+from airflow.sdk import DAG, task
+from contextlib import contextmanager
+
+def make(name):
+    with DAG(name, schedule=None) as made:
+        @task
+        def work():
+            from heavy import compute
+            return compute()
+        work()
+    return made
+""",
+    },
+    "jinja": """
+from jinja2 import Environment, FileSystemLoader, Template
+assert Template("{{ a }}").render(a=1) == "1"
+Environment(loader=FileSystemLoader("BUNDLE"))
+"""
+    + SIMPLE,
     "an executor and resources": """
-with DAG("resources", schedule=None, access_control={"role": {"can_read"}}, owner_links={"me": "http://x"}):
+with DAG("resources", schedule=None, owner_links={"me": "http://x"}):
     EmptyOperator(task_id="a", executor_config={"a": 1}, weight_rule="upstream", max_active_tis_per_dag=1)
 """,
 }
@@ -474,7 +548,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "pendulum.today": ("import pendulum\nNOW = pendulum.today('Europe/Rome').add(days=-1)\n", "it reads the time"),
     "utcnow of Airflow's": ("from airflow.sdk import timezone\nNOW = timezone.utcnow()\n", "it reads the time"),
     "start_date": (
-        "with DAG('a', start_date=datetime.now() - timedelta(days=1), schedule=None):\n    EmptyOperator(task_id='a')\n",
+        "with DAG('a', start_date=datetime.now() - timedelta(days=1)):\n    EmptyOperator(task_id='a')\n",
         "it reads the time",
     ),
     "time in a helper": (
@@ -482,16 +556,21 @@ REFUSED: dict[str, tuple[str, str]] = {
         "it reads the time",
     ),
     "time in an operator": (
-        "from airflow.sdk import BaseOperator\n"
-        "class Mine(BaseOperator):\n"
-        "    def __init__(self, **kwargs):\n"
-        "        super().__init__(**kwargs)\n"
-        "        self.at = datetime.now()\n"
-        "with DAG('a', schedule=None):\n    Mine(task_id='a')\n",
+        (
+            "from airflow.sdk import BaseOperator\n"
+            "class Mine(BaseOperator):\n"
+            "    def __init__(self, **kwargs):\n"
+            "        super().__init__(**kwargs)\n"
+            "        self.at = datetime.now()\n"
+            "with DAG('a', schedule=None):\n    Mine(task_id='a')\n"
+        ),
         "it reads the time",
     ),
     "time of a dataclass": (
-        "from dataclasses import dataclass, field\n@dataclass\nclass A:\n    at: datetime = field(default_factory=datetime.now)\nA()\n",
+        (
+            "from dataclasses import dataclass, field as f\n@dataclass\nclass A:\n"
+            "    at: datetime = f(default_factory=datetime.now)\nA()\n"
+        ),
         "it reads the time",
     ),
     "random": ("import random\nX = random.random()\n", "it draws a random number"),
@@ -506,11 +585,34 @@ REFUSED: dict[str, tuple[str, str]] = {
         "import numpy as np\nX = np.random.default_rng().random()\n",
         "it draws a random number",
     ),
-    "pandas.Timestamp.now": ("import pandas as pd\nX = pd.Timestamp.now()\n", "it reads the time"),
+    "pandas.Timestamp.now": ("import pandas as pd\nX = pd.Timestamp.now()\n", "it may read the time"),
+    "pandas.to_datetime": ("import pandas as pd\nX = pd.to_datetime('today')\n", "it may read the time"),
+    "numpy.datetime64": ("import numpy as np\nX = np.datetime64('now')\n", "it may read the time"),
+    "pandas.DataFrame.sample": (
+        "import pandas as pd\nX = pd.DataFrame({'a': [1, 2]}).sample(1)\n",
+        "it draws a random number",
+    ),
+    "numpy.random.seed": ("import numpy as np\nnp.random.seed(1)\n", "it draws a random number"),
+    "TimeSensor": (
+        (
+            "from datetime import time\nfrom airflow.providers.standard.sensors.time import TimeSensor\n"
+            "with DAG('a', schedule=None):\n    TimeSensor(task_id='a', target_time=time(1, 2))\n"
+        ),
+        "it reads the time",
+    ),
+    "dateutil": ("from dateutil.parser import parse\nX = parse('10:00')\n", "it reads the time"),
+    "hostname": ("import socket\nX = socket.gethostname()\n", "it asks for the name of the machine"),
+    "atexit": ("import atexit\natexit.register(print)\n", "it wants to do something at its end"),
+    "how old a file is": ("X = [e.stat().st_mtime for e in os.scandir('BUNDLE')]\n", "it asks when a file"),
+    "the first stdout": ("import sys\nsys.__stdout__.write('hello')\n", "it prints (dag.py, line"),
+    "environment in bytes": ("X = os.environb.get(b'AIRFLOW_CTX_DAG_ID')\n", "it reads $AIRFLOW_CTX_DAG_ID"),
+    "old import": ("from airflow.operators.python import PythonOperator\n" + SIMPLE, "it warns"),
+    "time by an argument": ("def f(now=datetime.now):\n    return now()\nX = f()\n", "it reads the time"),
+    "time in a thread": ("import threading\nt = threading.Timer(0, print)\nt.start()\n", "it starts a thread"),
     "getpid": ("X = os.getpid()\n", "it asks which process it is in"),
     "Variable": ("from airflow.sdk import Variable\nX = Variable.get('table')\n", "it reads a Variable"),
     "Variable with a default": (
-        "from airflow.sdk import Variable\ntry:\n    X = Variable.get('nothing', default=None)\nexcept Exception:\n    pass\n",
+        "from airflow.sdk import Variable as V\ntry:\n    V.get('nothing', None)\nexcept ValueError:\n    pass\n",
         "it reads a Variable",
     ),
     "old Variable": ("from airflow.models import Variable\nX = Variable.get('table')\n", "it"),
@@ -523,6 +625,10 @@ REFUSED: dict[str, tuple[str, str]] = {
     "XCom": (
         "from airflow.sdk.bases.xcom import BaseXCom as X\nX.get_one(key='a', dag_id='a', task_id='a', run_id='a')\n",
         "it reads an XCom",
+    ),
+    "supervisor": (
+        "from airflow.sdk.execution_time.comms import CommsDecoder\nCommsDecoder.send(None, None)\n",
+        "it talks to its supervisor",
     ),
     "parsing context": (
         "from airflow.sdk import get_parsing_context\nX = get_parsing_context().dag_id\n",
@@ -554,8 +660,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "it opens a file to write it",
     ),
     "swallows another": (
-        "for n in range(3):\n    try:\n        os.mkfifo(f'BUNDLE/made{n}')\n    except:\n        pass\n    open(__file__)\n"
-        + SIMPLE,
+        "for n in range(3):\n    try:\n        os.mkfifo(f'BUNDLE/made{n}')\n    except:\n        pass\n" + SIMPLE,
         "it changes something outside",
     ),
     "mkdir": ("os.makedirs('BUNDLE/made', exist_ok=True)\n", "it changes a file"),
@@ -650,3 +755,66 @@ def test_what_may_differ_or_does_something_is_refused_before_it_happens(
     assert seen["why_not"].startswith(why)
     assert [path.name for path in tmp_path.iterdir()] == ["dag.py"]
     assert (tmp_path / "dag.py").read_text() == whole.replace("BUNDLE", str(tmp_path))
+
+
+def _files(seen: dict[str, Any], bundle: Path) -> set[str]:
+    """What it depends on, within its bundle."""
+    return {os.path.relpath(path, bundle) for path in seen["files"] if path.startswith(str(bundle))}
+
+
+def test_its_modules_and_what_they_read_is_what_a_file_depends_on(watch: Watch, tmp_path: Path) -> None:
+    seen = watch(
+        {
+            "dag.py": BEGIN + "import parts.one\nfrom two import X\n" + SIMPLE,
+            "parts/__init__.py": "",
+            "parts/one.py": "import json\njson.load(open('BUNDLE/a.json'))\n",
+            "two.py": "import os\nX = os.path.exists('BUNDLE/b.json') or os.listdir('BUNDLE/c')\n",
+            "a.json": "{}",
+            "c/d": "",
+        }
+    )
+    assert seen["why_not"] == ""
+    assert _files(seen, tmp_path) == {
+        *("dag.py", "parts/__init__.py", "parts/one.py", "two.py", "a.json", "b.json", "c")
+    }
+    assert parse_watch.stamps(seen["files"]) == seen["files"]
+    assert seen["files"][str(tmp_path / "b.json")] == []
+    found = (tmp_path / "a.json").stat()
+    assert seen["files"][str(tmp_path / "a.json")] == [found.st_mtime_ns, found.st_size, found.st_ino]
+
+
+@pytest.mark.parametrize("name", ["a.json", "b.json", "c/e", "two.py"])
+def test_a_change_of_one_of_them_is_seen(watch: Watch, tmp_path: Path, name: str) -> None:
+    text = "import two\nopen('BUNDLE/a.json').close()\nos.path.exists('BUNDLE/b.json')\nos.listdir('BUNDLE/c')\n"
+    seen = watch({"dag.py": BEGIN + text + SIMPLE, "a.json": "{}", "c/d": "", "two.py": ""})
+    assert seen["why_not"] == ""
+    (tmp_path / name).write_text("changed")
+    assert parse_watch.stamps(seen["files"]) != seen["files"]
+
+
+def test_a_module_that_is_not_there_may_appear(watch: Watch, tmp_path: Path) -> None:
+    seen = watch({"dag.py": BEGIN + "try:\n    import mine\nexcept ImportError:\n    pass\n" + SIMPLE})
+    assert seen["why_not"] == ""
+    assert _files(seen, tmp_path) == {"dag.py", "mine.py", "mine"}
+
+
+def test_modules_that_have_been_compiled_are_known_by_their_sources(watch: Watch, tmp_path: Path) -> None:
+    files = {"dag.py": BEGIN + "import helper\n" + SIMPLE, "helper.py": "X = 1\n"}
+    watch(files)
+    assert not list(tmp_path.rglob("*.pyc"))
+    subprocess.run([sys.executable, "-m", "compileall", "-q", tmp_path], check=True)
+    seen = watch({})
+    assert seen["why_not"] == ""
+    assert _files(seen, tmp_path) == {"dag.py", "helper.py"}
+
+
+def test_what_is_in_a_zip_file_is_not_shared(watch: Watch, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "parts.zip", "w") as archive:
+        archive.writestr("zipped.py", "X = 1\n")
+    seen = watch({"dag.py": BEGIN + "import sys\nsys.path.append('BUNDLE/parts.zip')\nimport zipped\n" + SIMPLE})
+    assert seen["why_not"]
+
+
+def test_the_first_of_what_was_refused_is_said_with_its_place(watch: Watch) -> None:
+    seen = watch({"dag.py": "import helper\n", "helper.py": "\nimport time\n\nX = time.time()\nprint(X)\n"})
+    assert seen["why_not"] == "it reads the time (helper.py, line 4)"
