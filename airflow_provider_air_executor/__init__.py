@@ -143,6 +143,12 @@ def _options(module: str) -> dict[str, dict[str, str | None]]:
             default="auto",
             example=f"{module}.workload,numpy,pandas",
         ),
+        "execute_ahead": _option(
+            "Whether a DAG file that gives the same in each task is executed once for several of them, if what tasks\n"
+            "import is learned (preload = auto).",
+            "boolean",
+            "True",
+        ),
         "kill_grace": _option(
             "Seconds between SIGTERM and SIGKILL when an embedded manager kills the process of a task.", "float", "5"
         ),

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor import zygote
+from airflow_provider_air_executor.dag_files import DagFile
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.rehearsal import rehearse
 from airflow_provider_air_executor.system import import_report, process_family
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 from airflow_provider_air_executor.system.processes import kill_what_else_was_started_by
-from airflow_provider_air_executor.zygote import Zygote
+from airflow_provider_air_executor.task_forkers import TaskForkers
 
 if TYPE_CHECKING:
     from airflow.executors.workloads import ExecuteCallback, ExecuteTask
@@ -212,7 +213,7 @@ def main() -> int:
         )
         return ExitCode.NO_AIRFLOW
     _prepare()
-    _task_forker()  # now, as long as this process is as it was
+    _forkers.begin()  # now, as long as this process is as it was
     # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
     for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name != RUN_VARIABLE]:
         del os.environ[name]
@@ -225,6 +226,7 @@ def main() -> int:
         _log_line(f"{WORKLOAD_FILE} cannot be run: {why}")
         return ExitCode.BAD_WORKLOAD
     _kinds.add(workload.type)
+    _share_dag_file(workload)
     _leave_managers_directory(content.get("directory"))
     _adopt_orphans()
     code = 0
@@ -290,16 +292,30 @@ def _workloads() -> Any:
     return TypeAdapter(workloads.All)
 
 
-_zygotes: list[Zygote] = []  # the present one, if there is one
+_forkers = TaskForkers()
 
 
-def _task_forker() -> Zygote | None:
-    """The process from which tasks are forked, if this one stays for more than one of them."""
-    if not process_family.may_stay or not zygote.is_possible():
-        return None
-    if not _zygotes or not _zygotes[0].is_alive():
-        _zygotes[:] = [Zygote(process_family.begin_anew)]
-    return _zygotes[0]
+def _share_dag_file(workload: Any) -> None:
+    """Have the DAG file of a task executed ahead, if the manager says that it may be, or watched if it wants to know.
+
+    It must not have changed the environment that this process has by now: a file is executed in that of its task.
+    """
+    from airflow.sdk.configuration import conf
+
+    hint = process_family.hint
+    seconds = conf.getfloat("dag_processor", "min_file_process_interval", fallback=0.0)
+    if not hint or workload.type != "ExecuteTask" or not seconds or not _executes_ahead():
+        return
+    bundle, path = workload.bundle_info, os.fspath(workload.dag_rel_path)
+    dag_file = DagFile(preload_key(workload), bundle.name, bundle.version, path, hint.get("files") or {}, seconds)
+    _forkers.share(dag_file, is_watched=bool(hint.get("watch")))
+
+
+@functools.cache
+def _executes_ahead() -> bool:
+    from airflow.sdk.configuration import conf
+
+    return bool(conf.getboolean("air_executor", "execute_ahead", fallback=True))
 
 
 def _log_line(text: str) -> None:
@@ -317,7 +333,7 @@ def _prepare() -> None:
     _send_sigterm_once()
     _put_off_first_heartbeat()
     if zygote.is_possible():
-        zygote.start_with(_task_forker)
+        zygote.start_with(_forkers)
     _keep_client()
     _leave_private_directories()
     _report_imports()

@@ -16,16 +16,20 @@ import functools
 import inspect
 import json
 import os
+import select
 import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
+from airflow_provider_air_executor import dag_files
+from airflow_provider_air_executor.dag_files import DagFile, ExecutedFile
 from airflow_provider_air_executor.system import handover, process_family
 from airflow_provider_air_executor.system.process_family import Used
+from airflow_provider_air_executor.system.processes import die_with_parent
 
 _MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
 _DESCRIPTORS = 5  # of a request: its requests, standard output, standard error and log records; where we write
@@ -34,6 +38,8 @@ _LOOK_SECONDS = 0.01  # between two looks at a task, while somebody waits for it
 _FAILED = 124  # as Airflow's own child that fails before its task
 _START = {"target", "logger", "use_exec", "new_process_group", "constructor_kwargs"}  # its parameters
 _READERS = {"self", "stdout", "stderr", "requests", "logs", "data"}
+_WATCH_NICE = 10  # how much a process yields that executes a DAG file under watch
+_WATCH_SECONDS = 120  # after which it is killed
 
 
 @functools.cache
@@ -63,53 +69,112 @@ class _KilledBy(int):
             return f"signal {-self}"
 
 
-class _CannotAskError(OSError):
+class CannotAskError(OSError):
     """The zygote is gone, or the task has an environment that is too long for a message."""
 
 
 class Zygote:
     """A process that forks tasks, as the supervisor has it.
 
-    :param begin: called in each task first, to renew what processes must not share.
+    :param channel: to it.
     """
 
-    def __init__(self, begin: Callable[[], None]) -> None:
+    def __init__(self, channel: socket.socket, pid: int) -> None:
         self._environment = dict(os.environ)
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
+        self._channel = channel
+        self.pid = pid
+        self._is_ready = True  # one that executes a DAG file first says when it is
+        process_family.private.add(channel.fileno())
+
+    @classmethod
+    def start(cls, begin: Callable[[], None]) -> Zygote:
+        """Fork a zygote.
+
+        :param begin: called in each task first, to renew what processes must not share.
+        """
+        channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
             try:
-                self._channel.close()
+                channel.close()
                 for descriptor in process_family.private:
                     os.close(descriptor)
-                _serve(theirs, begin)
+                _Server(theirs, begin).begin()
             finally:
                 os._exit(1)
         theirs.close()
-        process_family.private.add(self._channel.fileno())
-        process_family.helpers.add(self.pid)
+        process_family.helpers.add(pid)
+        return cls(channel, pid)
+
+    def beget(self, dag_file: DagFile) -> Zygote:
+        """Have it fork a zygote that executes a DAG file first: the tasks that are forked from that find it executed.
+
+        :raises CannotAskError: if the zygote cannot be asked for it.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                answer = self._ask({**self._setting(), "execute": dag_file._asdict()}, [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        if answer is None or "error" in answer:
+            ours.close()
+            raise CannotAskError(errno.EPIPE, "the process that forks tasks cannot be asked for another one")
+        begotten = Zygote(ours, answer["pid"])
+        begotten._is_ready = False
+        return begotten
+
+    def watch(self, dag_file: DagFile) -> None:
+        """Have a DAG file executed under watch, by a process that says what it has seen in a report and ends."""
+        with contextlib.suppress(CannotAskError):
+            self._ask({**self._setting(), "watch": dag_file._asdict()}, [])
+
+    def is_ready(self, seconds: float) -> bool:
+        """Whether it has executed its DAG file.
+
+        :param seconds: how long to wait for that.
+        :raises CannotAskError: if it cannot be used, and has ended.
+        """
+        if self._is_ready:
+            return True
+        if not select.select([self._channel], [], [], seconds)[0]:
+            return False
+        with contextlib.suppress(ConnectionError):
+            self._is_ready = self._receive() is not None
+        if self._is_ready:
+            return True
+        raise CannotAskError(errno.EPIPE, "the DAG file cannot be executed ahead of its tasks")
+
+    def _setting(self) -> dict[str, Any]:
+        """In what a process is to work: that of this one."""
+        return {
+            "directory": os.getcwd(),
+            "environment": {k: v for k, v in os.environ.items() if self._environment.get(k) != v},
+            "unset": [name for name in self._environment if name not in os.environ],
+        }
+
+    def _ask(self, message: dict[str, Any], descriptors: list[int]) -> dict[str, Any] | None:
+        """The answer to a request; None: there is none, for the zygote is gone, or the request is too long."""
+        data = json.dumps(message).encode()
+        if len(data) <= _MAX_MESSAGE:
+            with contextlib.suppress(ConnectionError):
+                handover.send(self._channel, data, descriptors)
+                return self._receive()
+        return None
 
     def fork(self, sockets: list[socket.socket], *, new_process_group: bool) -> int:
         """Fork a task.
 
         :param sockets: its ends of the four pairs that join it to its supervisor.
         :return: its process id.
-        :raises _CannotAskError: if the zygote cannot be asked for it.
+        :raises CannotAskError: if the zygote cannot be asked for it.
         :raises OSError: if there can be no such process now.
         """
-        message = {
-            "group": new_process_group,
-            "directory": os.getcwd(),
-            "environment": {k: v for k, v in os.environ.items() if self._environment.get(k) != v},
-            "unset": [name for name in self._environment if name not in os.environ],
-        }
-        data, answer = json.dumps(message).encode(), None
-        if len(data) <= _MAX_MESSAGE:
-            with contextlib.suppress(ConnectionError):
-                handover.send(self._channel, data, [*(one.fileno() for one in sockets), 2])
-                answer = self._receive()
-        if answer is None:
-            raise _CannotAskError(errno.EPIPE, "the process that forks tasks cannot be asked for one")
+        message = {**self._setting(), "group": new_process_group}
+        answer = self._ask(message, [*(one.fileno() for one in sockets), 2])
+        if answer is None or "stale" in answer:
+            raise CannotAskError(errno.EPIPE, "the process that forks tasks cannot be asked for one")
         if "error" in answer:
             raise OSError(answer["error"], os.strerror(answer["error"]))
         pid: int = answer["pid"]
@@ -143,7 +208,12 @@ class Zygote:
         if ended is not None:
             process_family.add_usage(Used(*ended["used"]))
             return os.waitstatus_to_exitcode(ended["status"])
-        found, status, used = os.wait4(pid, os.WNOHANG)
+        try:
+            found, status, used = os.wait4(pid, os.WNOHANG)
+        except ChildProcessError:
+            if not _exists(pid):
+                raise
+            return None  # its parent is just ending
         if not found:
             return None
         process_family.add_usage(_used(used))
@@ -164,6 +234,13 @@ class Zygote:
         self._channel.close()
 
 
+def _exists(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
 def _used(used: Any) -> Used:
     return Used(used.ru_utime + used.ru_stime, used.ru_maxrss)
 
@@ -171,62 +248,114 @@ def _used(used: Any) -> Used:
 # -- in the zygote -----------------------------------------------------------------------------------------
 
 
-def _serve(channel: socket.socket, begin: Callable[[], None]) -> NoReturn:
-    """Fork one task after the other until the supervisor is gone; this is another process than the rest."""
-    from airflow.sdk.execution_time import supervisor
-    from airflow.sdk.execution_time.supervisor import _configure_logs_over_json_channel, _make_process_nondumpable
+class _Server:
+    """What a zygote does.
 
-    # They are for the supervisor, in whose process group this one is.
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    _make_process_nondumpable()
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in range(3):
-        os.dup2(nothing, descriptor)
-    hook = sys.excepthook
-    _configure_logs_over_json_channel(nothing)  # which takes as long as the rest of the start of a task
-    sys.excepthook, task_hook = hook, sys.excepthook
+    :param channel: to its supervisor.
+    :param begin: called in each task first.
+    """
 
-    def are_configured(log_fd: int) -> None:  # noqa: ARG001
-        sys.excepthook = task_hook
+    def __init__(self, channel: socket.socket, begin: Callable[[], None]) -> None:
+        self._channel = channel
+        self._begin = begin
+        self._handlers: dict[signal.Signals, Any] = {}  # those of tasks
+        self._log_records = -1  # the descriptor to which tasks write log records
+        self._executed: ExecutedFile | None = None  # the DAG file that tasks find executed
+        self._others: set[int] = set()  # processes that execute a DAG file, under watch or for its tasks
 
-    supervisor._configure_logs_over_json_channel = are_configured  # noqa: SLF001
-    while True:
-        data, descriptors = handover.receive(channel, _MAX_MESSAGE, _DESCRIPTORS)
-        if not data:
-            os._exit(0)
-        message = json.loads(data)
+    def begin(self) -> NoReturn:
+        """Prepare what tasks need, and fork one after the other until the supervisor is gone."""
+        from airflow.sdk.execution_time import supervisor
+        from airflow.sdk.execution_time.supervisor import _configure_logs_over_json_channel, _make_process_nondumpable
+
+        # They are for the supervisor, in whose process group this one is.
+        self._handlers = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+        _make_process_nondumpable()
+        nothing = self._log_records = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):
+            os.dup2(nothing, descriptor)
+        hook = sys.excepthook
+        _configure_logs_over_json_channel(nothing)  # which takes as long as the rest of the start of a task
+        sys.excepthook, task_hook = hook, sys.excepthook
+
+        def are_configured(log_fd: int) -> None:  # noqa: ARG001
+            sys.excepthook = task_hook
+
+        supervisor._configure_logs_over_json_channel = are_configured  # noqa: SLF001
+        self._serve()
+
+    def _serve(self) -> NoReturn:
+        while True:
+            data, descriptors = handover.receive(self._channel, _MAX_MESSAGE, _DESCRIPTORS)
+            if not data:
+                os._exit(0)
+            message = json.loads(data)
+            if "watch" in message:
+                self._fork(message, descriptors, self._watch)
+            elif "execute" in message:
+                self._fork(message, descriptors, self._become_executed)
+            elif self._executed is not None and self._executed.is_stale():
+                _close(descriptors)
+                self._say(stale=True)
+                os._exit(0)
+            else:
+                self._run_task(message, descriptors)
+            self._reap_others()
+
+    def _say(self, **message: Any) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._channel.send(json.dumps(message).encode())
+
+    def _fork(
+        self, message: dict[str, Any], descriptors: list[int], become: Callable[[dict[str, Any], list[int]], object]
+    ) -> int | None:
+        """Fork a process, and say which.
+
+        :param become: what it does.
+        :return: its process id; None: there is none.
+        """
+        parent = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
-            channel.send(json.dumps({"error": error.errno}).encode())
-            pid = -1
+            self._say(error=error.errno)
+            _close(descriptors)
+            return None
         if pid == 0:
-            channel.close()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            _become_task(message, descriptors, nothing, begin)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        if pid > 0:
-            with contextlib.suppress(BrokenPipeError):
-                channel.send(json.dumps({"pid": pid}).encode())
+            try:
+                self._channel.close()
+                if "group" not in message:  # it is no task
+                    die_with_parent(parent)
+                _settle(message)
+                become(message, descriptors)
+            except BaseException:  # there is no caller
+                traceback.print_exc()
+            finally:
+                os._exit(_FAILED)
+        _close(descriptors)
+        if "group" not in message:
+            self._others.add(pid)
+        self._say(pid=pid)
+        return pid
+
+    def _run_task(self, message: dict[str, Any], descriptors: list[int]) -> None:
+        """Fork a task, and say how it has ended."""
+        pid = self._fork(message, descriptors, self._become_task)
+        if pid is not None:
             _, status, used = os.wait4(pid, 0)
-            with contextlib.suppress(BrokenPipeError):
-                channel.send(json.dumps({"status": status, "used": _used(used)}).encode())
+            self._say(status=status, used=_used(used))
 
+    def _reap_others(self) -> None:
+        self._others = {pid for pid in self._others if os.waitpid(pid, os.WNOHANG)[0] == 0}
 
-def _become_task(
-    message: Mapping[str, Any], descriptors: list[int], log_records: int, begin: Callable[[], None]
-) -> NoReturn:
-    """Do what Airflow's supervisor does in the child that it forks.
+    def _become_task(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        """Do what Airflow's supervisor does in the child that it forks."""
+        from airflow.sdk.execution_time import supervisor
 
-    :param log_records: the descriptor to which log records are written.
-    """
-    from airflow.sdk.execution_time import supervisor
-
-    try:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         *sockets, logs, log = descriptors
-        os.dup2(logs, log_records, inheritable=False)
+        os.dup2(logs, self._log_records, inheritable=False)
         os.close(logs)
         if message["group"]:
             with contextlib.suppress(OSError):
@@ -234,26 +363,59 @@ def _become_task(
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
-        for name in message["unset"]:
-            os.environ.pop(name, None)
-        os.environ.update(message["environment"])
-        os.chdir(message["directory"])
-        begin()
+        self._begin()
+        if self._executed is not None:
+            self._executed.offer()
         requests, stdout, stderr = (socket.socket(fileno=descriptor) for descriptor in sockets)
-        supervisor._fork_main(requests, stdout, stderr, log_records, supervisor._subprocess_main)  # noqa: SLF001
-    except BaseException:  # there is no caller
-        traceback.print_exc()
-    finally:
-        os._exit(_FAILED)
+        supervisor._fork_main(  # noqa: SLF001
+            requests,
+            stdout,
+            stderr,
+            self._log_records,
+            supervisor._subprocess_main,  # noqa: SLF001
+        )
+
+    def _become_executed(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        """Execute a DAG file, and fork the tasks of it."""
+        self._channel = socket.socket(fileno=descriptors[0])
+        self._others.clear()
+        self._begin()
+        self._executed = dag_files.execute(DagFile(**message["execute"]), self._log_records)
+        if self._executed is not None:
+            self._say(ready=True)
+            self._serve()
+
+    def _watch(self, message: Mapping[str, Any], descriptors: list[int]) -> None:
+        """Execute a DAG file under watch, and report what was seen."""
+        os.nice(_WATCH_NICE)
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.alarm(_WATCH_SECONDS)
+        self._begin()
+        dag_files.watch(DagFile(**message["watch"]))
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+
+
+def _settle(message: Mapping[str, Any]) -> None:
+    """Have the environment and the directory of the supervisor."""
+    for name in message["unset"]:
+        os.environ.pop(name, None)
+    os.environ.update(message["environment"])
+    os.chdir(message["directory"])
 
 
 # -- what Airflow's supervisor has of it -------------------------------------------------------------------
 
 
-def start_with(zygote: Callable[[], Zygote | None]) -> None:
+def start_with(zygotes: Callable[[], Iterator[Zygote]]) -> None:
     """Let Airflow's supervisor have its tasks forked by a zygote.
 
-    :param zygote: gives the present one; None: the supervisor forks the task itself, as always.
+    :param zygotes: gives those that can do it, the best first. If none can, the supervisor forks the task itself, as
+        always.
     """
     from airflow.sdk.execution_time import supervisor
     from airflow.sdk.execution_time.supervisor import ActivitySubprocess, WatchedSubprocess
@@ -284,12 +446,10 @@ def start_with(zygote: Callable[[], Zygote | None]) -> None:
 
     def start(cls: Any, *, target: Any = supervisor._subprocess_main, **kwargs: Any) -> Any:  # noqa: SLF001
         is_usual = issubclass(cls, ActivitySubprocess) and target is supervisor._subprocess_main  # noqa: SLF001
-        found = zygote() if is_usual and not kwargs.get("use_exec") else None
-        if found is None:
-            return begin(cls, target=target, **kwargs)
         usual = {name: value for name, value in kwargs.items() if name != "use_exec"}
-        with contextlib.suppress(_CannotAskError):
-            return _start(cls, found, Tracker, **usual)
+        for found in zygotes() if is_usual and not kwargs.get("use_exec") else ():
+            with contextlib.suppress(CannotAskError):
+                return _start(cls, found, Tracker, **usual)
         return begin(cls, target=target, **kwargs)
 
     WatchedSubprocess.start = classmethod(start)  # type: ignore[assignment, method-assign, arg-type]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_air_executor.system import installed
+from airflow_provider_air_executor.system.stamps import Stamped
 
 MAX_REPORT = 60_000  # bytes
 _MAX_CHANGED = 20  # names of variables
@@ -31,6 +32,7 @@ class _Reporting:
     last: str = ""  # the module that the fork server has imported last
     directories: tuple[str, ...] = ()
     is_base: bool = True
+    executed_seconds: float = 0.0  # for what was executed ahead of this process
 
 
 _reporting = _Reporting()
@@ -71,11 +73,32 @@ def send(key: str, *, parse_seconds: float, changed: Collection[str]) -> None:
             gc.enable()
 
 
+def executed_ahead(seconds: float) -> None:
+    """Note that another process has executed the file of this one.
+
+    :param seconds: of CPU that it took.
+    """
+    _reporting.executed_seconds = seconds
+
+
+def send_watched(key: str, why_not: str, files: Stamped) -> None:
+    """Report whether what a file gives may be shared by its tasks; if that cannot be done at once, it is not done.
+
+    :param why_not: why it may not; empty if it may.
+    :param files: on which it depends; none if it is to be found out anew.
+    """
+    if _reporting.sender is None:
+        return
+    report = {"file": key, "why_not": why_not, "files": files}
+    with contextlib.suppress(OSError):
+        _reporting.sender.send(json.dumps(report, separators=(",", ":")).encode(), socket.MSG_DONTWAIT)
+
+
 def _report(key: str, parse_seconds: float, changed: Collection[str]) -> bytes:
     roots: dict[str, list[str]] = {}
     report: dict[str, Any] = {
         "file": key,
-        "parse": round(parse_seconds, 4),
+        "parse": round(parse_seconds + _reporting.executed_seconds, 4),
         "changed": sorted(changed)[:_MAX_CHANGED],
         "base": _reporting.is_base,
         "roots": roots,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Used(NamedTuple):
@@ -19,6 +19,7 @@ class Used(NamedTuple):
     max_rss: int  # of the largest, in the unit of getrusage(2)
 
 
+hint: dict[str, Any] = {}  # what the manager knows of what the present attempt executes
 may_stay = False  # whether this process may run another attempt after the present one
 renewals: list[Callable[[], None]] = []  # give a process what a fresh one has for itself, and forked ones would share
 helpers: set[int] = set()  # children that belong to no attempt

@@ -72,13 +72,14 @@ def modules(tmp_path: Path, managers: Managers) -> None:
     managers.environment["PYTHONPATH"] = str(directory)
 
 
-def submit(store: JobStore, name: str, *words: object) -> None:
+def submit(store: JobStore, name: str, *words: object, file: str | None = None) -> None:
     args = ["-m", "stays", *map(str, words)]
-    store.submit(name, [{"id": "a", "command": sys.executable, "args": args, "runner": "warm"}], work_directory=False)
+    task = {"id": "a", "command": sys.executable, "args": args, "runner": "warm", "preload_key": file}
+    store.submit(name, [task], work_directory=False)
 
 
-def run(store: JobStore, name: str, *words: object) -> dict[str, Any]:
-    submit(store, name, *words)
+def run(store: JobStore, name: str, *words: object, file: str | None = None) -> dict[str, Any]:
+    submit(store, name, *words, file=file)
     ended(store, name)
     return said(store, name)
 
@@ -97,6 +98,21 @@ def test_a_process_runs_one_task_after_the_other_and_each_finds_it_as_new(store:
         record = read_record(str(store.paths(one["job"]).record("a", 1)))
         assert record is not None
         assert (record.pid, record.token, record.exit_code) == (one["pid"], one["run"], 0)
+
+
+def test_a_task_gets_the_process_that_has_had_one_of_its_file(
+    store: JobStore, managers: Managers, tmp_path: Path
+) -> None:
+    managers.start("--preload", "stays")
+    for file in ("one", "two"):
+        submit(store, file, "waits", tmp_path / "go", file=file)
+    pids = {file: said(store, file)["pid"] for file in ("one", "two")}
+    (tmp_path / "go").touch()
+    for file in ("one", "two"):
+        ended(store, file)
+    found = [(file, run(store, f"{file}{number}", file=file)["pid"]) for number in range(3) for file in ("one", "two")]
+    assert all(pid == pids[file] for file, pid in found)
+    assert run(store, "three", file="three")["pid"] in pids.values()
 
 
 @pytest.mark.parametrize("left", ["leaves", "thread", "fails", "refuses"])

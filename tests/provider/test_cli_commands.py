@@ -29,6 +29,7 @@ DEFAULTS = {
     "max_running_tasks": "",
     "queues": "{}",
     "preload": "auto",
+    "execute_ahead": "True",
     "kill_grace": "5",
     "prune_after": "3600",
     "stream_limit": "10000000",

@@ -78,7 +78,7 @@ ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 os.environ.update(KEPT="yes", UNSET="yes", HOW="")
 secret = os.open("secret", os.O_CREAT)
 process_family.private.add(secret)
-forker = zygote.Zygote(begin)
+forker = zygote.Zygote.start(begin)
 zygote.TOKEN = "of the supervisor"  # what it has later, no task has
 del os.environ["UNSET"]
 os.chdir("/")
@@ -144,7 +144,7 @@ os.kill(pid, signal.SIGKILL)
 result['killed'] = forker.wait(pid, 60)
 result['alive'] = forker.is_alive()
 result['helpers'] = sorted(process_family.helpers)
-forker = zygote.Zygote(begin)
+forker = zygote.Zygote.start(begin)
 result['again'] = run('a')[1]
 """
     assert ran(lines, tmp_path) == {"early": None, "killed": -9, "alive": False, "helpers": [], "again": 0}
@@ -155,7 +155,7 @@ def test_it_is_not_asked_for_what_it_could_not_give(tmp_path: Path) -> None:
 def refused():
     try:
         start("a")
-    except zygote._CannotAskError:
+    except zygote.CannotAskError:
         return True
 os.environ["LONG"] = 250_000 * "x"
 result["long"] = refused()
@@ -172,7 +172,7 @@ def test_it_ends_with_its_supervisor(tmp_path: Path) -> None:
     lines = """
 read, write = os.pipe()
 if os.fork() == 0:
-    os.write(write, f"{zygote.Zygote(begin).pid}".encode())
+    os.write(write, f"{zygote.Zygote.start(begin).pid}".encode())
     os._exit(0)
 os.close(write)
 result["pid"] = int(os.read(read, 100))

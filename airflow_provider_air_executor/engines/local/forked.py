@@ -117,6 +117,7 @@ class ForkedProcess:
         try:
             os.environ.update(request["variables"])
             os.environ[RUN_VARIABLE] = request["token"]
+            process_family.hint = request.get("hint") or {}
             self._begin_anew()
             code = run_module(request["module"], request["args"], is_safe=request["safe"])
             stays = code == 0 and self._is_as_before(request["module"])

@@ -81,6 +81,10 @@ class Preloading:
         """Whether a task gets a process of the fork server itself."""
         return self._ask(lambda learner: learner.goes_to_base(task.preload_key), otherwise=True)
 
+    def hint(self, task: Task) -> dict[str, Any]:
+        """What the process of a task is told of what it executes."""
+        return self._ask(lambda learner: learner.hint(task.preload_key), otherwise={})
+
     def _ask(self, call: Callable[[Learner], _T], otherwise: _T) -> _T:
         """Call the learner. If it fails, tasks go on without it and what it has learned.
 

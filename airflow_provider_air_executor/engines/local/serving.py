@@ -93,9 +93,10 @@ class Server:
         self.pid = 0  # known when it is ready
         self.imported: Imported | None = None  # when it is ready
         self.is_retired = False  # whether it gets no more attempts
-        self._sent: dict[int, Attempt] = {}  # by their serial numbers
+        self._sent: dict[int, tuple[Attempt, str | None]] = {}  # by their serial numbers, with the file of the task
         self._forked: dict[int, Attempt] = {}  # by the process ids
         self._idle: list[int] = []  # processes that may have another attempt
+        self._files: dict[int, str | None] = {}  # that of the last task of each process
 
     @property
     def is_ready(self) -> bool:
@@ -116,23 +117,28 @@ class Server:
         found |= {"pid": self.pid, "since": at.isoformat(), "ms": round(1000 * seconds), "mb": round(memory / 2**20, 1)}
         return {**found, "attempts": len(self._sent) + len(self._forked)} if self.is_retired else found
 
-    def send(self, attempt: Attempt, message: dict[str, Any]) -> bool:
+    def send(self, attempt: Attempt, message: dict[str, Any], file: str | None = None) -> bool:
         """Ask for a process for an attempt.
 
+        :param file: of the task; a process that has had a task of it comes first.
         :return: False if the channel is full; also if the process is gone, which is seen when it is read from.
         :raises ValueError: if the message is too long.
         """
-        shim = {"shim": self._idle[-1]} if self._idle else {}
+        pid = next((pid for pid in reversed(self._idle) if self._files.get(pid) == file), None)
+        pid = self._idle[-1] if pid is None and self._idle else pid
+        shim = {} if pid is None else {"shim": pid}
         data = json.dumps({**message, **shim}).encode()
+        if len(data) > MAX_MESSAGE:  # what it can do without, first
+            data = json.dumps({**message, **shim, "hint": {}}).encode()
         if len(data) > MAX_MESSAGE:
             raise ValueError("its arguments are too long for a warm start")
         try:
             self.channel.send(data, socket.MSG_DONTWAIT)
         except OSError:
             return False
-        if shim:
-            self._idle.pop()
-        self._sent[attempt.serial] = attempt
+        if pid is not None:
+            self._idle.remove(pid)
+        self._sent[attempt.serial] = attempt, file
         return True
 
     def tell(self, *, given: int | None = None, **message: Any) -> bool:
@@ -159,6 +165,7 @@ class Server:
 
     def dismiss(self, pid: int) -> None:
         """Have a process end whose attempt has ended. If that cannot be said now, it ends by itself after a while."""
+        self._files.pop(pid, None)
         self.tell(dismiss=pid)
 
     def retire(self) -> None:
@@ -189,12 +196,15 @@ class Server:
         if "ended" in message:
             pid = message["ended"]
             used, is_idle = usage(*message["used"]), message.get("idle", False)
+            if not is_idle:
+                self._files.pop(pid, None)
             return Exited(self._forked.pop(pid), pid, message["status"], used, self, is_idle)
         if "token" in message:
-            attempt = self._forked[message["pid"]] = self._sent.pop(message["key"])
+            attempt, self._files[message["pid"]] = self._sent.pop(message["key"])
+            self._forked[message["pid"]] = attempt
             return Forked(attempt, message["pid"], message["token"])
         if "error" in message:
-            attempt = self._sent.pop(message["key"])
+            attempt, _ = self._sent.pop(message["key"])
             return Refused(attempt, f"no process can be forked: {message['error']}", is_final=False)
         if "ready" in message:
             self.pid = message["pid"]
@@ -209,7 +219,7 @@ class Server:
         """
         with contextlib.suppress(OSError):
             self.channel.close()
-        events: list[Event] = [Refused(attempt, why, is_final=False) for attempt in self._sent.values()]
+        events: list[Event] = [Refused(attempt, why, is_final=False) for attempt, _ in self._sent.values()]
         events += [Orphaned(attempt) for attempt in self._forked.values()]
         self._sent.clear()
         self._forked.clear()

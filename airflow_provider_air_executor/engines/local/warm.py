@@ -32,6 +32,7 @@ class _Request(NamedTuple):
 
     message: dict[str, Any]
     is_for_base: bool  # whether it is not to have what generations import
+    file: str | None  # which the task executes
 
 
 class ForkServerClient:
@@ -127,8 +128,9 @@ class ForkServerClient:
             "cwd": cwd,
             "variables": variables,
             "args": args,
+            "hint": self._preloading.hint(task),
         }
-        self._waiting[attempt] = _Request(message, self._preloading.goes_to_base(task))
+        self._waiting[attempt] = _Request(message, self._preloading.goes_to_base(task), task.preload_key)
         self.start()
         self._freshness.a_task_has_come()
         self._send()
@@ -162,7 +164,7 @@ class ForkServerClient:
             if server is None or server in full:
                 continue
             try:
-                is_sent = server.send(attempt, request.message)
+                is_sent = server.send(attempt, request.message, request.file)
             except ValueError as error:
                 del self._waiting[attempt]
                 self._events.append(Refused(attempt, str(error), is_final=True))

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_air_executor.engines.local.learning import ledger, worth
+from airflow_provider_air_executor.engines.local.learning.executing import Executing
 from airflow_provider_air_executor.engines.local.learning.ledger import Ledger, Package, SeenFile, Verdict
-from airflow_provider_air_executor.engines.local.learning.report import Report
-from airflow_provider_air_executor.engines.local.learning.trial import TOO_LONG, Outcome, Trial, in_a_line
+from airflow_provider_air_executor.engines.local.learning.report import Report, WatchReport, in_a_line
+from airflow_provider_air_executor.engines.local.learning.trial import TOO_LONG, Outcome, Trial
 from airflow_provider_air_executor.engines.local.learning.worth import LEAST_TASKS, Candidate
 from airflow_provider_air_executor.system import installed
 
@@ -48,6 +49,7 @@ class Learner:
         self._choice = _Choice()
         self._waits: dict[str, set[str]] = {}  # packages whose trial waits for that of others
         self._asked: dict[str, float] = {}  # when a task of a file was last sent to the base to be looked at
+        self._executing = Executing()
         self._cost: tuple[float, int] | None = None  # of the generation that serves
         self._written_at = 0.0
         self._is_changed = False
@@ -55,6 +57,10 @@ class Learner:
 
     def take(self, report: bytes) -> None:
         """Count what a task has sent; anything may be in it."""
+        watched = WatchReport.parse(report)
+        if watched is not None:
+            self._executing.take(watched)
+            return
         found = Report.parse(report)
         if found is None:
             log.debug("a report on imports that is not one has been ignored")
@@ -216,6 +222,13 @@ class Learner:
         self._asked[key] = now
         return True
 
+    def hint(self, key: str | None) -> dict[str, Any]:
+        """What the process of a task is told of its file, see :meth:`.Executing.hint`."""
+        file = None if key is None else self._ledger.files.get(key)
+        if key is None or file is None or not file.observed_at or self._changed(file):
+            return {}
+        return self._executing.hint(key, file.parse_seconds)
+
     def _changed(self, file: SeenFile) -> list[str]:
         """The variables that a file changes, without those that are changed by packages which it imports."""
         if not file.changed:
@@ -289,6 +302,7 @@ class Learner:
                     "tasks_per_day": round(file.tasks_at(now), 1),
                     "parse_ms": round(1000 * file.parse_seconds),
                     "changes": self._changed(file),
+                    "ahead": self._executing.describe(key),
                     "where": "base" if not file.observed_at or self._changed(file) else "generation",
                 }
                 for key, file in reversed(self._ledger.files.items())

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_air_executor.engines.local.learning import report
-from airflow_provider_air_executor.engines.local.learning.report import Report, number
-from airflow_provider_air_executor.engines.local.learning.trial import FORK_UNSAFE, in_a_line
+from airflow_provider_air_executor.engines.local.learning.report import Report, in_a_line, number
+from airflow_provider_air_executor.engines.local.learning.trial import FORK_UNSAFE
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.system import installed
 

@@ -10,10 +10,13 @@ from typing import Any
 
 from airflow_provider_air_executor.system import installed
 from airflow_provider_air_executor.system.import_report import MAX_REPORT
+from airflow_provider_air_executor.system.stamps import Stamped
 
 MAX_KEY = 500  # characters
 MAX_NAMES = 3000
 MAX_CHANGED = 20
+MAX_FILES = 100  # on which a DAG file may depend that is executed ahead
+_MAX_WHY = 300  # characters
 _MAX_SECONDS = 3600.0
 _VARIABLE = re.compile(r"[A-Za-z_]\w{0,99}", re.ASCII)
 
@@ -51,6 +54,46 @@ class Report:
             found.get("base") is True,
             _roots(found.get("roots")),
         )
+
+
+@dataclass(frozen=True)
+class WatchReport:
+    """Whether what a DAG file gives may be shared by its tasks, so that it is executed ahead of them.
+
+    :param why_not: why it may not; empty if it may.
+    :param files: on which it depends; none if that is to be found out anew.
+    """
+
+    key: str
+    why_not: str
+    files: Stamped
+
+    @classmethod
+    def parse(cls, data: bytes) -> WatchReport | None:
+        """Read a report. A task may have sent anything: it is None if it is not a report."""
+        try:
+            found = json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(found, dict) or not is_key(found.get("file")) or not isinstance(found.get("why_not"), str):
+            return None
+        return cls(found["file"], in_a_line(found["why_not"]), stamped(found.get("files")))
+
+
+def stamped(value: Any) -> Stamped:
+    """Paths with their stamps; nothing if it is anything else."""
+    if not isinstance(value, dict) or len(value) > MAX_FILES or len(json.dumps(value)) > MAX_REPORT:
+        return {}
+    is_right = all(
+        isinstance(numbers, list) and len(numbers) in (0, 3) and all(type(number) is int for number in numbers)
+        for numbers in value.values()
+    )
+    return value if is_right else {}
+
+
+def in_a_line(text: Any) -> str:
+    """A reason as one line that is not too long."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(text or ""))[:_MAX_WHY]
 
 
 def is_key(value: Any) -> bool:

@@ -20,13 +20,13 @@ from importlib.machinery import PathFinder
 from typing import Any, Self
 
 from airflow_provider_air_executor.engines.local.learning import report
+from airflow_provider_air_executor.engines.local.learning.report import in_a_line
 from airflow_provider_air_executor.engines.local.learning.traces import Traces, watch_seeds
 from airflow_provider_air_executor.system import import_report, installed
 
 SECONDS = 30.0  # that a trial may take
 TOO_LONG = f"importing it takes longer than {SECONDS:g} s"
 MAX_OUTCOME = 200_000  # bytes
-_MAX_WHY = 300  # characters
 _MAX_NEEDS = 200
 _MAX_BYTES = 1 << 50
 _FORK_SECONDS = 5.0
@@ -98,11 +98,6 @@ class Outcome:
 
 def _names(value: Any, most: int) -> tuple[str, ...]:
     return tuple(name for name in value[:most] if installed.is_name(name)) if isinstance(value, list) else ()
-
-
-def in_a_line(text: Any) -> str:
-    """A reason as one line that is not too long."""
-    return "".join(letter if letter.isprintable() else " " for letter in str(text or ""))[:_MAX_WHY]
 
 
 def died(status: int) -> str:
