@@ -15,6 +15,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system import processes
 from airflow_provider_air_executor.system.processes import Kill
+from tests.support.changing import ChangingManagers, in_both_kinds
 from tests.support.jobs import ended, only_task, read_log, shim_pid, task
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment
@@ -37,6 +38,7 @@ while time.monotonic() < end:
 """
 
 
+@in_both_kinds
 def test_a_chain_of_processes_does_not_outrun_the_kill(
     store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
 ) -> None:
@@ -80,10 +82,13 @@ os.kill, os.killpg = kill, killpg
 """
 
 
+@in_both_kinds
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "lost"])
 def test_what_may_not_be_killed_is_said_and_not_repeated_beside(store: JobStore, managers: Managers, how: str) -> None:
     """A setuid program is such a one, if the manager is not root."""
     managers.patch = UNTOUCHABLE
+    if isinstance(managers, ChangingManagers):  # the processes that it forks may not either
+        managers.have_imported("untouchable", UNTOUCHABLE)
     managers.start()
     limit = {"timeout": 1} if how == "timeout" else {}
     store.submit(JOB, [task("a", "sleep 1234567 & wait", retries=1, **limit)])
@@ -122,6 +127,7 @@ def test_where_processes_cannot_be_inspected_no_manager_starts(store: JobStore, 
     assert "/proc is not mounted" in done.stderr
 
 
+@in_both_kinds
 def test_a_stopped_task_hears_that_it_is_to_end(store: JobStore, managers: Managers) -> None:
     managers.start("--kill-grace", "60")
     store.submit(JOB, [task("a", "trap 'echo bye; exit' TERM; kill -STOP $$; sleep 1000 & wait")])
@@ -143,9 +149,9 @@ def _state(pid: int) -> str:
         return ""
 
 
-@pytest.mark.parametrize("runner", ["local", "warm"])
+@in_both_kinds
 def test_a_signal_that_was_blocked_where_the_manager_was_started(
-    store: JobStore, managers: Managers, tmp_path: Path, runner: str
+    store: JobStore, managers: Managers, tmp_path: Path, kind_of_tasks: str
 ) -> None:
     """The manager and its tasks hear SIGTERM all the same."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -154,11 +160,9 @@ def test_a_signal_that_was_blocked_where_the_manager_was_started(
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     code = f"import time, pathlib; pathlib.Path({str(tmp_path / 'begun')!r}).touch(); time.sleep(1000)"
-    (tmp_path / "sleeps_long.py").write_text(code)
-    managers.environment["PYTHONPATH"] = str(tmp_path)
     one = {"id": "a", "command": sys.executable, "args": ["-c", code]}
-    if runner == "warm":
-        one = {"id": "a", "command": sys.executable, "args": ["-m", "timeit", "-n", "1", code], "runner": "warm"}
+    if kind_of_tasks == "warm":  # the process that is forked
+        one = {**one, "args": ["-m", "timeit", "-n", "1", code], "runner": "warm"}
     store.submit(JOB, [one])
     wait_until((tmp_path / "begun").exists, what="it runs")
     inbox.cancel(store, JOB)

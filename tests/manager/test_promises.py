@@ -16,9 +16,10 @@ import pytest
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.changing import ChangingManagers, in_both_kinds, only_warm
 from tests.support.jobs import DATA, ended, outcomes, plain, read_log, remove, shim_pid, task, write_job
 from tests.support.managers import CLI, Managers
-from tests.support.processes import command_line, is_gone
+from tests.support.processes import command_line, is_gone, parent
 from tests.support.waiting import PATIENCE, until, wait_until
 
 
@@ -29,6 +30,7 @@ def shells_on_standby(manager: subprocess.Popen[str]) -> list[int]:
 
 
 class TestEngines:
+    @in_both_kinds
     def test_killed_shim_fails_the_attempt_as_lost_and_takes_its_group_along(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
@@ -40,6 +42,7 @@ class TestEngines:
         assert outcomes(store, "j") == {"a": ("failed", "lost")}
         wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the group is gone")
 
+    @in_both_kinds
     def test_killed_shim_is_tried_again_if_the_task_says_so(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -54,6 +57,7 @@ class TestEngines:
         assert {reason for _, reason in outcomes(store, "j").values()} == {"spawn"}
         assert "no-such-command" in (store.get_tasks("j")[0].error or "")
 
+    @in_both_kinds
     @pytest.mark.parametrize(
         ("line", "reason", "code"),
         [
@@ -71,6 +75,7 @@ class TestEngines:
         found = store.get_tasks("j")[0]
         assert (found.reason, found.exit_code) == (reason, code)
 
+    @in_both_kinds
     def test_a_bash_text_runs_as_a_script(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         """All of its output is there, ``exit`` ends it, and so does a command that fails after ``set -e``."""
         store.submit(
@@ -145,6 +150,7 @@ class TestEngines:
         assert first == f"hé {tmp_path} j a 1"
         assert {"logs", "state.json", "tasks.json"} <= set(listed)
 
+    @in_both_kinds
     def test_a_task_gets_none_of_the_managers_descriptors(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -154,12 +160,14 @@ class TestEngines:
         assert "manager.lock" not in log
         assert "inotify" not in log
 
+    @in_both_kinds
     @pytest.mark.parametrize("size", [100_000, 10_000_000])
     def test_much_on_stderr_is_kept(self, store: JobStore, manager: subprocess.Popen[str], size: int) -> None:
         store.submit("j", [task("a", f"head -c {size} /dev/zero | tr '\\0' x >&2; exit 1")])
         assert ended(store, "j").reason == "exit"
         assert read_log(store, "j", "a").data == b"x" * size
 
+    @in_both_kinds
     def test_output_that_is_not_text_is_kept_byte_for_byte(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -169,6 +177,7 @@ class TestEngines:
         assert read_log(store, "j", "a").data == b"\xff\xfe\x00[bold]x[/nope]\x1b[31m"
         assert "[bold]" in read_log(store, "j", "a").text
 
+    @in_both_kinds
     def test_timeout_is_enforced_on_the_whole_group(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
@@ -179,6 +188,7 @@ class TestEngines:
         child = int((tmp_path / "pid").read_text())
         wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the child is gone")
 
+    @in_both_kinds
     def test_a_command_that_ends_well_after_its_timeout_has_failed_all_the_same(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -186,12 +196,14 @@ class TestEngines:
         assert ended(store, "j").state == "failed"
         assert outcomes(store, "j") == {"a": ("failed", "timeout")}
 
+    @in_both_kinds
     def test_task_timeout_of_the_settings(self, store: JobStore, managers: Managers) -> None:
         managers.start("--task-timeout", "0.3")
         store.submit("j", [task("a", "sleep 1000"), task("b", "sleep 0.6", timeout=60)], max_parallel_tasks=2)
         assert ended(store, "j").reason == "timeout"
         assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("completed", None)}
 
+    @in_both_kinds
     def test_log_size_is_limited_where_asked_for(self, store: JobStore, managers: Managers) -> None:
         managers.start("--max-log-size", "100000")
         store.submit("j", [task("a", "while :; do echo yes; done")])
@@ -200,6 +212,7 @@ class TestEngines:
 
 
 class TestLimits:
+    @in_both_kinds
     def test_number_of_attempts_is_limited(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         managers.start("--max-concurrent-runners", "3")
         for number in range(4):
@@ -221,6 +234,7 @@ class TestLimits:
             assert ended(store, name).state == "completed"
             assert highest((tmp_path / name).read_text()) == expected
 
+    @in_both_kinds
     def test_higher_priority_first_then_older_first(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         for name, priority in (("a", 0), ("b", 5), ("c", 0), ("d", 5)):
             store.submit(name, [f"echo {name} >> {tmp_path}/out"], priority=priority)
@@ -244,6 +258,7 @@ class TestLimits:
         inbox.add_tasks(store, "j", [task("c", f"{until(third)}; touch {second}"), task("d", f"touch {third}")])
         assert ended(store, "j").state == "completed"
 
+    @in_both_kinds
     def test_job_timeout(self, store: JobStore, manager: subprocess.Popen[str]) -> None:
         store.submit("j", [task("a", "sleep 1000"), task("b")], timeout=0.3, max_parallel_tasks=1)
         assert ended(store, "j").reason == "timeout"
@@ -308,6 +323,7 @@ class TestBadJobs:
         assert ended(store, "j").reason == "invalid"
         assert [file.read_text() for file in path.glob(".state.json.invalid-*")] == ['{"id": "j-1", "na']
 
+    @in_both_kinds
     def test_failed_dependency_fails_what_depends_on_it_and_nothing_else(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -480,6 +496,7 @@ class TestTasksAddedAtRuntime:
         assert len(store.get_tasks("j")) == 2
         assert [file.read_text() for file in store.paths("j").directory.glob(".tasks.json.invalid-*")] == ["[{\n"]
 
+    @in_both_kinds
     def test_added_by_request_with_dependencies_on_running_tasks(
         self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path
     ) -> None:
@@ -491,8 +508,9 @@ class TestTasksAddedAtRuntime:
 
 
 class TestCrashes:
+    @in_both_kinds
     def test_manager_killed_at_random_moments_loses_and_repeats_nothing(
-        self, store: JobStore, managers: Managers, tmp_path: Path
+        self, store: JobStore, managers: Managers, tmp_path: Path, kind_of_tasks: str
     ) -> None:
         """``kill -9`` ten times during a job of 200 tasks: each task has run exactly once."""
         seed = random.randrange(1 << 30)
@@ -507,16 +525,47 @@ class TestCrashes:
             )
             for number in range(200)
         ]
+        longest = 0.15 if kind_of_tasks == "processes" else 1.0  # until there may be another generation
         process = managers.start("--max-concurrent-runners", "4")
         store.submit("j", tasks, max_parallel_tasks=4)
         for _ in range(10):
-            time.sleep(moments.uniform(0, 0.15))
+            time.sleep(moments.uniform(0, longest))
             managers.kill(process)
             process = managers.start("--max-concurrent-runners", "4")
         assert ended(store, "j").state == "completed"
         assert sorted(map(int, out.read_text().split())) == list(range(200))
         assert {item.attempt for item in store.get_tasks("j")} == {1}
 
+    @only_warm
+    def test_tasks_of_more_generations_than_are_kept_end_as_any_others(
+        self, store: JobStore, managers: ChangingManagers, tmp_path: Path
+    ) -> None:
+        """By themselves, or since they are cancelled or killed: under their own manager, and under the next one."""
+        flags = ("--max-concurrent-runners", "100")
+        process = managers.start(*flags)
+        shims, forked_by = list[int](), set[int]()
+        while len(forked_by) < 10:
+            number, made = len(shims), len(managers.made())
+            line = f"{until(tmp_path / 'go')}; echo {number} >> {tmp_path}/out; exit {number}"
+            store.submit(f"j{number}", [task("a", line)])
+            shims.append(shim_pid(store, f"j{number}", "a"))
+            forked_by.add(parent(shims[-1]))
+            wait_until(lambda made=made: len(managers.made()) > made, what="there is another generation")
+        for cancelled, killed in ((0, 1), (2, 3)):
+            inbox.cancel(store, f"j{cancelled}")
+            os.kill(shims[killed], signal.SIGKILL)
+            assert ended(store, f"j{cancelled}").reason == "cancelled"
+            assert ended(store, f"j{killed}").reason == "lost"
+            managers.kill(process)
+            process = managers.start(*flags)
+        (tmp_path / "go").touch()
+        for number in range(4, len(shims)):
+            assert ended(store, f"j{number}").reason == "exit"
+            assert store.get_tasks(f"j{number}")[0].exit_code == number
+        assert sorted(map(int, (tmp_path / "out").read_text().split())) == list(range(4, len(shims)))
+        wait_until(lambda: all(map(is_gone, shims)), what="none of them stays")
+
+    @in_both_kinds
     def test_a_result_that_came_while_no_manager_ran_is_kept(
         self, store: JobStore, managers: Managers, tmp_path: Path
     ) -> None:
@@ -535,6 +584,7 @@ class TestCrashes:
         assert ended(store, "j").reason == "exit"
         assert outcomes(store, "j") == {"good": ("completed", None), "bad": ("failed", "exit")}
 
+    @in_both_kinds
     def test_a_shim_that_dies_while_no_manager_runs_is_lost(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
@@ -544,6 +594,7 @@ class TestCrashes:
         managers.start()
         assert ended(store, "j").reason == "lost"
 
+    @in_both_kinds
     def test_an_adopted_task_can_be_timed_out_and_cancelled(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("timeout", [task("a", "sleep 1000", timeout=1)])
@@ -557,6 +608,7 @@ class TestCrashes:
         for pid in pids:
             wait_until(lambda pid=pid: is_gone(pid), what="it is gone")
 
+    @in_both_kinds
     def test_a_reused_process_id_of_another_process_is_not_killed(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
@@ -575,6 +627,7 @@ class TestCrashes:
             other.kill()
             other.wait()
 
+    @in_both_kinds
     def test_sigterm_ends_the_manager_not_the_tasks(self, store: JobStore, managers: Managers, tmp_path: Path) -> None:
         process = managers.start()
         store.submit("j", [task("a", f"{until(tmp_path / 'go')}; echo done")])
@@ -594,6 +647,7 @@ class TestCrashes:
         managers.start()
         assert ended(store, "j").reason == "lost"
 
+    @in_both_kinds
     def test_two_managers_on_one_base_path(
         self, store: JobStore, manager: subprocess.Popen[str], managers: Managers, tmp_path: Path
     ) -> None:
@@ -604,6 +658,7 @@ class TestCrashes:
         assert ended(store, "j").state == "completed"
         assert (tmp_path / "out").read_text() == "x\n" * 20
 
+    @in_both_kinds
     def test_full_disk_stops_new_work_not_the_manager(self, store: JobStore, managers: Managers) -> None:
         """On a file system of 2 MB that is filled up, and freed later."""
         store.base_path.mkdir()
@@ -648,6 +703,7 @@ class TestRequests:
         assert ended(store, "another").state == "completed"
         assert not inbox.requests(store)
 
+    @in_both_kinds
     def test_cancel_kills_what_runs_and_starts_nothing_more(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
@@ -667,6 +723,7 @@ class TestRequests:
         assert ended(store, "j").reason == "cancelled"
         assert inbox.requests(store) == []
 
+    @in_both_kinds
     def test_retry_keeps_what_is_done(self, store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
         store.submit(
             "j",
@@ -692,6 +749,7 @@ class TestRequests:
         assert len(list(store.inbox_path.glob(".*.invalid-*"))) == 3
         assert manager.poll() is None
 
+    @in_both_kinds
     def test_a_job_that_is_removed_while_it_runs_is_killed(
         self, store: JobStore, manager: subprocess.Popen[str]
     ) -> None:
