@@ -112,6 +112,15 @@ def claim(path: Path | str, record: Record, *, length: int = 0) -> int:
     return descriptor
 
 
+def forbid(path: Path | str) -> None:
+    """Create an empty record: nobody can claim the attempt any more.
+
+    :raises FileExistsError: if one has done so.
+    :raises OSError: if it cannot be created.
+    """
+    os.close(os.open(path, _FLAGS, 0o600))
+
+
 def put_start(path: Path, record: Record) -> None:
     """Write into the record of an attempt that is over when that has started. Its own time stays: that of the end.
 

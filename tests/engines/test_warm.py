@@ -108,6 +108,24 @@ seed, random = _numbers.seed, _numbers.random
 import threading, time
 threading.Thread(target=time.sleep, args=(60,), daemon=True, name="OtelBatchSpanRecordProcessor").start()
 """,
+    # The fork server does not come to say what it has forked; and what it has forked may take a while to begin.
+    "mute": """\
+import __main__, time
+def send(channel, real=__main__._send, **message):
+    if "token" in message:
+        time.sleep(600)
+    real(channel, **message)
+__main__._send = send
+""",
+    "late": """\
+import mute, os, time
+from airflow_provider_air_executor.engines.local import forked
+def claim(path, record, real=forked.claim):
+    while not os.path.exists(__file__ + ".go"):
+        time.sleep(0.01)
+    return real(path, record)
+forked.claim = claim
+""",
     "waits": """\
 import os, sys, time
 print("started", flush=True)
@@ -260,6 +278,27 @@ def test_a_task_that_is_cancelled_before_its_modules_are_imported_never_starts(
     (modules / "slow.py.go").touch()
     assert run(store, "next", warm("report")).exit_code == 0  # now they are imported
     assert read_log(store, "job", "a").text == ""
+
+
+@pytest.mark.parametrize("how", ["mute", "late"])
+def test_a_task_that_is_cancelled_while_its_fork_server_dies_does_not_go_on(
+    store: JobStore, managers: Managers, tmp_path: Path, modules: Path, how: str
+) -> None:
+    """It has been forked, and the manager has not heard of that."""
+    manager = managers.start("--preload", how)
+    store.submit("job", [warm("waits", tmp_path / "go")])
+    (server,) = wait_until(lambda: fork_servers(manager), what="there is a fork server")
+    (shim,) = wait_until(lambda: [pid for pid in pids() if parent(pid) == server], what="it is forked")
+    if how == "mute":
+        wait_until(lambda: read_log(store, "job", "a").data, what="it runs")
+    inbox.cancel(store, "job")
+    store.submit("after", ["true"])  # by whose end the manager has read that
+    assert ended(store, "after").state == "completed"
+    os.kill(server, signal.SIGKILL)
+    assert ended(store, "job").reason == "cancelled"
+    (modules / "late.py.go").touch()
+    wait_until(lambda: is_gone(shim), what="it is gone")
+    assert read_log(store, "job", "a").text == ("started\n" if how == "mute" else "")
 
 
 @pytest.mark.parametrize("mode", ["", "stubborn"])

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
 from airflow_provider_air_executor.engines.shim import modified_at
-from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
+from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs.attempt_record import Record, forbid, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
 from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.processes import is_claimed_token, is_launcher, is_shim
@@ -101,6 +102,25 @@ def ended_by(attempt: Attempt, record: Record, ended_at: datetime, usage: Usage 
     if record.spawn_error is not None:
         return Ended(attempt, None, ended_at, reason=Reason.SPAWN, error=record.spawn_error)
     return Ended(attempt, record.exit_code, ended_at, usage=usage)
+
+
+def record_of_killed(found: LocalAttempt) -> Record | None:
+    """The record of an attempt that was killed before anybody had said whether it has a process.
+
+    The fork server may have died between the fork and its word on it. If there is no record, there will be none.
+
+    :raises OSError: if nothing is known now, or a process may have begun a moment ago.
+    """
+    record = None if found.is_detached else read_record(found.record_path)
+    if record is None and not found.is_detached:
+        try:
+            forbid(found.record_path)
+        except FileExistsError:
+            refuse_unwritten(found.record_path, None)
+        except OSError as error:
+            if error.errno not in files.ABSENT:  # where none can be made, no process can make one either
+                raise
+    return record
 
 
 def refuse_unwritten(path: str, record: Record | None) -> None:

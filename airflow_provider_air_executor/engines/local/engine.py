@@ -26,6 +26,7 @@ from airflow_provider_air_executor.engines.local.adopted import (
     Forking,
     LocalAttempt,
     ended_by,
+    record_of_killed,
     refuse_unwritten,
 )
 from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
@@ -97,7 +98,7 @@ class _Reaped(NamedTuple):
     """An attempt whose process has ended, and whose record cannot be read now."""
 
     found: LocalAttempt
-    status: int
+    status: int | None  # None: it was killed before anybody could say whether it has a process
 
 
 class LocalEngine:
@@ -252,7 +253,7 @@ class LocalEngine:
         """
         attempt, forking = found.attempt, found.forking
         if found.is_killed_early is not None or forking is None:
-            self._release(found, Ended(attempt, None, utc_now()))
+            self._has_ended(found, None)
             return
         try:
             record = read_record(found.record_path)
@@ -277,7 +278,7 @@ class LocalEngine:
         found.usage = usage
         self._has_ended(found, status, is_shell=True)
 
-    def _has_ended(self, found: LocalAttempt, status: int, *, is_shell: bool = False) -> None:
+    def _has_ended(self, found: LocalAttempt, status: int | None, *, is_shell: bool = False) -> None:
         try:
             result = self._result(found, status)
         except OSError:
@@ -316,9 +317,15 @@ class LocalEngine:
         self._endings.add(kill_started_by(found.token, found.pid, has_just_ended=has_just_ended), result)
         self._endings.emit_what_is_over()
 
-    def _result(self, found: LocalAttempt, status: int) -> Ended | NotStarted | None:
+    def _result(self, found: LocalAttempt, status: int | None) -> Ended | NotStarted | None:
         """How the attempt of a process that has just been reaped ended; None if another process has it."""
         attempt, path = found.attempt, found.record_path
+        if status is None:
+            record = record_of_killed(found)
+            if record is None:
+                return Ended(attempt, None, utc_now())
+            self._adopt(found, record)
+            return None
         record = None if found.is_detached else read_record(path)
         exit_code = os.waitstatus_to_exitcode(status)
         if record is not None and record.pid == found.pid and could_not_fork(record) and exit_code > 0:
@@ -343,8 +350,8 @@ class LocalEngine:
     # -- what an earlier manager has left ------------------------------------------------------------------
 
     def _adopt(self, found: LocalAttempt, record: Record) -> None:
-        found.pid, found.token, found.usage = record.pid, record.token, None
-        self._attempts[found.attempt] = self._adopted.add(found)
+        found.usage, self._attempts[found.attempt] = None, self._adopted.add(found)
+        self._has_begun(found, record.pid, record.token)
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Adopt an attempt that an earlier manager may have started; None if it was never started."""
