@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,44 @@ from airflow_provider_air_executor.engines.local.learning import trial
 freshness.CHECK_SECONDS = 0.3
 publication.SECONDS, publication._SHARE = 0.2, 0
 preloading.FIRST_PAUSE = preloading.PAUSE = preloading.LONGEST_PAUSE = preloading.LOOK_SECONDS = 0.1
-trial.SECONDS = 2.0
+preloading.TRIALS_SECONDS, trial.SECONDS = 0.3, 2.0
 """
 BURNS = "import time\nbegan = time.process_time()\nwhile time.process_time() < began + 0.06: pass\n"
-# A trial yields to tasks, by which these modules know it: in tasks they do no harm.
 INSTALLED = {
     "good": BURNS + "WHICH = 1\n",
     "better": "import good\n" + BURNS,
-    "threads": BURNS + "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n",
-    "listens": BURNS + "import socket\nlistening = socket.create_server(('127.0.0.1', 0))\n",
-    "handles": BURNS + "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\n",
-    "starts": BURNS + "import os, subprocess\nif os.nice(0): subprocess.Popen(['sleep', '611'])\n",
-    "hides": BURNS + "import os, subprocess\nif os.nice(0): subprocess.run('setsid sleep 612 & :', shell=True)\n",
-    "hangs": BURNS + "import os, subprocess, time\nif os.nice(0): subprocess.Popen(['sleep', '612']), time.sleep(60)\n",
-    "ends": BURNS + "import os\nif os.nice(0): os._exit(0)\n",
-    "raises": BURNS + "import os\nif os.nice(0): raise SystemExit(3)\n",
+}
+# Others, and why they are not imported ahead. In tasks they do no harm: a trial yields to these, by which they know it.
+LIMIT = "pages = int(open('/proc/self/statm').read().split()[0])\n"
+LIMIT += "resource.setrlimit(resource.RLIMIT_AS, (4096 * pages + (64 << 20), resource.RLIM_INFINITY))\n"
+DEEPER = "def deeper(kept): return deeper([kept, bytearray(1 << 20)])\n"
+REFUSED = {
+    "threads": (
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()",
+        "it starts a thread when it is imported",
+    ),
+    "listens": ("import socket\nkept = socket.create_server(('127.0.0.1', 0))", "it opens a socket"),
+    "handles": ("import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)", "it changes a signal handler"),
+    "forks": ("import os\nif os.nice(0): os.fork()", "it starts a process"),
+    "starts": ("import os, subprocess\nif os.nice(0): subprocess.Popen(['sleep', '611'])", "it starts a process"),
+    "hides": (
+        "import os, subprocess\nif os.nice(0): subprocess.run('setsid sleep 612 & :', shell=True)",
+        "it starts a process",
+    ),
+    "hangs": (
+        "import os, subprocess, time\nif os.nice(0): subprocess.Popen(['sleep', '612']), time.sleep(60)",
+        "importing it takes longer than",
+    ),
+    "moves": ("import os\nos.chdir('/')", "it changes the working directory"),
+    "keeps": ("import tempfile\nkept = tempfile.TemporaryFile()", "it opens a file"),
+    "ends": ("import os\nif os.nice(0): os._exit(0)", "importing it ends the process"),
+    "raises": ("import os\nif os.nice(0): raise SystemExit(3)", "importing raises raises SystemExit"),
+    "grows": (
+        f"import os, resource\n{DEEPER}if os.nice(0):\n{textwrap.indent(LIMIT, ' ')} deeper(None)",
+        "importing grows raises MemoryError",
+    ),
+    # As the kernel does it, where there is no more memory.
+    "starves": ("import os\nif os.nice(0): os.kill(os.getpid(), 9)", "importing it ends the process (signal 9)"),
 }
 # A task: imports what it is told, and reports that, as a task of Airflow's does.
 IMPORTS = """\
@@ -64,7 +88,7 @@ def installed(tmp_path: Path, managers: Managers) -> Path:
     """The directory of installed modules that the managers of a test have."""
     directory = tmp_path / "site-packages"
     directory.mkdir()
-    for name, text in INSTALLED.items():
+    for name, text in (INSTALLED | {name: f"{BURNS}{code}\n" for name, (code, _) in REFUSED.items()}).items():
         (directory / f"{name}.py").write_text(text)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "imports.py").write_text(IMPORTS)
@@ -220,18 +244,21 @@ def test_a_manager_may_be_asked_to_import_everything_anew(
     assert tasks()["which"] == 22
 
 
-@pytest.mark.parametrize("module", ["threads", "listens", "handles", "starts", "hides", "hangs", "ends", "raises"])
+@pytest.mark.parametrize("module", REFUSED)
 def test_a_module_that_leaves_something_behind_is_never_imported_ahead_and_that_is_said_once(
     store: JobStore, managers: Managers, tasks: Tasks, module: str
 ) -> None:
+    why = REFUSED[module][1]
     manager = managers.start("--preload", "auto")
     tasks.until_ahead("good")
     wait_until(lambda: _runs(tasks, module) and refused(store, managers, module), what="it is refused")
     assert _runs(tasks, module)
-    assert "not imported ahead" in run_cli(info(store), managers.environment).stdout
+    _, _, shown = run_cli(info(store), managers.environment).stdout.partition("not imported ahead\n")
+    assert [line.split(None, 1)[1][: len(why)] for line in shown.splitlines() if line.startswith(module)] == [why]
     manager.kill()
     lines = [line for line in manager.communicate()[1].splitlines() if module in line]
-    assert len([line for line in lines if "is not imported ahead" in line]) == 1, lines
+    assert len([line for line in lines if f"{module} is not imported ahead of the tasks: {why}" in line]) == 1, lines
+    assert not [line for line in lines if "generation" in line]
     wait_until(lambda: not _sleeping(), what="nothing is left of its trial")
 
 
