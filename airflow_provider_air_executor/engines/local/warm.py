@@ -20,6 +20,7 @@ from airflow_provider_air_executor.engines.local.publication import Publication
 from airflow_provider_air_executor.engines.local.serving import Event, Exited, Refused, Server
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.preload_info import in_words
 
 log = logging.getLogger("air_executor.manager")
 
@@ -192,7 +193,7 @@ class ForkServerClient:
                 self._preloading.an_attempt_has_ended()
                 self._publication.something_has_changed()
         for server in self._generations.late():
-            self._lose(server, f"importing {', '.join(server.modules)} took longer than {IMPORT_SECONDS:g} s")
+            self._lose(server, f"importing {in_words(server.modules)} took longer than {IMPORT_SECONDS:g} s")
         self._events += self._generations.drop_unneeded()
         self._send()
         for part in (self._preloading, self._freshness, self._publication):
@@ -218,7 +219,7 @@ class ForkServerClient:
         if server.parent is None:
             log.info("fork server %s is warm", server.pid)
         else:
-            log.info("generation %d has imported %s", server.number, ", ".join(server.modules))
+            log.info("generation %d has imported %s", server.number, in_words(server.modules))
 
     def _lose(self, server: Server, why: str, module: str | None = None) -> None:
         """A process has ended, or is ended; its attempts go on.
@@ -250,7 +251,7 @@ class ForkServerClient:
         self._preloading.has_failed(module, why)
         if (server.modules, why) != self._said:
             self._said = server.modules, why
-            log.warning("a generation with %s could not be made: %s", ", ".join(server.modules), why)
+            log.warning("a generation with %s could not be made: %s", in_words(server.modules), why)
 
     def _cannot_start(self, why: str) -> None:
         """There is no new fork server for a while. If there is none at all, what waits for one starts cold."""

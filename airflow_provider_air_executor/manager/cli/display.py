@@ -38,7 +38,7 @@ _COLOURS = {"completed": "green", "failed": "red", "working": "yellow", "running
 
 def show(jobs: Jobs, job_name: str | None, selection: Selection, limit: int) -> None:
     """Print the jobs that are meant, or one with its tasks."""
-    console = _console()
+    console = make_console()
     if job_name is None:
         index = jobs.index()
         console.print(_overview(jobs, index, selection.among(jobs, index.jobs()), limit, console.width))
@@ -53,7 +53,7 @@ def watch(jobs: Jobs, job_name: str | None, selection: Selection, limit: int) ->
     """
     from rich.live import Live  # not needed, and not loaded, for a look
 
-    console, jobs = _console(), waiting(jobs)
+    console, jobs = make_console(), waiting(jobs)
     if job_name is None:
         index = jobs.index()  # it looks at what has changed only
 
@@ -77,7 +77,7 @@ def watch(jobs: Jobs, job_name: str | None, selection: Selection, limit: int) ->
     return job
 
 
-def _console() -> Console:
+def make_console() -> Console:
     """Where it is shown; into a pipe or a file nothing is folded, so that lines can be searched.
 
     ``COLUMNS`` alone is a user's wish. Together with ``LINES`` it says nothing of a pipe: GNU readline sets both in the
@@ -159,7 +159,7 @@ def show_manager(jobs: Jobs, info: ManagerInfo) -> None:
     ]
     for heading, text in rows:
         if text:
-            _console().print(Text(f"{heading:12}{text}"), soft_wrap=True)
+            make_console().print(Text(f"{heading:12}{text}"), soft_wrap=True)
 
 
 def _counted(info: ManagerInfo) -> str:

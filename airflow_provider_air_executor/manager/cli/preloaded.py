@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_NAMED = 6  # modules that are named; there may be hundreds
+from airflow_provider_air_executor.jobs.preload_info import in_words
+from airflow_provider_air_executor.manager.cli.display import make_console
+
+_NUMBERS = ("MS", "MB", "TASKS A DAY", "PARSE MS")  # columns of numbers
 
 
 def show(found: dict[str, Any]) -> None:
     """Print what a manager has published, see :mod:`~airflow_provider_air_executor.jobs.preload_info`."""
-    console = Console(highlight=False)
+    console = make_console()
     for heading, text in _rows(found):
         console.print(Text(f"{heading:18}{text}"), soft_wrap=True)
     learned = found["learned"]
     if learned is None:
         return
-    for heading, names, table in _tables(learned):
+    for heading, table in _tables(learned, found["generation"]):
         console.print()
         console.print(Text(heading))
-        if names:
+        if table is not None:
             console.print(table)
 
 
@@ -33,43 +35,66 @@ def _rows(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if found[name]:
             yield name.replace("_", " "), _server(found[name])
     for server in found["earlier"]:
-        yield "earlier", f"process {server['pid']} has {server['attempts']} tasks, and ends with the last of them"
+        tasks = "1 task" if server["attempts"] == 1 else f"{server['attempts']} tasks"
+        yield "earlier", f"process {server['pid']} has {tasks}, and ends with the last of them"
     if found["learned"] is None:
         yield "learning", "off; the setting preload = auto has what tasks import learned"
 
 
 def _server(server: dict[str, Any]) -> str:
-    first, others = server["modules"][:_NAMED], server["modules"][_NAMED:]
-    modules = ", ".join([*first, *([f"{len(others)} more modules"] if others else [])]) or "nothing"
+    modules = in_words(server["modules"])
     if "pid" not in server:
         return f"imports {modules}"
     return f"{server['pid']} since {_clock(server['since'])}: {modules} ({server['ms']} ms, {server['mb']} MB)"
 
 
-def _tables(learned: dict[str, Any]) -> Iterator[tuple[str, int, Table]]:
-    ahead = learned["modules"]
-    table = Table("PACKAGE", "MS", "MB", "TASKS A DAY", "SINCE", box=None, pad_edge=False)
-    for one in ahead:
-        table.add_row(one["name"], f"{one['ms']}", f"{one['mb']}", f"{one['tasks_per_day']}", _clock(one["since"]))
-    memory = f" (at most {learned['memory_cap_mb']} MB)"
-    yield f"imported ahead{memory}" if ahead else f"nothing is imported ahead yet{memory}", len(ahead), table
+def _tables(learned: dict[str, Any], generation: dict[str, Any] | None) -> Iterator[tuple[str, Table | None]]:
+    memory = f"at most {learned['memory_cap_mb']} MB"
+    if learned["modules"]:
+        ahead = [
+            (one["name"], one["ms"], one["mb"], one["tasks_per_day"], _chosen(one, generation))
+            for one in learned["modules"]
+        ]
+        yield f"imported ahead ({memory})", _table(("PACKAGE", "MS", "MB", "TASKS A DAY", "CHOSEN"), ahead)
+    else:
+        yield f"nothing is imported ahead yet ({memory})", None
     if learned["refused"]:
-        table = Table("PACKAGE", "WHY NOT", box=None, pad_edge=False)
-        for one in learned["refused"]:
-            table.add_row(one["name"], one["why"])
-        yield "not imported ahead", len(learned["refused"]), table
+        refused = [(one["name"], one["why"]) for one in learned["refused"]]
+        yield "not imported ahead", _table(("PACKAGE", "WHY NOT"), refused)
     if learned["waiting"]:
-        yield f"waiting for a trial: {', '.join(learned['waiting'])}", 0, Table()
+        yield f"waiting for a trial: {in_words(learned['waiting'])}", None
     if learned["files"]:
-        table = Table("FILE", "TASKS A DAY", "PARSE MS", "STARTS FROM", box=None, pad_edge=False)
-        for one in learned["files"]:
-            where = "the generation" if one["where"] == "generation" else "the fork server"
-            why = f": it changes {', '.join(one['changes'])}" if one["changes"] else ""
-            table.add_row(one["name"], f"{one['tasks_per_day']}", f"{one['parse_ms']}", f"{where}{why}")
-        yield "DAG files", len(learned["files"]), table
+        files = [
+            (one["name"], one["tasks_per_day"], one["parse_ms"], _where(one, generation)) for one in learned["files"]
+        ]
+        yield "DAG files", _table(("FILE", "TASKS A DAY", "PARSE MS", "STARTS FROM"), files)
 
 
-def _clock(at: str | float) -> str:
+def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table whose cells are never cut."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in _NUMBERS else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    return table
+
+
+def _chosen(package: dict[str, Any], generation: dict[str, Any] | None) -> str:
+    """When a package was chosen, and whether tasks have to wait for it."""
+    is_there = generation is not None and package["name"] in generation["modules"]
+    return _clock(package["since"]) + ("" if is_there else ", for the next generation")
+
+
+def _where(file: dict[str, Any], generation: dict[str, Any] | None) -> str:
+    """What the tasks of a DAG file start from."""
+    if file["changes"]:
+        return f"the fork server: it changes {', '.join(file['changes'])}"
+    if file["where"] != "generation":
+        return "the fork server"
+    return "the fork server, until there is a generation" if generation is None else "the generation"
+
+
+def _clock(at: str) -> str:
     """A time on this machine's clock."""
-    moment = datetime.fromtimestamp(at, UTC) if isinstance(at, int | float) else datetime.fromisoformat(at)
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{datetime.fromisoformat(at).astimezone():%Y-%m-%d %H:%M:%S}"

@@ -280,6 +280,17 @@ def test_a_full_disk_is_no_fault(learner: Learner, tmp_path: Path, caplog: pytes
     assert "cannot be written" in caplog.text
 
 
+def test_times_are_said_as_elsewhere_whatever_the_file_has(learner: Learner, tmp_path: Path, clock: Clock) -> None:
+    again(learner, report(good=["good"], bad=["bad"]))
+    passes(learner, bad=Outcome(0.1, MB, why_not="it starts a thread"))
+    assert learner.describe()["modules"][0]["since"] == "2001-09-09T01:46:40+00:00"
+    assert learner.describe()["refused"][0]["since"] == "2001-09-09T01:46:40+00:00"
+    learner.write(now=True)
+    path = tmp_path / "preload.json"
+    path.write_text(path.read_text().replace('"at":1000000000.0', '"at":1e12'))
+    assert Learner(tmp_path, clock=clock).describe()["refused"][0]["since"] > "9000"
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _ASK_SECONDS = 60.0  # during which one task of it is enough
 _HOLD_SECONDS = 86400.0  # after which a trial that took too long is made again
 _MOST_TRIES = 3  # of what took too long
 _MEGABYTE = 1 << 20
+_LAST_MOMENT = 253e9  # in the year 9987
 
 
 class Learner:
@@ -286,13 +288,13 @@ class Learner:
                     "name": root,
                     "ms": round(1000 * verdicts[root].cpu_seconds),
                     "mb": round(verdicts[root].memory / _MEGABYTE, 1),
-                    "since": since,
+                    "since": _moment(since),
                     "tasks_per_day": round(tasks.get(root, 0.0), 1),
                 }
                 for root, since in self._choice.since.items()
             ],
             "refused": [
-                {"name": root, "why": verdict.why_not, "since": verdict.at}
+                {"name": root, "why": verdict.why_not, "since": _moment(verdict.at)}
                 for root, verdict in sorted(verdicts.items())
                 if verdict.why_not
             ],
@@ -309,7 +311,9 @@ class Learner:
             ],
             "waiting": [root for root, package in packages.items() if self._is_pending(root, package, tasks)],
             "memory_cap_mb": round(self._cap / _MEGABYTE),
-            "imported": None if self._cost is None else {"seconds": self._cost[0], "mb": self._cost[1] / _MEGABYTE},
+            "imported": None
+            if self._cost is None
+            else {"seconds": self._cost[0], "mb": round(self._cost[1] / _MEGABYTE, 1)},
         }
 
 
@@ -327,6 +331,11 @@ class _Choice:
         """Note a new choice."""
         self.since = {root: self.since.get(root, now) for root in chosen}
         self.names, self.at, self.is_due = names, now, False
+
+
+def _moment(at: float) -> str:
+    """A time in words; what has not come from a clock may be any number."""
+    return datetime.fromtimestamp(min(at, _LAST_MOMENT), UTC).isoformat()
 
 
 def _is_of_python(root: str) -> bool:
