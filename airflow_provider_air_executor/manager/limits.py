@@ -40,14 +40,22 @@ class Limits:
         self.log_times.watch(attempt)
         if self._settings.max_log_size is not None:
             self._guard.run_later(attempt.job_name, _LOG_SIZE_SECONDS, partial(self._check_log_size, attempt))
-        limit = task.timeout or self._settings.task_timeout
-        needed = task.resources and task.resources.time
-        limit = min(limit or needed, needed) if needed else limit
+        limit = self._limit_of(task)
         if limit is not None:
             ran = clock.elapsed(None, task.started_at or utc_now()) if ran is None else ran
-            cause = Cause(Reason.TIMEOUT, f"it ran longer than its timeout of {limit:g} s and was killed")
-            kill = partial(self.kill, attempt, cause)
+            kill = partial(self.kill, attempt, _ran_too_long(limit))
             self._timers.by(attempt, limit - ran, partial(self._guard.run_for, attempt.job_name, kill))
+
+    def _limit_of(self, task: Task) -> float | None:
+        """How many seconds a task may run; None: as long as it wants."""
+        limit = task.timeout or self._settings.task_timeout
+        needed = task.resources and task.resources.time
+        return min(limit or needed, needed) if needed else limit
+
+    def why_timed_out(self, task: Task, seconds: float) -> Cause | None:
+        """Why an attempt has failed that has run so many seconds, if that was too long."""
+        limit = self._limit_of(task)
+        return _ran_too_long(limit) if limit is not None and seconds > limit else None
 
     def job_has_started(self, job: ActiveJob, started_at: datetime) -> None:
         """A task of a job has been started; the timeout of the job is counted from the first one."""
@@ -171,6 +179,10 @@ def cancelled(*, again: bool) -> Cause:
     :param again: whether that was requested a second time.
     """
     return CANCELLED if again else CANCELLED._replace(spares_always=True)
+
+
+def _ran_too_long(limit: float) -> Cause:
+    return Cause(Reason.TIMEOUT, f"it ran longer than its timeout of {limit:g} s and was killed")
 
 
 def _timed_out(job: ActiveJob) -> Cause:

@@ -103,7 +103,8 @@ class Recovery:
                 self._limits.job_has_started(job, job.tasks[task.id].started_at or utc_now())
             if isinstance(found, Ended):
                 ended.append(found)
-                job.running[attempt] = _why_killed(job, task, found, stopped)
+                cause = _why_killed(job, task, found, stopped) or self._why_timed_out(job.tasks[task.id], found)
+                job.running[attempt] = cause
             elif not found.waits:
                 self._limits.watch(job.tasks[task.id], attempt, ran=found.age)
         for number, task in enumerate(job.tasks.values(), 1):
@@ -123,6 +124,13 @@ class Recovery:
                 yield False
         if job.is_dirty or job.delayed:
             yield from job.building_graph()  # not before: what has ended may depend on each other
+
+    def _why_timed_out(self, task: Task, ended: Ended) -> Cause | None:
+        """Why the earlier manager has killed an attempt whose time was over; None if it was not over."""
+        if not ended.exit_code or task.started_at is None:
+            return None
+        seconds = (ended.ended_at - task.started_at).total_seconds()
+        return self._limits.why_timed_out(task, seconds + _FILE_TIME_SECONDS)
 
     def _recover_unrecorded(self, job: ActiveJob, task: Task) -> None:
         """A task is said to run, but there is no record of its attempt."""

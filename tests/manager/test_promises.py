@@ -609,6 +609,25 @@ class TestCrashes:
             wait_until(lambda pid=pid: is_gone(pid), what="it is gone")
 
     @in_both_kinds
+    def test_a_timeout_is_one_if_the_manager_has_not_lived_to_see_the_end(
+        self, store: JobStore, managers: Managers, tmp_path: Path
+    ) -> None:
+        process = managers.start("--kill-grace", "600")
+        line = f"trap 'touch {tmp_path}/told; {until(tmp_path / 'go')}; exit 3' TERM; sleep 1000 & wait"
+        failing = f"{until(tmp_path / 'go')}; exit 3"
+        store.submit("j", [task("a", line, timeout=1), task("b", failing, timeout=600)], max_parallel_tasks=2)
+        shim_pid(store, "j", "b")
+        wait_until((tmp_path / "told").exists, what="its time is over")
+        managers.kill(process)
+        (tmp_path / "go").touch()
+        for name in ("a", "b"):
+            record = store.paths("j").record(name, 1)
+            wait_until(lambda record=record: len(record.read_text().splitlines()) == 2, what="it has ended")
+        managers.start()
+        ended(store, "j")
+        assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("failed", "exit")}
+
+    @in_both_kinds
     def test_a_reused_process_id_of_another_process_is_not_killed(self, store: JobStore, managers: Managers) -> None:
         process = managers.start()
         store.submit("j", [task("a", "sleep 1000")])
