@@ -54,7 +54,7 @@ class Notifier:
         """The descriptor that becomes readable when there are changes; -1 if none ever does."""
         return self._inotify.fileno() if self._inotify is not None else -1
 
-    def add(self, key: str, path: Path, *, only_closed: bool = False, removals: bool = False) -> None:
+    def add(self, key: str, path: Path | str, *, only_closed: bool = False, removals: bool = False) -> None:
         """Watch a directory, if that is possible; its changes are reported under ``key``.
 
         :param only_closed: whether only the closing of files that were written counts.

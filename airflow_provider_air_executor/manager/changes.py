@@ -71,7 +71,10 @@ class SlowPass:
         self.has_missed_some = False  # whether notifications were lost, since there were too many
 
     def inspect_everything(self) -> None:
-        """Inspect new jobs, those that run, and some that have ended; all of these if notifications were lost."""
+        """Inspect new jobs, those that run, and some that have ended; all of these if notifications were lost.
+
+        A manager that begins finds many that have ended, and glances at each. They are read when it is their turn.
+        """
         listed = files.stamp(self._store.jobs_path)
         # A directory that was changed a moment ago may change again without a new time stamp.
         if listed != self._listed or listed is None or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS:
@@ -79,7 +82,7 @@ class SlowPass:
             for name in self._jobs.ended.keys() - set(names):
                 self._intake.forget(name)
             for name in names:
-                if name not in self._jobs.ended:
+                if name not in self._jobs.ended and not self._intake.glance_at(name):
                     self._intake.inspect(name)
             self._listed = listed
         for name in list(self._jobs.active):
