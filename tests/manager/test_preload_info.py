@@ -18,6 +18,18 @@ def nothing_is_said_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def dag_file(name: str, tasks: float, milliseconds: int, **more: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "tasks_per_day": tasks,
+        "parse_ms": milliseconds,
+        "changes": [],
+        "ahead": "",
+        "where": "base",
+        **more,
+    }
+
+
 def published(**more: Any) -> dict[str, Any]:
     """What a manager publishes."""
     server = {"number": 1, "since": "2026-11-22T10:16:33.789000+00:00", "ms": 12, "mb": 0.5}
@@ -31,9 +43,9 @@ def published(**more: Any) -> dict[str, Any]:
         "refused": [{"name": "joblib", "why": "it changes [the] environment", "since": "2026-11-22T10:16:30+00:00"}],
         "waiting": ["httpx", "numpy"],
         "files": [
-            {"name": LONG, "tasks_per_day": 1204.5, "parse_ms": 5, "changes": [], "where": "generation"},
-            {"name": "a.py", "tasks_per_day": 7.0, "parse_ms": 1300, "changes": ["OMP_NUM_THREADS"], "where": "base"},
-            {"name": "b.py", "tasks_per_day": 1.0, "parse_ms": 1, "changes": [], "where": "base"},
+            dag_file(LONG, 1204.5, 5, ahead="yes", where="generation"),
+            dag_file("a.py", 7.0, 1300, changes=["OMP_NUM_THREADS"]),
+            dag_file("b.py", 1.0, 1, ahead="no: it prints"),
         ],
         "memory_cap_mb": 512,
     }
@@ -74,10 +86,10 @@ def test_it_is_a_few_aligned_tables(capsys: pytest.CaptureFixture[str], monkeypa
         "waiting for a trial: httpx, numpy",
         "",
         "DAG files",
-        f"{'FILE':{len(LONG)}}  TASKS A DAY  PARSE MS  STARTS FROM",
-        f"{LONG}       1204.5         5  the generation",
-        f"{'a.py':{len(LONG)}}          7.0      1300  the fork server: it changes OMP_NUM_THREADS",
-        f"{'b.py':{len(LONG)}}          1.0         1  the fork server",
+        f"{'FILE':{len(LONG)}}  TASKS A DAY  PARSE MS  STARTS FROM                                  EXECUTED AHEAD",
+        f"{LONG}       1204.5         5  the generation                               yes",
+        f"{'a.py':{len(LONG)}}          7.0      1300  the fork server: it changes OMP_NUM_THREADS  not yet",
+        f"{'b.py':{len(LONG)}}          1.0         1  the fork server                              no: it prints",
     ]
 
 
@@ -105,7 +117,7 @@ def test_at_first_there_is_little_to_show(capsys: pytest.CaptureFixture[str]) ->
 def test_while_there_is_no_generation_no_task_starts_from_one(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(published(generation=None), capsys)
     (first,) = [line for line in lines if line.startswith(LONG)]
-    assert first.endswith("  the fork server, until there is a generation")
+    assert first.endswith("  the fork server, until there is a generation  yes")
     assert len([line for line in lines if line.endswith(", for the next generation")]) == 3
 
 

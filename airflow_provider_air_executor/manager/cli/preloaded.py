@@ -65,9 +65,10 @@ def _tables(learned: dict[str, Any], generation: dict[str, Any] | None) -> Itera
         yield f"waiting for a trial: {in_words(learned['waiting'])}", None
     if learned["files"]:
         files = [
-            (one["name"], one["tasks_per_day"], one["parse_ms"], _where(one, generation)) for one in learned["files"]
+            (one["name"], one["tasks_per_day"], one["parse_ms"], _where(one, generation), one["ahead"] or "not yet")
+            for one in learned["files"]
         ]
-        yield "DAG files", _table(("FILE", "TASKS A DAY", "PARSE MS", "STARTS FROM"), files)
+        yield "DAG files", _table(("FILE", "TASKS A DAY", "PARSE MS", "STARTS FROM", "EXECUTED AHEAD"), files)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:

@@ -19,7 +19,7 @@ SHELL = "env; ls -l /proc/self/fd | sed 's/.* -> //; s/[0-9]*//g'; ulimit -a; um
 
 
 def write_down() -> None:
-    """Leave what this task sees. Objects that were there before a fork are frozen, and the garbage collector has none."""
+    """Leave what this task sees. What was there before a fork is frozen, and the garbage collector does not have it."""
     context = get_current_context()
     found = {
         "run": same_probe.look(),
