@@ -165,6 +165,11 @@ _PROVIDERS = "airflow.providers."  # their operators are libraries as any
 # Libraries whose functions the profiler does not see: of what may be the time it is enough that it is named.
 _UNSEEN = {"numpy", "pandas", "polars"}
 _NUMPY_RANDOM = "numpy.random"
+# Libraries that read files without Python, and functions that use them.
+_UNSEEN_READERS = {
+    *("lxml", "pyarrow", "polars", "h5py", "netCDF4", "osgeo", "rasterio", "fiona", "geopandas", "cv2", "duckdb"),
+    *("read_parquet", "read_feather", "read_orc", "read_hdf"),
+}
 
 _TASK_VARIABLES = ("AIR_EXECUTOR_", "_AIRFLOW_", "AIRFLOW_CTX_")  # environment variables that each task has its own of
 _THREADS_SURVIVE = {"numpy", "scipy", "pyarrow"}  # their libraries start their threads anew in a forked process
@@ -208,6 +213,7 @@ class _RefusedError(BaseException):
 
 # -- whose a file is ---------------------------------------------------------------------------------------
 
+_TIMES_OF_FILES = {"getmtime", "getctime", "getatime"}
 _USERS, _INSTALLED, _IMPORT, _NOBODYS = "user", "installed", "import", ""
 
 
@@ -279,14 +285,21 @@ class _Owners:
             frame = frame.f_back
         return frame is not None and self.of(frame.f_code.co_filename) is _USERS
 
+    def wants_stat(self, frame: types.FrameType) -> bool:
+        """Whether it is code of the user's that gets the status of a file, and not only that there is one."""
+        if frame.f_code.co_name in _TIMES_OF_FILES:
+            return True
+        caller = frame.f_back if frame.f_code.co_name == "stat" else frame  # of Path.stat
+        return caller is not None and self.of(caller.f_code.co_filename) is _USERS
+
     def keeps(self, *things: object) -> bool:
-        """Whether a module of the user's has one of these as a value."""
+        """Whether a module of the user's has one of these as a value, or as an attribute of one."""
         kept = {id(thing) for thing in things}
         for module in list(sys.modules.values()):
-            if self.of(getattr(module, "__file__", None) or "<") is _USERS and kept & set(
-                map(id, vars(module).values())
-            ):
-                return True
+            if self.of(getattr(module, "__file__", None) or "<") is _USERS:
+                for value in vars(module).values():
+                    if id(value) in kept or kept.intersection(map(id, getattr(value, "__dict__", {}).values())):
+                        return True
         return False
 
 
@@ -316,15 +329,18 @@ class _Files:
         self.found[name] = _stamp(name)
         self.has_zip |= name.endswith((".zip", ".egg", ".whl"))
 
-    def look_for(self, path: Any) -> None:
-        """It is looked whether it is there; of a directory no more is known then than that."""
+    def look_for(self, path: Any, *, wants_time: bool) -> None:
+        """It is looked whether it is there.
+
+        :param wants_time: that when it was changed may be asked for; else a directory may change.
+        """
         if isinstance(path, int):
             return
         try:
             is_directory = stat.S_ISDIR(_stat(path).st_mode)
         except (OSError, ValueError):
             is_directory = False
-        if not is_directory:
+        if wants_time or not is_directory:
             self.add(path)
 
     def add_modules(self, imported: Iterable[str]) -> None:
@@ -333,9 +349,11 @@ class _Files:
             path = getattr(module, "__file__", None)
             if isinstance(path, str) and os.path.isabs(path):
                 self.add(path)
-            self.has_zip |= isinstance(getattr(module, "__loader__", None), zipimport.zipimporter) and (
-                self._owners.of(str(path)) is _USERS
-            )
+                is_zipped = isinstance(getattr(module, "__loader__", None), zipimport.zipimporter)
+                self.has_zip |= is_zipped and self._owners.of(path) is _USERS
+            elif path is None:  # there may be directories that are no package yet
+                for directory in getattr(module, "__path__", ()):
+                    self.add(os.path.join(directory, "__init__.py"))
         for name in imported:
             if name not in sys.modules:
                 for path in self._places(name):
@@ -620,6 +638,8 @@ class _Calls:
             self._verdict.note(_CHANCE)
         if not _UNSEEN.isdisjoint(sys.modules) and any(map(_may_name_now, self._executed.values())):
             self._verdict.note("it may read the time")
+        if any(map(_may_read_unseen, self._executed.values())):
+            self._verdict.note("it may read files with a library that does not tell")
 
 
 class _Watch:
@@ -728,8 +748,9 @@ class _Watch:
 
     def _looking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def look(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._owners.is_importing(sys._getframe(1)):  # noqa: SLF001
-                self._files.look_for(path)
+            frame = sys._getframe(1)  # noqa: SLF001
+            if not self._owners.is_importing(frame):
+                self._files.look_for(path, wants_time=original is _stat and self._owners.wants_stat(frame))
             return original(path, *args, **kwargs)
 
         return look
@@ -749,6 +770,10 @@ def _may_name_now(code: types.CodeType) -> bool:
     """Whether it may ask a library for the present time, by a method or as that of a string."""
     texts = {text.lower() for text in code.co_consts if isinstance(text, str)}
     return not texts.union(code.co_names).isdisjoint(_NOW)
+
+
+def _may_read_unseen(code: types.CodeType) -> bool:
+    return not _UNSEEN_READERS.isdisjoint(name.partition(".")[0] for name in code.co_names)
 
 
 def _forgets_time(name: str, module: str) -> bool:

@@ -711,6 +711,11 @@ REFUSED: dict[str, tuple[str, str]] = {
     "a profiler": ("import sys\nsys.setprofile(None)\n", "it causes sys.setprofile"),
     "mmap": ("import mmap\nX = mmap.mmap(-1, 4096)\n", "it causes mmap"),
     "many files": ("for n in range(101):\n    os.path.exists(f'BUNDLE/{n}')\n", "it depends on more than 100 files"),
+    "keeps stdout in something": (
+        "import sys\nclass A:\n    def __init__(self):\n        self.out = sys.stdout\nB = A()\n",
+        "it keeps a standard stream",
+    ),
+    "parquet": ("try:\n    import pyarrow.parquet\nexcept ImportError:\n    pass\n", "it may read files"),
     "exec": ("exec('import time; X = time.time()')\n", "it reads the time"),
 }
 
@@ -794,6 +799,23 @@ def test_a_module_that_is_not_there_may_appear(watch: Watch, tmp_path: Path) -> 
     seen = watch({"dag.py": BEGIN + "try:\n    import mine\nexcept ImportError:\n    pass\n" + SIMPLE})
     assert seen["why_not"] == ""
     assert _files(seen, tmp_path) == {"dag.py", "mine.py", "mine"}
+
+
+@pytest.mark.parametrize("how", ["os.path.getmtime('BUNDLE/c')", "Path('BUNDLE/c').stat()", "os.stat('BUNDLE/c')"])
+def test_what_asks_for_the_time_of_a_directory_depends_on_it(watch: Watch, tmp_path: Path, how: str) -> None:
+    seen = watch({"dag.py": f"{BEGIN}X = {how}\n{SIMPLE}", "c/d": ""})
+    assert (seen["why_not"], _files(seen, tmp_path)) == ("", {"dag.py", "c"})
+
+
+def test_what_asks_whether_there_is_a_directory_does_not_depend_on_what_is_in_it(watch: Watch, tmp_path: Path) -> None:
+    text = "assert os.path.isdir('BUNDLE/c') and Path('BUNDLE/c').exists() and Path('BUNDLE/c').resolve()\n"
+    seen = watch({"dag.py": BEGIN + text + SIMPLE, "c/d": ""})
+    assert (seen["why_not"], _files(seen, tmp_path)) == ("", {"dag.py"})
+
+
+def test_a_directory_may_become_a_package(watch: Watch, tmp_path: Path) -> None:
+    seen = watch({"dag.py": BEGIN + "import parts.one\n" + SIMPLE, "parts/one.py": ""})
+    assert (seen["why_not"], _files(seen, tmp_path)) == ("", {"dag.py", "parts/__init__.py", "parts/one.py"})
 
 
 def test_modules_that_have_been_compiled_are_known_by_their_sources(watch: Watch, tmp_path: Path) -> None:
