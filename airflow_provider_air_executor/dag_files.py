@@ -32,6 +32,10 @@ _SIGNALS = signal.valid_signals() - {signal.SIGALRM, signal.SIGSEGV}
 _LOG_BYTES = 100_000  # that are read of what was logged meanwhile
 
 
+class _NotSharedError(Exception):
+    """What a DAG file gives must not be shared."""
+
+
 class DagFile(NamedTuple):
     """A DAG file, as a process is to execute it.
 
@@ -57,9 +61,16 @@ class _Parsing:
 
     @classmethod
     def of(cls, dag_file: DagFile) -> _Parsing:
+        """How a DAG file is executed.
+
+        :raises _NotSharedError: if a task may find another file than this one.
+        """
+        from airflow.dag_processing.bundles.local import LocalDagBundle
         from airflow.dag_processing.bundles.manager import DagBundlesManager
 
         bundle = DagBundlesManager().get_bundle(name=dag_file.bundle, version=dag_file.version)
+        if dag_file.version is None and not isinstance(bundle, LocalDagBundle):
+            raise _NotSharedError("each task updates its bundle, which has no versions")
         bundle.initialize()
         return cls(
             {
@@ -133,7 +144,11 @@ def watch(dag_file: DagFile) -> None:
     from airflow_provider_air_executor import parse_watch
 
     _block_database()
-    parsing = _Parsing.of(dag_file)
+    try:
+        parsing = _Parsing.of(dag_file)
+    except _NotSharedError as error:
+        import_report.send_watched(dag_file.key, str(error), {})
+        return
     found = parse_watch.watch(parsing, os.fspath(parsing.arguments["bundle_path"]))
     import_report.send_watched(dag_file.key, found.why_not, found.files)
 

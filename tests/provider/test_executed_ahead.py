@@ -289,6 +289,33 @@ result["kept"] = [share("3") is three, share("2") is two, share("1") is one]
     assert ran(lines, dags) == {"kept": [True, True, False]}
 
 
+OWN_BUNDLE = """
+import os, pathlib
+from airflow.dag_processing.bundles.base import BaseDagBundle
+
+class Own(BaseDagBundle):
+    supports_versioning = True
+    path = pathlib.Path(os.environ["AIRFLOW__CORE__DAGS_FOLDER"])
+    def get_current_version(self): return None
+    def refresh(self): pass
+"""
+
+
+def test_a_file_that_each_task_may_find_anew_is_not_shared(dags: Path) -> None:
+    """That is so in a bundle which is no directory of this machine, if tasks have no version of it."""
+    (dags.parent / "own_bundle.py").write_text(OWN_BUNDLE)
+    (dags / "d.py").write_text("from airflow.sdk import DAG\nimport constants\nDAG('d', schedule=None)\n")
+    lines = f"""
+bundles = [{{"name": "dags-folder", "classpath": "own_bundle.Own", "kwargs": {{}}}}]
+os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundles)
+{BEGIN}
+for version in (None, "1"):
+    plain.watch(dag_file()._replace(version=version))
+    result[str(version)] = json.loads(receiver.recv(65536))["why_not"]
+"""
+    assert ran(lines, dags) == {"None": "each task updates its bundle, which has no versions", "1": ""}
+
+
 def test_a_watched_file_is_reported_and_the_task_executes_it_itself(dags: Path) -> None:
     (dags / "d.py").write_text(DAG.replace('with open(os.environ["COUNT"], "a") as file:\n    file.write("x")\n', ""))
     lines = f"""{FORKERS}
