@@ -102,7 +102,7 @@ _REFUSED = {  # module -> names; before it happens
         "it changes something outside",
         (
             "write writev pwrite pwritev sendfile mkfifo mknod umask setsid setuid setgid seteuid setegid setreuid "
-            "setregid setresuid setresgid setgroups setpgid nice _exit abort dup2 fsync memfd_create "
+            "setregid setresuid setresgid setgroups setpgid setpgrp tcsetpgrp nice _exit abort dup2 fsync memfd_create "
             "eventfd openpty wait waitpid wait3 wait4 waitid sched_setaffinity setpriority unshare setns splice chroot "
             "copy_file_range sync posix_fallocate register_at_fork login_tty pidfd_open initgroups"
         ),
@@ -434,7 +434,7 @@ _ASPECTS: dict[str, Callable[[], Any]] = {
     "it starts a thread": lambda: sorted(sys._current_frames()),  # noqa: SLF001
     "it leaves a file or a socket open": _descriptors,
     "it handles signals": _handlers,
-    "it changes the working directory": os.getcwd,
+    "it changes the working directory": lambda: os.path.realpath("/proc/self/cwd"),
     "it changes the umask": _umask,
     "it changes the locale": lambda: locale.setlocale(locale.LC_ALL),
     "it changes the time zone": lambda: time.tzname,
@@ -659,9 +659,11 @@ class _Watch:
         note = self._verdict.note
         before = _state(self._bundle_path)
         result: Any = None
-        with self._watching(), contextlib.suppress(_RefusedError):
+        has_ended = False
+        with self._watching(), contextlib.suppress(_RefusedError, Exception):
             result = self._parse()
-        if getattr(result, "import_errors", None):
+            has_ended = True
+        if not has_ended or getattr(result, "import_errors", None):
             note("it cannot be imported")
         if self._verdict.is_logged:
             note("something is logged while it is executed")

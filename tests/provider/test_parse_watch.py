@@ -838,3 +838,17 @@ def test_what_is_in_a_zip_file_is_not_shared(watch: Watch, tmp_path: Path) -> No
 def test_the_first_of_what_was_refused_is_said_with_its_place(watch: Watch) -> None:
     seen = watch({"dag.py": "import helper\n", "helper.py": "\nimport time\n\nX = time.time()\nprint(X)\n"})
     assert seen["why_not"] == "it reads the time (helper.py, line 4)"
+
+
+def test_what_is_refused_gives_nothing_to_the_file_that_catches_the_exception(watch: Watch) -> None:
+    text = """
+from airflow.sdk import Variable
+try:
+    got = Variable.get("table")
+except BaseException as error:
+    got = type(error).__name__
+raise RuntimeError(f"got {got}")
+"""
+    seen = watch({"dag.py": BEGIN + text})
+    assert seen["why_not"] == "it reads a Variable (dag.py, line 11)"
+    assert "got _RefusedError" in seen["errors"]["dag.py"]
