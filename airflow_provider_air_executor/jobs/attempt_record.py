@@ -94,17 +94,22 @@ def read_record(path: Path | str, handle_path: Path | None = None) -> Record | N
     )
 
 
-def claim(path: Path | str, record: Record, *, length: int = 0) -> int:
-    """Create a record: the attempt belongs to the caller then.
+def claim(path: Path | str, record: Record) -> int:
+    """Create a record: the attempt belongs to the caller then; see :func:`claim_with`."""
+    return claim_with(path, record.text)
 
-    :param length: bytes of its line at least, so that another line can take its place; zeros come before it.
+
+def claim_with(path: Path | str | bytes, line: bytes) -> int:
+    """Create a record.
+
+    :param line: its first one, which may begin with zeros.
     :return: a descriptor, to which the second line is to be written.
     :raises FileExistsError: if another one has the attempt.
     :raises OSError: if it cannot be written; then the attempt is not claimed.
     """
     descriptor = os.open(path, _FLAGS, 0o600)
     try:
-        files.write_all(descriptor, record.text.rjust(length, b"0"))
+        files.write_all(descriptor, line)
     except BaseException:
         os.close(descriptor)
         files.remove(path)

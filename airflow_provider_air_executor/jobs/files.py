@@ -374,7 +374,7 @@ def open_regular(path: Path | str) -> int:
     return _regular(descriptor, path)
 
 
-def open_log(path: Path | str, *, create: bool = True) -> int:
+def open_log(path: Path | str | bytes, *, create: bool = True) -> int:
     """Open a log to append to it: it is no symlink to elsewhere, and no pipe to wait for.
 
     :param create: whether it is made where it is missing.
@@ -386,7 +386,7 @@ def open_log(path: Path | str, *, create: bool = True) -> int:
     return _regular(descriptor, path)
 
 
-def _regular(descriptor: int, path: Path | str) -> int:
+def _regular(descriptor: int, path: Path | str | bytes) -> int:
     """A descriptor, if it is that of a regular file; otherwise it is closed, and the error EINVAL is raised."""
     try:
         is_regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -396,7 +396,7 @@ def _regular(descriptor: int, path: Path | str) -> int:
     if is_regular:
         return descriptor
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
+    raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
 
 
 def read_start(path: Path | str, length: int) -> bytes:
@@ -484,7 +484,7 @@ def is_real_directory(path: Path) -> bool:
         return False
 
 
-def remove(path: Path | str) -> None:
+def remove(path: Path | str | bytes) -> None:
     """Remove a file if it is there."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)

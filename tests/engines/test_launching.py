@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import socket
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -11,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.children import Children, usage
 from airflow_provider_air_executor.engines.local.adopted import refuse_unwritten
-from airflow_provider_air_executor.engines.local.launcher import Request
-from airflow_provider_air_executor.engines.local.launching import Launching
-from airflow_provider_air_executor.jobs.attempt_record import Record, claim, read_record
+from airflow_provider_air_executor.engines.local.launcher import Received, Request
+from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched, _Launcher
+from airflow_provider_air_executor.engines.protocol import Attempt
+from airflow_provider_air_executor.jobs.attempt_record import Record, claim_with, read_record
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system.clock import boot
@@ -94,7 +97,7 @@ def test_a_command_counts_until_its_end_is_recorded() -> None:
 def test_nothing_is_concluded_from_a_record_that_has_just_been_claimed(tmp_path: Path) -> None:
     path = tmp_path / "record"
     claimed = Record(os.getpid(), datetime.now(UTC), claimed_token(TOKEN), None)
-    os.close(claim(path, claimed, length=100))
+    os.close(claim_with(path, claimed.text.rjust(100, b"0")))
     assert path.stat().st_size == 100
     assert read_record(path) == claimed
     assert is_claimed_token(claimed.token)
@@ -108,8 +111,35 @@ def test_nothing_is_concluded_from_a_record_that_has_just_been_claimed(tmp_path:
 
 def test_a_request_is_read_as_it_was_sent() -> None:
     request = Request(7, TOKEN, "record", "time", "log", "", "/bin/true", ["A=1", "B=\udcff=é"], ["", "x"])
-    assert Request.of(request.data) == request
-    assert Request.of(request._replace(args=[]).data) == request._replace(args=[])
+    received = Received.of(request.data)
+    assert received == (
+        7,
+        *map(os.fsencode, (TOKEN, "record", "time", "log", "", "/bin/true")),
+        [b"A=1", b"B=\xff=\xc3\xa9"],
+        [b"", b"x"],
+    )
+    assert Received.of(request._replace(args=[]).data) == received._replace(args=[])
+
+
+def test_messages_that_have_come_together_are_all_read() -> None:
+    launching = Launching({"PATH": "/usr/bin"}, Children())
+    launcher = object.__new__(_Launcher)
+    launcher.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    attempts = [Attempt.of("j", task_id, 1) for task_id in "ab"]
+    launcher.attempts, launcher._begun = dict(enumerate(attempts)), set()
+    launching._launchers[launcher.channel.fileno()] = launcher
+    assert launching._epoll is not None
+    launching._epoll.register(launcher.channel, select.EPOLLIN)
+    theirs.send(b'[["begun",0,77,"token"],["ended",0,0,0.25,null]]')
+    theirs.send(b'[["refused",1]]')
+    theirs.close()
+    events = []
+    while select.select([launching.descriptor], [], [], 0)[0]:
+        events += launching.poll()
+    ended = CommandEnded(attempts[0], 0, usage(0.25, None))
+    assert events == [Begun(attempts[0], 77, "token"), ended, NotLaunched(attempts[1])]
+    assert not launching._launchers
+    launching.close()
 
 
 @pytest.mark.parametrize(

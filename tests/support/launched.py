@@ -15,10 +15,11 @@ def begin(self, *args, real=LocalEngine.__init__, **kwargs):
     launching._environment = {**launching._environment, "PATH": "/usr/bin:/bin"}
     for _ in range(2):
         launching._next_launcher()
-        while not launching._launchers[-1].is_ready:
+        launcher = list(launching._launchers.values())[-1]
+        while not launcher.is_ready:
             launching.poll()
-        launching._launchers[-1].attempts[-1] = None  # so that there will be another one
-    for launcher in launching._launchers:
+        launcher.attempts[-1] = None  # so that there will be another one
+    for launcher in launching._launchers.values():
         del launcher.attempts[-1]
 
 LocalEngine.__init__ = begin

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import resource
 import select
@@ -20,11 +19,10 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.attempt_record import Record, claim
+from airflow_provider_air_executor.jobs.attempt_record import claim_with
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE, as_given, default_signals
 from airflow_provider_air_executor.system.processes import claimed_token, command_token
 
@@ -54,16 +52,29 @@ class Request(NamedTuple):
     @property
     def data(self) -> bytes:
         """The message that says so; no part of it may hold a NUL."""
-        *words, variables, args = self
-        return os.fsencode("\0".join((*map(str, words), str(len(variables)), *variables, *args)))
+        key, *words, variables, args = self
+        return os.fsencode("\0".join((str(key), *words, str(len(variables)), *variables, *args)))
+
+
+class Received(NamedTuple):
+    """A request as it has come: the system wants bytes anyway."""
+
+    key: int
+    token: bytes
+    record: bytes
+    started_at: bytes
+    log: bytes
+    directory: bytes
+    path: bytes
+    variables: list[bytes]
+    args: list[bytes]
 
     @classmethod
-    def of(cls, data: bytes) -> Request:
+    def of(cls, data: bytes) -> Received:
         """The request of a message."""
-        key, *words = os.fsdecode(data).split("\0")
-        last = 7 + int(words[6])
-        token, record, started_at, log, directory, path = words[:6]
-        return cls(int(key), token, record, started_at, log, directory, path, words[7:last], words[last:])
+        key, token, record, started_at, log, directory, path, number, *words = data.split(b"\0")
+        last = int(number)
+        return cls(int(key), token, record, started_at, log, directory, path, words[:last], words[last:])
 
 
 def main() -> None:
@@ -73,20 +84,20 @@ def main() -> None:
     Launcher(channel).serve()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Command:
     """A command that runs."""
 
     key: int
     token: str  # of its environment
-    started_at: datetime
+    started_at: str
     record: int  # a descriptor
 
     def identify(self, pid: int) -> str:
         """Put the number of the process into the record: the token there."""
         try:
             token = command_token(self.token, pid)
-            os.pwrite(self.record, Record(pid, self.started_at, token, None).text.rjust(_LINE, b"0"), 0)
+            os.pwrite(self.record, _line(pid, self.started_at, token), 0)
         except OSError:  # the next manager could not know whether it still runs
             os.killpg(pid, signal.SIGKILL)
             return claimed_token(self.token)
@@ -103,6 +114,11 @@ class _Command:
         return True
 
 
+def _line(pid: int, started_at: str, token: str) -> bytes:
+    """The first line of a record."""
+    return f"{pid} {started_at} {token}\n".encode().rjust(_LINE, b"0")
+
+
 class Launcher:
     """Starts commands at the request of the manager at the other end of a channel."""
 
@@ -111,7 +127,8 @@ class Launcher:
         self._is_alone = False  # whether the manager is gone
         self._running: dict[int, _Command] = {}  # by the process ids
         self._new: dict[int, float] = {}  # those that have just begun, and until when they count as such
-        self._events: list[list[Any]] = []  # that are to be reported
+        self._events: list[str] = []  # that are to be reported, each as JSON
+        self._pid = os.getpid()
         self._environment = {os.fsencode(name): os.fsencode(value) for name, value in as_given(os.environ).items()}
         self._default_signals = default_signals()
         self._own_maxrss = 0  # the most memory that this process had, at least
@@ -129,13 +146,12 @@ class Launcher:
         poll = select.poll()
         for source in (wakeup, self._channel.fileno()):
             poll.register(source, select.POLLIN)
-        self._events.append(["ready"])
+        self._events.append('["ready"]')
         self._report()
         while not (self._is_alone and not self._running):
             ready = [descriptor for descriptor, _ in poll.poll(1000 * self._sleep_seconds())]
             if wakeup in ready:
-                with contextlib.suppress(BlockingIOError):
-                    os.read(wakeup, 4096)
+                os.read(wakeup, 4096)
                 self._reap()
                 self._report()
             if self._channel.fileno() in ready:
@@ -144,7 +160,8 @@ class Launcher:
                     poll.unregister(self._channel)
             if not ready and not self._running and not self._events:
                 break  # it was not needed for a while
-            self._identify()
+            if self._new:
+                self._identify()
             self._report()
         os._exit(0)
 
@@ -156,26 +173,26 @@ class Launcher:
         return _IDLE_SECONDS
 
     def _answer(self) -> None:
-        while True:
-            try:
-                data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except OSError:
-                data = b""
-            if not data:
-                self._is_alone = True
-                return
-            request = Request.of(data)
-            try:
-                pid, command = self._start(request)
-            except (OSError, ValueError):
-                self._events.append(["refused", request.key])
-            else:
-                self._running[pid] = command
-                self._new[pid] = time.monotonic() + _NEW_SECONDS
+        """Carry out the next request; it is asked again at once whether there are more."""
+        try:
+            data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._is_alone = True
+            return
+        request = Received.of(data)
+        try:
+            pid, command = self._start(request)
+        except (OSError, ValueError):
+            self._events.append(f'["refused",{request.key}]')
+        else:
+            self._running[pid] = command
+            self._new[pid] = time.monotonic() + _NEW_SECONDS
 
-    def _start(self, request: Request) -> tuple[int, _Command]:
+    def _start(self, request: Received) -> tuple[int, _Command]:
         """Start a command: its process id, and what is known of it.
 
         The record is claimed before that, with the token that the command gets; its number is not known yet. It is in
@@ -192,9 +209,8 @@ class Launcher:
         log = files.open_log(request.log)
         try:
             os.set_blocking(log, True)  # as it is for any other program
-            started_at = datetime.fromisoformat(request.started_at)
-            claimed = Record(os.getpid(), started_at, claimed_token(request.token), None)
-            record = claim(request.record, claimed, length=_LINE)
+            token, started_at = request.token.decode(), request.started_at.decode()
+            record = claim_with(request.record, _line(self._pid, started_at, claimed_token(token)))
             try:
                 pid = self._spawn(request, log)
             except BaseException:
@@ -202,14 +218,14 @@ class Launcher:
                 raise
         finally:
             os.close(log)
-        return pid, _Command(request.key, request.token, started_at, record)
+        return pid, _Command(request.key, token, started_at, record)
 
-    def _spawn(self, request: Request, log: int) -> int:
-        environment = dict(self._environment)
+    def _spawn(self, request: Received, log: int) -> int:
+        environment = self._environment.copy()
         for variable in request.variables:
-            name, _, value = os.fsencode(variable).partition(b"=")
+            name, _, value = variable.partition(b"=")
             environment[name] = value
-        environment[_RUN_VARIABLE] = os.fsencode(request.token)
+        environment[_RUN_VARIABLE] = request.token
         return os.posix_spawn(
             request.path,
             [request.path, *request.args],
@@ -230,7 +246,10 @@ class Launcher:
         for pid in [pid for pid, until in self._new.items() if until <= now]:
             del self._new[pid]
             command = self._running[pid]
-            self._events.append(["begun", command.key, pid, command.identify(pid)])
+            self._has_begun(command, pid, command.identify(pid))
+
+    def _has_begun(self, command: _Command, pid: int, token: str) -> None:
+        self._events.append(f'["begun",{command.key},{pid},"{token}"]')
 
     def _reap(self) -> None:
         """Record how commands have ended. They are reaped after that: what has not been reaped is not gone."""
@@ -245,8 +264,10 @@ class Launcher:
             used = os.wait4(pid, 0)[2]
             if command is not None:
                 if self._new.pop(pid, None) is not None:
-                    self._events.append(["begun", command.key, pid, claimed_token(command.token)])
-                self._events.append(["ended", command.key, code if is_recorded else None, *self._numbers(used)])
+                    self._has_begun(command, pid, claimed_token(command.token))
+                seconds, memory = self._numbers(used)
+                exit_code = code if is_recorded else "null"
+                self._events.append(f'["ended",{command.key},{exit_code},{seconds!r},{memory or "null"}]')
 
     def _numbers(self, used: resource.struct_rusage) -> tuple[float, int | None]:
         """The seconds and the memory that a command has used; None if that may be the launcher's own memory.
@@ -263,7 +284,7 @@ class Launcher:
             self._events.clear()
         while self._events:
             try:
-                self._channel.send(json.dumps(self._events[:_AT_A_TIME]).encode(), socket.MSG_DONTWAIT)
+                self._channel.send(f"[{','.join(self._events[:_AT_A_TIME])}]".encode(), socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:  # the manager is gone, which the next poll finds
@@ -272,7 +293,7 @@ class Launcher:
             del self._events[:_AT_A_TIME]
 
 
-def _give_up(path: str, record: int) -> None:
+def _give_up(path: bytes, record: int) -> None:
     """Remove a record that was claimed for a command which could not be started."""
     with contextlib.suppress(OSError):
         if os.lstat(path).st_ino == os.fstat(record).st_ino:

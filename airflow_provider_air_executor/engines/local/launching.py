@@ -9,7 +9,6 @@ away, and all others would wait meanwhile.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -19,6 +18,8 @@ import sys
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from airflow_provider_air_executor.engines.children import Children, usage
 from airflow_provider_air_executor.engines.local.launcher import MAX_MESSAGE, Request
@@ -117,19 +118,19 @@ class _Launcher:
         return True
 
     def poll(self, events: list[Event]) -> bool:
-        """Add what has happened to the events; False if the launcher has ended."""
-        while True:
-            try:
-                data = self.channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True
-            except OSError:
-                data = b""
-            if not data:
-                for key, attempt in self.attempts.items():
-                    events.append(Lost(attempt) if key in self._begun else NotLaunched(attempt))
-                return False
-            events += filter(None, (self._event(*event) for event in json.loads(data)))
+        """Add what its next message says to the events; False if the launcher has ended."""
+        try:
+            data = self.channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            data = b""
+        if not data:
+            for key, attempt in self.attempts.items():
+                events.append(Lost(attempt) if key in self._begun else NotLaunched(attempt))
+            return False
+        events += filter(None, (self._event(*event) for event in from_json(data)))
+        return True
 
     def _event(self, what: str, key: int = 0, *more: Any) -> Event | None:
         if what == "ready":
@@ -160,7 +161,7 @@ class Launching:
         self._epoll = select.epoll() if sys.platform.startswith("linux") else None
         if self._epoll is not None and other is not None:
             self._epoll.register(other, select.EPOLLIN)
-        self._launchers: list[_Launcher] = []
+        self._launchers: dict[int, _Launcher] = {}  # by the descriptors of their channels
         self._in_a_row = 0  # tasks that have started soon after the one before
         self._last_start = 0.0
         self._programs = {*_PROGRAMS, os.path.dirname(sys.executable)}
@@ -202,14 +203,14 @@ class Launching:
 
     def _next_launcher(self) -> _Launcher | None:
         """The launcher that has least to do, if there is one. Under load there is one more if all have much to do."""
-        ready = [launcher for launcher in self._launchers if launcher.is_ready]
+        ready = [launcher for launcher in self._launchers.values() if launcher.is_ready]
         least = min(ready, key=lambda launcher: len(launcher.attempts), default=None)
         is_busy = self._in_a_row >= _UNDER_LOAD and (least is None or least.attempts)
         if is_busy and len(ready) == len(self._launchers) < _MOST and self._epoll is not None:
             self._in_a_row = 0
             with contextlib.suppress(OSError):
                 launcher = _Launcher(self._environment, self._children)
-                self._launchers.append(launcher)
+                self._launchers[launcher.channel.fileno()] = launcher
                 self._epoll.register(launcher.channel, select.EPOLLIN)
         return least
 
@@ -236,24 +237,28 @@ class Launching:
         return ""
 
     def poll(self) -> list[Event]:
-        """The events since the last call."""
+        """The events of the next message of each launcher. If there are more, :attr:`descriptor` stays readable."""
         events: list[Event] = []
-        for launcher in self._launchers.copy():
-            if not launcher.poll(events):  # it had nothing to do for a while, or was killed
-                if launcher.attempts:
-                    log.warning("a launcher was killed; what it had started is lost: %d tasks", len(launcher.attempts))
-                self._drop(launcher)
+        if self._epoll is None or not self._launchers:
+            return events
+        for descriptor, _ in self._epoll.poll(0):
+            launcher = self._launchers.get(descriptor)  # None: it is the other descriptor
+            if launcher is None or launcher.poll(events):
+                continue
+            if launcher.attempts:  # it has not ended because it had nothing to do for a while
+                log.warning("a launcher was killed; what it had started is lost: %d tasks", len(launcher.attempts))
+            self._drop(launcher)
         return events
 
     def _drop(self, launcher: _Launcher) -> None:
-        self._launchers.remove(launcher)
+        del self._launchers[launcher.channel.fileno()]
         if self._epoll is not None:
             self._epoll.unregister(launcher.channel)
         launcher.channel.close()
 
     def close(self) -> None:
         """Do without launchers from now on; each ends when the commands that it has started have ended."""
-        for launcher in self._launchers.copy():
+        for launcher in list(self._launchers.values()):
             self._drop(launcher)
         if self._epoll is not None:
             self._epoll.close()
