@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor import parse_watch
+
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tasks are forked on Linux only"),
