@@ -39,7 +39,7 @@ _PACKAGE = str(Path(__file__).parent)
 # -- audit events ------------------------------------------------------------------------------------------
 
 _ALLOWED = {
-    *("import", "compile", "exec", "marshal.dumps", "marshal.load", "marshal.loads", "code.__new__"),
+    *("compile", "exec", "marshal.dumps", "marshal.load", "marshal.loads", "code.__new__"),
     *("object.__getattr__", "object.__setattr__", "object.__delattr__", "function.__new__", "array.__new__"),
     *("sys._getframe", "sys._getframemodulename", "sys._current_frames", "sys.excepthook", "sys.unraisablehook"),
     *("builtins.id", "gc.get_objects", "gc.get_referents", "gc.get_referrers", "pickle.find_class"),
@@ -260,6 +260,8 @@ class _Owners:
         while frame is not None:
             code = frame.f_code
             owner = self.of(code.co_filename)
+            if code is _Watch.run.__code__:  # whose caller is not watched
+                return None
             if owner is _USERS:
                 return frame
             if owner is _IMPORT or _is_innocent(frame) or (owner is _INSTALLED and code.co_name == "<module>"):
@@ -414,8 +416,8 @@ def _handlers() -> list[Any]:
 
 def _numpy_state() -> Any:
     """The state of numpy's global generator of random numbers; a profiler does not see that it is used."""
-    numpy = sys.modules.get(_NUMPY_RANDOM)
-    return None if numpy is None else repr(numpy.get_state())
+    get_state = getattr(sys.modules.get(_NUMPY_RANDOM), "get_state", None)
+    return None if get_state is None else repr(get_state())
 
 
 def _native_threads() -> int | None:
@@ -517,7 +519,7 @@ class _Events:
         verdict = self._verdict
         if not verdict.is_active or self._is_busy:
             return
-        if event in _ALLOWED and event != "import" and not verdict.has_refused:
+        if event in _ALLOWED:  # the profiler causes one whenever it looks at a frame
             return
         self._is_busy = True
         try:
@@ -535,7 +537,7 @@ class _Events:
             self._open(args[0], args[2], frame)
         elif event in _LISTS:
             self._list(args[0], frame)
-        elif event not in _ALLOWED and not self._may_happen(event, frame):
+        elif not self._may_happen(event, frame):
             what = next((what for start, what in _EVENTS.items() if event.startswith(start)), f"it causes {event}")
             self._verdict.refuse(what, self._owners.asker(frame))
 
@@ -574,12 +576,15 @@ class _Calls:
         self._noted, self._refused = _by_name(_NOTED, of_process), _by_name(_REFUSED)
         self._executed: dict[int, types.CodeType] = {}  # what of the user's code
         self._numpy_state = _numpy_state()
+        self._is_loading = False  # numpy's random numbers
 
     def profile(self, frame: types.FrameType, event: str, arg: Any) -> None:
         """Something is called; this is Python's profiler.
 
         Python takes it off when it raises an exception, and asks for that with an audit event, which is refused.
         """
+        if event in ("call", "c_call") and self._verdict.has_refused and self._owners.asker(frame) is not None:
+            raise _RefusedError  # the file has caught the first
         if event == "c_call":
             name = arg.__name__
             if name in self._noted or name in self._refused:
@@ -590,7 +595,9 @@ class _Calls:
                 self._executed[id(code)] = code
             if code.co_qualname in _WATCHED_CALLS:
                 self._call(code.co_qualname, frame)
-        elif frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") == _NUMPY_RANDOM:
+            self._is_loading |= code.co_name == "<module>" and frame.f_globals.get("__name__") == _NUMPY_RANDOM
+        elif self._is_loading and event == "return" and frame.f_globals.get("__name__") == _NUMPY_RANDOM:
+            self._is_loading = False
             self._numpy_state = _numpy_state()
 
     def _call_c(self, name: str, function: Any, frame: types.FrameType) -> None:
@@ -689,8 +696,8 @@ class _Watch:
             try:
                 yield
             finally:
-                sys.setprofile(None)
                 self._verdict.is_active = False
+                sys.setprofile(None)
 
     # What is put in the place of Python's own meanwhile.
 
