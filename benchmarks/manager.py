@@ -263,37 +263,54 @@ def closing(system: AirExecutor) -> Iterator[AirExecutor]:
 def growth(rounds: int, tasks: int, finished: int) -> None:
     """Measure what grows with the number of tasks and of jobs, and print it."""
     with closing(AirExecutor(2)) as system:
-        times: dict[int, list[float]] = {SHORT: [], tasks: []}
-        used: dict[int, list[float]] = {SHORT: [], tasks: []}  # processor time of the manager
-        system.independent(SHORT)
-        for _ in range(rounds):
-            for number, found in times.items():
-                repeated = max(1, tasks // number // 10)  # so that a short moment does not stand for a long one
-                before = cpu_seconds(system.process.pid)
-                found.append(sum(system.independent(number) for _ in range(repeated)) / repeated / number)
-                used[number].append((cpu_seconds(system.process.pid) - before) / repeated / number)
-        for what, columns in (("", times), (" of the manager's processor time", used)):
-            for number, found in columns.items():
-                print(f"a job of {number} tasks: {statistics.median(found) * 1000:.3f} ms a task{what}")
-            ratio = statistics.median(long / short for short, long in zip(*columns.values(), strict=True))
-            print(f"growth: {ratio:.2f}", flush=True)
-        print(f"the most memory of the manager: {peak_memory(system.process.pid) / 1e6:.0f} MB", flush=True)
-        store = system.store
-        job, finished_tasks = store.get_job("j0"), store.get_tasks("j0")[:1]
-        system.stop()
-        for number in range(finished):
-            write_finished(store, job.evolve(name=f"old{number}", id=f"old{number}-1"), dump_tasks(finished_tasks))
-        began = time.perf_counter()
-        system.start_again()
-        started = time.perf_counter()
-        system.single()
-        took, single = started - began, time.perf_counter() - began
-        memory = peak_memory(system.process.pid) / 1e6
-        print(f"{finished} finished jobs: a manager starts in {took:.2f} s, and has run a job after {single:.2f} s")
-        print(
-            f"its memory: {memory:.0f} MB; a job of {SHORT} tasks:"
-            f" {system.independent(SHORT) / SHORT * 1000:.3f} ms a task"
+        growth_of_tasks(system, rounds, tasks)
+        beginning(system, finished)
+
+
+def growth_of_tasks(system: AirExecutor, rounds: int, tasks: int) -> None:
+    """Compare short jobs with a long one, before and after which they run: machines get slower and faster."""
+    system.independent(SHORT)
+    repeated = max(1, tasks // SHORT // 20)  # so that a short moment does not stand for a long one
+    short, long = [], []
+    for _ in range(rounds):
+        before = costs(system, SHORT, repeated)
+        long.append(costs(system, tasks, 1))
+        short.append([statistics.mean(both) for both in zip(before, costs(system, SHORT, repeated), strict=True)])
+    for place, what in enumerate(("", " of the manager's processor time")):
+        for number, found in ((SHORT, short), (tasks, long)):
+            milliseconds = statistics.median(cost[place] for cost in found) * 1000
+            print(f"a job of {number} tasks: {milliseconds:.3f} ms a task{what}")
+        ratio = statistics.median(
+            of_long[place] / of_short[place] for of_short, of_long in zip(short, long, strict=True)
         )
+        print(f"growth: {ratio:.2f}", flush=True)
+    print(f"the most memory of the manager: {peak_memory(system.process.pid) / 1e6:.0f} MB", flush=True)
+
+
+def costs(system: AirExecutor, number: int, repeated: int) -> tuple[float, float]:
+    """Run jobs of so many tasks one after the other: seconds a task, and of the manager's processor time."""
+    before = cpu_seconds(system.process.pid)
+    took = sum(system.independent(number) for _ in range(repeated))
+    used = cpu_seconds(system.process.pid) - before
+    return took / repeated / number, used / repeated / number
+
+
+def beginning(system: AirExecutor, finished: int) -> None:
+    """Let another manager find many finished jobs, and print how long it takes to start and to run a job."""
+    store = system.store
+    job, tasks = store.get_job("j0"), dump_tasks(store.get_tasks("j0")[:1])
+    system.stop()
+    for number in range(finished):
+        write_finished(store, job.evolve(name=f"old{number}", id=f"old{number}-1"), tasks)
+    began = time.perf_counter()
+    system.start_again()
+    started = time.perf_counter()
+    system.single()
+    took, single = started - began, time.perf_counter() - began
+    memory = peak_memory(system.process.pid) / 1e6
+    print(f"{finished} finished jobs: a manager starts in {took:.2f} s, and has run a job after {single:.2f} s")
+    in_short = system.independent(SHORT) / SHORT * 1000
+    print(f"its memory: {memory:.0f} MB; a job of {SHORT} tasks: {in_short:.3f} ms a task")
 
 
 def peak_memory(pid: int) -> int:
