@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, claim
-from airflow_provider_air_executor.system import process_family
+from airflow_provider_air_executor.system import handover, process_family
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
@@ -46,10 +46,12 @@ class ForkedProcess:
 
     :param channel: to the fork server. It brings the requests after the first one; when it is closed there are no more.
     :param preloaded: the modules that were imported for the tasks.
+    :param held: a descriptor to be closed when the record of the attempt is claimed; each request brings another one.
     """
 
-    def __init__(self, channel: socket.socket, preloaded: Iterable[str]) -> None:
+    def __init__(self, channel: socket.socket, preloaded: Iterable[str], held: int) -> None:
         self._channel = channel
+        self._held = [held]
         self._preloaded = preloaded
         self._environment = dict(os.environ)
         self._directory = _working_directory()
@@ -78,10 +80,11 @@ class ForkedProcess:
                 code, stays = self._run_recorded(request)
                 if self._channel.fileno() < 0:
                     break
-                used, data = _used_since(before), b""
+                used, data, self._held = _used_since(before), b"", []
                 with contextlib.suppress(ConnectionError):  # the fork server has ended
                     self._channel.send(json.dumps({"code": code, "used": used, "stays": stays}).encode())
-                    data = self._channel.recv(MAX_MESSAGE) if stays else b""
+                    if stays:
+                        data, self._held = handover.receive(self._channel, MAX_MESSAGE, 1)
                 if not data:
                     if stays:
                         _end()
@@ -104,6 +107,8 @@ class ForkedProcess:
         started_at = datetime.fromisoformat(request["started_at"])
         record = claim(request["record"], Record(os.getpid(), started_at, request["token"], None))
         process_family.private.add(record)
+        for descriptor in self._held:
+            os.close(descriptor)
         why = f"the log {request['log']} cannot be opened"
         try:
             _open_standard_streams(request["log"])

@@ -4,6 +4,9 @@ The manager starts it, as ``python -m airflow_provider_air_executor.engines.loca
 and talks to it through a socket: one JSON message each way, see :mod:`.serving`. The second descriptor, if there is
 one, is a socket to which tasks send reports, see :mod:`~airflow_provider_air_executor.system.import_report`.
 
+The manager takes it for gone when nobody has this end of the socket any more. So a process that was forked has it, too,
+until it has claimed the record of its attempt: none begins that the manager does not find.
+
 When the manager is gone it ends. What it has forked goes on: a forked process is the shim of its attempt, see
 :mod:`.forked`. One that may run another attempt waits for it; the manager says which attempt gets it, so that it never
 kills one attempt for the sake of another.
@@ -282,7 +285,7 @@ class ForkServer:
         if shim is not None and shim.idle_since is not None:
             request["token"] = identity_from_now(pid)
             with contextlib.suppress(OSError):  # it has been killed
-                shim.channel.send(json.dumps(request).encode())
+                handover.send(shim.channel, json.dumps(request).encode(), [self._channel.fileno()])
                 shim.idle_since, shim.token = None, request["token"]
                 _send(self._channel, key=request["key"], pid=pid, token=shim.token)
                 return
@@ -317,11 +320,12 @@ class ForkServer:
 
     def _become_shim(self, request: dict[str, Any], channel: socket.socket, other_end: socket.socket) -> NoReturn:
         try:
+            held = os.dup(self._channel.fileno())
             self._leave()
             self._offspring.leave()
             other_end.close()
             request["token"] = identity(os.getpid())
-            ForkedProcess(channel, _preloaded).serve(request)
+            ForkedProcess(channel, _preloaded, held).serve(request)
         finally:
             os._exit(1)
 

@@ -214,7 +214,8 @@ class Generations:
         for server in list(self._retired):
             # The parent of another one reaps it.
             is_parent = any(other.parent is server for other in self._servers())
-            if not (server.is_needed or is_parent) or len(self._retired) > _MOST_RETIRED:
+            is_one_too_many = len(self._retired) > _MOST_RETIRED and not server.owes_an_answer
+            if not (server.is_needed or is_parent) or is_one_too_many:
                 events += self.drop(server, "its fork server has been replaced")
         return events
 

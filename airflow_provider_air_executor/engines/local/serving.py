@@ -104,6 +104,11 @@ class Server:
         return self.imported is not None
 
     @property
+    def owes_an_answer(self) -> bool:
+        """Whether it was asked for processes, and has not said yet what has become of that."""
+        return bool(self._sent)
+
+    @property
     def is_needed(self) -> bool:
         """Whether it has an attempt."""
         return bool(self._sent or self._forked)
