@@ -233,6 +233,8 @@ Number = Annotated[int, Field(ge=-_MAX_COUNT, le=_MAX_COUNT)]
 
 
 _put = object.__setattr__
+_MOST_FIELD_SETS = 100
+_FIELD_SETS: dict[frozenset[str], set[str]] = {}
 
 
 class Record(BaseModel):
@@ -251,6 +253,16 @@ class Record(BaseModel):
         _put(copied, "__pydantic_fields_set__", fields if fields.issuperset(changes) else fields | changes.keys())
         _put(copied, "__pydantic_private__", None)
         return copied
+
+    def share_fields(self) -> None:
+        """Have the same set of the names of fields as other records: one of its own would be most of what a task takes.
+
+        No such set is ever changed.
+        """
+        fields = self.__pydantic_fields_set__
+        key = frozenset(fields)
+        if key in _FIELD_SETS or len(_FIELD_SETS) < _MOST_FIELD_SETS:
+            _put(self, "__pydantic_fields_set__", _FIELD_SETS.setdefault(key, fields))
 
 
 class Resources(BaseModel):

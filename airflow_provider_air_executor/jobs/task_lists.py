@@ -45,6 +45,7 @@ def parsing(data: list[bytes]) -> Pieces[list[Task]]:
             raise InvalidJobError(describe_validation_error(error, "tasks")) from None
         for position, task in enumerate(found):
             _check_id(task, position)
+            task.share_fields()
         return found
     try:
         text = _Text(data)
@@ -94,6 +95,7 @@ def _parsing_tasks(text: _Text) -> Pieces[list[Task]]:
         except ValidationError as error:
             raise InvalidJobError(describe_validation_error(error, f"tasks[{len(tasks)}]")) from None
         _check_id(tasks[-1], len(tasks) - 1)
+        tasks[-1].share_fields()
         if text.position - done > _PIECE:
             done = text.position
             yield False

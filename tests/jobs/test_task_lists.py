@@ -150,3 +150,15 @@ def test_a_job_whose_state_would_be_too_long_is_refused(store: JobStore) -> None
     with pytest.raises(InvalidJobError, match="too long"):
         store.submit("j", ["true"], outlets=["file:///" + "x" * 1_000_000], durable=False)
     assert not store.paths("j").directory.exists()
+
+
+@pytest.mark.parametrize("at_once", [10_000, -1])
+def test_tasks_share_the_names_of_their_fields(at_once: int) -> None:
+    """Otherwise these would take more memory than all else of a task."""
+    written = dump_tasks([Task(id=task_id, command="true") for task_id in "ab"])
+    one, other = parsed(written, at_once)
+    assert one.__pydantic_fields_set__ is other.__pydantic_fields_set__
+    changed = one.evolve(status=TaskStatus.RUNNING)
+    assert changed.__pydantic_fields_set__ is one.__pydantic_fields_set__
+    assert "more" in one.evolve(more=1).__pydantic_fields_set__
+    assert "more" not in other.__pydantic_fields_set__
