@@ -31,7 +31,7 @@ from airflow.dag_processing.dagbag import BundleDagBag
 import airflow.sdk.execution_time.task_runner
 import airflow.providers.standard.operators.bash, airflow.providers.standard.operators.python
 import airflow.providers.standard.decorators.python
-from airflow_provider_air_executor.system.stamps import stamps
+from airflow_provider_air_executor import parse_watch
 
 def answer(file, bundle):
     def parse():
