@@ -35,7 +35,7 @@ with DAG("d", schedule=None) as dag:
 """
 # What a supervisor does, with tasks of a few lines in place of Airflow's.
 PROGRAM = """\
-import ctypes, gc, json, os, pathlib, signal, socket, sys, time
+import ctypes, gc, json, os, pathlib, select, signal, socket, sys, time
 from airflow.sdk.execution_time import supervisor
 from airflow.dag_processing import dagbag
 from airflow_provider_air_executor import dag_files, task_forkers, zygote
@@ -106,7 +106,12 @@ def said():
     except BlockingIOError:
         return [one["why_not"] for one in reports if "why_not" in one]
 
+def report():
+    assert select.select([receiver], [], [], 900)[0]
+    return json.loads(receiver.recv(65536))
+
 supervisor._subprocess_main = task
+task_forkers._WAIT_SECONDS = 900
 process_family.may_stay = True
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
 receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -311,7 +316,7 @@ os.environ["AIRFLOW__DAG_PROCESSOR__DAG_BUNDLE_CONFIG_LIST"] = json.dumps(bundle
 {BEGIN}
 for version in (None, "1"):
     plain.watch(dag_file()._replace(version=version))
-    result[str(version)] = json.loads(receiver.recv(65536))["why_not"]
+    result[str(version)] = report()["why_not"]
 """
     assert ran(lines, dags) == {"None": "each task updates its bundle, which has no versions", "1": ""}
 
@@ -322,7 +327,7 @@ def test_a_watched_file_is_reported_and_the_task_executes_it_itself(dags: Path) 
 forkers.begin()
 forkers.share(dag_file(), is_watched=True)
 result["ahead"] = run(next(forkers()))[0]["ahead"]
-report = json.loads(receiver.recv(65536))
-result["why_not"], result["files"] = report["why_not"], report["files"] == stamps(FILES)
+told = report()
+result["why_not"], result["files"] = told["why_not"], told["files"] == stamps(FILES)
 """
     assert ran(lines, dags) == {"ahead": False, "why_not": "", "files": True}
