@@ -43,6 +43,7 @@ class DagFile(NamedTuple):
     :param path: within the bundle.
     :param files: on which it depends; none if that is not known yet.
     :param seconds: how long what it gives holds.
+    :param cpu_seconds: that executing it takes.
     """
 
     key: str
@@ -51,6 +52,7 @@ class DagFile(NamedTuple):
     path: str
     files: Stamped
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,10 @@ from airflow_provider_air_executor.system.environment import RUN_VARIABLE
 from airflow_provider_air_executor.zygote import CannotAskError, Zygote
 
 _MOST = 2  # DAG files for which there is a process at a time
-_WAIT_SECONDS = 1.0  # for a DAG file that is being executed; if it takes longer, the present task executes it itself
+# What executing a DAG file may take for a task to wait for it, and how long that may last on a busy machine. Otherwise
+# the present task executes it itself.
+_SHORT_CPU_SECONDS = 2.0
+_WAIT_SECONDS = 30.0
 
 _Setting = tuple[str, dict[str, str]]
 
@@ -74,7 +77,7 @@ class TaskForkers:
         if dag_file.key in self._executed:
             executed = self._executed.pop(dag_file.key)[0]
         else:
-            executed, seconds = plain.beget(dag_file), _WAIT_SECONDS
+            executed, seconds = plain.beget(dag_file), _WAIT_SECONDS * (dag_file.cpu_seconds < _SHORT_CPU_SECONDS)
         self._executed[dag_file.key] = executed, setting
         while len(self._executed) > _MOST:
             self._drop(next(iter(self._executed)))

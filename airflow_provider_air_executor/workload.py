@@ -307,7 +307,8 @@ def _share_dag_file(workload: Any) -> None:
     if not hint or workload.type != "ExecuteTask" or not seconds or not _executes_ahead():
         return
     bundle, path = workload.bundle_info, os.fspath(workload.dag_rel_path)
-    dag_file = DagFile(preload_key(workload), bundle.name, bundle.version, path, hint.get("files") or {}, seconds)
+    files_of_it, takes = hint.get("files") or {}, hint.get("seconds") or 0.0
+    dag_file = DagFile(preload_key(workload), bundle.name, bundle.version, path, files_of_it, seconds, takes)
     _forkers.share(dag_file, is_watched=bool(hint.get("watch")))
 
 

@@ -67,10 +67,10 @@ def test_a_file_that_may_be_shared_is_executed_ahead_as_long_as_it_is_used_often
     files = stamps([str(path)])
     tested.take(WatchReport(KEY, "", files))
     assert tested.describe(KEY) == "yes"
-    assert tested.hint(KEY, SLOW) == {"files": files}
+    assert tested.hint(KEY, SLOW) == {"files": files, "seconds": SLOW}
     clock.now += 11
     assert tested.hint(KEY, SLOW) == {}
-    assert tested.hint(KEY, SLOW) == {"files": files}
+    assert tested.hint(KEY, SLOW) == {"files": files, "seconds": SLOW}
 
 
 def test_a_file_that_has_changed_is_watched_at_once(tested: Executing, path: Path) -> None:

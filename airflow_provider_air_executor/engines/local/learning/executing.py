@@ -77,7 +77,7 @@ class Executing:
                 return {}
             seen.asked_at = now
             return {"watch": True}
-        return {} if seen.why_not else {"files": seen.files}
+        return {} if seen.why_not else {"files": seen.files, "seconds": round(seconds, 3)}
 
     def _is_outdated(self, seen: _Seen, now: float) -> bool:
         """Whether a file is to be watched, or to be watched again."""
