@@ -72,8 +72,10 @@ class TaskForkers:
         :raises CannotAskError: if there can be none.
         """
         setting, seconds = _setting(), 0.0
-        if dag_file.key in self._executed and self._executed[dag_file.key][1] != setting:
-            self._drop(dag_file.key)
+        if dag_file.key in self._executed:
+            found, its_setting = self._executed[dag_file.key]
+            if its_setting != setting or found.has_ended():
+                self._drop(dag_file.key)
         if dag_file.key in self._executed:
             executed = self._executed.pop(dag_file.key)[0]
         else:

@@ -38,6 +38,7 @@ _LOOK_SECONDS = 0.01  # between two looks at a task, while somebody waits for it
 _FAILED = 124  # as Airflow's own child that fails before its task
 _START = {"target", "logger", "use_exec", "new_process_group", "constructor_kwargs"}  # its parameters
 _READERS = {"self", "stdout", "stderr", "requests", "logs", "data"}
+_KEEP_SECONDS = 10.0  # that a process which has executed a DAG file waits for a task, or for the end of one
 _WATCH_NICE = 10  # how much a process yields that executes a DAG file under watch
 _WATCH_SECONDS = 120  # after which it is killed
 
@@ -145,6 +146,15 @@ class Zygote:
         if self._is_ready:
             return True
         raise CannotAskError(errno.EPIPE, "the DAG file cannot be executed ahead of its tasks")
+
+    def has_ended(self) -> bool:
+        """Whether it is gone: one that has executed a DAG file ends when it is not needed for a while."""
+        try:
+            return not self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def _setting(self) -> dict[str, Any]:
         """In what a process is to work: that of this one."""
@@ -286,6 +296,7 @@ class _Server:
 
     def _serve(self) -> NoReturn:
         while True:
+            self._wait_for(self._channel)
             data, descriptors = handover.receive(self._channel, _MAX_MESSAGE, _DESCRIPTORS)
             if not data:
                 os._exit(0)
@@ -301,6 +312,11 @@ class _Server:
             else:
                 self._run_task(message, descriptors)
             self._reap_others()
+
+    def _wait_for(self, source: socket.socket | int) -> None:
+        """Wait until something is readable. Who has executed a DAG file ends if that takes long: it has much memory."""
+        if self._executed is not None and not select.select([source], [], [], _KEEP_SECONDS)[0]:
+            os._exit(0)
 
     def _say(self, **message: Any) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -339,11 +355,16 @@ class _Server:
         return pid
 
     def _run_task(self, message: dict[str, Any], descriptors: list[int]) -> None:
-        """Fork a task, and say how it has ended."""
+        """Fork a task, and say how it has ended; if this process ends before, the supervisor adopts the task."""
         pid = self._fork(message, descriptors, self._become_task)
-        if pid is not None:
-            _, status, used = os.wait4(pid, 0)
-            self._say(status=status, used=_used(used))
+        if pid is None:
+            return
+        if self._executed is not None:
+            running = os.pidfd_open(pid)
+            self._wait_for(running)
+            os.close(running)
+        _, status, used = os.wait4(pid, 0)
+        self._say(status=status, used=_used(used))
 
     def _reap_others(self) -> None:
         self._others = {pid for pid in self._others if os.waitpid(pid, os.WNOHANG)[0] == 0}

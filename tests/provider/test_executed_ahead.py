@@ -247,6 +247,32 @@ result["cannot"] = cannot(lambda: run(ahead))
     assert ran(lines, dags) == {"early": None, "late": -15, "cannot": True}
 
 
+def test_the_process_that_has_executed_a_file_ends_when_it_is_not_needed_for_a_while(dags: Path) -> None:
+    """Also if its task still runs: that is its supervisor's then."""
+    lines = f"""os.environ["HOW"] = "waits"
+zygote._KEEP_SECONDS = 0.1
+{READY}
+pid, ends = start(ahead)
+ends[1].recv(65536)
+while not ahead.has_ended():
+    time.sleep(0.01)
+result["early"] = ahead.wait(pid, 0)
+os.kill(pid, signal.SIGTERM)
+result["late"] = ahead.wait(pid, 600)
+result["used"] = process_family.take_usage()[0] > 0
+forkers = task_forkers.TaskForkers()
+forkers.share(dag_file(), is_watched=False)
+first = next(forkers())
+while not first.has_ended():
+    time.sleep(0.01)
+zygote._KEEP_SECONDS = 600
+second = next(forkers())
+result["another"] = second is not first and second is not forkers._plain
+"""
+    expected = {"early": None, "late": -15, "used": True, "another": True}
+    assert ran(lines, dags) == expected
+
+
 FORKERS = """\
 forkers = task_forkers.TaskForkers()
 forkers.begin()
