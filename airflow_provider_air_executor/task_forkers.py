@@ -28,17 +28,24 @@ class TaskForkers:
         self._plain: Zygote | None = None
         self._executed: dict[str, tuple[Zygote, _Setting]] = {}  # the one that was used last comes last
         self._dag_file: DagFile | None = None  # of the task that comes next
+        self._last = ""  # the DAG file of the last task that could be executed ahead
+        self._in_a_row = 0  # tasks of it
 
     def begin(self) -> None:
         """Prepare for a task; it executes its DAG file itself unless :meth:`share` is called."""
         self._dag_file = None
         self._prepare_plain()
 
-    def share(self, dag_file: DagFile, *, is_watched: bool) -> None:
+    def share(self, dag_file: DagFile, *, is_watched: bool, after: int = 0) -> None:
         """Have the DAG file of the next task executed ahead of it, and of later ones.
 
         :param is_watched: whether it is still to be found out, by watching, that this may be done.
+        :param after: how many tasks of the file come before, one after the other, and execute it themselves.
         """
+        self._in_a_row = self._in_a_row + 1 if dag_file.key == self._last else 1
+        self._last = dag_file.key
+        if self._in_a_row <= after and dag_file.key not in self._executed:
+            return
         plain = self._prepare_plain()
         if plain is not None and is_watched:
             plain.watch(dag_file)

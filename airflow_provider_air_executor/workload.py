@@ -309,7 +309,7 @@ def _share_dag_file(workload: Any) -> None:
     bundle, path = workload.bundle_info, os.fspath(workload.dag_rel_path)
     files_of_it, takes = hint.get("files") or {}, hint.get("seconds") or 0.0
     dag_file = DagFile(preload_key(workload), bundle.name, bundle.version, path, files_of_it, seconds, takes)
-    _forkers.share(dag_file, is_watched=bool(hint.get("watch")))
+    _forkers.share(dag_file, is_watched=bool(hint.get("watch")), after=hint.get("after") or 0)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ class Said:
     refused = set()
     def modules(self):
         return tuple(name for name in (where / "wanted").read_text().split() if name not in self.refused)
-    def hint(self, key):
+    def hint(self, key, beside):
         return {{}}
     def goes_to_base(self, key):
         return (where / "to_base").exists()

@@ -302,6 +302,25 @@ result["another"] = next(ways()) is not first
     assert ran(lines, dags) == expected
 
 
+def test_where_each_supervisor_has_few_tasks_the_first_ones_execute_the_file_themselves(dags: Path) -> None:
+    lines = f"""{FORKERS}
+def is_ahead(key, after=2):
+    forkers.begin()
+    forkers.share(dag_file(key=key), is_watched=False, after=after)
+    return next(forkers()) is not forkers._plain
+result["one"] = [is_ahead("1") for _ in range(4)]
+result["two"] = [is_ahead("2"), is_ahead("2")]
+result["again"] = is_ahead("1")  # it has been executed by now
+result["three"] = [is_ahead("3"), is_ahead("4"), is_ahead("3"), is_ahead("4"), is_ahead("3", after=0)]
+"""
+    assert ran(lines, dags) == {
+        "one": [False, False, True, True],
+        "two": [False, False],
+        "again": True,
+        "three": [False, False, False, False, True],
+    }
+
+
 @pytest.mark.parametrize("change", ["os.environ['MINE'] = '1'", "os.chdir('/')"])
 def test_in_another_setting_a_file_is_executed_anew(dags: Path, change: str) -> None:
     lines = f"{FORKERS}\nfirst = next(ways())\n{change}\nresult['another'] = next(ways()) is not first"

@@ -64,6 +64,11 @@ class Generations:
             if server is not None:
                 yield server
 
+    @property
+    def attempts(self) -> int:
+        """How many attempts there are."""
+        return sum(server.attempts for server in self._servers())
+
     def describe(self) -> dict[str, Any]:
         """The processes, as plain data."""
         named = {

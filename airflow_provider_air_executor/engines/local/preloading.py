@@ -83,7 +83,8 @@ class Preloading:
 
     def hint(self, task: Task) -> dict[str, Any]:
         """What the process of a task is told of what it executes."""
-        return self._ask(lambda learner: learner.hint(task.preload_key), otherwise={})
+        beside = self._generations.attempts
+        return self._ask(lambda learner: learner.hint(task.preload_key, beside), otherwise={})
 
     def _ask(self, call: Callable[[Learner], _T], otherwise: _T) -> _T:
         """Call the learner. If it fails, tasks go on without it and what it has learned.

@@ -39,6 +39,7 @@ class Exited(NamedTuple):
     usage: Usage
     server: Server
     is_idle: bool = False  # whether its process may have another attempt: it is to be kept, or dismissed
+    file: str | None = None  # of its task
 
 
 class Refused(NamedTuple):
@@ -94,9 +95,8 @@ class Server:
         self.imported: Imported | None = None  # when it is ready
         self.is_retired = False  # whether it gets no more attempts
         self._sent: dict[int, tuple[Attempt, str | None]] = {}  # by their serial numbers, with the file of the task
-        self._forked: dict[int, Attempt] = {}  # by the process ids
-        self._idle: list[int] = []  # processes that may have another attempt
-        self._files: dict[int, str | None] = {}  # that of the last task of each process
+        self._forked: dict[int, tuple[Attempt, str | None]] = {}  # by the process ids
+        self._idle: dict[int, str | None] = {}  # processes that may have another attempt, with the file of the last one
 
     @property
     def is_ready(self) -> bool:
@@ -109,9 +109,14 @@ class Server:
         return bool(self._sent)
 
     @property
+    def attempts(self) -> int:
+        """How many attempts it has."""
+        return len(self._sent) + len(self._forked)
+
+    @property
     def is_needed(self) -> bool:
         """Whether it has an attempt."""
-        return bool(self._sent or self._forked)
+        return self.attempts > 0
 
     def describe(self) -> dict[str, Any]:
         """What it is, as plain data."""
@@ -120,7 +125,7 @@ class Server:
             return found
         at, seconds, memory = self.imported
         found |= {"pid": self.pid, "since": at.isoformat(), "ms": round(1000 * seconds), "mb": round(memory / 2**20, 1)}
-        return {**found, "attempts": len(self._sent) + len(self._forked)} if self.is_retired else found
+        return {**found, "attempts": self.attempts} if self.is_retired else found
 
     def send(self, attempt: Attempt, message: dict[str, Any], file: str | None = None) -> bool:
         """Ask for a process for an attempt.
@@ -129,8 +134,7 @@ class Server:
         :return: False if the channel is full; also if the process is gone, which is seen when it is read from.
         :raises ValueError: if the message is too long.
         """
-        pid = next((pid for pid in reversed(self._idle) if self._files.get(pid) == file), None)
-        pid = self._idle[-1] if pid is None and self._idle else pid
+        pid = next((pid for pid in reversed(self._idle) if self._idle[pid] == file), next(reversed(self._idle), None))
         shim = {} if pid is None else {"shim": pid}
         data = json.dumps({**message, **shim}).encode()
         if len(data) > MAX_MESSAGE:  # what it can do without, first
@@ -142,7 +146,7 @@ class Server:
         except OSError:
             return False
         if pid is not None:
-            self._idle.remove(pid)
+            del self._idle[pid]
         self._sent[attempt.serial] = attempt, file
         return True
 
@@ -161,16 +165,18 @@ class Server:
             return False
         return True
 
-    def keep(self, pid: int) -> None:
-        """Use a process again whose attempt has ended; it ends if this server gets no more attempts."""
+    def keep(self, pid: int, file: str | None) -> None:
+        """Use a process again whose attempt has ended; it ends if this server gets no more attempts.
+
+        :param file: of the task that it has run.
+        """
         if self.is_retired:
             self.dismiss(pid)
         else:
-            self._idle.append(pid)
+            self._idle[pid] = file
 
     def dismiss(self, pid: int) -> None:
         """Have a process end whose attempt has ended. If that cannot be said now, it ends by itself after a while."""
-        self._files.pop(pid, None)
         self.tell(dismiss=pid)
 
     def retire(self) -> None:
@@ -201,12 +207,10 @@ class Server:
         if "ended" in message:
             pid = message["ended"]
             used, is_idle = usage(*message["used"]), message.get("idle", False)
-            if not is_idle:
-                self._files.pop(pid, None)
-            return Exited(self._forked.pop(pid), pid, message["status"], used, self, is_idle)
+            attempt, file = self._forked.pop(pid)
+            return Exited(attempt, pid, message["status"], used, self, is_idle, file)
         if "token" in message:
-            attempt, self._files[message["pid"]] = self._sent.pop(message["key"])
-            self._forked[message["pid"]] = attempt
+            attempt, _ = self._forked[message["pid"]] = self._sent.pop(message["key"])
             return Forked(attempt, message["pid"], message["token"])
         if "error" in message:
             attempt, _ = self._sent.pop(message["key"])
@@ -225,7 +229,7 @@ class Server:
         with contextlib.suppress(OSError):
             self.channel.close()
         events: list[Event] = [Refused(attempt, why, is_final=False) for attempt, _ in self._sent.values()]
-        events += [Orphaned(attempt) for attempt in self._forked.values()]
+        events += [Orphaned(attempt) for attempt, _ in self._forked.values()]
         self._sent.clear()
         self._forked.clear()
         self._idle.clear()

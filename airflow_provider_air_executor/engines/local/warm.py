@@ -270,7 +270,7 @@ class ForkServerClient:
         :param may_stay: otherwise it ends; if that cannot be said to it now, by itself after a while.
         """
         if exited.is_idle and may_stay:
-            exited.server.keep(exited.pid)
+            exited.server.keep(exited.pid, exited.file)
         elif exited.is_idle:
             exited.server.dismiss(exited.pid)
 

@@ -44,63 +44,64 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_file_is_watched_when_two_tasks_of_it_come_soon_one_after_the_other(tested: Executing, clock: Clock) -> None:
-    assert tested.hint(KEY, SLOW) == {}
+    assert tested.hint(KEY, SLOW, 1) == {}
     clock.now += 60
-    assert tested.hint(KEY, SLOW) == {}
+    assert tested.hint(KEY, SLOW, 1) == {}
     clock.now += 1
-    assert tested.hint(KEY, SLOW) == WATCH
-    assert tested.hint(KEY, SLOW) == {}  # the report is waited for
+    assert tested.hint(KEY, SLOW, 1) == WATCH
+    assert tested.hint(KEY, SLOW, 1) == {}  # the report is waited for
     clock.now += 55
-    tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1)
     clock.now += 6
-    assert tested.hint(KEY, SLOW) == WATCH  # it has not come
+    assert tested.hint(KEY, SLOW, 1) == WATCH  # it has not come
 
 
 def test_a_file_that_takes_no_time_is_not_executed_ahead(tested: Executing) -> None:
-    assert [tested.hint(KEY, 0.004) for _ in range(3)] == [{}] * 3
+    assert [tested.hint(KEY, 0.004, 1) for _ in range(3)] == [{}] * 3
 
 
 def test_a_file_that_may_be_shared_is_executed_ahead_as_long_as_it_is_used_often(
     tested: Executing, clock: Clock, path: Path
 ) -> None:
-    tested.hint(KEY, SLOW), tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1), tested.hint(KEY, SLOW, 1)
     files = stamps([str(path)])
     tested.take(WatchReport(KEY, "", files))
     assert tested.describe(KEY) == "yes"
-    assert tested.hint(KEY, SLOW) == {"files": files, "seconds": SLOW}
+    assert tested.hint(KEY, SLOW, 1) == {"files": files, "seconds": SLOW, "after": 0}
+    assert tested.hint(KEY, SLOW, 30) == {"files": files, "seconds": SLOW, "after": 3}
     clock.now += 11
-    assert tested.hint(KEY, SLOW) == {}
-    assert tested.hint(KEY, SLOW) == {"files": files, "seconds": SLOW}
+    assert tested.hint(KEY, SLOW, 1) == {}
+    assert tested.hint(KEY, SLOW, 1) == {"files": files, "seconds": SLOW, "after": 0}
 
 
 def test_a_file_that_has_changed_is_watched_at_once(tested: Executing, path: Path) -> None:
-    tested.hint(KEY, SLOW), tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1), tested.hint(KEY, SLOW, 1)
     tested.take(WatchReport(KEY, "", stamps([str(path)])))
     tested.take(WatchReport(KEY, "", {}))  # a process that has executed it says so
     assert tested.describe(KEY) == ""
-    assert tested.hint(KEY, SLOW) == WATCH
+    assert tested.hint(KEY, SLOW, 1) == WATCH
 
 
 def test_a_file_that_may_not_be_shared_is_watched_again_when_it_has_changed(
     tested: Executing, clock: Clock, path: Path
 ) -> None:
-    tested.hint(KEY, SLOW), tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1), tested.hint(KEY, SLOW, 1)
     tested.take(WatchReport(KEY, "it prints", stamps([str(path)])))
     assert tested.describe(KEY) == "no: it prints"
-    assert tested.hint(KEY, SLOW) == {}
+    assert tested.hint(KEY, SLOW, 1) == {}
     path.write_text("# another one")
-    assert tested.hint(KEY, SLOW) == {}  # it is not looked at with each task
+    assert tested.hint(KEY, SLOW, 1) == {}  # it is not looked at with each task
     clock.now += 61
-    tested.hint(KEY, SLOW)
-    assert tested.hint(KEY, SLOW) == WATCH
+    tested.hint(KEY, SLOW, 1)
+    assert tested.hint(KEY, SLOW, 1) == WATCH
 
 
 def test_a_file_is_watched_again_after_a_day(tested: Executing, clock: Clock, path: Path) -> None:
-    tested.hint(KEY, SLOW), tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1), tested.hint(KEY, SLOW, 1)
     tested.take(WatchReport(KEY, "", stamps([str(path)])))
     clock.now += 86401
-    tested.hint(KEY, SLOW)
-    assert tested.hint(KEY, SLOW) == WATCH
+    tested.hint(KEY, SLOW, 1)
+    assert tested.hint(KEY, SLOW, 1) == WATCH
 
 
 def test_a_report_about_a_file_without_tasks_is_ignored(tested: Executing, path: Path) -> None:
@@ -109,10 +110,10 @@ def test_a_report_about_a_file_without_tasks_is_ignored(tested: Executing, path:
 
 
 def test_as_many_files_are_kept_as_there_is_room_for(tested: Executing, path: Path) -> None:
-    tested.hint(KEY, SLOW), tested.hint(KEY, SLOW)
+    tested.hint(KEY, SLOW, 1), tested.hint(KEY, SLOW, 1)
     tested.take(WatchReport(KEY, "", stamps([str(path)])))
     for number in range(1000):
-        tested.hint(f"dags/{number}.py", SLOW)
+        tested.hint(f"dags/{number}.py", SLOW, 1)
     assert tested.describe(KEY) == ""
 
 

@@ -13,6 +13,8 @@ from airflow_provider_air_executor.system.stamps import Stamped, are_same
 
 _LEAST_SECONDS = 0.005  # of CPU for executing a file, from which on it is worth it
 _OFTEN_SECONDS = 10.0  # between two tasks of a file, at most
+_FEW = 8  # tasks at a time; with more of them
+_TASKS_BEFORE = 3  # that a process has of a file come first, and it executes it ahead of the next ones
 _ASK_SECONDS = 60.0  # for the report on a file
 _LOOK_SECONDS = 60.0  # between two looks at whether a file that may not be shared has changed
 _HOLD_SECONDS = 86400.0  # after which a file is watched anew
@@ -58,10 +60,11 @@ class Executing:
         if not report.why_not and not report.files:  # it has changed
             seen.watched_at = seen.asked_at = 0.0
 
-    def hint(self, key: str, seconds: float) -> dict[str, Any]:
+    def hint(self, key: str, seconds: float, beside: int) -> dict[str, Any]:
         """What a process is told of the file of its next task; empty if it is not to be executed ahead.
 
         :param seconds: of CPU that executing it takes.
+        :param beside: how many tasks there are beside it. Where there are many, each process gets few of them.
         """
         now = self._clock()
         seen = self._seen.setdefault(key, _Seen())
@@ -77,7 +80,8 @@ class Executing:
                 return {}
             seen.asked_at = now
             return {"watch": True}
-        return {} if seen.why_not else {"files": seen.files, "seconds": round(seconds, 3)}
+        after = _TASKS_BEFORE if beside > _FEW else 0
+        return {} if seen.why_not else {"files": seen.files, "seconds": round(seconds, 3), "after": after}
 
     def _is_outdated(self, seen: _Seen, now: float) -> bool:
         """Whether a file is to be watched, or to be watched again."""

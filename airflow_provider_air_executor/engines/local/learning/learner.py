@@ -224,12 +224,12 @@ class Learner:
         self._asked[key] = now
         return True
 
-    def hint(self, key: str | None) -> dict[str, Any]:
+    def hint(self, key: str | None, beside: int) -> dict[str, Any]:
         """What the process of a task is told of its file, see :meth:`.Executing.hint`."""
         file = None if key is None else self._ledger.files.get(key)
         if key is None or file is None or not file.observed_at or self._changed(file):
             return {}
-        return self._executing.hint(key, file.parse_seconds)
+        return self._executing.hint(key, file.parse_seconds, beside)
 
     def _changed(self, file: SeenFile) -> list[str]:
         """The variables that a file changes, without those that are changed by packages which it imports."""
