@@ -140,8 +140,8 @@ class Follower:
 
         :raises AwayError: if it breaks.
         """
-        with self._transport.opened(self._ask(), TIMEOUTS, use=self._use) as answer:
-            self._transport.outage.worked()
+        with self._transport.opened(self._ask(), TIMEOUTS, self._began, use=self._use) as answer:
+            self._transport.outage.worked(began=self._began)
             self._on_open()
             lasts_at = time.monotonic() + _LASTING_SECONDS
             for event in parse(answer.pieces()):

@@ -38,7 +38,7 @@ class Outage:
         self._tried_by: int | None = None  # the thread that tries now
         self._tries = 0
         self._failed_at = self._try_at = 0.0  # on the monotonic clock
-        self._back_at = 0.0  # when an outage was over last
+        self._changed_at = 0.0  # when it was missed, or back, last
 
     @property
     def error(self) -> JobsAwayError | None:
@@ -54,7 +54,7 @@ class Outage:
         """Wait until the server may be asked: at once if it is there.
 
         :param deadline: on the monotonic clock; None: without end.
-        :return: the time on that clock, for :meth:`failed`.
+        :return: the time on that clock, for :meth:`failed` and :meth:`worked`.
         :raises JobsAwayError: if it is away until then.
         """
         with self._condition:
@@ -76,32 +76,41 @@ class Outage:
     def failed(self, why: str, retry_after: float = 0.0, *, began: float = math.inf) -> None:
         """It could not be reached.
 
-        What was asked before an outage was over, and fails only after that, says nothing of a new one.
+        What was asked before an outage began, or was over, and fails only after that, is no news.
 
         :param retry_after: seconds for which it has asked not to be tried again.
         :param began: when it was asked, as :meth:`await_turn` has returned.
         """
         with self._condition:
-            is_new = not self._why
-            if is_new and began < self._back_at:
+            if began < self._changed_at:
                 return
+            is_new = not self._why
             self._why, self._tried_by = why, None
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(self._tries, 16))
             self._tries += 1
             self._failed_at = time.monotonic()
+            self._changed_at = self._failed_at if is_new else self._changed_at
             self._try_at = self._failed_at + min(retry_after, _LONGEST_RETRY_AFTER) + chance.uniform(0.0, pause)
             self._condition.notify_all()
         if is_new:
             self._say(logging.WARNING, "%s; it is tried again", self.error or why)
 
-    def worked(self) -> None:
-        """It has answered."""
+    def worked(self, *, began: float = math.inf) -> None:
+        """It has answered.
+
+        An answer to what was asked before it was missed does not say that it is back: a server that ends answers what
+        it was asked, and takes no new connections.
+
+        :param began: when it was asked, as :meth:`await_turn` has returned.
+        """
         self._reached_at = time.time()
         if not self._why:  # without the lock: it is so for each request
             return
         with self._condition:
+            if began < self._changed_at:
+                return
             why, self._why, self._tries, self._tried_by = self._why, "", 0, None
-            self._back_at = time.monotonic()
+            self._changed_at = time.monotonic()
             self._condition.notify_all()
         if why:
             self._say(logging.INFO, "the manager at %s is reached again", self._where)

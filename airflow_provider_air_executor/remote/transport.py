@@ -107,7 +107,7 @@ class Transport:
         while True:
             began = self.outage.await_turn(deadline)
             try:
-                with self._place(timeouts), self.opened(ask, timeouts) as answer:
+                with self._place(timeouts), self.opened(ask, timeouts, began) as answer:
                     found = read(answer)
             except AwayError as error:
                 if error.is_lost and may_be_old:  # a connection that was kept, most likely
@@ -119,7 +119,7 @@ class Transport:
             except BaseException:
                 self.outage.gave_up()
                 raise
-            self.outage.worked()
+            self.outage.worked(began=began)
             return found
 
     @contextlib.contextmanager
@@ -159,23 +159,24 @@ class Transport:
 
     @contextlib.contextmanager
     def opened(
-        self, ask: Ask, timeouts: Timeouts, *, use: Callable[[Connection], None] | None = None
+        self, ask: Ask, timeouts: Timeouts, began: float, *, use: Callable[[Connection], None] | None = None
     ) -> Iterator[Answer]:
         """Send a request once; its answer is read within.
 
+        :param began: when its turn came, as :meth:`.Outage.await_turn` has returned.
         :param use: is given the connection that is used.
         :raises AwayError: if it does not come, or breaks off.
         :raises AirExecutorError: if it is an error.
         """
         pool = self._connected(timeouts)
         if self.hello is None:
-            self._agree(pool, timeouts)
-        with self._sent(pool, ask, timeouts, use) as answer:
+            self._agree(pool, timeouts, began)
+        with self._sent(pool, ask, timeouts, began, use) as answer:
             yield answer
 
     @contextlib.contextmanager
     def _sent(
-        self, pool: Pool, ask: Ask, timeouts: Timeouts, use: Callable[[Connection], None] | None = None
+        self, pool: Pool, ask: Ask, timeouts: Timeouts, began: float, use: Callable[[Connection], None] | None = None
     ) -> Iterator[Answer]:
         is_connected = False
         try:
@@ -187,7 +188,7 @@ class Transport:
                     use(connection)
                 answer = self._asked(connection, pool.address, ask)
                 unless_whole.callback(answer.close)
-                yield self._checked(answer)
+                yield self._checked(answer, began)
                 if answer.is_whole:
                     unless_whole.pop_all()
                     pool.keep(connection)
@@ -219,14 +220,14 @@ class Transport:
             ) from None
         return Answer(connection.getresponse())
 
-    def _checked(self, answer: Answer) -> Answer:
+    def _checked(self, answer: Answer, began: float) -> Answer:
         if not 200 <= answer.status < 300:
-            raise self._refusal(answer)
+            raise self._refusal(answer, began)
         if protocol.PROTOCOL_HEADER not in answer.headers:
             raise ProtocolError(f"what answers at {self.target.where} is no server of Air-Executor")
         return answer
 
-    def _refusal(self, answer: Answer) -> Exception:
+    def _refusal(self, answer: Answer, began: float) -> Exception:
         body = _problem(answer)
         code = protocol.code_of(body)
         if answer.status in _AWAY and code not in _ANSWERS:
@@ -235,15 +236,15 @@ class Transport:
         if not code:
             said = f"{answer.status} {answer.reason}".strip()
             return ProtocolError(f"what answers at {self.target.where} is no server of Air-Executor: it says {said}")
-        self.outage.worked()  # it is there, whatever it says
+        self.outage.worked(began=began)  # it is there, whatever it says
         return protocol.error_of(body)
 
-    def _agree(self, pool: Pool, timeouts: Timeouts) -> None:
+    def _agree(self, pool: Pool, timeouts: Timeouts, began: float) -> None:
         """Find out which version of the protocol is spoken.
 
         :raises ProtocolError: if none is, saying which side is to be upgraded.
         """
-        with self._sent(pool, Ask("GET", "/v1/hello"), timeouts) as answer:
+        with self._sent(pool, Ask("GET", "/v1/hello"), timeouts, began) as answer:
             hello = records.parsed_json(answer.content)
         check_protocol(hello, self.target.where)
         self.hello, self._was_reached = hello, True

@@ -162,14 +162,21 @@ class Server:
         """End all connections: those that are idle at once, others when they are answered, and soon in any case."""
         for listener in self._listeners:
             listener.close()
+        # At the same moment: whom no new connection is given is not answered by one that is there already.
+        connections = self._shut_down(but=())
         await _cancelled(self._tasks)
-        for each in list(self._state.connections):
-            each.shutdown()
+        self._shut_down(but=connections)
         if self._state.tasks:
             await asyncio.wait(list(self._state.tasks), timeout=END_SECONDS)
         for each in list(self._state.connections):
             each.transport.abort()
         await _cancelled(self._state.tasks)
+
+    def _shut_down(self, *, but: Collection[object]) -> Collection[object]:
+        found = set(self._state.connections)
+        for each in found.difference(but):
+            each.shutdown()
+        return found
 
 
 async def _cancelled(tasks: Collection[asyncio.Task[None]]) -> None:

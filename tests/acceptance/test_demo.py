@@ -31,7 +31,7 @@ def test_demo(tmp_path: Path) -> None:
         [sys.executable, "demo.py"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    for text in (": deferred", "download | downloaded 3 files", "upload     completed", "DAG run: success"):
+    for text in (": success", "download | downloaded 3 files", "upload     completed", "DAG run: success"):
         assert text in done.stdout
     assert re.search(r"page was at http://localhost:\d+/plugin/air-executor\..* make up$", done.stdout, re.MULTILINE)
     assert_nothing_is_left(tmp_path)
@@ -41,7 +41,7 @@ def test_a_dag_that_fails(with_executor: Installation, capsys: pytest.CaptureFix
     """What is shown of it, and the exit code of the demo; that one does not start an Airflow of its own."""
     assert demo.show(with_executor, "example_failing_job", print) == 1
     shown = capsys.readouterr().out
-    for text in (": deferred", "DAG run: failed", "$ air-executor status", "$ air-executor logs"):
+    for text in (": failed", "DAG run: failed", "$ air-executor status", "$ air-executor logs"):
         assert text in shown
 
 

@@ -222,16 +222,19 @@ def test_a_job_is_retried_once_for_each_request(
     with pytest.raises(InvalidJobError, match="not both"):
         jobs.retry("a", ["x"], all=True)
     (tmp_path / "go").touch()
-    before = jobs.get_job("a").attempt
-    jobs.retry("a")
-    job = wait_until(
-        lambda: (job := jobs.get_job("a")).attempt > before and job.state.is_terminal and job, what="again"
-    )
-    assert job.state is JobState.COMPLETED
+
+    def retried(*tasks: str) -> Job:
+        before = jobs.get_job("a").attempt
+        jobs.retry("a", *tasks)
+        return wait_until(
+            lambda: (job := jobs.get_job("a")).attempt > before and job.state.is_terminal and job, what="again"
+        )
+
+    assert retried().state is JobState.COMPLETED
     with pytest.raises(JobStateError, match="nothing of it failed"):
         jobs.retry("a")
-    jobs.retry("a", "x")
-    wait_until(lambda: (tmp_path / "x").read_text() == "x\n" * 3, what="it ran once more")
+    retried("x")
+    assert (tmp_path / "x").read_text() == "x\n" * 3
     attempts = jobs.get_attempts("a")
     assert [(each.task_id, each.number) for each in attempts if each.task_id == "y"] == [("y", 1)]
     assert jobs.get_attempts("a", []) == ()

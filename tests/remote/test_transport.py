@@ -34,11 +34,11 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import JobState
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.remote import connections, transport
-from airflow_provider_air_executor.remote.connections import Address
+from airflow_provider_air_executor.remote.connections import Address, Answer
 from airflow_provider_air_executor.remote.jobs import RemoteJobs
 from airflow_provider_air_executor.remote.outage import Outage
 from airflow_provider_air_executor.remote.protocol import Target
-from airflow_provider_air_executor.remote.transport import PATIENT, Transport, check_protocol
+from airflow_provider_air_executor.remote.transport import PATIENT, Ask, Transport, check_protocol
 from airflow_provider_air_executor.server.tokens import Scope, Tokens
 from tests.support.certificates import Authority
 from tests.support.jobs import ended, publish_job, task
@@ -303,6 +303,41 @@ def test_what_was_asked_before_an_outage_was_over_and_fails_late_says_nothing_of
     outage.failed("cut", began=outage.await_turn(None))
     assert outage.error is not None
     assert len(said(caplog)) == 3
+
+
+def test_an_answer_to_what_was_asked_before_an_outage_does_not_say_that_it_is_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, LOGGER)
+    outage = Outage("x", logging.getLogger(LOGGER))
+    slow = outage.await_turn(None)
+    outage.failed("refused", began=outage.await_turn(None))
+    outage.worked(began=slow)
+    assert outage.error is not None
+    outage.worked(began=outage.await_turn(None))
+    assert outage.error is None
+    assert len(said(caplog)) == 2
+
+
+def test_a_server_that_ends_while_it_answers_is_missed_once(
+    server: ServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes no new connections then, and answers what it was asked before."""
+    caplog.set_level(logging.INFO, LOGGER)
+    transport = Transport(Target(url=server.url, token=server.token("tests", "admin")), logging.getLogger(LOGGER))
+    hello = Ask("GET", "/v1/hello")
+
+    def read_slowly(answer: Answer) -> bytes:
+        content = answer.content
+        server.stop()
+        with pytest.raises(JobsAwayError):
+            transport.request(hello, lambda other: other.content, patience=0)
+        return content
+
+    assert b"protocol" in transport.request(hello, read_slowly, patience=None)
+    transport.close()
+    assert transport.outage.error is not None
+    assert len(said(caplog)) == 1
 
 
 def test_tries_are_random_and_become_rare(caplog: pytest.LogCaptureFixture) -> None:

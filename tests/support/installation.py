@@ -37,6 +37,7 @@ EXAMPLES = ROOT / "example_dags"
 # With LocalExecutor a task that defers fails now and then: the end of its first part, reported late, is taken for that
 # of its second one (apache/airflow #71172). The demo runs with it.
 EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
+DEFERS = "Pausing task as DEFERRED"  # in the log of a task that has deferred, also if nobody has seen it so
 SINCE_3_3 = tuple(map(int, version("apache-airflow").split(".")[:2])) >= (3, 3)
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")

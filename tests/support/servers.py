@@ -70,6 +70,10 @@ class ServerThread:
     def __exit__(self, *_: object) -> None:
         for client in self._clients:
             client.close()
+        self.stop()
+
+    def stop(self) -> None:
+        """End it as an administrator does."""
         self._server.stop()
         self._thread.join()
 
