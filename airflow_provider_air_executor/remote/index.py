@@ -11,6 +11,7 @@ from airflow_provider_air_executor.jobs.index import OutcomeCounts
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.outcomes import Outcome
 from airflow_provider_air_executor.remote.link import Link
+from airflow_provider_air_executor.remote.outage import BUSY
 from airflow_provider_air_executor.remote.records import parsed
 from airflow_provider_air_executor.remote.transport import Transport, url_path
 
@@ -86,7 +87,7 @@ class RemoteIndex:
                 if (error := outage.error) is not None:
                     raise error
                 if time.monotonic() >= until:
-                    raise outage.busy()
+                    raise outage.unknown(BUSY)
 
     def outcomes(self, job_name: str) -> OutcomeCounts:
         """How many tasks of a job stand how; empty if that is not known."""

@@ -14,6 +14,7 @@ from airflow_provider_air_executor.exceptions import JobsAwayError
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds between two tries; the second one is reached by doubling
 _IMPATIENT_PAUSE = 1.0  # the same for those who do not wait, and would learn too late that it is back
 _LONGEST_RETRY_AFTER = 60.0
+BUSY = "too many requests wait for its answer"
 
 # Not the generator that all of a process share, whose state others may have set; nor one that is copied by a fork.
 chance = random.SystemRandom()
@@ -46,9 +47,9 @@ class Outage:
         with self._condition:
             return self._error() if self._why else None
 
-    def busy(self) -> JobsAwayError:
-        """That it may be away: too many wait for it already."""
-        return JobsAwayError(self._where, "too many requests wait for its answer", self._reached_at)
+    def unknown(self, why: str) -> JobsAwayError:
+        """That it may be away, as far as somebody knows who does not wait; that is not said, and not noted."""
+        return JobsAwayError(self._where, why, self._reached_at)
 
     def await_turn(self, deadline: float | None) -> float:
         """Wait until the server may be asked: at once if it is there.

@@ -26,7 +26,7 @@ from airflow_provider_air_executor import __version__
 from airflow_provider_air_executor.exceptions import AccessError, AirExecutorError, ProtocolError
 from airflow_provider_air_executor.remote import protocol, records
 from airflow_provider_air_executor.remote.connections import Address, Answer, Connection, Pool, Timeouts
-from airflow_provider_air_executor.remote.outage import Outage
+from airflow_provider_air_executor.remote.outage import BUSY, Outage
 from airflow_provider_air_executor.remote.protocol import SshTarget, Target
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ class Transport:
             yield
             return
         if not self._places.acquire(timeout=timeouts.connect):
-            raise self.outage.busy()
+            raise self.outage.unknown(BUSY)
         try:
             yield
         finally:
@@ -271,6 +271,9 @@ class Transport:
             # A login, and the start of a server, for which pages do not wait.
             return tunnel.socket(timeouts.connect if timeouts is IMPATIENT else timeouts.read)
         except ConnectionError as error:
+            # A first login takes longer than some wait, and is no outage.
+            if isinstance(error, ssh.NotYetError) and timeouts is IMPATIENT and not self._was_reached:
+                raise self.outage.unknown(str(error)) from None
             raise AwayError(str(error)) from None
 
     @functools.cached_property

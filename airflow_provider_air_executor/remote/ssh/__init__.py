@@ -30,6 +30,10 @@ CONNECT_SECONDS = 90.0  # for a connection, a login, and a manager that has to b
 _CLOSE_SECONDS = 2.0
 
 
+class NotYetError(ConnectionError):
+    """A connection is still being made; who had to wait for longer may have it."""
+
+
 class Tunnel:
     """A Unix socket on this machine that leads to a server on another one.
 
@@ -54,7 +58,7 @@ class Tunnel:
         :raises SshError: if the other machine cannot be reached like this, however often it is tried: its key is not
             known, it does not let this user in, or has no such command.
         :raises ConnectionError: if it cannot be reached now; also for such a reason, if it was reached before by this
-            process.
+            process. It is a :class:`NotYetError` if the time is over.
         :raises SettingsError: if asyncssh is not installed.
         """
         if os.getpid() != self._pid:  # this is a child of the process that has the connection
@@ -162,7 +166,7 @@ def _wait_for(work: Coroutine[Any, Any, T], seconds: float, what: str) -> T:
         if future.done():
             raise
         future.cancel()
-        raise ConnectionError(f"{what} is not there after {seconds:g} s") from None
+        raise NotYetError(f"{what} is not there after {seconds:g} s") from None
 
 
 def _running_loop() -> _Loop:

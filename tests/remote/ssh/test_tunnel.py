@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -15,8 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from airflow_provider_air_executor.exceptions import SshError
+from airflow_provider_air_executor import remote
+from airflow_provider_air_executor.exceptions import JobsAwayError, ProtocolError, SshError
 from airflow_provider_air_executor.remote import ssh
+from airflow_provider_air_executor.remote.protocol import Target
 from airflow_provider_air_executor.remote.ssh import Tunnel, connecting
 from tests.remote.ssh.conftest import OtherMachine, get
 from tests.support.sshd import needs_sshd
@@ -243,3 +246,21 @@ def test_errors_do_not_hold_up(machine: OtherMachine) -> None:
         said = set(pool.map(why, range(20)))
     assert len(said) == 1
     assert machine.sshd.logins() == 1
+
+
+def test_a_first_login_that_takes_longer_than_some_wait_is_no_outage(
+    machine: OtherMachine, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They learn that it is not there yet, and nothing is said in the log of an Airflow task; others wait."""
+    go = tmp_path / "go"
+    slow = machine.script(f"until test -e {go}; do sleep 0.1; done; exec '{machine.command}' \"$@\"")
+    target = Target(ssh=machine.target(), command=slow, base_path="/data", name="slow")
+    jobs = remote.connect(target, patience=0)
+    caplog.set_level(logging.INFO, remote.__name__)
+    with pytest.raises(JobsAwayError, match=r"127\.0\.0\.1 by SSH is not there after 2 s"):
+        jobs.get_job("x")
+    jobs.ensure_manager()
+    go.touch()
+    with pytest.raises(ProtocolError):  # it is reached; what answers here is no server of Air-Executor
+        jobs.with_patience(None).get_job("x")
+    assert caplog.records == []
