@@ -90,6 +90,7 @@ class OverNetwork:
 
     def _connect(self, name: str, fields: dict[str, Any]) -> None:
         self.airflow.base_path = self.far.seen_from_here / name
+        self.airflow.path_there, self.airflow.commands_at = self.far.home / name, self.far.as_user
         self._set_connection(CONNECTION, fields)
         # A trigger that runs has the connection that there was when it began.
         self.airflow.stop_component("triggerer")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_air_executor.jobs import manager_control, manager_status
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance import over_network as other_machine
@@ -127,8 +127,7 @@ def outputs(airflow: Installation, job: Job) -> dict[str, str]:
 
 def deferred_run(airflow: Installation, dag_id: str, task_id: str) -> str:
     """The id of a DAG run one task of which is deferred: the job that it waits for begins only then."""
-    manager_control.set_paused(store_of(airflow), True)
-    try:
+    with airflow.paused():
         run_id = airflow.trigger(dag_id)
 
         def is_deferred() -> bool:
@@ -136,9 +135,7 @@ def deferred_run(airflow: Installation, dag_id: str, task_id: str) -> str:
             return airflow.task_states(dag_id, run_id).get(task_id) == "deferred"
 
         wait_until(is_deferred, what=f"{task_id} is deferred", interval=0.5)
-    finally:
-        manager_control.set_paused(store_of(airflow), False)
-    return run_id
+        return run_id
 
 
 def test_submit_sensor_and_result(airflow: Installation) -> None:

@@ -15,7 +15,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +38,12 @@ EXAMPLES = ROOT / "example_dags"
 # of its second one (apache/airflow #71172). The demo runs with it.
 EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 DEFERS = "Pausing task as DEFERRED"  # in the log of a task that has deferred, also if nobody has seen it so
+_PAUSE = """
+import sys
+from airflow_provider_air_executor.jobs.manager_control import set_paused
+from airflow_provider_air_executor.jobs.store import JobStore
+set_paused(JobStore(sys.argv[1]), bool(sys.argv[2]))
+"""
 SINCE_3_3 = tuple(map(int, version("apache-airflow").split(".")[:2])) >= (3, 3)
 
 COMPONENTS = ("api-server", "scheduler", "triggerer", "dag-processor")
@@ -78,6 +84,8 @@ class Installation:
         self.home = Path(tempfile.mkdtemp(prefix="air-executor-airflow-"))
         (self.home / "airflow.cfg").touch()  # else all components write one at the same time
         self.base_path = self.home / "air-executor"  # of the embedded manager
+        self.commands_at: Callable[..., list[str]] = lambda *words: list(words)  # run where the base path is
+        self.path_there: Path | None = None  # of it, if another machine has it
         self.tasks_path = self.home / "air-executor-tasks"  # of the executor
         self.port = port or free_port()
         self.url = f"http://localhost:{self.port}"
@@ -301,6 +309,20 @@ class Installation:
         environment = {**self.environment, "AIR_EXECUTOR_BASE_PATH": str(self.base_path)}
         done = subprocess.run(command, env=environment, check=check, capture_output=True, text=True)
         return done.stdout
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let the manager of the base path start nothing; the base path need not be there yet."""
+
+        def say(paused: str) -> None:
+            words = sys.executable, "-c", _PAUSE, str(self.path_there or self.base_path), paused
+            subprocess.run(self.commands_at(*words), cwd=ROOT, check=True)
+
+        say("yes")
+        try:
+            yield
+        finally:
+            say("")
 
     # -- Airflow's API -------------------------------------------------------------------------------------
 
