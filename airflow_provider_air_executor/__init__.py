@@ -131,6 +131,12 @@ def _options(module: str) -> dict[str, dict[str, str | None]]:
             "With a lower number tasks wait in the manager's queue, where a slot is refilled at once.",
             example="16",
         ),
+        "capacity": _option(
+            "What tasks with resources may have of the machine, all together, as JSON: cpus, memory, and gpus, which\n"
+            "is a number or a list of ids. Each embedded manager has it. Empty: all that the machine, or its control\n"
+            "group, has.",
+            example='{"cpus": 16, "memory": "64Gi", "gpus": ["0", "1"]}',
+        ),
         "queues": _option(
             "Queues that have a job filesystem and a manager of their own, as JSON: to the name of each its\n"
             "settings, base_path (default: base_path of this section, a hyphen, and the name) and max_running_tasks.",

@@ -412,6 +412,8 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
         environment = {key: value for key, value in environment.items() if not secret.fullmatch(key)}
         environment[_DATABASE] = _NO_DATABASE
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=embedded_manager.IDLE_SECONDS)
+    capacity = conf.get("air_executor", "capacity", fallback="")
+    flags += ("--capacity", capacity) if capacity else ()
     warning = embedded_manager.start(store, *flags, environment=environment, idle_seconds=idle, replace=replace)
     if warning:
         log.warning("the embedded manager of %s: %s", store.base_path, warning)

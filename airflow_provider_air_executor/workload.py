@@ -30,7 +30,7 @@ from airflow_provider_air_executor.dag_files import DagFile
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.rehearsal import rehearse
 from airflow_provider_air_executor.system import import_report, process_family
-from airflow_provider_air_executor.system.environment import RUN_VARIABLE
+from airflow_provider_air_executor.system.environment import GPUS_VARIABLE, RUN_VARIABLE
 from airflow_provider_air_executor.system.processes import kill_what_else_was_started_by
 from airflow_provider_air_executor.task_forkers import TaskForkers
 
@@ -198,6 +198,7 @@ def _leaves_no_threads(call: Callable[[], Any]) -> bool:
     return os.waitpid(pid, 0)[1] == 0
 
 
+_KEPT = (RUN_VARIABLE, GPUS_VARIABLE)
 _kinds: set[str] = set()  # of the workloads that this process has run
 
 
@@ -215,7 +216,7 @@ def main() -> int:
     _prepare()
     _forkers.begin()  # now, as long as this process is as it was
     # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
-    for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name != RUN_VARIABLE]:
+    for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name not in _KEPT]:
         del os.environ[name]
     try:
         content = json.loads(_read_and_remove(directory / WORKLOAD_FILE))

@@ -32,6 +32,7 @@ _TYPES = {  # of the records, in words
     "Value": "text",
     "PathText": "text",
     "Count": "whole number from 0",
+    "Cpus": "number",
     "Number": "whole number",
     "NonEmptyText": "text",
     "Text": "text",

@@ -245,6 +245,16 @@ class RunnerSlots(BaseModel):
     limit: int
 
 
+class ResourceShare(BaseModel):
+    """How much of a resource of the manager's machine tasks hold, and how much there is for them.
+
+    Of ``cpus`` it is processors, of ``memory`` bytes, and of ``gpus`` graphics processors.
+    """
+
+    used: float
+    limit: float
+
+
 class Waiting(BaseModel):
     """The job that has waited longest for its start; its name only for users who may see it."""
 
@@ -268,6 +278,7 @@ class Manager(BaseModel):
     started_at: datetime | None
     paused: bool
     slots: dict[str, RunnerSlots]
+    capacity: dict[str, ResourceShare]
     queued: int
     oldest_waiting: Waiting | None
     jobs: dict[str, int]

@@ -14,7 +14,9 @@ from datetime import datetime
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
+from airflow_provider_air_executor.engines.capacity import Amounts
 from airflow_provider_air_executor.engines.children import Children
+from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
 from airflow_provider_air_executor.engines.protocol import (
     LOCAL,
     Attempt,
@@ -91,6 +93,8 @@ class Engines:
         self._marked: set[Attempt] = set()
         self._work_paths: dict[str, str] = {}  # of the job whose task was started last
         self._in_use: Counter[str] = Counter()
+        found: Holdings | None = getattr(local, "holdings", None)
+        self.holdings = found or holdings_of(store, self._environment, self._children)
         for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
             self._load(name)
 
@@ -129,6 +133,10 @@ class Engines:
     def has_room(self, name: str) -> bool:
         """Whether an engine may get one more attempt; True if it is not loaded: :meth:`start` says why it is not."""
         return name not in self._limits or self._in_use[name] < self._limit(name)
+
+    def needs(self, name: str, task: Task) -> Amounts | None:
+        """What a task needs of this machine before it can start; None: nothing, or its engine sees to that."""
+        return self.holdings.needs(task) if task.resources is not None and name == LOCAL else None
 
     def _limit(self, name: str) -> int:
         return self._slots.get(name, self._limits[name])
@@ -179,8 +187,7 @@ class Engines:
         """Remove the record and the handle of an attempt."""
         paths = self._store.paths(attempt.job_name)
         paths.record(attempt.task_id, attempt.number).unlink(missing_ok=True)
-        if attempt.engine != LOCAL:
-            paths.handle(attempt.task_id, attempt.number, attempt.engine).unlink(missing_ok=True)
+        paths.handle(attempt.task_id, attempt.number, attempt.engine).unlink(missing_ok=True)
 
     # -- the methods of an engine -------------------------------------------------------------------------------
 
@@ -193,7 +200,7 @@ class Engines:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called in any case; None: never."""
-        due = [engine.poll_after for engine in self._engines.values()]
+        due = [self.holdings.poll_after, *(engine.poll_after for engine in self._engines.values())]
         return min((seconds for seconds in due if seconds is not None), default=None)
 
     def start(self, attempt: Attempt, job: Job, task: Task, started_at: datetime) -> bool:
@@ -207,9 +214,22 @@ class Engines:
             raise SpawnError(str(error)) from None
         has_own_files = getattr(engine, "has_own_files", False)
         directory = task.cwd if has_own_files else self._directory(job, task)
-        waits = engine.start(attempt, task.evolve(runner=self.word_for(job, task), cwd=directory), started_at)
+        given = task.evolve(runner=self.word_for(job, task), cwd=directory)
+        if task.resources is not None and attempt.engine == LOCAL:
+            waits = self._start_with_resources(attempt, given, started_at)
+        else:
+            waits = engine.start(attempt, given, started_at)
         self._mark_in_use(attempt)
         return bool(waits)
+
+    def _start_with_resources(self, attempt: Attempt, task: Task, started_at: datetime) -> bool | None:
+        """Start an attempt on this machine, of which it holds something from then on."""
+        self.holdings.take(attempt, task, started_at)
+        try:
+            return self._engines[LOCAL].start(attempt, task, started_at)
+        except BaseException:
+            self.holdings.withdraw(attempt)
+            raise
 
     def _directory(self, job: Job, task: Task) -> str | None:
         """Where a task is to run; None: where the manager does."""
@@ -224,6 +244,7 @@ class Engines:
     def poll(self) -> list[Event]:
         """The events since the last call."""
         self._children.reap()
+        self.holdings.expire()
         events: list[Event] = []
         for name, engine in list(self._engines.items()):
             try:
@@ -239,6 +260,7 @@ class Engines:
             if isinstance(event, Ended | NotStarted) and event.attempt in self._marked:
                 self._marked.discard(event.attempt)
                 self._in_use[event.attempt.engine] -= 1
+                self.holdings.capacity.release(event.attempt)
         return events
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
@@ -250,6 +272,8 @@ class Engines:
             return Ended(attempt, None, utc_now(), reason=Reason.LOST, error=why, may_repeat=False)
         if isinstance(found, Running):
             self._mark_in_use(attempt)
+        if attempt.engine == LOCAL:
+            self.holdings.adopt(attempt, found)
         return found
 
     def cancel(self, attempt: Attempt, *, kill: bool) -> None:

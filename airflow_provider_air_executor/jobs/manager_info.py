@@ -7,7 +7,7 @@ ends, and is passed over then.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -39,6 +39,22 @@ class Slots(NamedTuple):
     limit: int
 
 
+class Share(NamedTuple):
+    """How much of a resource of its machine tasks hold, and how much there is for them.
+
+    Of ``cpus`` it is processors, of ``memory`` bytes, and of ``gpus`` graphics processors.
+    """
+
+    used: float
+    limit: float
+    free_ids: Sequence[str] | None = None  # of graphics processors
+
+    def as_json(self) -> dict[str, Any]:
+        """It, for ``json.dumps``."""
+        ids = {} if self.free_ids is None else {"free_ids": list(self.free_ids)}
+        return {"used": self.used, "limit": self.limit, **ids}
+
+
 class OldestWaiting(NamedTuple):
     """The job that has waited longest for the start of its first task."""
 
@@ -58,6 +74,7 @@ class ManagerInfo:
     :param host: the name of its machine.
     :param paused: whether it starts no tasks, see :mod:`.manager_control`.
     :param slots: how full each runner is, by its name.
+    :param capacity: the resources of its machine: ``cpus``, ``memory``, and ``gpus`` once a task has asked for one.
     :param queued: how many tasks could start and wait for room.
     :param oldest_waiting: the job that has waited longest.
     :param jobs: how many jobs that have not ended are ``waiting``, and how many ``working``.
@@ -71,6 +88,7 @@ class ManagerInfo:
     host: str = ""
     paused: bool = False
     slots: Mapping[str, Slots] = field(default_factory=dict)
+    capacity: Mapping[str, Share] = field(default_factory=dict)
     queued: int = 0
     oldest_waiting: OldestWaiting | None = None
     jobs: Mapping[str, int] = field(default_factory=dict)
@@ -84,6 +102,7 @@ class ManagerInfo:
             **vars(self),
             "started_at": self.started_at and self.started_at.isoformat(),
             "slots": {name: slots._asdict() for name, slots in self.slots.items()},
+            "capacity": {name: share.as_json() for name, share in self.capacity.items()},
             "oldest_waiting": oldest and {"job": oldest.job, "since": oldest.since.isoformat()},
         }
 
@@ -117,12 +136,19 @@ def _parse(content: dict[str, Any]) -> ManagerInfo:
         host=str(content["host"]),
         paused=bool(content["paused"]),
         slots={name: Slots(int(slots["used"]), int(slots["limit"])) for name, slots in content["slots"].items()},
+        capacity={name: share_of(share) for name, share in content.get("capacity", {}).items()},
         queued=int(content["queued"]),
         oldest_waiting=oldest and OldestWaiting(str(oldest["job"]), _time(oldest["since"])),
         jobs={state: int(number) for state, number in content["jobs"].items()},
         counters={name: number + 0 for name, number in content["counters"].items()},
         idle=bool(content["idle"]),
     )
+
+
+def share_of(content: Mapping[str, Any]) -> Share:
+    """How much of a resource is held, by what :meth:`Share.as_json` gives."""
+    ids = content.get("free_ids")
+    return Share(content["used"] + 0, content["limit"] + 0, None if ids is None else [str(one) for one in ids])
 
 
 def _time(text: str) -> datetime:

@@ -228,6 +228,8 @@ RunnerName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,30}$")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 Delay = Annotated[float, BeforeValidator(_seconds), Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Cpus = Annotated[float, BeforeValidator(_cpus), Field(gt=0, le=_MAX_COUNT, allow_inf_nan=False)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=_MAX_BYTES)]
 Count = Annotated[int, Field(ge=0, le=_MAX_COUNT)]
 Number = Annotated[int, Field(ge=-_MAX_COUNT, le=_MAX_COUNT)]
 
@@ -271,14 +273,15 @@ class Resources(BaseModel):
     :param cpus: processors; parts of one where the engine has them, also in thousandths: ``"500m"``.
     :param memory: bytes, or a text with a unit: ``"512Mi"``, ``"4Gi"`` (powers of 1024), ``"512M"``, ``"4G"`` (of
         1000).
-    :param gpus: whole graphics processors.
+    :param gpus: whole graphics processors. On the manager's machine the task finds the ids of its own in
+        ``AIR_EXECUTOR_GPUS`` and ``CUDA_VISIBLE_DEVICES``.
     :param time: how long an attempt may take, for instance ``"1h30m"``. An engine passes it to its scheduler.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
-    cpus: Annotated[float, BeforeValidator(_cpus), Field(gt=0, le=_MAX_COUNT, allow_inf_nan=False)] | None = None
-    memory: Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=_MAX_BYTES)] | None = None
+    cpus: Cpus | None = None
+    memory: Bytes | None = None
     gpus: Count | None = None
     time: Seconds | None = None
 
@@ -348,7 +351,7 @@ class Task(Record):
     exit_code: Number | None = None
     reason: Reason | None = None
     usage: Usage | None = None  # what the latest attempt has used, where its engine knows
-    where: str | None = None  # where the latest attempt is, if not on the manager's machine, and what it waits for
+    where: str | None = None  # where the latest attempt is, if not on the manager's machine; what the task waits for
     cancel_requested_at: Timestamp | None = None  # when the end of this task alone was requested
 
     @model_validator(mode="before")

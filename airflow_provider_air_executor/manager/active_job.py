@@ -84,7 +84,7 @@ class ActiveJob:
         self.name = job.name
         self.on_disk = on_disk
         self.tasks: dict[str, Task] = {}
-        self.graph = TaskGraph(self.tasks)
+        self.graph = TaskGraph(self.tasks, is_in_order=(job.max_parallel_tasks or 1) == 1)
         self.running: dict[Attempt, Cause | None] = {}  # and why it is being killed, if it is
         self.delayed: set[str] = set()  # tasks that are pending and must not start yet
         self.holds: set[Hold] = set()
@@ -180,6 +180,11 @@ class ActiveJob:
     def locate(self, attempt: Attempt, where: str) -> None:
         """It is known where an attempt is."""
         self._put(self.tasks[attempt.task_id].evolve(where=where))
+
+    def say_what_for(self, task_id: str, why: str) -> None:
+        """A task that can start waits for something."""
+        if self.tasks[task_id].where != why:
+            self._put(self.tasks[task_id].evolve(where=why))
 
     def measure(self, attempt: Attempt, usage: Usage) -> None:
         """It is known what an attempt has used that has failed."""
@@ -329,8 +334,10 @@ class ActiveJob:
             del self.tasks[task.id]
 
     def _put(self, task: Task) -> None:
-        before = self.tasks[task.id].status.is_terminal
-        self._unfinished += before - task.status.is_terminal
+        before = self.tasks[task.id].status
+        self._unfinished += before.is_terminal - task.status.is_terminal
+        if task.where is not None and before is TaskStatus.PENDING and task.status is not before:
+            task = task.evolve(where=None)  # it does not wait any more
         self.tasks[task.id] = task
         self.is_dirty = True
 

@@ -9,13 +9,13 @@ from datetime import datetime
 from functools import partial
 
 from airflow_provider_air_executor.engines import protocol
-from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, Located, NotStarted, Started
+from airflow_provider_air_executor.engines.protocol import LOCAL, Attempt, Ended, Event, Located, NotStarted, Started
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.manager.active_job import CANCELLED, ActiveJob, Cause, Hold
 from airflow_provider_air_executor.manager.limits import Limits
-from airflow_provider_air_executor.manager.ready_queue import Entry
+from airflow_provider_air_executor.manager.lines import Entry
 from airflow_provider_air_executor.manager.rejection import Rejection
 from airflow_provider_air_executor.manager.shared import Shared
 from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
@@ -39,6 +39,8 @@ class Attempts:
 
     def launch(self) -> None:
         """Start tasks while there is room, those of the first jobs in the queue first."""
+        if self._engines.holdings.pledged and not self._queue.is_paused:
+            self._start_pledged()
         while self._timers.now() >= self._paused_until:
             entry = self._queue.pop()
             if entry is None:
@@ -52,24 +54,41 @@ class Attempts:
     def _launch_one(self, entry: Entry) -> None:
         """Start the next task of a job, or block the job until its engine has room."""
         job = self._jobs.active.get(entry.name)
-        if job is None or not job.can_start:
+        if job is None or not job.can_start or entry.needs not in job.graph.needs:
             self._queue.release(entry)
             return
-        task = job.tasks[job.graph.take_ready()]
+        task = job.tasks[job.graph.take_ready(entry.needs)]
         engine = self._engines.name_for(job.job, task)
         if not self._engines.has_room(engine):
             job.graph.add_ready(task.id)
             self._queue.block(entry, engine)
             return
-        self._start(job, task, engine)
-        if job.can_start:
-            self._queue.put_back(entry)
-        else:
-            self._queue.release(entry)
-
-    def _start(self, job: ActiveJob, task: Task, engine: str) -> None:
-        if task.status is not TaskStatus.PENDING or job.refusal(task) is not None:
+        needs = self._engines.needs(engine, task)
+        if needs is None:
+            self._start(job, task, engine)
+        elif self._queue.lines.allows(entry, needs):
+            if self._start(job, task, engine):
+                self._queue.lines.has_started(entry, needs)
+        elif task.status is TaskStatus.PENDING:
+            job.graph.add_ready(task.id)
+            self._queue.lines.add(entry, job, needs)
             return
+        self._queue.put_back(entry, job)
+
+    def _start_pledged(self) -> None:
+        """Start first what an earlier manager was about to start when it was killed, and may have begun."""
+        for attempt in self._engines.holdings.pledged:
+            job = self._jobs.active.get(attempt.job_name)
+            task = None if job is None else job.tasks.get(attempt.task_id)
+            if job is None or task is None or task.status is not TaskStatus.PENDING or job.refusal(task) is not None:
+                self._engines.holdings.drop_pledge(attempt)
+            elif job.can_start and task.id not in job.delayed and self._engines.has_room(LOCAL):
+                self._start(job, task, LOCAL)
+
+    def _start(self, job: ActiveJob, task: Task, engine: str) -> bool:
+        """Start an attempt; False if none was started."""
+        if task.status is not TaskStatus.PENDING or job.refusal(task) is not None:
+            return False
         attempt = Attempt.of(job.name, task.id, task.attempt + 1, engine)
         started_at = utc_now()
         try:
@@ -84,7 +103,7 @@ class Attempts:
             job.graph.add_ready(task.id)
             self._troubles.met(job.name, Step.START, error)
             self._pause()
-            return
+            return False
         except protocol.SpawnError as error:
             why = str(error)
         except OSError as error:
@@ -94,7 +113,7 @@ class Attempts:
                 job.graph.add_ready(task.id)
                 job.holds.add(Hold.TROUBLE)
                 self._troubles.met(job.name, Step.START, error, partial(self._start_again, job))
-                return
+                return False
             why = f"it cannot be started: {error}"
         except Exception as error:
             log.exception("task %s of job %s cannot be started", task.id, job.name)
@@ -108,9 +127,10 @@ class Attempts:
                 self._limits.job_has_started(job, started_at)
                 self._limits.watch(job.tasks[task.id], attempt)
             self._jobs.touched.add(job.name)
-            return
+            return True
         job.begin(attempt, started_at)
         self.fail(job, Ended(attempt, None, utc_now()), Cause(Reason.SPAWN, why))
+        return False
 
     def _start_again(self, job: ActiveJob) -> None:
         job.holds.discard(Hold.TROUBLE)

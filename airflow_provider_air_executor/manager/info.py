@@ -70,6 +70,7 @@ class InfoPublisher:
             paused=self._queue.is_paused,
             host=os.uname().nodename,
             slots={name: Slots(*slots) for name, slots in self._engines.slots.items()},
+            capacity=self._engines.holdings.capacity.shares(),
             queued=queued,
             oldest_waiting=oldest,
             jobs={state.value: number for state, number in states.items()},

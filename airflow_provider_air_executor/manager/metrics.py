@@ -45,6 +45,11 @@ def metrics(info: ManagerInfo) -> Iterator[Metric]:
     limits = [Sample(slots.limit, {"runner": name}) for name, slots in info.slots.items()]
     yield Metric("slots_used", "gauge", "How many attempts of tasks a runner has.", used)
     yield Metric("slots", "gauge", "How many attempts of tasks a runner may have.", limits)
+    held = [Sample(share.used, {"resource": name}) for name, share in info.capacity.items()]
+    there = [Sample(share.limit, {"resource": name}) for name, share in info.capacity.items()]
+    meaning = "What tasks with resources hold of the manager's machine: processors, bytes of memory, gpus."
+    yield Metric("capacity_used", "gauge", meaning, held)
+    yield Metric("capacity", "gauge", "What the manager's machine has for them.", there)
     yield Metric("queued_tasks", "gauge", "Tasks that could start, and wait for room.", [Sample(info.queued)])
     since = [] if info.oldest_waiting is None else [Sample(info.oldest_waiting.since.timestamp())]
     meaning = "Since when the job waits that has waited longest, in seconds since 1970; missing if none waits."

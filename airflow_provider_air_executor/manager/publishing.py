@@ -13,6 +13,7 @@ from airflow_provider_air_executor.manager.intake import Intake
 from airflow_provider_air_executor.manager.limits import Limits
 from airflow_provider_air_executor.manager.shared import Shared
 from airflow_provider_air_executor.manager.troubles import Step
+from airflow_provider_air_executor.manager.waiting_words import WaitingWords
 
 log = logging.getLogger("air_executor.manager")
 
@@ -29,9 +30,11 @@ class Publishing:
         self._turns, self._guard = shared.turns, shared.guard
         self._poll_interval = shared.settings.poll_interval
         self._limits, self._intake = limits, intake
+        self._waiting_words = WaitingWords(shared)
 
     def publish(self) -> None:
         """Publish the jobs that something has happened to, and end those that are over."""
+        self._waiting_words.say()
         touched = self._jobs.touched.copy()
         self._jobs.touched.clear()  # timers add to this very set
         for name in touched:

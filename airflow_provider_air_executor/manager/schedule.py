@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from airflow_provider_air_executor.engines.capacity import Amounts
 from airflow_provider_air_executor.jobs.models import JobState, Reason, RunIf, Task, TaskStatus
 from airflow_provider_air_executor.jobs.pieces import ITEMS, Pieces, dropping
 
@@ -25,25 +26,28 @@ ENDS = (Fate.FAILS, Fate.IS_SKIPPED)  # without an attempt
 
 
 class TaskGraph:
-    """The tasks of one job that can start, in the order of the list.
+    """The tasks of one job that can start, in the order of the list; those apart that need other things.
 
     Each change costs what it touches, not the length of the list. The tasks must have been checked
     (:func:`~airflow_provider_air_executor.jobs.models.checking_task_list`).
 
     :param tasks: all tasks of the job, by their ids; :meth:`add` takes them in.
+    :param is_in_order: whether a task must not start before an earlier one that can, whatever they need.
     """
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], *, is_in_order: bool = False) -> None:
         self._tasks = tasks
+        self._is_in_order = is_in_order
         self._position: dict[str, int] = {}
         self._ids: list[str] = []
         self._dependents: dict[str, list[str]] = {}
         self._missing: dict[str, int] = {}
-        self._ready: list[int] = []
+        self._ready: dict[Amounts | None, list[int]] = {}  # heaps, by what their tasks need; none is empty
         self._is_ready: set[int] = set()
 
     def dropping(self) -> Pieces[None]:
         """Release all memory; the graph is not needed any more."""
+        self.drop_ready()
         for part in (self._position, self._ids, self._dependents, self._missing):
             yield from dropping(part)
 
@@ -97,8 +101,11 @@ class TaskGraph:
         self._ids.pop()
         if position in self._is_ready:
             self._is_ready.discard(position)
-            self._ready.remove(position)
-            heapq.heapify(self._ready)
+            needs = self._needs(task_id)
+            left = [other for other in self._ready.pop(needs) if other != position]
+            if left:
+                heapq.heapify(left)
+                self._ready[needs] = left
         del self._missing[task_id]
         for name in set(self._tasks[task_id].dependencies):
             if task_id in self._dependents.get(name, ()):
@@ -116,11 +123,40 @@ class TaskGraph:
     @property
     def number_ready(self) -> int:
         """How many tasks can start."""
-        return len(self._ready)
+        return sum(map(len, self._ready.values()))
 
-    def take_ready(self) -> str:
-        """Take out the first task that can start."""
-        position = heapq.heappop(self._ready)
+    @property
+    def needs(self) -> Collection[Amounts | None]:
+        """What those need that can start; each comes once."""
+        return self._ready.keys()
+
+    def _needs(self, task_id: str) -> Amounts | None:
+        """What a task needs that may let it wait while others start; None: nothing."""
+        resources = self._tasks[task_id].resources
+        return None if resources is None or self._is_in_order else Amounts.of(resources)
+
+    def first_ready(self, needs: Amounts | None = None) -> int | None:
+        """The position of the first task that can start, of those that need this; None if there is none.
+
+        Those that have ended meanwhile, by a request, are dropped.
+        """
+        heap = self._ready.get(needs, [])
+        while heap and self._tasks[self._ids[heap[0]]].status is not TaskStatus.PENDING:
+            self._is_ready.discard(heapq.heappop(heap))
+            if not heap:
+                del self._ready[needs]
+        return heap[0] if heap else None
+
+    def task_at(self, position: int) -> Task:
+        """The task at a position of the list."""
+        return self._tasks[self._ids[position]]
+
+    def take_ready(self, needs: Amounts | None = None) -> str:
+        """Take out the first task that can start, of those that need this."""
+        heap = self._ready[needs]
+        position = heapq.heappop(heap)
+        if not heap:
+            del self._ready[needs]
         self._is_ready.discard(position)
         return self._ids[position]
 
@@ -129,7 +165,7 @@ class TaskGraph:
         position = self._position[task_id]
         if position not in self._is_ready:
             self._is_ready.add(position)
-            heapq.heappush(self._ready, position)
+            heapq.heappush(self._ready.setdefault(self._needs(task_id), []), position)
 
     def is_short(self, task_id: str) -> bool:
         """Whether the end of a task that completes reaches few others."""

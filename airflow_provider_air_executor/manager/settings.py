@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.models import ModuleName, RunnerName, Seconds
+from airflow_provider_air_executor.jobs.models import Bytes, Count, Cpus, ModuleName, RunnerName, Seconds
 from airflow_provider_air_executor.jobs.store import DEFAULT_BASE_PATH
 from airflow_provider_air_executor.manager.metrics_server import parse_address
 
@@ -19,6 +21,8 @@ ENVIRONMENT_PREFIX = "AIR_EXECUTOR_"
 _MAX_CHARACTERS = 1_000_000  # of a configuration file
 _MAX_DEPTH = 50
 _MAX_NODES = 100_000
+_EXAMPLE = '{"cpus": 8, "memory": "32Gi", "gpus": ["0", "1"]}'
+_GPU_ID = re.compile(r"[\w./:-]{1,200}", re.ASCII)
 
 
 def _upper(value: Any) -> Any:
@@ -38,6 +42,46 @@ def _address(value: str) -> str:
     return value
 
 
+def _json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"must be JSON, such as {_EXAMPLE}: {error}") from None
+
+
+def _gpus(value: Any) -> Any:
+    """How many, or which: their ids may be numbers, and in one text."""
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() else tuple(_split(value))
+    return tuple(str(one) for one in value) if isinstance(value, list) else value
+
+
+def _ids(value: int | tuple[str, ...] | None) -> int | tuple[str, ...] | None:
+    for one in value if isinstance(value, tuple) else ():
+        if not _GPU_ID.fullmatch(one):
+            raise ValueError(f"{one!r} is no id of a graphics processor: an index, or a UUID")
+    return value
+
+
+class CapacitySettings(BaseModel):
+    """What tasks with ``resources`` may have of this machine, all together.
+
+    :param cpus: processors; default: those that this process may use, by its affinity and its control groups.
+    :param memory: bytes, or a text such as ``"64Gi"``; default: that of the machine, or of its control groups.
+    :param gpus: graphics processors: how many, or the list of their ids (index, UUID, or UUID of a MIG device);
+        default: those that ``nvidia-smi -L`` lists, or else those that there are files for. ``CUDA_VISIBLE_DEVICES`` in
+        the environment of the manager limits them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpus: Cpus | None = None
+    memory: Bytes | None = None
+    gpus: Annotated[Count | tuple[str, ...] | None, BeforeValidator(_gpus), AfterValidator(_ids)] = None
+
+
 Days = Annotated[float, Field(gt=0, le=36_600, allow_inf_nan=False)]
 
 #: The defaults of embedded managers, where they are others than those of :class:`Settings`.
@@ -51,6 +95,8 @@ class Settings(BaseModel):
         also how long a file may stay half-written before its job fails. Default 5.
     :param task_timeout: seconds an attempt may take if its task does not say; default: no limit.
     :param max_concurrent_runners: how many tasks run at a time on this machine, over all jobs; default 10.
+    :param capacity: what tasks with ``resources`` have of this machine: ``cpus``, ``memory`` and ``gpus``, a mapping
+        or JSON. Default: all that the machine, or its control group, has.
     :param base_path: the job filesystem; default ``.air-executor``, in the working directory.
     :param log_level: ``DEBUG``, ``INFO``, ``WARNING``, ``ERROR`` or ``CRITICAL``.
     :param log_format: ``console`` or ``json``, one object a line.
@@ -87,6 +133,7 @@ class Settings(BaseModel):
     poll_interval: Annotated[float, Field(ge=0.05, le=3600)] = 5.0
     task_timeout: Seconds | None = None
     max_concurrent_runners: Annotated[int, Field(ge=1, le=10_000)] = 10
+    capacity: Annotated[CapacitySettings, BeforeValidator(_json)] = CapacitySettings()
     base_path: Annotated[str, Field(min_length=1)] = DEFAULT_BASE_PATH
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)] = "INFO"
     log_format: Literal["console", "json"] = "console"

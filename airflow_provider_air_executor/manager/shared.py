@@ -31,4 +31,4 @@ class Shared:
         self.writer = JobWriter(store)
         self.files = JobFiles(store, self.writer, self.timers)
         self.jobs = KnownJobs(self.timers, self.turns)
-        self.queue = ReadyQueue(engines.has_room)
+        self.queue = ReadyQueue(engines.has_room, engines.holdings.capacity)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json
 
 from airflow_provider_air_executor.exceptions import InvalidJobError, ProtocolError
-from airflow_provider_air_executor.jobs.manager_info import ManagerInfo, OldestWaiting, Slots
+from airflow_provider_air_executor.jobs.manager_info import ManagerInfo, OldestWaiting, Slots, share_of
 from airflow_provider_air_executor.jobs.models import TASK_LIST, Job, SubmittedBy, Task, Timestamp
 from airflow_provider_air_executor.jobs.spec import FIELDS, JobSpec, fields_of
 from airflow_provider_air_executor.jobs.validation import validate
@@ -105,6 +105,7 @@ def manager_of(content: Mapping[str, Any] | None) -> ManagerInfo | None:
     found: dict[str, Any] = {name: value for name, value in content.items() if name in known}
     try:
         found["slots"] = {name: Slots(**slots) for name, slots in found.get("slots", {}).items()}
+        found["capacity"] = {name: share_of(share) for name, share in found.get("capacity", {}).items()}
         found["started_at"] = _TIME.validate_python(found["started_at"]) if found.get("started_at") else None
         if oldest := found.get("oldest_waiting"):
             found["oldest_waiting"] = OldestWaiting(oldest["job"], _TIME.validate_python(oldest["since"]))

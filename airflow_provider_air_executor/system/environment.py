@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 RUN_VARIABLE = "AIR_EXECUTOR_RUN"  # the token of the shim that has started a process
+GPUS_VARIABLE = "AIR_EXECUTOR_GPUS"  # the ids of the graphics processors of a task, separated by commas
 # A variable that sh can set.
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _NEEDED = {
@@ -22,6 +23,7 @@ TASK_VARIABLES = (
     "AIR_EXECUTOR_ATTEMPT",
     "AIR_EXECUTOR_JOB_DIR",
     "AIR_EXECUTOR_OUTPUT",
+    GPUS_VARIABLE,
     RUN_VARIABLE,
 )
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import secrets
@@ -15,13 +14,13 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_air_executor.engines.children import Children
-from airflow_provider_air_executor.engines.local import resources, shells
+from airflow_provider_air_executor.engines.local import shells
 from airflow_provider_air_executor.engines.local.engine import LocalEngine
-from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, NotStarted, SpawnError
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event, NotStarted
 from airflow_provider_air_executor.engines.shim import FIND, could_not_fork, script_here
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
-from airflow_provider_air_executor.jobs.models import Resources, utc_now
+from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, only_task, plain, read_log, shim_pid, task, write_job
 from tests.support.managers import Managers
@@ -285,17 +284,6 @@ def test_a_task_that_needs_more_processors_than_the_manager_may_use_fails(store:
     a, b = store.get_tasks("j")
     assert (a.reason, b.status) == ("spawn", "completed")
     assert "it needs 2 cpus; this machine has 1 for local tasks" in (a.error or "")
-
-
-@pytest.mark.parametrize(("limit", "is_refused"), [("60000000", True), ("64000000", False), ("max", False)])
-def test_a_task_that_needs_more_memory_than_the_control_group_has_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, is_refused: bool
-) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    monkeypatch.setattr(resources, "_MEMORY_LIMITS", (f"{tmp_path}/none", f"{tmp_path}/memory.max"))
-    refused = pytest.raises(SpawnError, match=f"this machine has {limit}")
-    with refused if is_refused else contextlib.nullcontext():
-        resources.check_resources(Resources.model_validate({"memory": 64_000_000}))
 
 
 @pytest.mark.parametrize("runner", ["local", "warm"])

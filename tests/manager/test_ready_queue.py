@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
+from airflow_provider_air_executor.engines.capacity import Capacity
 from airflow_provider_air_executor.jobs.models import Job, Task, utc_now
 from airflow_provider_air_executor.jobs.pieces import finish
 from airflow_provider_air_executor.manager.active_job import ActiveJob, Hold, OnDisk
@@ -29,7 +30,7 @@ def full() -> set[str]:
 
 @pytest.fixture
 def queue(full: set[str]) -> ReadyQueue:
-    return ReadyQueue(lambda engine: engine not in full)
+    return ReadyQueue(lambda engine: engine not in full, Capacity(8, 2**30))
 
 
 def names(queue: ReadyQueue) -> list[str]:
@@ -65,7 +66,7 @@ def test_a_job_is_in_the_queue_once_until_it_is_released(queue: ReadyQueue) -> N
     assert entry is not None
     queue.add(added)
     assert queue.pop() is None
-    queue.put_back(entry)
+    queue.put_back(entry, added)
     assert queue.pop() == entry
     queue.release(entry)
     queue.add(added)

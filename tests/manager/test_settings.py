@@ -48,6 +48,12 @@ def test_the_existing_keys_with_their_whole_range(tmp_path: Path) -> None:
         ("keep_jobs: 0", "keep_jobs = 0"),
         ("keep_days: -1", "keep_days = -1"),
         ("keep_failed_days: .inf", "keep_failed_days = inf"),
+        ("capacity: 8", "capacity = 8"),
+        ("capacity: {gpu: 1}", "capacity = {'gpu': 1}"),
+        ("capacity: {cpus: 0}", "capacity = {'cpus': 0}"),
+        ("capacity: {gpus: -1}", "capacity = {'gpus': -1}"),
+        ("capacity: {gpus: ['0 1']}", "'0 1' is no id of a graphics processor"),
+        ("capacity: '{'", "must be JSON"),
         ("- a", "must be a mapping"),
         ("a: [", "is not valid YAML"),
     ],
@@ -71,6 +77,32 @@ def test_addresses_are_a_list_or_a_text(tmp_path: Path) -> None:
     settings, _ = load_settings({**where, "listen": ("h:3",)}, environment={"AIR_EXECUTOR_LISTEN": "h:4"})
     assert settings.listen == ("h:3",)
     assert load_settings({"base_path": str(tmp_path / "other")}, environment={})[0].listen == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus"),
+    [
+        ('{"gpus": 2}', 2),
+        ('{"gpus": "2"}', 2),
+        ('{"gpus": []}', ()),
+        ('{"gpus": [0, "GPU-5d5ba0d6-d33d"]}', ("0", "GPU-5d5ba0d6-d33d")),
+        ('{"gpus": "0, 1"}', ("0", "1")),
+        ("{}", None),
+    ],
+)
+def test_the_capacity_is_a_mapping_or_json(tmp_path: Path, text: str, gpus: object) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(f"capacity: {text}")
+    found, _ = load_settings({}, config=config, environment={})
+    assert load_settings({"capacity": text}, environment={})[0].capacity == found.capacity
+    assert load_settings({}, environment={"AIR_EXECUTOR_CAPACITY": text})[0].capacity == found.capacity
+    assert found.capacity.gpus == gpus
+    assert (found.capacity.cpus, found.capacity.memory) == (None, None)
+
+
+def test_the_units_of_the_capacity(tmp_path: Path) -> None:
+    found, _ = load_settings({"capacity": '{"cpus": "1500m", "memory": "2Gi"}'}, environment={})
+    assert (found.capacity.cpus, found.capacity.memory) == (1.5, 2 * 2**30)
 
 
 def test_defaults_of_embedded_managers_count_last(tmp_path: Path) -> None:

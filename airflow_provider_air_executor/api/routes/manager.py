@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, HTTPException, status
 
-from airflow_provider_air_executor.api.records import Manager, RunnerSlots, Waiting
+from airflow_provider_air_executor.api.records import Manager, ResourceShare, RunnerSlots, Waiting
 from airflow_provider_air_executor.api.view import CONNECTION_ERRORS, Right, View, ViewDep
 from airflow_provider_air_executor.exceptions import AirExecutorError
 from airflow_provider_air_executor.jobs.manager_info import ManagerInfo, OldestWaiting
@@ -56,6 +56,7 @@ def _shown(info: ManagerInfo, view: View, jobs: Sequence[Job]) -> dict[str, Any]
         "started_at": info.started_at,
         "paused": info.paused,
         "slots": {name: RunnerSlots(**slots._asdict()) for name, slots in info.slots.items()},
+        "capacity": {name: ResourceShare(used=share.used, limit=share.limit) for name, share in info.capacity.items()},
         "queued": info.queued,
         "oldest_waiting": _waiting(info.oldest_waiting, view, jobs) if info.oldest_waiting else None,
         "jobs": dict(info.jobs),

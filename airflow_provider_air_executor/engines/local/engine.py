@@ -31,9 +31,9 @@ from airflow_provider_air_executor.engines.local.adopted import (
 )
 from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
 from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
+from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
 from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
 from airflow_provider_air_executor.engines.local.preloading import NO_PRELOAD, Preload
-from airflow_provider_air_executor.engines.local.resources import check_resources
 from airflow_provider_air_executor.engines.local.serving import Exited, Forked, Refused
 from airflow_provider_air_executor.engines.local.shells import Shells
 from airflow_provider_air_executor.engines.local.warm import ForkServerClient
@@ -68,8 +68,8 @@ _READ_INTERVAL = 1.0  # seconds between two tries to read a record
 class _Paths:
     """The paths of the files of attempts, as text: joining paths would take as long as the rest of a start."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, store: JobStore, holdings: Holdings) -> None:
+        self._store, self._holdings = store, holdings
         self._last = ("", "")
 
     def directory(self, job_name: str) -> str:
@@ -84,7 +84,9 @@ class _Paths:
 
     def variables(self, attempt: Attempt) -> dict[str, str]:
         """The environment variables that describe a task to itself."""
-        return task_variables(attempt, self.directory(attempt.job_name), f"{self.record(attempt)}.output")
+        found = task_variables(attempt, self.directory(attempt.job_name), f"{self.record(attempt)}.output")
+        found.update(self._holdings.variables(attempt))
+        return found
 
 
 class _Cold(NamedTuple):
@@ -109,20 +111,27 @@ class LocalEngine:
     :param children: calls back when a process has ended.
     :param preload: what is imported once for all tasks that start warm; modules that it names are imported at once and
         not before the first such task.
+    :param holdings: what the attempts hold of this machine; default: of all that it has.
     """
 
     def __init__(
-        self, store: JobStore, environment: Mapping[str, str], children: Children, *, preload: Preload = NO_PRELOAD
+        self,
+        store: JobStore,
+        environment: Mapping[str, str],
+        children: Children,
+        *,
+        preload: Preload = NO_PRELOAD,
+        holdings: Holdings | None = None,
     ) -> None:
-        environment = inherited(environment, str(store.base_path))
-        environment.setdefault("PATH", os.defpath)
+        self.holdings = holdings or holdings_of(store, environment, children)
+        environment = {"PATH": os.defpath, **inherited(environment, str(store.base_path))}
         self._store = store
         self._warm = ForkServerClient(environment, children, preload, store.base_path)
         self._cold = _Cold(Shells(environment, children), Launching(environment, children, self._warm.descriptor))
         self._attempts: dict[Attempt, LocalAttempt] = {}
         self._adopted = Adopted(self._release)  # those of them that are not our children
-        self._unclaimed: dict[str, int] = {}  # how often the record of an attempt could not be written
-        self._paths = _Paths(store)
+        self._unclaimed = _Unclaimed(store)
+        self._paths = _Paths(store, self.holdings)
         self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
         self._unread: list[_Reaped] = []
@@ -140,11 +149,9 @@ class LocalEngine:
     def start(self, attempt: Attempt, task: Task, started_at: datetime) -> None:
         """Start an attempt.
 
-        :raises SpawnError: if the command is not there, or may not be run, or the machine is too small for it.
+        :raises SpawnError: if the command is not there, or may not be run.
         :raises ResourceExhaustedError: if the machine is short of something.
         """
-        if task.resources is not None:
-            check_resources(task.resources)
         directory, record_path = self._paths.directory(attempt.job_name), self._paths.record(attempt)
         _remove_output(f"{record_path}.output")
         log_path = f"{directory}/logs/{attempt.task_id}.log"
@@ -285,10 +292,7 @@ class LocalEngine:
             self._unread.append(_Reaped(found, status))
             return
         if is_shell and isinstance(result, Ended) and result.exit_code is None:
-            # The group's number cannot have been given away while a process of the group is left, and in the
-            # microseconds since sh was reaped no other process can have got it: numbers are given out in turn.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(found.pid, signal.SIGKILL)
+            _kill_group(found.pid)
         if result is not None:
             self._release(found, result)
 
@@ -339,11 +343,9 @@ class LocalEngine:
         # Its own word, or a signal before it had made its record: then the command has not begun.
         was_hit = exit_code < 0 and not found.is_killed and files.stamp(path) is None
         if record is None and not found.is_detached and (exit_code == NOT_CLAIMED or was_hit):
-            files.put_modes_back(*self._store.paths(attempt.job_name).directories)
-            why = _cannot_record(path)
-            self._unclaimed[path] = self._unclaimed.get(path, 0) + 1
-            if why or self._unclaimed[path] <= _MAX_UNCLAIMED:
-                return NotStarted(attempt, why or "its record could not be written")
+            why = self._unclaimed.why_again(attempt, path)
+            if why:
+                return NotStarted(attempt, why)
         found.is_killed = True
         return Ended(attempt, None, utc_now())
 
@@ -415,6 +417,16 @@ def _end_processes(found: LocalAttempt, *, kill: bool) -> None:
         kill_started_by(found.token, found.pid, has_just_ended=True)
 
 
+def _kill_group(pid: int) -> None:
+    """Kill what is left of a group whose leader, a shell, has just been reaped.
+
+    Its number cannot have been given away while a process of the group is left, and in the microseconds since no other
+    process can have got it: numbers are given out in turn.
+    """
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 def _remove_output(path: str) -> None:
     """Remove what an earlier run of a job that was reset by hand has left where this one may leave its result.
 
@@ -450,6 +462,21 @@ def _starting() -> Iterator[None]:
         raise SpawnError(f"the log or the shell cannot be opened: {error.strerror}") from error
     except UnicodeEncodeError as error:
         raise SpawnError(f"an argument cannot be encoded for this system: {error}") from error
+
+
+class _Unclaimed:
+    """Attempts whose records could not be written."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._times: dict[str, int] = {}
+
+    def why_again(self, attempt: Attempt, path: str) -> str:
+        """Why an attempt is to be started again; empty if that has been tried often enough."""
+        files.put_modes_back(*self._store.paths(attempt.job_name).directories)
+        why = _cannot_record(path)
+        self._times[path] = self._times.get(path, 0) + 1
+        return why or ("its record could not be written" if self._times[path] <= _MAX_UNCLAIMED else "")
 
 
 def _cannot_record(path: str) -> str:

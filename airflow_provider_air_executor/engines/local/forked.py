@@ -30,7 +30,7 @@ from typing import Any, NoReturn
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, claim
 from airflow_provider_air_executor.system import handover, process_family
-from airflow_provider_air_executor.system.environment import RUN_VARIABLE
+from airflow_provider_air_executor.system.environment import GPUS_VARIABLE, RUN_VARIABLE
 
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
 NOT_CLAIMED = 97
@@ -125,7 +125,8 @@ class ForkedProcess:
             process_family.hint = request.get("hint") or {}
             self._begin_anew()
             code = run_module(request["module"], request["args"], is_safe=request["safe"])
-            stays = code == 0 and self._is_as_before(request["module"])
+            # What has been given graphics processors may have set them up, and would keep them.
+            stays = code == 0 and GPUS_VARIABLE not in request["variables"] and self._is_as_before(request["module"])
             if not stays:
                 _end()
         except BaseException:

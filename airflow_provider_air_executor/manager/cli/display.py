@@ -17,7 +17,7 @@ from rich.text import Text
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobsAwayError
 from airflow_provider_air_executor.jobs.index import OutcomeCounts
 from airflow_provider_air_executor.jobs.interface import JobIndexView, Jobs
-from airflow_provider_air_executor.jobs.manager_info import ManagerInfo
+from airflow_provider_air_executor.jobs.manager_info import ManagerInfo, Share
 from airflow_provider_air_executor.jobs.models import Job, JobState, Task, TaskStatus, utc_now
 from airflow_provider_air_executor.jobs.summary import progress
 from airflow_provider_air_executor.manager.cli.place import store_of, waiting
@@ -152,6 +152,7 @@ def show_manager(jobs: Jobs, info: ManagerInfo) -> None:
         ("base path" if store_of(jobs) is not None else "at", jobs.where),
         ("started", f"{_clock(info.started_at)}, {_age(info.started_at)} ago" if info.started_at else ""),
         ("slots", "; ".join(slots)),
+        ("free", "; ".join(_free(name, share) for name, share in info.capacity.items())),
         ("queue", f"{info.queued} task{'' if info.queued == 1 else 's'} could start and wait for room"),
         ("jobs", f"{info.jobs.get('working', 0)} working, {waiting} waiting{longest}"),
         ("since start", _counted(info)),
@@ -160,6 +161,15 @@ def show_manager(jobs: Jobs, info: ManagerInfo) -> None:
     for heading, text in rows:
         if text:
             make_console().print(Text(f"{heading:12}{text}"), soft_wrap=True)
+
+
+def _free(name: str, share: Share) -> str:
+    """How much of a resource of the machine no task holds."""
+    free = max(0, share.limit - share.used)
+    if name == "memory":
+        return f"{_bytes(free) or '0'} of {_bytes(share.limit)} memory"
+    ids = f" ({', '.join(share.free_ids)})" if share.free_ids else ""
+    return f"{free:g} of {share.limit:g} {name}{ids}"
 
 
 def _counted(info: ManagerInfo) -> str:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.option("--poll-interval", metavar="SECONDS", help="Between two passes over everything (5).")
 @click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
 @click.option("--max-concurrent-runners", metavar="N", help="Tasks that run at a time (10).")
+@click.option("--capacity", metavar="JSON", help="Of this machine for tasks: cpus, memory, gpus (all that it has).")
 @click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
@@ -87,6 +88,7 @@ def _refresh(store: JobStore) -> None:
 def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
     from airflow_provider_air_executor.engines.children import Children
     from airflow_provider_air_executor.engines.local.engine import LocalEngine
+    from airflow_provider_air_executor.engines.local.holdings import holdings_of
     from airflow_provider_air_executor.engines.local.preloading import preload_of
     from airflow_provider_air_executor.engines.registry import Engines
     from airflow_provider_air_executor.manager.lock import ManagerLock
@@ -106,7 +108,13 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
         for warning in warnings:
             logging.getLogger("air_executor.manager").warning(warning)
         children, environment = Children(), as_given(os.environ)
-        local = LocalEngine(store, environment, children, preload=preload_of(settings.preload, store.base_path))
+        local = LocalEngine(
+            store,
+            environment,
+            children,
+            preload=preload_of(settings.preload, store.base_path),
+            holdings=holdings_of(store, environment, children, **settings.capacity.model_dump()),
+        )
         Loop(Manager(store, settings, Engines(store, settings, local, environment, children)), lock).run()
 
 

@@ -30,6 +30,20 @@ function Slots({ name, used, limit }) {
   </span>`;
 }
 
+const GIBIBYTE = 2 ** 30;
+
+// What tasks leave of the machine, once one of them holds something.
+function Free({ capacity }) {
+  const shares = Object.entries(capacity || {});
+  if (!shares.some(([, share]) => share.used > 0)) return null;
+  const words = shares.map(([name, { used, limit }]) => {
+    const [unit, of] = name === "memory" ? [GIBIBYTE, " GiB of memory"] : [1, ` ${name}`];
+    const [free, all] = [Math.max(0, limit - used), limit].map((number) => +(number / unit).toFixed(1));
+    return `${free} of ${all}${of}`;
+  });
+  return html`<span class="quiet">Free: ${words.join(", ")}</span>`;
+}
+
 function Queue({ manager, connId }) {
   const { queued, oldest_waiting: oldest } = manager;
   if (!queued && !oldest) return html`<span class="quiet">Nothing waits for room.</span>`;
@@ -57,6 +71,7 @@ export function Manager({ manager, connId, waiting }) {
     <span title=${time(manager.started_at)}>Manager running${manager.started_at ? ` for ${age(manager.started_at)}` : ""}<span class="quiet">${manager.version ? `, version ${manager.version}` : ""}${process}</span></span>
     ${manager.paused ? html`<span><strong>Paused: no further task starts.</strong> <span class="quiet">Continue: air-executor resume</span></span>` : null}
     ${slots.map(([name, { used, limit }]) => html`<${Slots} key=${name} name=${name} used=${used} limit=${limit} />`)}
+    <${Free} capacity=${manager.capacity} />
     ${manager.started_at ? html`<${Queue} manager=${manager} connId=${connId} />` : null}
   </section>`;
 }
