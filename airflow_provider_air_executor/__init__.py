@@ -139,9 +139,11 @@ def _options(module: str) -> dict[str, dict[str, str | None]]:
         ),
         "queues": _option(
             "Queues that have a job filesystem and a manager of their own, as JSON: to the name of each its\n"
-            "settings, base_path (default: base_path of this section, a hyphen, and the name) and max_running_tasks.",
+            "settings, base_path (default: base_path of this section, a hyphen, and the name) and max_running_tasks.\n"
+            "With a runner (slurm, kubernetes) its tasks run on a cluster, with these settings besides: resources,\n"
+            "slurm, kubernetes, env, settings, server, python, prologue and image.",
             default="{{}}",  # Airflow formats defaults: {}
-            example='{"heavy": {"max_running_tasks": 1}}',
+            example='{"heavy": {"max_running_tasks": 1}, "hpc": {"runner": "slurm", "slurm": {"partition": "cpu"}}}',
         ),
         "preload": _option(
             "Modules that the fork server of an embedded manager imports, separated by commas.\n"

@@ -47,7 +47,7 @@ _SECRET_SETTINGS = (
     ("database", "sql_alchemy_conn_async"),
     ("webserver", "secret_key"),
 )
-_DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+DATABASE_VARIABLE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 _NO_DATABASE = "airflow-db-not-allowed:///"  # what Airflow's own tasks find there
 
 
@@ -408,9 +408,9 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
     given = as_given(os.environ)
     environment = {key: value for key, value in given.items() if not key.startswith(_PRIVATE_VARIABLES)}
     if not keep_secrets:
-        secret = _secret_variables()
+        secret = secret_variables()
         environment = {key: value for key, value in environment.items() if not secret.fullmatch(key)}
-        environment[_DATABASE] = _NO_DATABASE
+        environment[DATABASE_VARIABLE] = _NO_DATABASE
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=embedded_manager.IDLE_SECONDS)
     capacity = conf.get("air_executor", "capacity", fallback="")
     flags += ("--capacity", capacity) if capacity else ()
@@ -419,7 +419,7 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
         log.warning("the embedded manager of %s: %s", store.base_path, warning)
 
 
-def _secret_variables() -> re.Pattern[str]:
+def secret_variables() -> re.Pattern[str]:
     """The environment variables that hold secrets of Airflow's own, or say how to get at them; also those of a team."""
     settings = {*_SECRET_SETTINGS, *getattr(conf, "sensitive_config_values", ())}
     names = "|".join(re.escape(f"{section}__{key}".upper()) for section, key in settings)

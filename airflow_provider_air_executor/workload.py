@@ -88,6 +88,7 @@ class ExitCode(enum.IntEnum):
     NO_AIRFLOW = 72  # it cannot be imported
     SUPERSEDED = 73  # Airflow says that the task runs already, or is not to run any more
     REFUSED = 77  # the API server did not accept the token
+    NOT_PREPARED = 78  # lines that were to run before it have failed; it was not begun
 
 
 def preload() -> None:
@@ -209,10 +210,13 @@ def main() -> int:
         with contextlib.suppress(OSError):
             (directory / WORKLOAD_FILE).unlink()
         _log_line(
-            f"{sys.executable} has no Airflow, which Airflow's own tasks need: install airflow-provider-air-executor "
-            "with Airflow on the machine of the manager, and run air-executor from there and not from air-executor.pyz"
+            f"{sys.executable} on {os.uname().nodename} has no Airflow, which Airflow's own tasks need: install "
+            "airflow-provider-air-executor with Airflow there, and run air-executor from there and not from "
+            "air-executor.pyz"
         )
         return ExitCode.NO_AIRFLOW
+    if not _prepare.cache_info().currsize:  # it has not been forked from one that has Airflow
+        _take_settings(directory / WORKLOAD_FILE)
     _prepare()
     _forkers.begin()  # now, as long as this process is as it was
     # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
@@ -239,6 +243,27 @@ def main() -> int:
         if code < 0 or _terminated:  # it is not wanted any more, and neither are the processes that it has started
             kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
+
+
+def _take_settings(path: Path) -> None:
+    """Set the variables that travel with a workload to another machine, before Airflow is imported.
+
+    Another process reads them: the one from which the task is forked must not have a token in its memory.
+    """
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            content = json.loads(files.read(path)[0])
+            with open(writer, "wb") as pipe:
+                pipe.write(json.dumps(content.get("environment") or {}).encode())
+        finally:  # what is wrong with the file is said by whoever reads it next
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        found = json.loads(pipe.read() or b"{}")
+    os.waitpid(pid, 0)
+    os.environ.update(found)
 
 
 def _has_airflow() -> bool:

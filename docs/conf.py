@@ -38,6 +38,7 @@ _NAVIGATION = {
         "slurm",
         "kubernetes",
         "executor",
+        "executor-on-slurm",
         "ui",
         "command-line",
         "python-client",

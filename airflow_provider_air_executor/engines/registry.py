@@ -56,6 +56,10 @@ class EngineSettings(Protocol):
         """The options of each engine, by its name."""
 
     @property
+    def max_concurrent(self) -> Mapping[str, int]:
+        """How many attempts engines have at a time, in place of their options, by their names."""
+
+    @property
     def max_concurrent_runners(self) -> int:
         """How many attempts run at a time on this machine."""
 
@@ -112,6 +116,7 @@ class Engines:
             limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
+            limit = self._settings.max_concurrent.get(name, limit)
             make = _load(found[name])
             self._engines[name] = make(
                 Context(self._store, self._environment, options, self._children, self._settings.kill_grace)

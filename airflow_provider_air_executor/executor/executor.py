@@ -183,7 +183,7 @@ class AirExecutorExecutor(BaseExecutor):
                 name, again_at = ti.external_executor_id, None
                 store = self.settings.store_with(name)
                 if store is None and name and ti.state == TaskInstanceState.QUEUED:
-                    store, again_at = self.settings.store_of(ti.queue), time.monotonic()
+                    store, again_at = self.settings.queue(ti.queue).store, time.monotonic()
                     store.paths(name)  # it must be the name of a job
                 if store is None:
                     left.append(ti)

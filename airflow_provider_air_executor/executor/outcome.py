@@ -39,12 +39,14 @@ _BY_EXIT_CODE: Mapping[int | None, Mapping[TaskInstanceState, Decision]] = {
     ExitCode.REPORTED: _REPORTED,
     ExitCode.SUPERSEDED: _SUPERSEDED,
     ExitCode.NO_AIRFLOW: _IN_VAIN,
+    ExitCode.NOT_PREPARED: _IN_VAIN,
 }
 _EXPLANATIONS: Mapping[int | None, str] = {
     ExitCode.BAD_WORKLOAD: "its workload could not be read",
     ExitCode.UNREACHABLE: "the API server could not be reached",
     ExitCode.SUPERVISOR_FAILED: "its supervisor failed",
-    ExitCode.NO_AIRFLOW: "there is no Airflow on the machine of its manager",
+    ExitCode.NO_AIRFLOW: "there is no Airflow where it was to run",
+    ExitCode.NOT_PREPARED: "the prologue of its queue failed",
     ExitCode.SUPERSEDED: "it was running already, or was not to run any more",
     ExitCode.REFUSED: "the API server did not accept its token",
 }

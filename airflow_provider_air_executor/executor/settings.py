@@ -1,62 +1,22 @@
-"""The settings of the executor: the section ``[air_executor]`` of Airflow's configuration, and a task's own options."""
+"""The settings of the executor: the section ``[air_executor]`` of Airflow's configuration."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from airflow.configuration import conf
 
 from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.executor.queues import SECTION, Queue
 from airflow_provider_air_executor.hooks import tasks_base_path
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import MODULE
 
-SECTION = "air_executor"
 AUTO = "auto"  # of the setting preload: what tasks import is learned
-
-
-@dataclass
-class Options:
-    """``executor_config["air_executor"]`` of a task: how its job is to be run.
-
-    :param env: environment variables added to the manager's own. The task then starts cold.
-    :param timeout: seconds from its start after which it is killed.
-    :param priority: in place of the task's priority weight.
-    """
-
-    env: dict[str, str] = field(default_factory=dict)
-    timeout: float | None = None
-    priority: int | None = None
-
-    @classmethod
-    def of(cls, executor_config: Any) -> Options:
-        """Read the options of a task.
-
-        :raises InvalidJobError: if there is an option that does not exist. Their values are checked on submission.
-        """
-        given = (executor_config or {}).get(SECTION) or {}
-        if not isinstance(given, Mapping):
-            raise InvalidJobError(f"executor_config[{SECTION!r}] must be a mapping, not {type(given).__name__}")
-        for name in given.keys() - {"env", "timeout", "priority"}:
-            raise InvalidJobError(f"executor_config[{SECTION!r}]: there is no option {name!r}")
-        priority = given.get("priority")
-        if priority is not None and (isinstance(priority, bool) or not isinstance(priority, int)):
-            raise InvalidJobError(f"executor_config[{SECTION!r}]: priority must be a whole number, not {priority!r}")
-        return cls(given.get("env") or {}, given.get("timeout"), priority)
-
-
-class QueueBasePath(NamedTuple):
-    """The job filesystem of a queue, and how many tasks its manager runs at a time if it is an embedded one."""
-
-    store: JobStore
-    max_running_tasks: int
 
 
 class Settings:
@@ -107,11 +67,11 @@ class Settings:
         return ",".join(words)
 
     @cached_property
-    def base_paths(self) -> dict[str | None, QueueBasePath]:
-        """The job filesystem of each queue that has its own, and under None that of all others."""
+    def queues(self) -> dict[str | None, Queue]:
+        """The queues that have a job filesystem of their own, and under None what is for all others."""
         base_path = tasks_base_path(self._text("base_path"), self._team_name)
         limit = int(self._number("max_running_tasks", self._parallelism))
-        found: dict[str | None, QueueBasePath] = {None: QueueBasePath(JobStore(base_path), limit)}
+        found: dict[str | None, Queue] = {None: Queue(JobStore(base_path), limit)}
         text = self._text("queues", "{}")
         try:
             queues = json.loads(text)
@@ -119,18 +79,13 @@ class Settings:
             raise ValueError(f"[{SECTION}] queues is not JSON: {error}") from None
         if not isinstance(queues, dict) or not all(isinstance(value, dict) for value in queues.values()):
             raise ValueError(f"[{SECTION}] queues must map names of queues to settings, not {text!r}")
-        for queue, settings in queues.items():
-            for name in settings.keys() - {"base_path", "max_running_tasks"}:
-                raise ValueError(f"[{SECTION}] queues: {queue!r} has no setting {name!r}")
-            path = settings.get("base_path") or f"{base_path}-{queue}"
-            if not os.path.isabs(path):
-                raise ValueError(f"[{SECTION}] queues: base_path of {queue!r} must be an absolute path, not {path!r}")
-            found[queue] = QueueBasePath(JobStore(path), int(settings.get("max_running_tasks", limit)))
+        for name, given in queues.items():
+            found[name] = Queue.of(name, f"{base_path}-{name}", limit, given)
         return found
 
-    def store_of(self, queue: str | None) -> JobStore:
-        """The job filesystem of a queue."""
-        return self.base_paths.get(queue, self.base_paths[None]).store
+    def queue(self, name: str | None) -> Queue:
+        """What is for a queue of Airflow's."""
+        return self.queues.get(name, self.queues[None])
 
     def store_with(self, job_name: str | None) -> JobStore | None:
         """The job filesystem that has a job of this name; None also if there can be no such name."""
@@ -144,7 +99,7 @@ class Settings:
     @property
     def stores(self) -> list[JobStore]:
         """All job filesystems."""
-        return [base_path.store for base_path in self.base_paths.values()]
+        return [queue.store for queue in self.queues.values()]
 
     @cached_property
     def working_directory(self) -> str:
@@ -161,8 +116,10 @@ class Settings:
         """Whether supervisors upload the logs of their tasks."""
         return bool(conf.getboolean("logging", "remote_logging", fallback=False))
 
-    def server(self) -> str:
-        """The address of the execution API."""
+    def server(self, queue: Queue) -> str:
+        """The address of the execution API, as the tasks of a queue use it."""
+        if queue.server is not None:
+            return queue.server
         for source in (self._source, conf):  # that of the team, and for what it does not say the common one
             url = source.get("core", "execution_api_server_url", fallback=None)
             if url:

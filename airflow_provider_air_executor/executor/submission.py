@@ -8,13 +8,16 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from airflow.executors import workloads
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
-from airflow_provider_air_executor.executor import database
-from airflow_provider_air_executor.executor.settings import Options, Settings
+from airflow_provider_air_executor.executor import database, travelling
+from airflow_provider_air_executor.executor.command_line import command_line
+from airflow_provider_air_executor.executor.queues import Options, Placement, Queue
+from airflow_provider_air_executor.executor.settings import Settings
 from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
 from airflow_provider_air_executor.jobs import attachments, files, inbox, manager_status
 from airflow_provider_air_executor.jobs.models import SubmittedBy
@@ -51,7 +54,7 @@ class Submitter:
             name, kind = ti.external_executor_id, Kind.TASK
         elif workload.type == "ExecuteCallback":
             name, kind = callback_job_name(workload.callback.id), Kind.CALLBACK
-        store = self._settings.store_of(getattr(ti or workload, "queue", None))
+        store = self._queue_of(workload).store
         settled_at = 0.0
         if name is None or self._settings.store_with(name) is not None:
             name, settled_at = str(uuid.uuid4()), time.monotonic() + _SETTLED_SECONDS
@@ -71,7 +74,8 @@ class Submitter:
         token = self._token(workload.model_dump(mode="json"))
         workload = workload.model_copy(update={"token": token})
         try:
-            attachments.attach(tracked.paths, WORKLOAD_FILE, self._dump(workload))
+            placement = _placement(self._queue_of(workload), workload)
+            attachments.attach(tracked.paths, WORKLOAD_FILE, self._dump(workload, placement))
             inbox.retry(tracked.store, tracked.name)
         except JobNotFoundError:
             self._create(tracked.store, tracked.name, tracked.kind, workload)
@@ -108,40 +112,78 @@ class Submitter:
         token: str = workloads.ExecuteTask.generate_token(str(subject), self._generator())
         return token
 
+    def _queue_of(self, workload: Any) -> Queue:
+        """What is for a workload. Only tasks run on other machines than the scheduler's."""
+        queue = self._settings.queue(getattr(getattr(workload, "ti", None) or workload, "queue", None))
+        return queue if hasattr(workload, "ti") or not queue.is_on_cluster else self._settings.queue(None)
+
     def _create(self, store: JobStore, name: str, kind: Kind, workload: Any) -> None:
         ti = getattr(workload, "ti", None)
-        options = Options.of(ti.executor_config if ti is not None else None)
+        options, queue = _options(workload), self._queue_of(workload)
+        placement = _placement(queue, workload)
         labels = {LABEL: kind.value, "log_path": getattr(workload, "log_path", None) or ""}
         priority = options.priority if options.priority is not None else getattr(ti, "priority_weight", 0)
+        if placement.is_on_cluster:
+            how = _elsewhere(queue, placement, store.paths(name).directory)
+        else:
+            how = _here(preload_key(workload) if kind is Kind.TASK else None)
+        task = {"id": TASK_ID, **how, **placement.fields, "env": placement.env or None, "timeout": options.timeout}
         store.submit(
             name,
-            [
-                {
-                    "id": TASK_ID,
-                    "command": sys.executable,
-                    "args": ["-P", "-m", MODULE],  # modules in the directory of the manager must not be imported
-                    "runner": "warm",
-                    "preload": [MODULE],
-                    "preload_key": preload_key(workload) if kind is Kind.TASK else None,
-                    "env": options.env or None,
-                    "timeout": options.timeout,
-                }
-            ],
+            [task],
             priority=priority if kind is Kind.TASK else sys.maxsize,  # others complete what is there, before new work
             labels={key: value for key, value in labels.items() if value},
             submitted_by=None if ti is None else SubmittedBy.of_task(ti),
-            attached={WORKLOAD_FILE: self._dump(workload)},
+            attached={WORKLOAD_FILE: self._dump(workload, placement)},
             work_directory=False,
             durable=False,  # Airflow's database has the task, and a job that a power cut takes is submitted again
         )
 
-    def _dump(self, workload: Any) -> bytes:
+    def _dump(self, workload: Any, placement: Placement) -> bytes:
+        queue = self._queue_of(workload)
         content = {
-            "server": self._settings.server(),
+            "server": self._settings.server(queue),
             "directory": self._settings.working_directory,
             "workload": workload.model_dump(mode="json"),
         }
+        if placement.is_on_cluster:
+            has_our_files = placement.runner != "kubernetes" and queue.image is None
+            found = travelling.variables(queue.settings, content["server"], shares_home=has_our_files)
+            content["environment"] = {key: value for key, value in found.items() if key not in placement.env}
         return json.dumps(content).encode()
+
+
+def _options(workload: Any) -> Options:
+    ti = getattr(workload, "ti", None)
+    return Options.of(ti.executor_config if ti is not None else None)
+
+
+def _placement(queue: Queue, workload: Any) -> Placement:
+    """What runs a workload; callbacks and connection tests run here."""
+    return queue.placement(_options(workload)) if hasattr(workload, "ti") else Placement()
+
+
+def _here(key: str | None) -> dict[str, Any]:
+    """How the manager's machine runs a workload.
+
+    :param key: under which the imports of a task are counted.
+    """
+    return {
+        "command": sys.executable,
+        "args": ["-P", "-m", MODULE],  # modules in the directory of the manager must not be imported
+        "runner": "warm",
+        "preload": [MODULE],
+        "preload_key": key,
+    }
+
+
+def _elsewhere(queue: Queue, placement: Placement, directory: Path) -> dict[str, Any]:
+    """How another machine runs it: without the environment of the manager, in which there are Airflow's secrets.
+
+    :param directory: that of the job.
+    """
+    command, *args = command_line(queue, placement.runner, directory)
+    return {"command": command, "args": args, "runner": placement.runner, "append_env": False}
 
 
 def key_of(workload: Any) -> Any:

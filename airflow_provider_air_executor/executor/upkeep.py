@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import re
+import shlex
 import threading
 import time
 from collections import deque
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError, ManagerError, NotRemovedError
 from airflow_provider_air_executor.executor import database
-from airflow_provider_air_executor.executor.settings import QueueBasePath, Settings
+from airflow_provider_air_executor.executor.queues import Queue, is_of_this_machine
+from airflow_provider_air_executor.executor.settings import Settings
 from airflow_provider_air_executor.executor.submission import LABEL, TASK_ID, callback_job_name
 from airflow_provider_air_executor.hooks import start_manager
 from airflow_provider_air_executor.jobs import manager_status
@@ -66,21 +68,27 @@ class Managers:
         :raises ValueError: if a setting is not valid.
         :raises ManagerError: if a manager cannot be started, and none runs.
         """
-        for base_path in self._settings.base_paths.values():
+        for name, queue in self._settings.queues.items():
+            if queue.is_on_cluster and is_of_this_machine(server := self._settings.server(queue)):
+                log.warning(
+                    "tasks of queue %s run on other machines, where the API server is not at %s: set server in "
+                    "[air_executor] queues, or [core] execution_api_server_url",
+                    name,
+                    server,
+                )
             if self._settings.is_embedded and is_scheduler:
-                self._replace(base_path)
-            elif manager_status.is_running(base_path.store):
+                self._replace(queue)
+            elif manager_status.is_running(queue.store):
                 continue
             elif self._settings.is_embedded:
-                self._start(base_path)
+                self._start(queue)
             else:
-                path = base_path.store.base_path
+                path, flags = queue.store.base_path, shlex.join(self._flags(queue))
                 log.warning(
-                    "no manager runs on %s; tasks wait until one is started: air-executor manager --base-path %s "
-                    "--preload %s",
+                    "no manager runs on %s; tasks wait until one is started: air-executor manager --base-path %s %s",
                     path,
                     path,
-                    self._settings.preload,
+                    flags,
                 )
 
     def restart_missing(self, *, is_scheduler: bool) -> threading.Thread | None:
@@ -94,33 +102,33 @@ class Managers:
         patience = 0.0 if is_scheduler else OTHERS_SECONDS
         now = time.monotonic()
         missing = []
-        for base_path in self._settings.base_paths.values():
-            store = base_path.store
+        for queue in self._settings.queues.values():
+            store = queue.store
             if keep_alive:
                 manager_status.keep_alive(store)
             if manager_status.is_running(store):
                 self._missing_since.pop(store.base_path, None)
             elif now - self._missing_since.setdefault(store.base_path, now) >= patience:
-                missing.append(base_path)
+                missing.append(queue)
         if not missing:
             return None
         self._starting = threading.Thread(target=self._start_missing, args=(missing,), daemon=True)
         self._starting.start()
         return self._starting
 
-    def _start_missing(self, missing: list[QueueBasePath]) -> None:
-        for base_path in missing:
-            log.warning("the manager of %s is gone; starting another one", base_path.store.base_path)
+    def _start_missing(self, missing: list[Queue]) -> None:
+        for queue in missing:
+            log.warning("the manager of %s is gone; starting another one", queue.store.base_path)
             try:
-                self._start(base_path)
+                self._start(queue)
             except (OSError, AirExecutorError):
-                log.exception("the manager of %s could not be started", base_path.store.base_path)
+                log.exception("the manager of %s could not be started", queue.store.base_path)
 
-    def _replace(self, base_path: QueueBasePath) -> None:
+    def _replace(self, queue: Queue) -> None:
         """Start a manager that replaces the one that runs, if there is one. If that fails, the old one goes on."""
-        store = base_path.store
+        store = queue.store
         try:
-            self._start(base_path, replace=True)
+            self._start(queue, replace=True)
         except ManagerError as error:
             if not manager_status.is_running(store):
                 raise
@@ -129,11 +137,25 @@ class Managers:
             with contextlib.suppress(OSError):  # the log has it
                 manager_status.say_not_replaced(store, why)
 
-    def _start(self, base_path: QueueBasePath, *, replace: bool = False) -> None:
-        flags = ["--max-concurrent-runners", str(base_path.max_running_tasks)]
-        flags += ["--kill-grace", str(self._settings.kill_grace), "--preload", self._settings.preload]
+    def _start(self, queue: Queue, *, replace: bool = False) -> None:
         # A supervisor is a part of Airflow, and reads its configuration.
-        start_manager(base_path.store, *flags, replace=replace, keep_secrets=True)
+        start_manager(queue.store, *self._flags(queue), replace=replace, keep_secrets=True)
+
+    def _flags(self, queue: Queue) -> list[str]:
+        """The settings of the manager of a queue. That of a cluster runs a task here only if the task says so."""
+        flags = ["--kill-grace", str(self._settings.kill_grace)]
+        if not queue.is_on_cluster:
+            return [
+                *flags,
+                "--max-concurrent-runners",
+                str(queue.max_running_tasks),
+                "--preload",
+                self._settings.preload,
+            ]
+        flags += ["--max-concurrent-runners", str(self._settings.queues[None].max_running_tasks)]
+        if queue.max_running_tasks is not None:
+            flags += ["--max-concurrent", f"{queue.runner}={queue.max_running_tasks}"]
+        return flags
 
 
 class Pruning:

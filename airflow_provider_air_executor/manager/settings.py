@@ -37,6 +37,14 @@ def _text(value: Any) -> Any:
     return str(value) if type(value) is int else value
 
 
+def _limits(value: Any) -> Any:
+    """Limits by the names of engines, also from a text: ``slurm=500,kubernetes=20``."""
+    if not isinstance(value, str):
+        return value
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    return {name.strip(): limit.strip() for name, _, limit in pairs}
+
+
 def _address(value: str) -> str:
     parse_address(value)
     return value
@@ -124,6 +132,8 @@ class Settings(BaseModel):
         commas; it is then started at once. The word ``auto`` among them has the manager learn what tasks import, and
         import what is worth it ahead of the next ones. Default: the first such task starts it, and names the modules.
     :param runner: what runs the tasks that do not say, of jobs that do not say; default ``local``.
+    :param max_concurrent: how many tasks each engine but the local one is given at a time, in place of the option
+        ``max_concurrent`` in ``runners``, by its name: ``slurm=500,kubernetes=20``.
     :param runners: the options of each engine but the local one, by its name: ``max_concurrent`` (how many
         tasks it is given at a time; default 1000), and those that the engine's page describes. In ``config.yaml`` only.
     """
@@ -153,6 +163,9 @@ class Settings(BaseModel):
     trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_split)] = ()
     preload: Annotated[tuple[ModuleName, ...], BeforeValidator(_split)] = ()
     runner: RunnerName = "local"
+    max_concurrent: Annotated[
+        dict[RunnerName, Annotated[int, Field(ge=1, le=1_000_000)]], BeforeValidator(_limits)
+    ] = {}
     runners: dict[RunnerName, dict[str, Any]] = {}
 
 

@@ -25,7 +25,7 @@ from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.executor import AirExecutorExecutor, database, submission, tracking, upkeep
 from airflow_provider_air_executor.executor.database import Instance
-from airflow_provider_air_executor.executor.settings import Options
+from airflow_provider_air_executor.executor.queues import Options
 from airflow_provider_air_executor.executor.submission import Submitter
 from airflow_provider_air_executor.executor.tracking import Kind, TrackedWorkload
 from airflow_provider_air_executor.executor.upkeep import Managers
@@ -595,13 +595,13 @@ def test_queues_and_teams_have_job_filesystems_of_their_own(
     monkeypatch.setenv("AIRFLOW__AIR_EXECUTOR__QUEUES", '{"heavy": {"max_running_tasks": 1}}')
     hand_over(executor, workload("light"), workload("heavy", queue="heavy"))
     assert len(JobStore(tmp_path / "base").job_names()) == len(JobStore(tmp_path / "base-heavy").job_names()) == 1
-    assert [path.max_running_tasks for path in executor.settings.base_paths.values()] == [8, 1]
+    assert [path.max_running_tasks for path in executor.settings.queues.values()] == [8, 1]
     monkeypatch.setenv("AIRFLOW_HOME", str(tmp_path / "home"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.settings.base_paths[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
+    assert team.settings.queues[None].store.base_path == tmp_path / "home" / "air-executor-tasks-blue"
     monkeypatch.setenv("AIRFLOW__BLUE___AIR_EXECUTOR__BASE_PATH", str(tmp_path / "blue"))
     team = AirExecutorExecutor(parallelism=8, team_name="blue")
-    assert team.settings.base_paths[None].store.base_path == tmp_path / "blue"
+    assert team.settings.queues[None].store.base_path == tmp_path / "blue"
 
 
 @pytest.mark.parametrize(

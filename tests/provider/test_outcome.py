@@ -33,7 +33,8 @@ def test_a_task_that_was_cleared_while_it_ran_has_ended_as_it_should(exit_code: 
 def test_of_other_tasks_the_exit_code_decides(state: str, exit_code: int | None) -> None:
     expected = {ExitCode.REPORTED: Decision.SUCCEED, ExitCode.SUPERSEDED: Decision.FORGET}.get(exit_code, Decision.FAIL)  # type: ignore[call-overload]
     assert outcome.of_task(state, exit_code, can_be_resubmitted=False) is expected
-    if state == "queued" and expected is Decision.FAIL and exit_code != ExitCode.NO_AIRFLOW:
+    is_in_vain = exit_code in (ExitCode.NO_AIRFLOW, ExitCode.NOT_PREPARED)
+    if state == "queued" and expected is Decision.FAIL and not is_in_vain:
         expected = Decision.RESUBMIT
     assert outcome.of_task(state, exit_code, can_be_resubmitted=True) is expected
 

@@ -26,6 +26,7 @@ _GROUPS = {
             "executor",
             r"acceptance/(test_executor\.py|test_example_dags\.py.*\[embedded\]|test_demo\.py::test_a_dag_that_fails)",
         ),
+        ("executor_on_slurm", r"acceptance/test_executor_on_slurm\.py"),
         ("same_as_local", r"acceptance/test_same_as_local\.py"),
         ("slurm_site", r"engines/test_slurm\.py::TestSite"),
         ("slurm", r"engines/test_slurm\.py"),

@@ -184,15 +184,16 @@ class SlurmCluster(Slurm):
     """munged, slurmctld and two slurmd, in a directory of their own; see :data:`environment` for how to reach them.
 
     :param slots: tasks that a node runs at a time.
+    :param memory: that a node has, as far as Slurm knows, in mebibytes.
     """
 
-    def __init__(self, slots: int = 8) -> None:
+    def __init__(self, slots: int = 8, memory: int = 2000) -> None:
         super().__init__(Path(tempfile.mkdtemp(prefix="air-executor-slurm-")))
         self.directory.chmod(0o755)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         nodes = "\n".join(
             f"NodeName={name} NodeHostname={socket.gethostname()} NodeAddr=127.0.0.1 Port={free_port()} "
-            f"CPUs={slots} RealMemory=2000 State=UNKNOWN"
+            f"CPUs={slots} RealMemory={memory} State=UNKNOWN"
             for name in NODES
         )
         self.config.write_text(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @click.option("--task-timeout", metavar="SECONDS", help="For tasks that do not say (no limit).")
 @click.option("--max-concurrent-runners", metavar="N", help="Tasks that run at a time (10).")
 @click.option("--capacity", metavar="JSON", help="Of this machine for tasks: cpus, memory, gpus (all that it has).")
+@click.option("--max-concurrent", metavar="RUNNER=N,...", help="The same of other runners (1000).")
 @click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
