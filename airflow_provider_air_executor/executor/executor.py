@@ -10,7 +10,6 @@ On every loop the scheduler calls ``trigger_tasks``, which hands over workloads 
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Sequence
@@ -19,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.configuration import conf
 from airflow.executors.base_executor import BaseExecutor
-from airflow.sdk.log import init_log_file
 from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError
-from airflow_provider_air_executor.executor import database, outcome
+from airflow_provider_air_executor.executor import database, outcome, task_log
 from airflow_provider_air_executor.executor.outcome import Decision
 from airflow_provider_air_executor.executor.settings import Settings
 from airflow_provider_air_executor.executor.submission import TASK_ID, Submitter, callback_job_name, key_of
@@ -36,7 +34,7 @@ from airflow_provider_air_executor.executor.tracking import (
 )
 from airflow_provider_air_executor.executor.upkeep import Every, Managers, Pruning, measure, warn_if_cold
 from airflow_provider_air_executor.jobs.logs import TaskLog
-from airflow_provider_air_executor.jobs.models import Job, Reason, utc_now
+from airflow_provider_air_executor.jobs.models import Job, Reason
 
 if TYPE_CHECKING:
     from airflow.executors.workloads.types import WorkloadKey
@@ -47,7 +45,7 @@ _STATES_SECONDS = 1.0  # between two looks at whether Airflow still wants what r
 _UNWANTED_SECONDS = 30.0  # that a supervisor has to end a task that Airflow does not want, before it is killed
 _MARKED_SECONDS = 0.5  # the same, if it has reported that its task failed, or a user has marked it so
 _LOG_BYTES = 5_000_000  # of the log of a running task that are shown
-_TAIL_BYTES = 65_536  # of the log of a callback that has failed, in which its last lines are
+_TAIL_BYTES = 65_536  # of the log of a job that has failed, in which its last lines are
 
 
 class AirExecutorExecutor(BaseExecutor):
@@ -136,6 +134,7 @@ class AirExecutorExecutor(BaseExecutor):
                 self._resubmit(tracked)
         if self._states_check.is_due():
             self._end_unwanted()
+            task_log.say_where_they_wait(t for t in self._tracked if t.is_on_cluster and not t.has_started)
         if self._renewal.is_due():
             self._submitter.renew_tokens(t for t in self._tracked if not t.has_started and t.again_at is None)
         if self._managers_check.is_due():
@@ -188,7 +187,9 @@ class AirExecutorExecutor(BaseExecutor):
                 if store is None:
                     left.append(ti)
                     continue
-                self._track(TrackedWorkload(str(name), ti.key, store, Kind.TASK, ti_id=ti.id, again_at=again_at))
+                tracked = TrackedWorkload(str(name), ti.key, store, Kind.TASK, ti_id=ti.id, again_at=again_at)
+                tracked.is_on_cluster = self._submitter.is_on_cluster(ti)
+                self._track(tracked)
             except Exception:
                 self.log.exception("task %s could not be adopted", ti)
                 left.append(ti)
@@ -254,34 +255,30 @@ class AirExecutorExecutor(BaseExecutor):
             self.log.warning("%s %s has not been started: %s; submitting it again", tracked.kind, tracked.key, why)
             return
         self._release(tracked)
+        log_path = job.labels.get("log_path")
         if decision is Decision.FORGET:
             self._forget_key(tracked.key)
+            if tracked.kind is Kind.TASK and outcome.is_unknown_to_airflow(state, task):
+                task_log.write(log_path, tracked.key, why)
         elif decision is Decision.SUCCEED:
             self.success(tracked.key, tracked.name)
         elif tracked.kind is Kind.TASK:
             self.log.error("task %s: %s", tracked.key, why)
-            self._fail(tracked.key, why, job.labels.get("log_path"))
+            has_begun = state != TaskInstanceState.QUEUED  # then its log has what there is to say
+            self._fail(tracked.key, why, log_path, *([] if has_begun else _last_lines(tracked, job, 20)))
         else:
-            said = (
-                TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines[-5:] if job.reason is not Reason.LOST else []
-            )
-            self.fail(tracked.key, "\n".join([why, *said]).strip())
+            self.fail(tracked.key, "\n".join([why, *_last_lines(tracked, job, 5)]).strip())
 
-    def _fail(self, key: Any, why: str, log_path: str | None) -> None:
-        """Report that a workload has failed, and write so into the log of its task, where Airflow's users look first.
+    def _fail(self, key: Any, why: str, log_path: str | None, *said: str) -> None:
+        """Report that a workload has failed, and write so into the log of its task.
 
         Airflow shows the executor's reason in its audit log alone. A task that has never begun has no log, and Airflow
-        would explain why there is none. A log handler that uploads logs does so in the supervisor, so not this one.
+        would explain why there is none.
 
         :param log_path: of the task's log, in Airflow's log folder.
+        :param said: the last lines of the log of its job.
         """
-        line = {"timestamp": utc_now().isoformat(), "level": "error", "logger": __name__, "event": why}
-        try:
-            if log_path:
-                with init_log_file(log_path).open("ab") as file:
-                    file.write(json.dumps(line).encode() + b"\n")
-        except (OSError, ValueError) as error:  # a setting of the log may not be valid
-            self.log.warning("the log of task %s could not be written: %s", key, error)
+        task_log.write(log_path, key, why, *said)
         self.fail(key, info=why)
 
     def _resubmit(self, tracked: TrackedWorkload) -> None:
@@ -342,3 +339,8 @@ class AirExecutorExecutor(BaseExecutor):
             if self._tracked.is_latest(tracked):
                 self._forget_key(tracked.key)
             self._release(tracked, cancel=True)
+
+
+def _last_lines(tracked: TrackedWorkload, job: Job, number: int) -> list[str]:
+    """The end of what a job has printed; nothing if its log may be gone."""
+    return [] if job.reason is Reason.LOST else TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines[-number:]

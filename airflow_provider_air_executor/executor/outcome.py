@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from airflow.utils.state import TaskInstanceState
 
-from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task
+from airflow_provider_air_executor.jobs.models import MAY_STILL_RUN, Job, JobState, Reason, Task
 from airflow_provider_air_executor.workload import ExitCode
 
 MAX_RESUBMISSIONS = 5
@@ -79,8 +79,17 @@ def can_be_resubmitted(job: Job, task: Task | None, submissions: int) -> bool:
     return job.reason is not Reason.CANCELLED and not cannot_start and submissions <= MAX_RESUBMISSIONS
 
 
+def is_unknown_to_airflow(state: str | None, task: Task | None) -> bool:
+    """Whether a task has failed for a reason that its supervisor did not know, although it has reported the end."""
+    if state not in (TaskInstanceState.FAILED, TaskInstanceState.UP_FOR_RETRY) or task is None:
+        return False
+    return task.reason in (Reason.TIMEOUT, Reason.LOST) or (task.reason is Reason.SIGNAL and task.where is not None)
+
+
 def explain(job: Job, task: Task | None) -> str:
     """Why a job has ended, in a sentence."""
     by_code = _EXPLANATIONS.get(task.exit_code) if task is not None else None
     error = (task is not None and task.error) or job.error
+    # A job's own task is not tried again then. One of Airflow's is: of two, the API server lets the later one live.
+    error = error and error.replace(MAY_STILL_RUN, "; if it still runs there, Airflow ends it at its next heartbeat")
     return f"{by_code or error or 'it has ended'} (job {job.name})"

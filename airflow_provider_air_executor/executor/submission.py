@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow.executors import workloads
 
-from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
+from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError, JobNotFoundError
 from airflow_provider_air_executor.executor import database, travelling
 from airflow_provider_air_executor.executor.command_line import command_line
 from airflow_provider_air_executor.executor.queues import Options, Placement, Queue
@@ -59,8 +59,19 @@ class Submitter:
         if name is None or self._settings.store_with(name) is not None:
             name, settled_at = str(uuid.uuid4()), time.monotonic() + _SETTLED_SECONDS
         self._create(store, name, kind, workload)
-        ti_id = ti.id if ti is not None else None
-        return TrackedWorkload(name, key_of(workload), store, kind, ti_id, workload, settled_at=settled_at)
+        tracked = TrackedWorkload(name, key_of(workload), store, kind, None if ti is None else ti.id, workload)
+        tracked.settled_at, tracked.is_on_cluster = settled_at, self.is_on_cluster(ti)
+        return tracked
+
+    def is_on_cluster(self, ti: Any) -> bool:
+        """Whether a task instance runs on other machines; False also if its options are not valid."""
+        try:
+            return (
+                ti is not None
+                and self._settings.queue(ti.queue).placement(Options.of(ti.executor_config)).is_on_cluster
+            )
+        except InvalidJobError:
+            return False
 
     def resubmit(self, tracked: TrackedWorkload) -> None:
         """Submit a workload that has not begun again, under its name and with a new token.

@@ -8,7 +8,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, CorruptFileError, JobNotFoundError
@@ -49,6 +49,9 @@ class TrackedWorkload:
     has_started: bool = False
     submissions: int = 1
     settled_at: float = 0.0  # from then on Airflow's database has the name of the job
+    is_on_cluster: bool = False
+    locations: set[str] = field(default_factory=set)  # on the cluster, of which its log knows
+    tasks_seen: files.Stamp | None = None  # the tasks.json that was read for that
     again_at: float | None = None  # when it is submitted again
     unwanted_since: float | None = None  # when Airflow was seen not to want it any more
 
@@ -87,6 +90,18 @@ class TrackedWorkload:
             return self.store.load_tasks(self.name)[0][0]
         except (OSError, AirExecutorError, IndexError):
             return None
+
+    def new_location(self) -> str | None:
+        """Where the task is on its cluster, and what it waits for, if that was not returned before."""
+        found = files.stamp(self.paths.tasks)
+        if found == self.tasks_seen:
+            return None
+        task, self.tasks_seen = self.task(), found
+        where = task.where if task is not None else None
+        if not where or where in self.locations:
+            return None
+        self.locations.add(where)
+        return where
 
     def resubmit_later(self) -> None:
         """Have it submitted again after a pause. Until then its job, which has ended, does not count."""

@@ -77,7 +77,7 @@ def _all() -> dict[str, str]:
 
 def _set_options() -> Iterator[tuple[str, str]]:
     """The options that somebody has set. Values come from elsewhere, for these here are not expanded."""
-    # Commands are not run, and secrets not fetched: what they give is sensitive.
+    # What commands and secrets backends give is sensitive, and left out.
     sections = conf.as_dict(display_source=True, display_sensitive=True, include_cmds=False, include_secret=False)
     for section, options in sections.items():
         for option, found in options.items():

@@ -103,6 +103,10 @@ class RunIf(enum.StrEnum):
     ALWAYS = "always"  # as all_done, and also if the job is cancelled or has timed out
 
 
+# At the end of the error of an attempt that is lost, and whose machine cannot be asked.
+MAY_STILL_RUN = "; it may still run there, so it is not tried again (see the setting fenced)"
+
+
 class Reason(enum.StrEnum):
     """Why a task or a job failed, or why a task completed without an attempt."""
 

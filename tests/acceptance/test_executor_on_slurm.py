@@ -5,33 +5,50 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.acceptance.test_executor import (  # noqa: F401 - they run here, too, on the installation of this module
+    JWT,
     succeed,
+    test_a_callback,
+    test_a_connection_test,
     test_a_deferrable_sensor,
     test_a_mapped_task_of_twenty,
     test_a_task_that_is_cleared_while_it_runs_runs_again,
     test_a_task_that_is_marked_failed_while_it_runs_is_gone,
     test_a_task_that_raises_is_tried_again,
+    test_the_log_of_a_running_task,
+    test_the_log_of_a_running_task_without_its_log_file,
 )
+from tests.acceptance.test_executor_crashes import RUNNING, TASKS, assert_each_ran_once, begun, ended, start_half
 from tests.support import slurm_cluster
 from tests.support.installation import EXECUTOR, Installation
 from tests.support.slurm_cluster import SlurmCluster
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.airflow,
     pytest.mark.engine,
     pytest.mark.skipif(bool(slurm_cluster.missing()), reason="Slurm is missing"),
 ]
-RUNNING = 10
-QUEUED_SECONDS = 60
+QUEUED_SECONDS = 60  # after which Airflow takes a task for stuck
+# It stands for Apptainer, which cannot be had here: it does what it is told, on this machine.
+APPTAINER = """\
+#!/bin/sh
+[ "$1 $2" = "exec --bind" ] && [ -e "$3/tasks.json" ] && [ "$4" = /images/airflow.sif ] || exit 3
+shift 4
+IN_IMAGE=yes exec "$@"
+"""
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +66,45 @@ def marks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def airflow(cluster: SlurmCluster, marks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An Airflow whose tasks all run on Slurm: Airflow calls the queue of those that do not say ``default``."""
-    dags = tmp_path_factory.mktemp("dags")
+    dags, commands = tmp_path_factory.mktemp("dags"), tmp_path_factory.mktemp("bin")
     for file in ("executor_dags.py", "cluster_dags.py"):
         (dags / file).symlink_to(DAGS / file)
+    (commands / "apptainer").write_text(APPTAINER)
+    (commands / "apptainer").chmod(0o755)
+    common = {"runner": "slurm", "env": {"EXECUTOR_TEST_MARKS": str(marks)}}
+    python = str(Path(sys.executable).parent)
     queues = {
-        "default": {"runner": "slurm", "env": {"EXECUTOR_TEST_MARKS": str(marks)}},
-        "here": {},
+        "default": {**common, "env": {**common["env"], "JOBS": str(marks.parent)}},
+        "prologue": {**common, "prologue": ["FROM_PROLOGUE=yes", "export FROM_PROLOGUE"]},
+        "broken": {**common, "prologue": ["echo there is no such module", "false", "echo not reached"]},
+        "image": {**common, "image": "/images/airflow.sif", "python": sys.executable},
     }
     settings = {
         "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
         "AIRFLOW__CORE__PARALLELISM": "32",
-        "AIRFLOW__AIR_EXECUTOR__QUEUES": json.dumps(queues),
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": str(QUEUED_SECONDS),
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
         # A scheduler that is gone is noticed after seconds, not minutes.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "2",
+        "AIRFLOW__MY_SECTION__MY_OPTION": "travelled",
+        "AIRFLOW_VAR_COLOUR": "blue",
         "EXECUTOR_TEST_MARKS": str(marks),
         "SLURM_CONF": cluster.environment["SLURM_CONF"],
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{cluster.environment['PATH']}",
+        "PATH": os.pathsep.join([python, str(commands), cluster.environment["PATH"]]),
     }
-    with Installation(dags, settings, postgresql=True) as installation:
-        installation.tasks_path = installation.home / "air-executor-tasks-default"
+    installation = Installation(dags, settings, postgresql=True)
+    queues["default"]["env"]["JOBS"] = str(installation.home / "air-executor-tasks-default")
+    installation.environment["AIRFLOW__AIR_EXECUTOR__QUEUES"] = json.dumps(queues)
+    installation.tasks_path = installation.home / "air-executor-tasks-default"
+    with installation:
         yield installation
 
 
-def on_slurm(airflow: Installation) -> JobStore:
-    """The job filesystem of the tasks on Slurm."""
-    return JobStore(airflow.tasks_path)
+def scheduler_log(airflow: Installation) -> str:
+    return (airflow.home / "scheduler.out").read_text()
 
 
 def test_two_branches_of_a_dag_overlap_on_two_nodes(airflow: Installation, marks: Path) -> None:
@@ -85,3 +112,138 @@ def test_two_branches_of_a_dag_overlap_on_two_nodes(airflow: Installation, marks
     run_id, _ = succeed(airflow, "branches")
     nodes = {line.split()[1] for line in evidence(marks, run_id) if line.startswith("node")}
     assert nodes == set(slurm_cluster.NODES)
+
+
+def test_the_scheduler_says_that_nodes_do_not_reach_the_api_server_by_localhost(airflow: Installation) -> None:
+    assert "tasks of queue default run on other machines, where the API server is not at" in scheduler_log(airflow)
+
+
+def secrets_of(airflow: Installation) -> list[str]:
+    names = ("API_AUTH__JWT_SECRET", "API__SECRET_KEY", "CORE__FERNET_KEY", "DATABASE__SQL_ALCHEMY_CONN")
+    return [airflow.environment[f"AIRFLOW__{name}"] for name in names]
+
+
+def seen_by_slurm(cluster: SlurmCluster) -> str:
+    """All that Slurm shows of its jobs, and keeps of them."""
+    numbers = cluster.call("squeue", "--noheader", "--format=%i").split()
+    scripts = [cluster.call("scontrol", "write", "batch_script", number, "-") for number in numbers]
+    assert all("ae_handle" in script for script in scripts)
+    files = [path for path in cluster.directory.rglob("*") if path.is_file() and path.name != "munge.key"]
+    kept = [path.read_bytes().decode(errors="replace") for path in files]
+    shown = [cluster.call("scontrol", "show", "job"), cluster.call("squeue", "--format=%all")]
+    return "\n".join([*shown, *scripts, *kept])
+
+
+def test_no_secret_reaches_a_node(airflow: Installation, cluster: SlurmCluster, marks: Path) -> None:
+    """Of Airflow's keys and its database none; and the token is in the file of a job that waits, and nowhere else."""
+    words = secrets_of(airflow)
+    (marks / "secrets").write_text("\n".join(words))
+    (marks / "searched").unlink(missing_ok=True)
+    run_id = airflow.trigger("searching")
+    wait_until(lambda: evidence(marks, run_id) or airflow.must_go_on("searching", run_id), what="it has searched")
+    cluster.call("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
+    try:
+        waiting = airflow.trigger("single")
+        is_waiting = re.compile("PENDING")
+        wait_until(lambda: is_waiting.search(cluster.call("squeue", "--format=%T")), what="one job waits")
+        shown = seen_by_slurm(cluster)
+        for path in [path for path in airflow.tasks_path.rglob("*") if path.is_file()]:
+            with contextlib.suppress(FileNotFoundError):
+                text = path.read_text(errors="replace")
+                assert not [word for word in words if word in text], path
+                if path.name == "workload.json":
+                    assert JWT.search(text.encode())
+                    assert not path.stat().st_mode & 0o077
+                elif not path.name.startswith(".workload.json"):
+                    assert not JWT.search(text.encode()), path
+    finally:
+        cluster.call("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
+    (marks / "searched").touch()
+    assert not JWT.search(shown.encode())
+    assert not [word for word in words if word in shown]
+    for dag_id, run in (("searching", run_id), ("single", waiting)):
+        assert airflow.follow(dag_id, run)[0] == "success", airflow.explain(dag_id, run)
+    found, *more = evidence(marks, run_id)
+    assert not more, more
+    assert re.fullmatch(r"searched \d+ 4 travelled blue", found), found
+    assert not list(airflow.tasks_path.rglob("*workload.json*"))
+    for path in [*airflow.home.glob("*.out"), *airflow.home.glob("logs/**/*.log"), *airflow.tasks_path.glob("*.log")]:
+        assert not JWT.search(path.read_bytes()), path
+
+
+def test_a_task_that_waits_for_longer_than_airflow_waits_succeeds(
+    airflow: Installation, cluster: SlurmCluster, marks: Path
+) -> None:
+    cluster.call("scontrol", "update", "NodeName=n1,n2", "State=DRAIN", "Reason=test")
+    try:
+        run_id = airflow.trigger("single")
+        wait_until(lambda: airflow.task_states("single", run_id) == {"one": "queued"}, what="it is queued")
+        began = time.monotonic()
+        wait_until(lambda: is_said_to_wait(airflow, run_id), what="its log says what it waits for", interval=1)
+        wait_until(lambda: time.monotonic() - began > 2.5 * QUEUED_SECONDS, what="time has passed", interval=1)
+        assert airflow.task_states("single", run_id) == {"one": "queued"}
+    finally:
+        cluster.call("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
+    assert airflow.follow("single", run_id)[0] == "success", airflow.explain("single", run_id)
+    assert begun(marks, run_id) == {"one.-1": 1}
+    assert [task["try_number"] for task in airflow.tasks("single", run_id)] == [1]
+
+
+def is_said_to_wait(airflow: Installation, run_id: str) -> bool:
+    return re.search(r"Slurm job \d+, waiting \(", airflow.log("single", run_id, "one")) is not None
+
+
+def test_what_cannot_be_fails_at_once_and_its_log_says_why(airflow: Installation, marks: Path) -> None:
+    run_id = airflow.trigger("impossible")
+    assert airflow.follow("impossible", run_id)[0] == "failed"
+    reasons = {
+        "partition": "Slurm refused it: ",
+        "option": "slurm: array: the option array of sbatch is given by air-executor itself",
+        "runner": "there is no runner 'slrum'; there are kubernetes, local, slurm",
+    }
+    for task_id, why in reasons.items():
+        log = airflow.log("impossible", run_id, task_id)
+        assert why in log
+        assert "Could not read served logs" not in log
+    again = [line for line in scheduler_log(airflow).splitlines() if "submitting it again" in line]
+    assert not [line for line in again if "impossible" in line]
+    assert evidence(marks, run_id) == []
+
+
+def test_a_queue_has_a_prologue_or_an_image(airflow: Installation, marks: Path) -> None:
+    run_id = airflow.trigger("prepared")
+    assert airflow.follow("prepared", run_id)[0] == "failed"
+    assert airflow.task_states("prepared", run_id) == {"prologue": "success", "broken": "failed", "image": "success"}
+    assert sorted(evidence(marks, run_id)) == ["image yes", "prologue yes"]
+    log = airflow.log("prepared", run_id, "broken")
+    assert "the prologue of its queue failed" in log
+    assert "there is no such module" in log
+    assert "not reached" not in log
+
+
+def test_the_end_of_memory_and_that_of_time_are_told_apart(airflow: Installation) -> None:
+    run_id = airflow.trigger("limits")
+    assert airflow.follow("limits", run_id)[0] == "failed"
+    for task_id, why in (("memory", "OUT_OF_MEMORY"), ("time", "TIMEOUT")):
+        says = re.compile(rf"Slurm job \d+ on n\d ended as {why}")
+        wait_until(lambda: says.search(airflow.log("limits", run_id, task_id)), what=f"its log has {why}", interval=1)  # noqa: B023
+
+
+def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
+    """With ten tasks that run and ten that wait in Slurm, and some that end before there is another one."""
+    run_id = start_half(airflow, marks, 8)
+    airflow.kill_component("scheduler")
+    wait_until(lambda: sum(ended(marks, run_id).values()) >= RUNNING, what="the first ones have ended")
+    wait_until(lambda: len(begun(marks, run_id)) == TASKS, what="the tasks go on without a scheduler")
+    airflow.start_component("scheduler")
+    assert_each_ran_once(airflow, marks, run_id)
+
+
+def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
+    store = JobStore(airflow.tasks_path)
+    run_id = start_half(airflow, marks, 6)
+    pid = manager_status.pid(store)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    assert_each_ran_once(airflow, marks, run_id)
+    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")

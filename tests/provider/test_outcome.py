@@ -7,7 +7,7 @@ from airflow.utils.state import TaskInstanceState
 
 from airflow_provider_air_executor.executor import outcome
 from airflow_provider_air_executor.executor.outcome import Decision
-from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task
+from airflow_provider_air_executor.jobs.models import MAY_STILL_RUN, Job, JobState, Reason, Task
 from airflow_provider_air_executor.workload import ExitCode
 
 ALIVE = {"queued", "running", "restarting"}
@@ -84,3 +84,30 @@ def test_what_can_be_submitted_again(of_job: Reason, of_task: Reason | None, sub
 )
 def test_explanations_name_the_job(of_job: Job, of_task: Task | None, expected: str) -> None:
     assert outcome.explain(of_job, of_task) == f"{expected} (job j)"
+
+
+def test_a_lost_task_of_airflows_may_be_tried_again() -> None:
+    """Other than a job's own task: of two that run, the API server ends the earlier one."""
+    task = Task(command="x", reason=Reason.LOST, error=f"Slurm job 1 on n1 ended as NODE_FAIL{MAY_STILL_RUN}")
+    said = outcome.explain(Job(id="j", name="j"), task)
+    assert "not tried again" not in said
+    assert said.startswith("Slurm job 1 on n1 ended as NODE_FAIL; if it still runs there, Airflow ends it")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "where", "expected"),
+    [
+        ("failed", Reason.TIMEOUT, None, True),
+        ("up_for_retry", Reason.LOST, "Slurm job 1", True),
+        ("failed", Reason.SIGNAL, "Slurm job 1", True),
+        ("failed", Reason.SIGNAL, None, False),
+        ("failed", Reason.CANCELLED, "Slurm job 1", False),
+        ("success", Reason.TIMEOUT, "Slurm job 1", False),
+        (None, Reason.TIMEOUT, "Slurm job 1", False),
+    ],
+)
+def test_what_ended_a_task_is_said_although_airflow_has_its_end(
+    state: str | None, reason: Reason, where: str | None, expected: bool
+) -> None:
+    task = Task(command="x", reason=reason, where=where)
+    assert outcome.is_unknown_to_airflow(state, task) is expected

@@ -46,7 +46,7 @@ from airflow_provider_air_executor.engines.protocol import (
 from airflow_provider_air_executor.engines.shim import modified_at, prepare_files, preparing, task_variables
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.attempt_record import Record
-from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.models import MAY_STILL_RUN, Reason, Task, utc_now
 from airflow_provider_air_executor.system.environment import inherited, of_command
 
 log = logging.getLogger("air_executor.manager")
@@ -317,7 +317,7 @@ class BatchEngine(abc.ABC):
         is_off = self._options.fenced and not found.has_living_node
         may_run = not is_off and (is_cut_off or found.put_back_at is not None)
         if may_run:
-            error += "; it may still run there, so it is not tried again (see the setting fenced)"
+            error += MAY_STILL_RUN
         self._end(found, None, reason=reason, error=error, may_repeat=not may_run)
 
     def _locate(self, found: BatchedAttempt, where: str) -> None:

@@ -13,7 +13,7 @@ from airflow_provider_air_executor.engines.kubernetes.client import ApiError, Un
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.kubernetes.pod_status import Status, quantity
 from airflow_provider_air_executor.engines.kubernetes.shared import Shared
-from airflow_provider_air_executor.jobs.models import Reason
+from airflow_provider_air_executor.jobs.models import MAY_STILL_RUN, Reason
 
 log = logging.getLogger("air_executor.manager")
 
@@ -95,7 +95,7 @@ class StartChecks:
         if left == 0 or left_to_go == 0:
             error = f"{self._pod} is lost: node {status.node} does not answer"
             if not is_fenced:
-                error += "; it may still run there, so it is not tried again (see the setting fenced)"
+                error += MAY_STILL_RUN
             raise PodFailedError(Reason.LOST, error, may_repeat=is_fenced)
         return _earliest(left, left_to_go)
 
