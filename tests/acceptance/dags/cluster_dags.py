@@ -98,9 +98,4 @@ with DAG("limits", **COMMON):
     PythonOperator(
         task_id="memory", python_callable=eat, executor_config={"air_executor": {"resources": {"memory": "700Mi"}}}
     )
-    PythonOperator(
-        task_id="time",
-        python_callable=work,
-        op_args=[600],
-        executor_config={"air_executor": {"resources": {"time": 60}}},
-    )
+    PythonOperator(task_id="time", python_callable=work, op_args=[900], executor_config=on_slurm(time=2))
