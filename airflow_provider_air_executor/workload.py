@@ -218,6 +218,7 @@ def main() -> int:
     if not _prepare.cache_info().currsize:  # it has not been forked from one that has Airflow
         _take_settings(directory / WORKLOAD_FILE)
     _prepare()
+    _workloads()  # before the token is read, which is renewed only until then
     _forkers.begin()  # now, as long as this process is as it was
     # A task of Airflow's need not know: jobs that it submits are no business of the executor's.
     for name in [name for name in os.environ if name.startswith("AIR_EXECUTOR_") and name not in _KEPT]:

@@ -34,7 +34,7 @@ from airflow_provider_air_executor.executor.tracking import (
 )
 from airflow_provider_air_executor.executor.upkeep import Every, Managers, Pruning, measure, warn_if_cold
 from airflow_provider_air_executor.jobs.logs import TaskLog
-from airflow_provider_air_executor.jobs.models import Job, Reason
+from airflow_provider_air_executor.jobs.models import Job
 
 if TYPE_CHECKING:
     from airflow.executors.workloads.types import WorkloadKey
@@ -45,6 +45,7 @@ _STATES_SECONDS = 1.0  # between two looks at whether Airflow still wants what r
 _UNWANTED_SECONDS = 30.0  # that a supervisor has to end a task that Airflow does not want, before it is killed
 _MARKED_SECONDS = 0.5  # the same, if it has reported that its task failed, or a user has marked it so
 _LOG_BYTES = 5_000_000  # of the log of a running task that are shown
+_OWN_LINES = 20  # of the log of a job that has failed, which are shown in the log of its task
 _TAIL_BYTES = 65_536  # of the log of a job that has failed, in which its last lines are
 
 
@@ -136,7 +137,7 @@ class AirExecutorExecutor(BaseExecutor):
             self._end_unwanted()
             task_log.say_where_they_wait(t for t in self._tracked if t.is_on_cluster and not t.has_started)
         if self._renewal.is_due():
-            self._submitter.renew_tokens(t for t in self._tracked if not t.has_started and t.again_at is None)
+            self._submitter.renew_tokens(self._tracked)
         if self._managers_check.is_due():
             self._managers.restart_missing(is_scheduler=self._is_scheduler)
         self._pruning.prune()
@@ -259,15 +260,14 @@ class AirExecutorExecutor(BaseExecutor):
         if decision is Decision.FORGET:
             self._forget_key(tracked.key)
             if tracked.kind is Kind.TASK and outcome.is_unknown_to_airflow(state, task):
-                task_log.write(log_path, tracked.key, why)
+                task_log.write(log_path, tracked.key, why, *_own_lines(tracked))
         elif decision is Decision.SUCCEED:
             self.success(tracked.key, tracked.name)
         elif tracked.kind is Kind.TASK:
             self.log.error("task %s: %s", tracked.key, why)
-            has_begun = state != TaskInstanceState.QUEUED  # then its log has what there is to say
-            self._fail(tracked.key, why, log_path, *([] if has_begun else _last_lines(tracked, job, 20)))
+            self._fail(tracked.key, why, log_path, *_own_lines(tracked))
         else:
-            self.fail(tracked.key, "\n".join([why, *_last_lines(tracked, job, 5)]).strip())
+            self.fail(tracked.key, "\n".join([why, *_lines(tracked)[-5:]]).strip())
 
     def _fail(self, key: Any, why: str, log_path: str | None, *said: str) -> None:
         """Report that a workload has failed, and write so into the log of its task.
@@ -341,6 +341,15 @@ class AirExecutorExecutor(BaseExecutor):
             self._release(tracked, cancel=True)
 
 
-def _last_lines(tracked: TrackedWorkload, job: Job, number: int) -> list[str]:
-    """The end of what a job has printed; nothing if its log may be gone."""
-    return [] if job.reason is Reason.LOST else TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines[-number:]
+def _lines(tracked: TrackedWorkload) -> list[str]:
+    """The last lines that a job has printed."""
+    try:
+        return list(TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines)
+    except (OSError, AirExecutorError):
+        return []
+
+
+def _own_lines(tracked: TrackedWorkload) -> list[str]:
+    """The same of a job on another machine, without those that the log of its task has, which are JSON."""
+    lines = _lines(tracked) if tracked.is_on_cluster else []
+    return [line for line in lines if line and not line.startswith("{")][-_OWN_LINES:]

@@ -91,15 +91,21 @@ class Submitter:
         except JobNotFoundError:
             self._create(tracked.store, tracked.name, tracked.kind, workload)
 
-    def renew_tokens(self, waiting: Iterable[TrackedWorkload]) -> None:
+    def renew_tokens(self, tracked_workloads: Iterable[TrackedWorkload]) -> None:
         """Keep workloads that wait for a slot valid: their tokens, and for Airflow the time at which they were queued.
+
+        The time is also that of those that have just begun elsewhere, until Airflow knows.
 
         A token is good for ``[scheduler] task_queued_timeout``, and Airflow takes a task that has been queued for so
         long for stuck. If the manager is gone it is stuck, and nothing is renewed.
         """
         alive = {store.base_path: manager_status.is_running(store) for store in self._settings.stores}
         queued = []
-        for tracked in waiting:
+        for tracked in tracked_workloads:
+            if tracked.begins and tracked.ti_id is not None:
+                queued.append(tracked.ti_id)
+            if tracked.has_started or tracked.again_at is not None:
+                continue
             try:
                 if alive.get(tracked.store.base_path) and self._renew_token(tracked) and tracked.ti_id is not None:
                     queued.append(tracked.ti_id)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_BEGIN_SECONDS = 600.0  # that a cold supervisor may take on a busy machine
 RESUBMISSION_SECONDS = 1.0  # before a workload is submitted for the second time; each further pause is twice as long
 
 
@@ -47,6 +48,7 @@ class TrackedWorkload:
     workload: Any = None  # to submit it again; None if another scheduler has submitted it
     seen: files.Stamp | None = None  # the state.json that was read last
     has_started: bool = False
+    started_at: float = 0.0  # when that was seen
     submissions: int = 1
     settled_at: float = 0.0  # from then on Airflow's database has the name of the job
     is_on_cluster: bool = False
@@ -64,8 +66,13 @@ class TrackedWorkload:
         """Whether the job has begun since the last call: it removes the workload when it has read it."""
         if self.has_started or files.stamp(self.paths.attached(WORKLOAD_FILE)) is not None:
             return False
-        self.has_started = True
+        self.has_started, self.started_at = True, time.monotonic()
         return True
+
+    @property
+    def begins(self) -> bool:
+        """Whether its job runs on another machine, and its supervisor may not have told Airflow yet that it does."""
+        return self.is_on_cluster and self.has_started and time.monotonic() - self.started_at < _BEGIN_SECONDS
 
     def ended_job(self) -> Job | None:
         """The job, if it has ended; None also if it has not changed since the last call, or cannot be read now."""

@@ -274,7 +274,7 @@ def test_the_log_of_a_running_task_without_its_log_file(airflow: Installation, m
     (marks / "heard").unlink(missing_ok=True)
     run_id = airflow.trigger("talking")
     log_file = airflow.home / "logs" / "dag_id=talking" / f"run_id={run_id}" / "task_id=talks" / "attempt=1.log"
-    wait_until(lambda: log_file.exists() and log_file.stat().st_size, what="it is open and written to")
+    wait_until(lambda: log_file.exists() and b"line 0" in log_file.read_bytes(), what="it is open and written to")
     log_file.rename(log_file.with_suffix(".hidden"))  # as if it were on another machine
     wait_until(lambda: says(airflow, run_id, "line 3 of a running task"), what="it is heard")
     assert "Log of job" in airflow.log("talking", run_id, "talks")
