@@ -491,6 +491,7 @@ class TI:
         self.external_executor_id = name
         self.key = TaskInstanceKey("d", task_id, "r", 1, -1)
         self.try_number = 1
+        self.executor_config: dict[str, object] = {}
 
 
 def test_adoption(executor: AirExecutorExecutor, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from airflow.executors import workloads
 
-from airflow_provider_air_executor.executor import AirExecutorExecutor, travelling
+from airflow_provider_air_executor.executor import AirExecutorExecutor, database, task_log, travelling
 from airflow_provider_air_executor.executor.command_line import command_line
 from airflow_provider_air_executor.executor.queues import Options, Queue
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
+from tests.support.jobs import publish_tasks
 
 
 def make_queue(tmp_path: Path, **given: Any) -> Queue:
@@ -191,3 +192,41 @@ def test_settings_are_there_before_airflow_is_imported(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == f"65 {tmp_path}/home it has travelled"
     assert not (tmp_path / WORKLOAD_FILE).exists()
     assert not (tmp_path / "airflow").exists()
+
+
+def test_a_task_that_has_just_begun_elsewhere_is_not_stuck(
+    executor: AirExecutorExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cold supervisor on a busy node may take longer than Airflow waits, until it tells that its task runs."""
+    queued: list[Any] = []
+    monkeypatch.setattr(database, "renew_queued_time", queued.extend)
+    for queue in ("hpc", "here"):
+        store, name = hand_over(executor, queue)
+        store.paths(name).attached(WORKLOAD_FILE).unlink()
+    tracked = list(executor._tracked)
+    assert [item.is_on_cluster for item in tracked] == [True, False]
+    for item in tracked:
+        assert item.sees_start()
+    executor._submitter.renew_tokens(tracked)
+    assert queued == [tracked[0].ti_id]
+    tracked[0].started_at -= 3600
+    executor._submitter.renew_tokens(tracked)
+    assert len(queued) == 1
+
+
+def test_the_log_of_a_task_says_once_what_it_waits_for(executor: AirExecutorExecutor, tmp_path: Path) -> None:
+    store, name = hand_over(executor, "hpc")
+    (tracked,) = executor._tracked
+    for where in (
+        "Slurm job 7, waiting (Priority)",
+        "Slurm job 7, waiting (Resources)",
+        "Slurm job 7, waiting (Priority)",
+    ):
+        publish_tasks(store, name, [store.get_tasks(name)[0].evolve(where=where)])
+        for _ in range(2):
+            task_log.say_where_they_wait([tracked])
+    lines = [json.loads(line) for line in (tmp_path / "logs" / "d.log").read_text().splitlines()]
+    assert [line["event"] for line in lines] == [
+        f"Slurm job 7, waiting (Priority) (job {name})",
+        f"Slurm job 7, waiting (Resources) (job {name})",
+    ]
