@@ -285,6 +285,12 @@ class Engines:
         """End an attempt; see :meth:`Engine.cancel`."""
         self._engines[attempt.engine].cancel(attempt, kill=kill)
 
+    def limit_memory(self, attempt: Attempt, limit: int) -> None:
+        """Limit the bytes of memory of an attempt that runs, if its engine sees to that on this machine."""
+        limit_memory = getattr(self._engines[attempt.engine], "limit_memory", None)
+        if callable(limit_memory):
+            limit_memory(attempt, limit)
+
     def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone."""
         self._engines[attempt.engine].detach(attempt)

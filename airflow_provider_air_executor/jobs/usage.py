@@ -19,3 +19,12 @@ class Usage(BaseModel):
 
     cpu_seconds: Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
     max_memory: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+
+
+def in_bytes(number: float) -> str:
+    """So many bytes, for people: ``1.2 GiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if number < 1024:
+            return f"{number:.4g} {unit}"
+        number /= 1024
+    return f"{number:.4g} GiB"

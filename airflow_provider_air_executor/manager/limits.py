@@ -33,13 +33,15 @@ class Limits:
     # -- setting them --------------------------------------------------------------------------------------
 
     def watch(self, task: Task, attempt: Attempt, *, ran: float | None = None) -> None:
-        """Watch the time and the log of an attempt that has been started.
+        """Watch the time, the memory and the log of an attempt that has been started.
 
         :param ran: seconds that it has run; default: since the start of the task.
         """
         self.log_times.watch(attempt)
         if self._settings.max_log_size is not None:
             self._guard.run_later(attempt.job_name, _LOG_SIZE_SECONDS, partial(self._check_log_size, attempt))
+        if task.resources is not None and task.resources.memory is not None:
+            self._engines.limit_memory(attempt, task.resources.memory)
         limit = self._limit_of(task)
         if limit is not None:
             ran = clock.elapsed(None, task.started_at or utc_now()) if ran is None else ran

@@ -16,7 +16,7 @@ from airflow_provider_air_executor.engines.shim import modified_at
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, forbid, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
-from airflow_provider_air_executor.jobs.usage import Usage
+from airflow_provider_air_executor.jobs.usage import Usage, in_bytes
 from airflow_provider_air_executor.system.processes import is_claimed_token, is_launcher, is_shim
 
 _LOOK_SECONDS = 0.2  # between two looks
@@ -28,6 +28,29 @@ class Forking(NamedTuple):
 
     task: Task
     words: list[str]
+
+
+class TooMuchMemory(NamedTuple):
+    """Why an attempt is killed that used more memory than it may."""
+
+    limit: int  # bytes
+    usage: Usage  # when that was seen
+
+    @property
+    def error(self) -> str:
+        """The sentence that says so."""
+        used, limit = in_bytes(self.usage.max_memory or 0), in_bytes(self.limit)
+        if used == limit:
+            return f"it was killed: it used more than the {limit} of memory that it may use"
+        return f"it was killed: it used {used} of memory, and may use {limit}"
+
+    def judge(self, ended: Ended) -> Ended:
+        """The end of the attempt; one that had completed before it was killed has completed."""
+        if ended.exit_code == 0:
+            return ended
+        seconds = max(self.usage.cpu_seconds, ended.usage.cpu_seconds if ended.usage is not None else 0)
+        usage = Usage(cpu_seconds=seconds, max_memory=self.usage.max_memory)
+        return ended._replace(exit_code=None, reason=Reason.SIGNAL, error=self.error, usage=usage)
 
 
 @dataclass(eq=False, slots=True)
@@ -43,7 +66,14 @@ class LocalAttempt:
     is_killed: bool = False
     is_killed_early: bool | None = None  # before that; whether by SIGKILL
     is_detached: bool = False
+    too_much_memory: TooMuchMemory | None = None  # for which it is being killed
     usage: Usage | None = None  # when its process has ended
+
+    def judge(self, ended: Ended) -> Ended:
+        """Its end, with what it has used, and why it was killed."""
+        if ended.usage is None:
+            ended = ended._replace(usage=self.usage)
+        return ended if self.too_much_memory is None else self.too_much_memory.judge(ended)
 
 
 class Adopted:

@@ -14,7 +14,6 @@ import contextlib
 import errno
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import partial
@@ -25,17 +24,20 @@ from airflow_provider_air_executor.engines.local.adopted import (
     Adopted,
     Forking,
     LocalAttempt,
+    TooMuchMemory,
     ended_by,
     record_of_killed,
     refuse_unwritten,
 )
-from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
+from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold, say_in_log
 from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
 from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
+from airflow_provider_air_executor.engines.local.memory import MemoryWatch
 from airflow_provider_air_executor.engines.local.preloading import NO_PRELOAD, Preload
 from airflow_provider_air_executor.engines.local.serving import Exited, Forked, Refused
 from airflow_provider_air_executor.engines.local.shells import Shells
+from airflow_provider_air_executor.engines.local.unread import Unread
 from airflow_provider_air_executor.engines.local.warm import ForkServerClient
 from airflow_provider_air_executor.engines.protocol import (
     Attempt,
@@ -62,7 +64,6 @@ from airflow_provider_air_executor.system.processes import (
 )
 
 _MAX_UNCLAIMED = 5
-_READ_INTERVAL = 1.0  # seconds between two tries to read a record
 
 
 class _Paths:
@@ -96,11 +97,19 @@ class _Cold(NamedTuple):
     launching: Launching
 
 
-class _Reaped(NamedTuple):
-    """An attempt whose process has ended, and whose record cannot be read now."""
+class _Unclaimed:
+    """How often the records of attempts could not be written."""
 
-    found: LocalAttempt
-    status: int | None  # None: it was killed before anybody could say whether it has a process
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._times: dict[str, int] = {}
+
+    def why_again(self, attempt: Attempt, path: str) -> str:
+        """Why an attempt is to be started again whose record could not be written; empty if that has no point."""
+        files.put_modes_back(*self._store.paths(attempt.job_name).directories)
+        why = _cannot_record(path)
+        self._times[path] = self._times.get(path, 0) + 1
+        return why or ("its record could not be written" if self._times[path] <= _MAX_UNCLAIMED else "")
 
 
 class LocalEngine:
@@ -134,8 +143,8 @@ class LocalEngine:
         self._paths = _Paths(store, self.holdings)
         self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
-        self._unread: list[_Reaped] = []
-        self._next_read = 0.0
+        self._unread = Unread(store, self._result, partial(self._release, has_just_ended=False))
+        self._memory = MemoryWatch(self._kill_for_memory)
         if preload.modules:
             self._warm.start()
 
@@ -181,6 +190,11 @@ class LocalEngine:
         found.is_our_shell = True
         self._attempts[found.attempt] = found
 
+    def limit_memory(self, attempt: Attempt, limit: int) -> None:
+        """Kill an attempt that runs when it uses more bytes of memory than this."""
+        if attempt in self._attempts:
+            self._memory.add(self._attempts[attempt], limit)
+
     def prepare(self) -> None:
         """Start a shell that waits for the next task, if there is none."""
         self._cold.shells.prepare()
@@ -200,10 +214,10 @@ class LocalEngine:
         """The events since the last call."""
         self._poll_warm()
         self._poll_launched()
-        if self._unread and time.monotonic() >= self._next_read:
-            self._read_what_has_ended()
+        self._unread.look()
         self._endings.look()
         self._adopted.look()
+        self._memory.look()
         events, self._events[:] = self._events.copy(), ()
         return events
 
@@ -213,8 +227,9 @@ class LocalEngine:
         due = [
             self._warm.poll_after,
             self._adopted.look_after,
+            self._memory.look_after,
             0.0 if self._events else None,
-            self._next_read - time.monotonic() if self._unread else None,
+            self._unread.look_after,
             LOOK_SECONDS if self._endings else None,
         ]
         return min((max(0.0, seconds) for seconds in due if seconds is not None), default=None)
@@ -289,32 +304,19 @@ class LocalEngine:
         try:
             result = self._result(found, status)
         except OSError:
-            self._unread.append(_Reaped(found, status))
+            self._unread.add(found, status)
             return
         if is_shell and isinstance(result, Ended) and result.exit_code is None:
             _kill_group(found.pid)
         if result is not None:
             self._release(found, result)
 
-    def _read_what_has_ended(self) -> None:
-        """Read the records that could not be read when their processes had ended."""
-        unread, self._unread = self._unread, []
-        self._next_read = time.monotonic() + _READ_INTERVAL
-        for reaped in unread:
-            try:
-                result = self._result(*reaped)
-            except OSError:  # the task may have forbidden it
-                files.put_modes_back(*self._store.paths(reaped.found.attempt.job_name).directories)
-                self._unread.append(reaped)
-                continue
-            if result is not None:
-                self._release(reaped.found, result, has_just_ended=False)
-
     def _release(self, found: LocalAttempt, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
         """The process of an attempt is gone. If it was killed, the attempt is over when what it left is gone too."""
         del self._attempts[found.attempt]
-        if found.usage is not None and isinstance(result, Ended) and result.usage is None:
-            result = result._replace(usage=found.usage)
+        self._memory.drop(found.attempt)
+        if isinstance(result, Ended):
+            result = found.judge(result)
         if not found.is_killed:
             self._events.append(result)
             return
@@ -387,11 +389,19 @@ class LocalEngine:
                 found.is_killed_early = kill
             return
         found.is_killed = True
-        if any(reaped.found is found for reaped in self._unread):  # its result does not matter
-            self._unread = [reaped for reaped in self._unread if reaped.found is not found]
+        if found in self._unread:  # its result does not matter
+            self._unread.remove(found)
             self._release(found, Ended(attempt, None, utc_now()), has_just_ended=False)
             return
         _end_processes(found, kill=kill)
+
+    def _kill_for_memory(self, found: LocalAttempt, why: TooMuchMemory) -> None:
+        if found in self._unread:  # it has just ended
+            return
+        found.too_much_memory, found.is_killed = why, True
+        if not found.is_detached:
+            say_in_log(self._store, found.attempt, why.error)
+        _end_processes(found, kill=True)
 
     def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: the file at the path of its record may belong to another job."""
