@@ -31,6 +31,7 @@ class Attempt(BaseModel):
     exit_code: int | None
     started_at: datetime | None
     ended_at: datetime | None
+    usage: Usage | None = None
 
     @classmethod
     def of(cls, record: AttemptRecord) -> Attempt:
@@ -41,6 +42,7 @@ class Attempt(BaseModel):
             exit_code=record.exit_code,
             started_at=record.started_at,
             ended_at=record.completed_at,
+            usage=record.usage,
         )
 
 

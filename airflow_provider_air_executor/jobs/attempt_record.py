@@ -6,6 +6,9 @@ command could not be started. Where to ask for the time would have cost a proces
 started when its handle was written last. When it is over, and before the handle goes, the time is put there
 (:func:`put_start`).
 
+What the attempt has used may follow: a line ``memory`` and how many bytes at most, and lines of processor time as the
+command ``times`` of a shell prints them, those of the shell and those of its children. Readers may pass it over.
+
 The shim that creates the file runs the attempt (:func:`claim`); another one of the same attempt ends. A shell writes
 the same lines itself, see :mod:`~airflow_provider_air_executor.engines.shim`.
 
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +38,22 @@ _RECORD = re.compile(
     r"(?:(?:(-?\d{1,10})( told)?|" + SPAWN + r"([^\n]*))\n|[^\n]*\Z)",
     re.ASCII,
 )
+_USED = re.compile(
+    r"(?:memory (\d{1,18})\n)?((?:\d{1,9}m\d{1,9}[.,]\d{1,9}s \d{1,9}m\d{1,9}[.,]\d{1,9}s\n){1,2})", re.ASCII
+)
+
+
+class Used(NamedTuple):
+    """What an attempt has used, as its record says it."""
+
+    cpu_seconds: float
+    max_memory: int | None = None  # bytes; None: that is not known
+
+    @property
+    def text(self) -> str:
+        """The lines of the record."""
+        memory = "" if self.max_memory is None else f"memory {self.max_memory}\n"
+        return f"{memory}0m{max(0.0, self.cpu_seconds):.3f}s 0m0.000s\n"
 
 
 class Record(NamedTuple):
@@ -45,6 +65,7 @@ class Record(NamedTuple):
     exit_code: int | None  # None while it runs
     spawn_error: str | None = None  # why the command could not be started
     got_sigterm: bool = False  # whether the shim has got SIGTERM meanwhile
+    used: Used | None = None
 
     @property
     def is_over(self) -> bool:
@@ -59,7 +80,7 @@ class Record(NamedTuple):
         if self.spawn_error is not None:
             lines += f"{SPAWN}{self.spawn_error}\n"
         elif self.exit_code is not None:
-            lines += f"{self.exit_code}{' told' if self.got_sigterm else ''}\n"
+            lines += f"{self.exit_code}{' told' if self.got_sigterm else ''}\n{self.used.text if self.used else ''}"
         return lines.encode(errors="replace")
 
 
@@ -75,7 +96,8 @@ def read_record(path: Path | str, handle_path: Path | None = None) -> Record | N
         if error.errno not in files.ABSENT:
             raise
         return None
-    found = _RECORD.match(data.decode(errors="replace"))
+    text = data.decode(errors="replace")
+    found = _RECORD.match(text)
     if found is None:
         return None
     pid, started, token, exit_code, told, spawn_error = found.groups()
@@ -90,8 +112,34 @@ def read_record(path: Path | str, handle_path: Path | None = None) -> Record | N
         except (ValueError, OverflowError):
             return None
     return Record(
-        int(pid), started_at, token, None if exit_code is None else int(exit_code), spawn_error, told is not None
+        pid=int(pid),
+        started_at=started_at,
+        token=token,
+        exit_code=None if exit_code is None else int(exit_code),
+        spawn_error=spawn_error,
+        got_sigterm=told is not None,
+        used=None if exit_code is None else _used(text[found.end() :]),
     )
+
+
+def _used(text: str) -> Used | None:
+    """What the lines after the end of an attempt say that it has used."""
+    found = _USED.match(text)
+    return None if found is None else used_of_times(found[2].split(), found[1])
+
+
+def used_of_times(times: Iterable[str], memory: str | None = None) -> Used:
+    """What a shell says that it and its children have used.
+
+    :param times: as its command ``times`` prints them: ``0m1.250s``, in some languages ``0m1,250s``.
+    :param memory: the most bytes of memory, if that is known.
+    :raises ValueError: if they are no such words.
+    """
+    seconds = 0.0
+    for word in times:
+        minutes, _, rest = word.partition("m")
+        seconds += 60 * int(minutes) + float(rest.removesuffix("s").replace(",", "."))
+    return Used(round(seconds, 3), None if memory is None else int(memory))
 
 
 def claim(path: Path | str, record: Record) -> int:

@@ -16,6 +16,7 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.paths import parse_run
+from airflow_provider_air_executor.jobs.usage import Usage, usage_of
 
 
 class AttemptRecord(NamedTuple):
@@ -33,6 +34,7 @@ class AttemptRecord(NamedTuple):
     error: str | None = None
     started_at: datetime | None = None  # None: it has not started
     completed_at: datetime | None = None
+    usage: Usage | None = None  # as far as it is known
 
     @property
     def seconds(self) -> float | None:
@@ -70,6 +72,7 @@ def _latest(task: Task) -> AttemptRecord:
         started_at=task.started_at,
         # Of a task that waits, it is the end of the attempt before.
         completed_at=task.completed_at if task.status.is_terminal else None,
+        usage=task.usage,
     )
 
 
@@ -101,6 +104,7 @@ def _read(path: Path, handle_path: Path | None, task_id: str, number: int) -> li
             started_at=record.started_at,
             # The clock of a file system is some milliseconds late.
             completed_at=max(modified_at, record.started_at) if record.is_over else None,
+            usage=usage_of(record),
         )
     ]
 

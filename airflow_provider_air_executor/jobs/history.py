@@ -51,6 +51,8 @@ class PastJob(NamedTuple):
     tasks: int | None  # how many it had
     submitted_by: Mapping[str, Any] | None
     labels: Mapping[str, str]
+    cpu_seconds: float | None = None  # that its tasks have used, as far as that is known
+    max_memory: int | None = None  # bytes, the most that one of them had
 
 
 class Run(NamedTuple):
@@ -98,6 +100,7 @@ def line_of(job: Job, paths: JobPaths) -> bytes:
         error, labels = None, {}
     if len(json.dumps(labels)) > _LONGEST_LABELS:
         labels = {}
+    totals = _totals(paths)
     past = PastJob(
         name=job.name,
         series=series_of(job),
@@ -108,16 +111,18 @@ def line_of(job: Job, paths: JobPaths) -> bytes:
         started_at=job.started_at,
         ended_at=job.updated_at,
         seconds=seconds_of(job),
-        tasks=_number_of_tasks(paths),
+        tasks=totals.tasks if totals is not None else None,
         submitted_by=job.submitted_by.model_dump(mode="json", exclude_none=True) if job.submitted_by else None,
         labels=labels,
+        cpu_seconds=totals.cpu_seconds if totals is not None else None,
+        max_memory=totals.max_memory if totals is not None else None,
     )
     return json.dumps(past._asdict(), default=datetime.isoformat).encode(errors="replace") + b"\n"
 
 
-def _number_of_tasks(paths: JobPaths) -> int | None:
+def _totals(paths: JobPaths) -> task_lists.Totals | None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        return task_lists.count(finish(files.reading(paths.tasks))[0])
+        return task_lists.totals(finish(files.reading(paths.tasks))[0])
     return None
 
 
@@ -178,9 +183,12 @@ def _parse(line: bytes) -> PastJob | None:
     try:
         found = from_json(line)
         times = {name: _time(found[name]) for name in ("created_at", "started_at", "ended_at")}
-        past = PastJob(**{name: found[name] for name in PastJob._fields} | times)
+        later = PastJob._field_defaults  # fields that older lines do not have
+        past = PastJob(**{name: found[name] for name in PastJob._fields if name in found or name not in later} | times)
         is_valid = isinstance(past.name, str) and isinstance(past.series, str) and isinstance(past.state, str)
         is_valid = is_valid and isinstance(past.seconds, int | float | None) and isinstance(past.labels, dict)
+        is_valid = is_valid and isinstance(past.cpu_seconds, int | float | None)
+        is_valid = is_valid and isinstance(past.max_memory, int | None)
     except (ValueError, TypeError, KeyError, OverflowError):
         return None
     return past if is_valid else None

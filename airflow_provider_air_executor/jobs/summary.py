@@ -17,6 +17,7 @@ from airflow_provider_air_executor.exceptions import (
 from airflow_provider_air_executor.jobs import manager_control, manager_status
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import in_bytes
 
 if TYPE_CHECKING:  # which is made of the functions here, in part
     from airflow_provider_air_executor.jobs.interface import Jobs
@@ -121,15 +122,12 @@ def table(tasks: Sequence[Task]) -> list[str]:
     if len(shown) > _ROWS:
         shown.sort(key=lambda task: task.status is not TaskStatus.FAILED)
         shown = shown[:_ROWS]
-    rows = [("task", "status", "attempts", "seconds", "exit code", "reason")]
-    for task in shown:
-        seconds = f"{task.seconds:.1f}" if task.seconds is not None else ""
-        code = str(task.exit_code) if task.exit_code is not None else ""
-        rows.append(
-            (task.id, task.status.value, str(task.attempt), seconds, code, task.reason.value if task.reason else "")
-        )
+    heading = ("task", "status", "attempts", "seconds", "cpu", "memory", "exit code", "reason")
+    rows: list[tuple[str, ...]] = [heading, *map(_row, shown)]
+    unused = [column for column in (4, 5) if not any(row[column] for row in rows[1:])]  # cpu and memory
+    rows = [tuple(cell for column, cell in enumerate(row) if column not in unused) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    numbers = (2, 3, 4)  # columns that are aligned to the right
+    numbers = range(2, len(rows[0]) - 1)  # columns that are aligned to the right
     lines = [
         "  ".join(
             cell.rjust(width) if column in numbers else cell.ljust(width)
@@ -140,6 +138,21 @@ def table(tasks: Sequence[Task]) -> list[str]:
     if len(tasks) > len(shown):
         lines.append(f"and {len(tasks) - len(shown)} more")
     return lines
+
+
+def _row(task: Task) -> tuple[str, ...]:
+    """The cells of a task."""
+    usage = task.usage
+    return (
+        task.id,
+        task.status.value,
+        str(task.attempt),
+        f"{task.seconds:.1f}" if task.seconds is not None else "",
+        f"{usage.cpu_seconds:.1f}" if usage is not None else "",
+        in_bytes(usage.max_memory) if usage is not None and usage.max_memory is not None else "",
+        str(task.exit_code) if task.exit_code is not None else "",
+        task.reason.value if task.reason else "",
+    )
 
 
 def root_failures(tasks: Sequence[Task]) -> list[Task]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -73,17 +73,32 @@ def parsing_object(data: list[bytes]) -> Pieces[dict[str, Any]]:
     return found
 
 
-def count(data: list[bytes]) -> int:
-    """How many items a list has. Other threads can run meanwhile, however long it is.
+class Totals(NamedTuple):
+    """What a list of tasks comes to."""
+
+    tasks: int
+    cpu_seconds: float | None  # of all their latest attempts; None: of none of them it is known
+    max_memory: int | None  # bytes, the most that one of them had
+
+
+def totals(data: list[bytes]) -> Totals:
+    """How many items a list has, and what they have used. Other threads can run meanwhile, however long it is.
 
     :param data: what is in the file, in pieces.
     :raises ValueError: if it is not a list.
     :raises RecursionError: if it is nested too deep.
     """
-    text = _Text(data)
-    number = sum(1 for _ in text.items())
+    text, number = _Text(data), 0
+    seconds: list[float] = []
+    memory: list[int] = []
+    for item in text.items():
+        number += 1
+        usage = item.get("usage") if isinstance(item, dict) else None
+        if isinstance(usage, dict):
+            seconds += [used for used in [usage.get("cpu_seconds")] if isinstance(used, int | float)]
+            memory += [most for most in [usage.get("max_memory")] if isinstance(most, int)]
     text.end()
-    return number
+    return Totals(number, round(sum(seconds), 3) if seconds else None, max(memory, default=None))
 
 
 def _parsing_tasks(text: _Text) -> Pieces[list[Task]]:

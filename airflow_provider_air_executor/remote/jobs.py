@@ -32,7 +32,7 @@ from airflow_provider_air_executor.remote.index import RemoteIndex
 from airflow_provider_air_executor.remote.lease import Lease
 from airflow_provider_air_executor.remote.link import Link
 from airflow_provider_air_executor.remote.log import RemoteLog
-from airflow_provider_air_executor.remote.records import dumped_owner, parsed
+from airflow_provider_air_executor.remote.records import dumped_owner, parsed, parsed_tuple
 from airflow_provider_air_executor.remote.transport import url_path
 from airflow_provider_air_executor.remote.watcher import RemoteWatch, Watcher
 
@@ -159,7 +159,9 @@ class RemoteJobs:
         if wanted is not None and not wanted:
             return ()
         few = None if wanted is None else _few(wanted)
-        found = self._link.lines(_record(name, "attempts"), lambda attempt: parsed(AttemptRecord, attempt), task=few)
+        found = self._link.lines(
+            _record(name, "attempts"), lambda attempt: parsed_tuple(AttemptRecord, attempt), task=few
+        )
         return tuple(attempt for attempt in found if wanted is None or attempt.task_id in set(wanted))
 
     def list_jobs(self) -> Iterator[Job]:
@@ -224,7 +226,7 @@ class RemoteJobs:
 
     def past_jobs(self) -> Iterator[PastJob]:
         """The jobs that were removed."""
-        return iter(self._link.lines(url_path("past-jobs"), lambda past: parsed(PastJob, past)))
+        return iter(self._link.lines(url_path("past-jobs"), lambda past: parsed_tuple(PastJob, past)))
 
     def durations(self, series: str) -> list[Run]:
         """The runs of a series that have ended."""

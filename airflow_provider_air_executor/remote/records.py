@@ -81,6 +81,17 @@ def parsed(kind: type[T], content: Any) -> T:
     return found
 
 
+def parsed_tuple(kind: type[T], content: Any) -> T:
+    """A record that is a named tuple; what a later version says besides is passed over.
+
+    :raises ProtocolError: if it is none.
+    """
+    known = getattr(kind, "_fields", ())
+    if isinstance(content, Mapping):
+        content = {name: value for name, value in content.items() if name in known}
+    return parsed(kind, content)
+
+
 @lru_cache(maxsize=32)
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)

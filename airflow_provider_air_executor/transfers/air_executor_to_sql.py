@@ -41,7 +41,10 @@ _COLUMNS = {
     "dag_id": "TEXT",
     "run_id": "TEXT",
     "recorded_at": "TIMESTAMP WITH TIME ZONE NOT NULL",
+    "cpu_seconds": "DOUBLE PRECISION",
+    "max_memory": "BIGINT",
 }
+_LATER = {"cpu_seconds", "max_memory"}  # that a table need not have, since tables were made before there were any
 
 
 class AirExecutorToSqlOperator(BaseOperator):
@@ -57,7 +60,8 @@ class AirExecutorToSqlOperator(BaseOperator):
 
     The columns are ``job_name``, ``job_id``, ``task_id``, ``attempt`` (1 for the first), ``status``, ``reason``,
     ``exit_code``, ``error``, ``command``, ``started_at``, ``completed_at``, ``seconds``, ``dag_id`` and ``run_id`` (of
-    the Airflow task that submitted the job), and ``recorded_at``. The primary key is ``job_id, task_id, attempt``. The
+    the Airflow task that submitted the job), ``recorded_at``, and ``cpu_seconds`` and ``max_memory`` (in bytes), which
+    a table need not have. The primary key is ``job_id, task_id, attempt``. The
     table may have more columns. Times are in UTC.
 
     The return value is the number of rows that were written.
@@ -141,8 +145,9 @@ class AirExecutorToSqlOperator(BaseOperator):
             if outdated:
                 cursor.executemany(_delete_sql(table, mark), outdated)
             if changed:
-                rows = [_row(job, attempt, commands.get(attempt.task_id), now) for attempt in changed.values()]
-                cursor.executemany(_insert_sql(table, mark), rows)
+                columns = _columns_of(cursor, table)
+                rows = [_row(job, attempt, commands.get(attempt.task_id), now, columns) for attempt in changed.values()]
+                cursor.executemany(_insert_sql(table, mark, columns), rows)
             connection.commit()
         return len(changed)
 
@@ -168,8 +173,15 @@ def _delete_sql(table: str, mark: str) -> str:
     return f"DELETE FROM {table} WHERE job_id = {mark} AND task_id = {mark} AND attempt = {mark}"  # noqa: S608
 
 
-def _insert_sql(table: str, mark: str) -> str:
-    return f"INSERT INTO {table} ({', '.join(_COLUMNS)}) VALUES ({', '.join([mark] * len(_COLUMNS))})"  # noqa: S608
+def _insert_sql(table: str, mark: str, columns: Sequence[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join([mark] * len(columns))})"  # noqa: S608
+
+
+def _columns_of(cursor: Any, table: str) -> list[str]:
+    """The columns of a row, as far as the table has them."""
+    cursor.execute(f"SELECT * FROM {table} WHERE 1 = 0")  # noqa: S608
+    found = {str(column[0]).lower() for column in cursor.description}
+    return [column for column in _COLUMNS if column in found or column not in _LATER]
 
 
 def _known_attempts(cursor: Any, table: str, mark: str, job: Job) -> dict[_Key, Sequence[Any]]:
@@ -202,7 +214,9 @@ def _as_time(value: Any) -> Any:
     return value.replace(tzinfo=UTC) if isinstance(value, datetime) and value.tzinfo is None else value
 
 
-def _row(job: Job, attempt: AttemptRecord, command: str | None, now: datetime) -> tuple[Any, ...]:
+def _row(
+    job: Job, attempt: AttemptRecord, command: str | None, now: datetime, columns: Sequence[str]
+) -> tuple[Any, ...]:
     """The row of an attempt, in the order of the columns."""
     owner = job.submitted_by
     values = {
@@ -221,8 +235,10 @@ def _row(job: Job, attempt: AttemptRecord, command: str | None, now: datetime) -
         "dag_id": owner.dag_id if owner else None,
         "run_id": owner.run_id if owner else None,
         "recorded_at": now,
+        "cpu_seconds": attempt.usage.cpu_seconds if attempt.usage else None,
+        "max_memory": attempt.usage.max_memory if attempt.usage else None,
     }
-    return tuple(_as_cell(values[column]) for column in _COLUMNS)
+    return tuple(_as_cell(values[column]) for column in columns)
 
 
 def _as_cell(value: Any) -> Any:

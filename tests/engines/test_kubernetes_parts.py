@@ -16,6 +16,7 @@ import signal
 import ssl
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -54,6 +55,7 @@ from airflow_provider_air_executor.engines.protocol import Attempt, Ended, Event
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.manager.job_writer import JobWriter
 from tests.support.kubernetes_cluster import make_certificates
 from tests.support.waiting import PATIENCE, wait_until
@@ -1134,6 +1136,11 @@ def run_container(
     return first.returncode, message.read_text(), output
 
 
+def without_usage(message: str) -> str:
+    """What a container says, but for the numbers."""
+    return re.sub(r"(?m)^(end \d+ \d+)( \d+m[\d.]+s){4}( \d+)?$", r"\1", message)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, 37])
 @pytest.mark.parametrize("shell", SHELLS)
 def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> None:
@@ -1141,7 +1148,7 @@ def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> 
     line = "trap 'echo told; exit 3' TERM; echo ready; while :; do sleep 0.1 & wait; done"
     for _ in range(10):
         code, message, output = run_container(tmp_path, shell, line, number)
-        assert (code, message) == (3, "end 0 1\n")
+        assert (code, without_usage(message)) == (3, "end 0 1\n")
         assert output == b"told\n" + MARKER
 
 
@@ -1149,8 +1156,35 @@ def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> 
 def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
     """A short one is in the message, and after the output too."""
     code, message, output = run_container(tmp_path, shell, "echo text; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit 4")
-    assert (code, message) == (4, "end 4 0\n[1]\n")
+    assert (code, without_usage(message)) == (4, "end 4 0\n[1]\n")
     assert output == BEGINNING + b"text\n" + MARKER + b"[1]\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_was_used_is_in_the_message(tmp_path: Path, shell: str) -> None:
+    """The processor time of the command; the memory only where the control group is that of the container."""
+    busy = shlex.join([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"])
+    code, message, _ = run_container(tmp_path, shell, f"{busy}; exit 3")
+    pod = pod_of_one(tmp_path, message, code=code)
+    used = last_end(pod, pod.status, was_gone=False).usage
+    assert used is not None
+    assert 0.3 <= used.cpu_seconds < 60
+
+
+@pytest.mark.parametrize(
+    ("message", "found"),
+    [
+        ("end 0 0 0m0.010s 0m0.000s 1m0.500s 0m0.250s 4096\n", Usage(cpu_seconds=60.76, max_memory=4096)),
+        ("end 2 0 0m0.000s 0m0.000s 0m1.000s 0m0.000s\n[]", Usage(cpu_seconds=1)),
+        ("end 0 0 0m0,010s 0m0,000s 0m0,500s 0m0,000s\n", Usage(cpu_seconds=0.51)),
+        ("end 0 0\n", None),  # as it was before
+        ("end 0 0 a b c d e\n", None),
+        ("spawn 1 2 3 4 5 6 7\n", None),
+    ],
+)
+def test_what_it_has_used(tmp_path: Path, message: str, found: Usage | None) -> None:
+    pod = pod_of_one(tmp_path, message)
+    assert last_end(pod, pod.status, was_gone=False).usage == found
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -156,5 +156,5 @@ def test_in_words() -> None:
         "12 B",
         "2 KiB",
         "300 MiB",
-        "5120 GiB",
+        "5 TiB",
     ]

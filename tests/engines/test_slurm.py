@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -91,6 +92,20 @@ def write_program(directory: Path, name: str, text: str) -> str:
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)
     return f"{directory}:{PATH}"
+
+
+_BUSY = "import time\nx = b'x' * 100_000_000\nwhile time.process_time() < 0.3: pass"
+USES_MUCH = f"python3 -c {shlex.quote(_BUSY)}"
+
+
+def test_what_it_has_used(store: JobStore, manager: object) -> None:
+    """Its shell says how much processor time. Where there are no control groups, nothing says how much memory."""
+    store.submit("j", [task("a", f"{USES_MUCH}; exit 3", resources={"memory": "400Mi"})])
+    done = only_task(store)
+    assert done.error == "exit code 3"
+    assert done.usage is not None
+    assert 0.3 <= done.usage.cpu_seconds < 60
+    assert done.usage.max_memory is None
 
 
 def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
@@ -607,6 +622,22 @@ class TestSite:
             inbox.cancel(store, f"j{number}")
             assert ended(store, f"j{number}").reason == "cancelled"
             assert (tmp_path / f"c{number}").read_text() == "cleaned\n"
+
+    def test_what_it_has_used(self, store: JobStore, manager: object) -> None:
+        """Of tasks in one batch job it is known of those that have had more memory than the ones before."""
+        more = {"resources": {"memory": "500Mi"}, "slurm": {"tasks_per_submission": 3}}
+        lines = {"a": USES_MUCH, "b": f"{USES_MUCH} & {USES_MUCH}; wait", "c": "true"}
+        store.submit("j", [task(name, line, **more) for name, line in lines.items()])
+        assert ended(store, "j").error is None
+        first, second, third = [done.usage for done in store.get_tasks("j")]
+        assert first is not None
+        assert second is not None
+        assert third is not None
+        assert first.cpu_seconds >= 0.3
+        assert second.cpu_seconds >= 0.6
+        assert third.cpu_seconds < 0.3
+        assert 100_000_000 < (first.max_memory or 0) < 200_000_000 < (second.max_memory or 0) < 300_000_000
+        assert third.max_memory is None
 
     def test_too_much_memory(self, store: JobStore, manager: object) -> None:
         line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(1000)'"

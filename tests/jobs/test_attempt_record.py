@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_air_executor.jobs.attempt_record import Record, claim, put_start, read_record
+from airflow_provider_air_executor.jobs.attempt_record import Record, Used, claim, put_start, read_record
 
 NOON = datetime(2026, 11, 22, 12, 0, 0, 123456, tzinfo=UTC)
 RUNS = Record(77, NOON, "token", None)
@@ -53,6 +53,35 @@ def test_who_has_it_writes_the_end_behind(tmp_path: Path) -> None:
     os.close(descriptor)
     assert read_record(tmp_path / "t.1") == RUNS._replace(exit_code=3)
     assert (tmp_path / "t.1").stat().st_mode & 0o777 == 0o600
+
+
+USED = Used(61.25, 7_000_000)
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (USED.text, USED),
+        (Used(1.5).text, Used(1.5)),
+        ("0m0.010s 0m0.000s\n1m1.200s 0m0.300s\n", Used(61.51)),
+        ("memory 4096\n0m0,010s 0m0,000s\n0m0,200s 0m0,000s\n", Used(0.21, 4096)),
+        ("", None),
+        ("memory 4096\n", None),  # it is still being written
+        ("0m0.010s 0m0.00", None),
+        ("nothing like it\n", None),
+    ],
+)
+def test_what_was_used_follows_the_end(tmp_path: Path, lines: str, found: Used | None) -> None:
+    ended = RUNS._replace(exit_code=3)
+    (tmp_path / "t.1").write_bytes(ended.text + lines.encode())
+    assert read_record(tmp_path / "t.1") == ended._replace(used=found)
+
+
+def test_what_was_used_stays_when_the_start_is_put_in(tmp_path: Path) -> None:
+    ended = RUNS._replace(exit_code=0, used=USED)
+    (tmp_path / "t.1").write_bytes(ended._replace(started_at=None).text)
+    put_start(tmp_path / "t.1", ended)
+    assert read_record(tmp_path / "t.1") == ended
 
 
 def test_nobody_has_what_cannot_be_written_whole(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from airflow_provider_air_executor.jobs.history import Run, durations, series_of
 from airflow_provider_air_executor.jobs.index import JobIndex
 from airflow_provider_air_executor.jobs.models import Job, JobState, Reason, SubmittedBy, utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.jobs import publish_job
+from airflow_provider_air_executor.jobs.usage import Usage
+from tests.support.jobs import publish_job, publish_tasks
 
 OWNER = SubmittedBy(dag_id="d", run_id="r", task_id="t")
 
@@ -62,6 +63,27 @@ def test_a_removed_job_leaves_a_line(store: JobStore) -> None:
     )
     assert past.created_at == job.created_at
     assert stat.S_IMODE((store.base_path / "history.jsonl").stat().st_mode) == 0o600
+
+
+def test_what_its_tasks_have_used_is_in_the_line(store: JobStore) -> None:
+    store.submit("j", ["true", "true", "true"])
+    first, second, third = store.get_tasks("j")
+    used = [Usage(cpu_seconds=1.25, max_memory=500), Usage(cpu_seconds=2)]
+    publish_tasks(store, "j", [first.evolve(usage=used[0]), second.evolve(usage=used[1]), third])
+    end(store, "j")
+    store.delete("j")
+    (past,) = history.read(store)
+    assert (past.tasks, past.cpu_seconds, past.max_memory) == (3, 3.25, 500)
+
+
+def test_a_line_of_before_that_was_kept_is_read(store: JobStore) -> None:
+    past_run(store)
+    path = store.base_path / "history.jsonl"
+    line = json.loads(path.read_text())
+    del line["cpu_seconds"], line["max_memory"]
+    path.write_text(json.dumps(line) + "\n")
+    (past,) = history.read(store)
+    assert (past.name, past.cpu_seconds, past.max_memory) == ("j", None, None)
 
 
 def test_a_job_without_a_start_has_no_duration(store: JobStore) -> None:

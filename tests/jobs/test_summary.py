@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from airflow_provider_air_executor.jobs import summary
 from airflow_provider_air_executor.jobs.models import JobState, Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from tests.support.jobs import publish_job
 
@@ -30,6 +31,16 @@ def test_the_summary_has_a_row_for_each_task() -> None:
         ["load", "completed", "1", "1.5", "0"],
         ["send", "failed", "2", "3", "exit"],
     ]
+
+
+def test_what_was_used_is_in_it_as_far_as_it_is_known() -> None:
+    used = DONE.evolve(usage=Usage(cpu_seconds=12.34, max_memory=300 << 20))
+    assert [line.split() for line in summary.table([used, FAILED])] == [
+        ["task", "status", "attempts", "seconds", "cpu", "memory", "exit", "code", "reason"],
+        ["load", "completed", "1", "1.5", "12.3", "300", "MiB", "0"],
+        ["send", "failed", "2", "3", "exit"],
+    ]
+    assert "memory" not in summary.table([DONE.evolve(usage=Usage(cpu_seconds=1))])[0]
 
 
 def test_of_a_long_list_what_failed_comes_first() -> None:

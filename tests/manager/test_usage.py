@@ -70,17 +70,31 @@ def test_it_is_that_of_the_latest_attempt(stepped: SteppedManager, tmp_path: Pat
     assert found.fresh("k", found.created_at).usage is None
 
 
-def test_of_a_task_that_another_manager_has_started_it_is_not_known(
+def test_of_a_task_that_another_manager_has_started_its_shim_says_it(
     store: JobStore, managers: Managers, tmp_path: Path
 ) -> None:
     first = managers.start()
-    store.submit("j", [task("t", until(tmp_path / "go"))])
-    wait_until(lambda: store.get_tasks("j")[0].status is TaskStatus.RUNNING, what="it runs")
+    line = f"{until(tmp_path / 'go')}; {sys.executable} -c '{_BUSY}'; test $AIR_EXECUTOR_TASK = t"
+    store.submit("j", [task("t", line), task("fails", line)])
+    wait_until(lambda: all(each.status is TaskStatus.RUNNING for each in store.get_tasks("j")), what="they run")
     managers.kill(first)
     managers.start()
     (tmp_path / "go").touch()
-    assert ended(store, "j").state is JobState.COMPLETED
-    assert only_task(store).usage is None
+    assert ended(store, "j").state is JobState.FAILED
+    for found in store.get_tasks("j"):
+        assert found.usage is not None
+        assert 0.3 <= found.usage.cpu_seconds < 60
+
+
+def test_of_an_attempt_that_another_one_has_followed_it_is_known(store: JobStore, managers: Managers) -> None:
+    managers.start()
+    line = f"test $AIR_EXECUTOR_ATTEMPT = 2 || {{ {sys.executable} -c '{_BUSY}'; exit 1; }}"
+    store.submit("j", [task("t", line, retries=1)])
+    ended(store, "j")
+    first, second = store.get_attempts("j")
+    assert first.usage is not None
+    assert second.usage is not None
+    assert first.usage.cpu_seconds >= 0.3 > second.usage.cpu_seconds
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="warm runners need Linux")

@@ -29,6 +29,7 @@ from airflow_provider_air_executor.hooks import start_manager_if_none
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import Job, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.operators import AirExecutorSubmitOperator
 from airflow_provider_air_executor.transfers import AirExecutorToSqlOperator, SqlToAirExecutorOperator
 from airflow_provider_air_executor.transfers.air_executor_to_sql import create_sql
@@ -668,13 +669,15 @@ class TestHistory:
         assert "s3cr3t" not in str(row)
         names = (
             "job_name job_id task_id attempt status reason exit_code error command started_at completed_at seconds"
-            " dag_id run_id recorded_at"
+            " dag_id run_id recorded_at cpu_seconds max_memory"
         )
         found = dict(zip(names.split(), row, strict=True))
         started, completed, recorded = (utc(found.pop(name)) for name in ("started_at", "completed_at", "recorded_at"))
         assert before < started < completed < recorded < datetime.now(tz=UTC)
         assert found.pop("seconds") == pytest.approx((completed - started).total_seconds())
         job = store.get_job("j")
+        (task,) = store.get_tasks("j")
+        assert task.usage == Usage(cpu_seconds=found.pop("cpu_seconds"), max_memory=found.pop("max_memory"))
         assert found == {
             "job_name": "j",
             "job_id": job.id,
@@ -688,7 +691,6 @@ class TestHistory:
             "dag_id": "d",
             "run_id": "manual__1+00:00",
         }
-        (task,) = store.get_tasks("j")
         assert (started, completed) == (task.started_at, task.completed_at)
 
     @pytest.mark.embedded
@@ -813,6 +815,22 @@ class TestTables:
         assert history_of(create_table=False) == 2
         assert rows_of(database, "attempt, team") == [(1, "etl"), (2, "etl")]
         assert history_of(create_table=False) == 0
+
+    @pytest.mark.embedded
+    def test_what_the_attempts_have_used(self, database: Database, store: JobStore) -> None:
+        busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.3: pass'"
+        run([{"id": "a", "bash": f"{busy}; test $AIR_EXECUTOR_ATTEMPT = 2", "retries": 1}])
+        history_of()
+        first, second = rows_of(database, "cpu_seconds, max_memory")
+        assert first[0] >= 0.3
+        assert second[0] >= 0.3
+        assert store.get_tasks("j")[0].usage == Usage(cpu_seconds=second[0], max_memory=second[1])
+
+    @pytest.mark.embedded
+    def test_a_table_that_was_made_before_there_was_usage(self, database: Database, store: JobStore) -> None:
+        run([FLAKY])
+        database.run(create_sql("h").replace("cpu_seconds DOUBLE PRECISION, max_memory BIGINT, ", ""))
+        assert (history_of(), history_of()) == (2, 0)
 
     @pytest.mark.embedded
     @pytest.mark.parametrize("kind", ["TIMESTAMP", "TEXT"])

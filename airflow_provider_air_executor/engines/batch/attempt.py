@@ -37,6 +37,7 @@ class BatchedAttempt:
     left: set[str] = field(default_factory=set)  # shared jobs that were to run it, and ended before its turn
     size: int = -1  # of the record when it was read last
     record: Record | None = None
+    is_read_again: bool = False  # because it did not say what the attempt has used
     read_at: float = math.inf  # when there was a record for the first time
     has_started: bool = False
     location: str = ""
@@ -89,6 +90,13 @@ class BatchedAttempt:
         if record is not None and self.record is None:
             self.read_at = time.monotonic()
         self.record = record or self.record
+
+    def has_half_a_record(self) -> bool:
+        """Whether what it has used may be written into its record at this moment; then that is read again once."""
+        is_half = self.record is not None and self.record.used is None and not self.is_read_again
+        if is_half:
+            self.is_read_again, self.size = True, -1
+        return is_half
 
     def claim(self) -> bool:
         """Write the record of an attempt that is not to run; False if it runs already, or nothing can be written."""

@@ -72,6 +72,7 @@ class Dialect(Protocol):
     TITLE: str  # of the system, for people
     COMMANDS: Sequence[str]  # that must be in ``PATH``
     IDENTITY: str  # the shell expression of the number of the batch job, where that runs
+    GROUP: str  # the pattern of ``sh`` of the paths of control groups that are its own there; empty: it has none
 
     def is_for_commands(self, variable: str) -> bool:
         """Whether the system's commands get this variable of the manager's environment."""

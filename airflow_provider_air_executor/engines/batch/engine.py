@@ -47,6 +47,7 @@ from airflow_provider_air_executor.engines.shim import modified_at, prepare_file
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs.attempt_record import Record
 from airflow_provider_air_executor.jobs.models import MAY_STILL_RUN, Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.usage import usage_of
 from airflow_provider_air_executor.system.environment import inherited, of_command
 
 log = logging.getLogger("air_executor.manager")
@@ -207,9 +208,9 @@ class BatchEngine(abc.ABC):
         record, holder = found.record, found.holder
         if record is not None and record.spawn_error is not None:
             self._end(found, None, reason=Reason.SPAWN, error=record.spawn_error)
-        elif record is not None and record.exit_code is not None:
+        elif record is not None and record.exit_code is not None and not found.has_half_a_record():
             self._judge_result(found, record.exit_code, holder, now)
-        elif holder is None or not holder.is_over:
+        elif holder is None or not holder.is_over or (record is not None and record.is_over):
             found.over_since = None
         elif found.over_since is None:
             found.over_since = now
@@ -251,8 +252,9 @@ class BatchEngine(abc.ABC):
         may_repeat: bool = True,
     ) -> None:
         ended_at = modified_at(found.record_path) if exit_code is not None else utc_now()
-        started_at = found.record.started_at if found.record is not None else None
-        self._events.append(Ended(found.attempt, exit_code, ended_at, started_at, reason, error, may_repeat))
+        started_at, usage = found.record.started_at if found.record is not None else None, usage_of(found.record)
+        end = Ended(found.attempt, exit_code, ended_at, started_at, reason, error, may_repeat, usage=usage)
+        self._events.append(end)
         del self._attempts[found.attempt]
         found.is_over = True
         self._handles.leave(found, found.record)
@@ -406,7 +408,7 @@ def _read_options(dialect: Dialect, given: dict[str, object]) -> Options:
 def _recorded_end(attempt: Attempt, record: Record, path: str) -> Ended:
     """How an attempt has ended whose record says so, or whose handle has gone, since a manager has seen its end."""
     if record.exit_code is not None:
-        return Ended(attempt, record.exit_code, modified_at(path), record.started_at)
+        return Ended(attempt, record.exit_code, modified_at(path), record.started_at, usage=usage_of(record))
     if record.spawn_error is not None:
         return Ended(attempt, None, utc_now(), record.started_at, Reason.SPAWN, record.spawn_error)
     why = "it had ended without a result when its manager was killed"

@@ -105,7 +105,7 @@ def make_script(
             lines.append(f"export {name}={shlex.quote(value)}")
     # The time of the handle becomes that of the start. To ask `date` would double what the script costs, and the clock
     # of a node may differ from that of the file system, by which the end is known.
-    lines.append(script_elsewhere(dialect.IDENTITY, f'echo >> "$1.on-{dialect.NAME}"'))
+    lines.append(script_elsewhere(dialect.IDENTITY, f'echo >> "$1.on-{dialect.NAME}"', dialect.GROUP))
     record = shlex.quote(record_path)
     lines.append(f"[ ! -e {record} ] || exit 97")  # it has run: what sh says of the record would go into the task's log
     lines.append(f"run {record} - {shlex.join(words)}")

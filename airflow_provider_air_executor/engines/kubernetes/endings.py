@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ from airflow_provider_air_executor.engines.kubernetes.batches import Message, re
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.kubernetes.pod_status import Ending, Status
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
+from airflow_provider_air_executor.jobs.attempt_record import used_of_times
 from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
+from airflow_provider_air_executor.jobs.usage import Usage
 
 NOBODY = Attempt("", "", 0, -1, "")  # in events that are emitted later
 NO_RESULT = "it has ended with exit code 0, but its result could not be read"
@@ -50,11 +53,23 @@ def has_all(pod: Pod) -> bool:
 def _was_signalled(pod: Pod, ending: Ending) -> bool | None:
     """Whether the container got SIGTERM while the command ran; None if it does not say, or cannot know."""
     words = ending.message.partition("\n")[0].split()
-    if len(words) != 3 or words[0] != "end":
+    if len(words) < 3 or words[0] != "end":
         return None
     if words[2] != "0":
         return True
     return None if "preStop" in (_container(pod).get("lifecycle") or {}) else False  # the hook may have ended it
+
+
+def _usage(ending: Ending) -> Usage | None:
+    """What the command has used, if the container says so."""
+    words = ending.message.partition("\n")[0].split()
+    if words[:1] != ["end"]:
+        return None
+    times, memory = words[3:7], words[7] if len(words) > 7 else None
+    with contextlib.suppress(ValueError):  # another shell may print anything
+        used = used_of_times(times, memory) if len(times) == 4 else None
+        return None if used is None else Usage(cpu_seconds=used.cpu_seconds, max_memory=used.max_memory)
+    return None
 
 
 def _container(pod: Pod) -> Mapping[str, Any]:
@@ -76,6 +91,8 @@ def last_end(pod: Pod, status: Status | None, *, was_gone: bool) -> Ended:
     exit_code = ending.exit_code if ending is not None else None
     was_signalled = _was_signalled(pod, ending) if ending is not None else None
     ended = Ended(NOBODY, exit_code, ended_at, status.started_at if status is not None else None)
+    if ending is not None and not pod.is_batch:
+        ended = ended._replace(usage=_usage(ending))
     reason, error = None, ""
     if pod.cancelling is not None or (was_signalled is False and exit_code is not None and exit_code <= 128):
         return ended

@@ -43,6 +43,7 @@ from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
+from airflow_provider_air_executor.jobs.usage import usage_of
 from airflow_provider_air_executor.jobs.validation import describe_validation_error
 
 log = logging.getLogger("air_executor.manager")
@@ -256,7 +257,7 @@ class KubernetesEngine:
         if record is not None and record.exit_code is not None:
             if attempt not in self._pods:
                 self._handles.forget(attempt)
-            return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at)
+            return Ended(attempt, record.exit_code, modified_at(record_path), record.started_at, usage=usage_of(record))
         if attempt in self._pods:
             return Running(attempt, None, waits=True)
         try:

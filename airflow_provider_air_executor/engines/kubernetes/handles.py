@@ -22,7 +22,7 @@ from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
 from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.attempt_record import Record
+from airflow_provider_air_executor.jobs.attempt_record import Record, Used
 from airflow_provider_air_executor.jobs.models import Reason, check_task_id
 from airflow_provider_air_executor.jobs.store import JobStore
 
@@ -116,7 +116,7 @@ class Handles:
         if result is not None:
             files.publish(paths.output(task_id, number), result)
         if ended.reason in _PLAIN:  # the next manager would not know of another reason, but it can ask the API server
-            record = Record(0, ended.started_at or ended.ended_at, batched.token, ended.exit_code)
+            record = Record(0, ended.started_at or ended.ended_at, batched.token, ended.exit_code, used=_used(ended))
             files.publish(paths.record(task_id, number), record.text)
 
     # -- reading ---------------------------------------------------------------------------------------------
@@ -221,3 +221,9 @@ def remove(path: Path) -> None:
 
 def _dump(handle: Mapping[str, Any]) -> bytes:
     return json.dumps(handle, ensure_ascii=False).encode()
+
+
+def _used(ended: Ended) -> Used | None:
+    """What an attempt has used, for its record."""
+    usage = ended.usage
+    return None if usage is None else Used(usage.cpu_seconds, usage.max_memory)

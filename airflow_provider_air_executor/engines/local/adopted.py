@@ -16,7 +16,7 @@ from airflow_provider_air_executor.engines.shim import modified_at
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, forbid, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
-from airflow_provider_air_executor.jobs.usage import Usage, in_bytes
+from airflow_provider_air_executor.jobs.usage import Usage, in_bytes, usage_of
 from airflow_provider_air_executor.system.processes import is_claimed_token, is_launcher, is_shim
 
 _LOOK_SECONDS = 0.2  # between two looks
@@ -131,7 +131,7 @@ def ended_by(attempt: Attempt, record: Record, ended_at: datetime, usage: Usage 
     """The end of an attempt, by its record."""
     if record.spawn_error is not None:
         return Ended(attempt, None, ended_at, reason=Reason.SPAWN, error=record.spawn_error)
-    return Ended(attempt, record.exit_code, ended_at, usage=usage)
+    return Ended(attempt, record.exit_code, ended_at, usage=usage or usage_of(record))
 
 
 def record_of_killed(found: LocalAttempt) -> Record | None:

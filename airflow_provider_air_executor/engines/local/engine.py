@@ -474,21 +474,6 @@ def _starting() -> Iterator[None]:
         raise SpawnError(f"an argument cannot be encoded for this system: {error}") from error
 
 
-class _Unclaimed:
-    """Attempts whose records could not be written."""
-
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
-        self._times: dict[str, int] = {}
-
-    def why_again(self, attempt: Attempt, path: str) -> str:
-        """Why an attempt is to be started again; empty if that has been tried often enough."""
-        files.put_modes_back(*self._store.paths(attempt.job_name).directories)
-        why = _cannot_record(path)
-        self._times[path] = self._times.get(path, 0) + 1
-        return why or ("its record could not be written" if self._times[path] <= _MAX_UNCLAIMED else "")
-
-
 def _cannot_record(path: str) -> str:
     """Why no record can be written here, if the machine is short of something; empty otherwise."""
     try:

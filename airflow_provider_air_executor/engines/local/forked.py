@@ -28,7 +28,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 from airflow_provider_air_executor.jobs import files
-from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, claim
+from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, Used, claim
 from airflow_provider_air_executor.system import handover, process_family
 from airflow_provider_air_executor.system.environment import GPUS_VARIABLE, RUN_VARIABLE
 
@@ -37,6 +37,7 @@ NOT_CLAIMED = 97
 # Threads that their libraries start anew in a forked process (os.register_at_fork).
 SURVIVING_THREADS = ("OtelPeriodicExportingMetricReader", "OtelBatch")
 _CANNOT_RUN = 126
+_MAXRSS_BYTES = 1024  # the unit of ru_maxrss; forked processes are Linux's
 _MOST_ATTEMPTS = 200  # of one process: what leaks goes with it
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -76,11 +77,10 @@ class ForkedProcess:
                 process_family.may_stay = True
                 process_family.private.add(self._channel.fileno())
             while True:
-                before = _cpu_seconds()
-                code, stays = self._run_recorded(request)
+                code, stays, used = self._run_recorded(request)
                 if self._channel.fileno() < 0:
                     break
-                used, data, self._held = _used_since(before), b"", []
+                data, self._held = b"", []
                 with contextlib.suppress(ConnectionError):  # the fork server has ended
                     self._channel.send(json.dumps({"code": code, "used": used, "stays": stays}).encode())
                     if stays:
@@ -98,11 +98,12 @@ class ForkedProcess:
         finally:
             os._exit(code)
 
-    def _run_recorded(self, request: dict[str, Any]) -> tuple[int, bool]:
+    def _run_recorded(self, request: dict[str, Any]) -> tuple[int, bool, tuple[float, int]]:
         """Claim the record of an attempt, run its task, and record how it has ended.
 
-        :return: its exit code, and whether this process may stay for the next one.
+        :return: its exit code, whether this process may stay for the next one, and what it has used.
         """
+        before = _cpu_seconds()
         self._attempts += 1
         started_at = datetime.fromisoformat(request["started_at"])
         record = claim(request["record"], Record(os.getpid(), started_at, request["token"], None))
@@ -117,7 +118,7 @@ class ForkedProcess:
                 os.chdir(request["cwd"])
         except OSError as error:
             os.write(record, os.fsencode(f"{SPAWN}{why}: {error.strerror}\n"))
-            return _CANNOT_RUN, False
+            return _CANNOT_RUN, False, _used_since(before)
         code, stays = _CANNOT_RUN, False
         try:
             os.environ.update(request["variables"])
@@ -134,10 +135,11 @@ class ForkedProcess:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        os.write(record, f"{code}\n".encode())
+        seconds, memory = used = _used_since(before)
+        os.write(record, f"{code}\n{Used(seconds, memory * _MAXRSS_BYTES).text}".encode())
         os.close(record)
         process_family.private.discard(record)
-        return code, stays
+        return code, stays, used
 
     def _begin_anew(self) -> None:
         """Give this process what a fresh one has for itself, and forked ones would share."""

@@ -16,6 +16,7 @@ NAME = "slurm"
 TITLE = "Slurm"
 COMMANDS: Sequence[str] = ("sbatch", "squeue", "scancel")
 IDENTITY = "$SLURM_JOB_ID"
+GROUP = "*/job_$SLURM_JOB_ID/*"
 
 _COMMENT = "air-executor:"
 _MEBIBYTE = 1 << 20

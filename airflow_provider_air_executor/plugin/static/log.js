@@ -214,7 +214,7 @@ function element(text, style, mark) {
 
 function About({ task, attempt, isLatest }) {
   if (!attempt) return null;
-  const usage = isLatest ? task.usage : null;
+  const usage = attempt.usage ?? (isLatest ? task.usage : null);
   const isOver = attempt.ended_at !== null;
   const facts = [
     `Attempt ${attempt.number}`,

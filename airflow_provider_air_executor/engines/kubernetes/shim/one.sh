@@ -1,7 +1,8 @@
 # The rest of the first process of a container with one attempt, after begin.sh. Its arguments are the directory to run
 # in (or nothing) and the command.
 # The termination message is `spawn` and why the command could not be started, or `end`, the size of the result, whether
-# the container got SIGTERM while it ran, and the result itself if it is short. The result follows the output too, behind
+# the container got SIGTERM while it ran, what it has used, and the result itself if it is short. What was used are the
+# four words that `times` prints, which are read from the file of that message, and the most memory, if that is known. The result follows the output too, behind
 # a marker, since it may be long, or be cut in the message. The marker is always printed, so that the manager sees whether
 # a container runtime has lost the end of the output, as some versions do; it does not begin with a newline, so that the
 # last line of the output need not be held back. Another line is printed first, so that the manager sees whether a node has
@@ -17,7 +18,10 @@ set -- "$ae_found" "$@"
 ae_child=$!
 ae_wait
 printf '\000air-executor %s\n' $AIR_EXECUTOR_RUN
-echo "end $ae_size $ae_told" >$ae_say
+command times >$ae_say
+{ read -r ae_1 ae_2; read -r ae_3 ae_4; } <$ae_say
+ae_find_peak
+echo "end $ae_size $ae_told $ae_1 $ae_2 $ae_3 $ae_4${ae_peak:+ $ae_peak}" >$ae_say
 if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 if [ $ae_size -gt 0 ] && [ $ae_size -le $ae_short ]; then cat "$ae_result" >>$ae_say; fi
 ae_remove_result
