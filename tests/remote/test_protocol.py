@@ -5,9 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic_core import from_json, to_json
 
-from airflow_provider_air_executor.exceptions import AirExecutorError, InvalidJobError, JobNotFoundError, OutputError
+from airflow_provider_air_executor.exceptions import (
+    AirExecutorError,
+    InvalidJobError,
+    JobNotFoundError,
+    OutputError,
+    ProtocolError,
+)
+from airflow_provider_air_executor.jobs.attempts import AttemptRecord
+from airflow_provider_air_executor.jobs.models import TaskStatus
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.remote.protocol import Target, code_of, error_of
+from airflow_provider_air_executor.remote.records import parsed_tuple
+
+
+def test_what_an_attempt_has_used_arrives_and_what_is_not_known_here_is_passed_over() -> None:
+    attempt = AttemptRecord("a", 1, TaskStatus.FAILED, usage=Usage(cpu_seconds=1.5, max_memory=7))
+    content = from_json(to_json(attempt._asdict()))
+    assert parsed_tuple(AttemptRecord, {**content, "later": 1}) == attempt
+    del content["usage"]
+    assert parsed_tuple(AttemptRecord, content) == attempt._replace(usage=None)
+    with pytest.raises(ProtocolError):
+        parsed_tuple(AttemptRecord, ["a"])
 
 
 def problem(code: str, detail: str, **facts: str) -> dict[str, object]:

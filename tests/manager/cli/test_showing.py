@@ -186,6 +186,8 @@ def test_the_use_of_a_task(store: JobStore, managers: Managers) -> None:
     heading, row = details(store, managers)[2:4]
     assert "CPU" in heading
     assert re.search(r" 90\.0 s +1\.5Gi ", row)
+    shown = run_cli(["status", "j", "--json", "--base-path", str(store.base_path)], managers.environment)
+    assert json.loads(shown.stdout)["tasks"][0]["usage"] == used
 
 
 def test_results(run: Any, store: JobStore, manager: object) -> None:
