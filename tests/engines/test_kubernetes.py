@@ -97,6 +97,22 @@ def test_where_it_is(store: JobStore, manager: object, cluster: KubernetesCluste
     wait_until(gone, what="its Pod is deleted", interval=0.3)
 
 
+def test_what_it_has_used(store: JobStore, manager: object) -> None:
+    """Its container says it, also when it has failed, and has a result."""
+    fill = "dd if=/dev/zero of=/dev/null bs=30000000 count=60"
+    line = f"{fill}; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit $AIR_EXECUTOR_CODE"
+    store.submit(
+        "j", [task("a", line, env={"AIR_EXECUTOR_CODE": "0"}), task("b", line, env={"AIR_EXECUTOR_CODE": "3"})]
+    )
+    ended(store, "j")
+    done, failed = store.get_tasks("j")
+    assert (done.error, failed.error) == (None, "exit code 3")
+    for found in (done, failed):
+        assert found.usage is not None
+        assert 0 < found.usage.cpu_seconds < 60
+        assert 30_000_000 < (found.usage.max_memory or 0) < 300_000_000
+
+
 def test_what_it_needs_is_what_kubernetes_gives(
     store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster
 ) -> None:
