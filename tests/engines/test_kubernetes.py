@@ -504,6 +504,8 @@ def test_with_the_least_rights(
     managers.start()
     store.submit("j", [task("a", "echo begun; sleep 1"), task("b", "exit 3")], max_parallel_tasks=2)
     store.submit("elsewhere", [task("a", "true", kubernetes={"namespace": "default"})])
+    line = 'grep -c secret "$AIR_EXECUTOR_ATTACHED/word"'
+    store.submit("attached", [task("a", line, kubernetes={"attached_files": ["word"]})], attached={"word": b"secret"})
     store.submit("cancelled", [task("a", "echo begun; sleep 1000")])
     running(store, "cancelled")
     inbox.cancel(store, "cancelled")
@@ -511,6 +513,7 @@ def test_with_the_least_rights(
     ended(store, "j")
     assert [task.exit_code for task in store.get_tasks("j")] == [0, 3]
     assert "forbidden" in (only_task(store, "elsewhere").error or "")
+    assert only_task(store, "attached").status == "completed", only_task(store, "attached")
     cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 

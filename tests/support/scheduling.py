@@ -16,7 +16,10 @@ import pytest
 _GROUPS = {
     name: re.compile(pattern)
     for name, pattern in (
-        ("kubernetes", r"engines/test_kubernetes\.py|acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]"),
+        (
+            "kubernetes",
+            r"engines/test_kubernetes(_attached)?\.py|test_example_dags\.py.*\[(service|slurm|kubernetes)\]",
+        ),
         ("remote", r"acceptance/test_remote\.py"),
         ("remote_examples", r"acceptance/test_example_dags\.py.*\[(https|ssh)\]"),
         ("operator_https", r"acceptance/test_operator\.py.*[\[-]https"),

@@ -1,4 +1,4 @@
-"""The few requests to the API server of Kubernetes that running Pods takes: create, delete, list, watch, log.
+"""The few requests to the API server of Kubernetes that running Pods takes: create, delete, list, watch, log, Secrets.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/ describes them. There is no version in them that could not
 match: Pods are ``v1`` since 2015.
@@ -120,6 +120,15 @@ class KubernetesClient:
         """All Pods that a label selector names, and the version from which a watch goes on."""
         found = await self._ask("GET", _pods(namespace), params={"labelSelector": selector})
         return found.get("items") or [], found["metadata"]["resourceVersion"]
+
+    async def create_secret(self, manifest: dict[str, Any]) -> None:
+        """Create a Secret."""
+        await self._ask("POST", _secrets(manifest["metadata"]["namespace"]), json=manifest)
+
+    async def replace_secret(self, manifest: dict[str, Any]) -> None:
+        """Replace a Secret that is there."""
+        metadata = manifest["metadata"]
+        await self._ask("PUT", f"{_secrets(metadata['namespace'])}/{quote(metadata['name'])}", json=manifest)
 
     async def list_nodes(self) -> list[dict[str, Any]]:
         """All nodes of the cluster."""
@@ -331,6 +340,10 @@ def _address(text: str) -> URL:
 
 def _pods(namespace: str) -> str:
     return f"/api/v1/namespaces/{quote(namespace)}/pods"
+
+
+def _secrets(namespace: str) -> str:
+    return f"/api/v1/namespaces/{quote(namespace)}/secrets"
 
 
 def _error(status: int, content: Any) -> ApiError:

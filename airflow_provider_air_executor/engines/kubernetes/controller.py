@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from airflow_provider_air_executor.engines.kubernetes.attached import PodSecret
 from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt
 from airflow_provider_air_executor.engines.kubernetes.client import ApiError, UnreachableError
 from airflow_provider_air_executor.engines.kubernetes.endings import lacks_a_reason, last_end
@@ -115,6 +116,7 @@ class Reconciler:
         self._checks = StartChecks(pod, shared, nodes)
         self._progress = Progress(pod, shared, self.cancel)
         self._reader = LogReader(pod, shared, self._progress.advance)
+        self._secret = PodSecret(pod, shared, self._reader)
         self._deleting: asyncio.Task[None] | None = None
 
     async def reconcile(self) -> None:
@@ -214,10 +216,8 @@ class Reconciler:
             return
         self._take_start(status)
         self._progress.locate()
-        due = await self._checks.check(status)
-        if pod.is_hidden:
-            due = min(due if due is not None else math.inf, _HIDDEN_SECONDS)
-        await self._wait_for_change(due)
+        due = await self._secret.keep(), await self._checks.check(status), _HIDDEN_SECONDS if pod.is_hidden else None
+        await self._wait_for_change(min((seconds for seconds in due if seconds is not None), default=None))
 
     async def _wait_for_change(self, seconds: float | None) -> None:
         with contextlib.suppress(TimeoutError):
@@ -230,6 +230,7 @@ class Reconciler:
             pod.has_started = True
             if not pod.is_batch:
                 self._progress.start(pod.attempts[0], status.started_at)
+                self._secret.take_back()
             self._reader.start()
 
     async def _finish(self) -> None:
@@ -237,6 +238,7 @@ class Reconciler:
         pod = self._pod
         if pod.status is not None and pod.status.started_at is not None and pod.status.ending is not None:
             pod.has_started = True  # so short that its start was not seen
+            self._secret.withdraw()
         await self._reader.read_to_the_end()
         await self._wait_for_a_reason()
         last = last_end(pod, pod.status, was_gone=pod.is_gone)
@@ -277,6 +279,7 @@ class Reconciler:
         pod.is_released = True
         self._shared.pods.pop(pod.token, None)
         self._reader.stop()
+        self._secret.release()
         if pod.is_created and not pod.is_gone:
             metadata = {"namespace": pod.namespace, "name": pod.name, "uid": pod.uid}
             self._cleanup.delete_later(metadata, pod.token, is_over=pod.is_over, is_done=True)

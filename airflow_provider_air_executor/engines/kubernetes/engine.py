@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from airflow_provider_air_executor.engines.batching import pop_tasks_per_submission
 from airflow_provider_air_executor.engines.kubernetes import batches
+from airflow_provider_air_executor.engines.kubernetes.attached import check_files
 from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt
 from airflow_provider_air_executor.engines.kubernetes.client import KubernetesClient
 from airflow_provider_air_executor.engines.kubernetes.controller import Controller
@@ -126,10 +127,12 @@ class KubernetesEngine:
         log_path = paths.log(task_id)
         with preparing("Kubernetes"):
             start = prepare_files(paths.output(task_id, number), log_path)
+            attached = options.attached_files if self._installation.shared_path is None else None
+            check_files(paths, attached or ())
         token = secrets.token_hex(8)
         batched = BatchedAttempt(attempt, token, task_id, number, log_path=log_path, log_start=start)
         size = pop_tasks_per_submission(given, NAME, self._tasks_per_submission)
-        if size > 1 and batches.can_share(task):
+        if size > 1 and not attached and batches.can_share(task):
             text = batches.attempt_text(task, self._installation.variables_of(attempt, None))
             if len(text) <= batches.LARGEST_TEXT:
                 batched.text = text

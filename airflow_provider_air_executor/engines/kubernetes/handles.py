@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt, complete
-from airflow_provider_air_executor.engines.kubernetes.manifest import RUN_LABEL, TASKS_ANNOTATION
+from airflow_provider_air_executor.engines.kubernetes.manifest import RUN_LABEL, TASKS_ANNOTATION, attached_names
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
 from airflow_provider_air_executor.exceptions import InvalidJobError
@@ -66,7 +66,12 @@ class Handles:
         path = self._path(job_name, attempt)
         handle = {"token": attempt.token, "log_start": attempt.log_start, "created": False, "pod": manifest}
         files.publish(path, _dump(handle))
-        return Pod(job_name, attempt.token, manifest, path, [attempt])
+        return self._pod_of_one(job_name, attempt, manifest, path)
+
+    def _pod_of_one(self, job_name: str, attempt: BatchedAttempt, manifest: Mapping[str, Any], path: Path) -> Pod:
+        paths = self._store.paths(job_name)
+        attached = tuple(paths.attached(name) for name in attached_names(manifest))
+        return Pod(job_name, attempt.token, manifest, path, [attempt], attached=attached)
 
     def write_attempt(self, job_name: str, attempt: BatchedAttempt, first: BatchedAttempt) -> None:
         """Write the handle of an attempt of a batch.
@@ -134,7 +139,7 @@ class Handles:
                 own = BatchedAttempt(attempt, str(handle["token"]), attempt.task_id, attempt.number)
                 own.log_path = self._store.paths(attempt.job_name).log(attempt.task_id)
                 own.log_start = int(handle["log_start"])
-                pod = Pod(attempt.job_name, own.token, dict(handle["pod"]), path, [own])
+                pod = self._pod_of_one(attempt.job_name, own, dict(handle["pod"]), path)
                 pod.is_adopted, pod.is_created = True, bool(handle.get("created"))
                 return pod, own
             batch_path = self._batch_path(attempt.job_name, *handle["bundle"])

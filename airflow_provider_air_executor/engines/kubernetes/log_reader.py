@@ -103,6 +103,13 @@ class LogReader:
         async with self._open(follow=False, limit=limit) as chunks:
             return b"".join([chunk async for chunk in chunks])
 
+    async def has_output(self) -> bool:
+        """Whether the container has printed anything: its first process begins with a line.
+
+        :raises ApiError: and UnreachableError, if that is not known now.
+        """
+        return bool(await self._read_all(limit=1))
+
     def _continue_in(self, found: bytes, *, is_read_out: bool = False) -> None:
         self._pod.output.continue_in(found, is_read_out=is_read_out)
         self._advance()

@@ -20,6 +20,7 @@ RUN_LABEL = "air-executor/run"  # the token of a Pod
 TASK_LABEL = "air-executor/task"
 TASKS_ANNOTATION = "air-executor/tasks"  # of a Pod with the script of several attempts
 CONTAINER = "task"
+ATTACHED_VOLUME = "air-executor-attached"
 MESSAGE_PATH = "/dev/termination-log"
 # Of a result. Kubernetes keeps 4096 of all that a container says at its end, and less if its Pod has more than three
 # containers: 12288 by their number.
@@ -28,6 +29,11 @@ MESSAGE_BYTES = 3000
 # A task leaves its result in memory, which every container has as a file system that anybody may write to. A volume of
 # its own would cost 0.3 s: the kubelet checks only so often whether a volume is mounted.
 _RESULTS = "/dev/shm"  # noqa: S108
+
+# Where a container finds the files that are attached to its job. The shim copies them to the directory of the result,
+# so that the task can remove them once they are read, and the manager can empty the Secret.
+_ATTACHED = "/run/air-executor/attached"
+_EVERYONE, _OWNER = 0o444, 0o400  # modes
 
 _SHIM = Path(__file__).with_name("shim")
 
@@ -38,7 +44,7 @@ def shim(name: str) -> str:
     :param name: ``one`` or ``batch``.
     """
     lines = [(_SHIM / f"{each}.sh").read_text() for each in ("begin", name)]
-    variables = f"ae_say={MESSAGE_PATH} ae_results={_RESULTS} ae_short={MESSAGE_BYTES}\n"
+    variables = f"ae_say={MESSAGE_PATH} ae_results={_RESULTS} ae_short={MESSAGE_BYTES} ae_attached={_ATTACHED}\n"
     return FIND + variables + re.sub(r"^(#.*)?\n", "", "".join(lines), flags=re.MULTILINE)
 
 
@@ -117,6 +123,8 @@ def make_manifest(
         _complete_container(container, attempt, task, options, installation, token)
         _complete_spec(spec, options)
         _add_volumes(spec, container, options.volumes or ())
+        if options.attached_files and installation.shared_path is None:
+            _add_attached(spec, container, pod_name(attempt, token), options.attached_files)
         labels = {**metadata.get("labels", {}), **(options.labels or {})}
         annotations = {**metadata.get("annotations", {}), **(options.annotations or {})}
     except (AttributeError, TypeError, IndexError, KeyError) as error:
@@ -198,6 +206,30 @@ def _add_volumes(spec: dict[str, Any], container: dict[str, Any], given: Iterabl
         volumes.append({key: value for key, value in volume.items() if key not in _OF_MOUNT})
         mounts.append({key: value for key, value in volume.items() if key == "name" or key in _OF_MOUNT})
     spec["volumes"], container["volumeMounts"] = volumes, mounts
+
+
+def _add_attached(spec: dict[str, Any], container: dict[str, Any], secret: str, names: Iterable[str]) -> None:
+    """Mount files of a Secret.
+
+    Kubernetes makes root their owner, and with an ``fsGroup`` the Pod's own group. Without one, as which user an image
+    runs need not be known here; only this container sees the files.
+    """
+    of_pod, of_container = spec.get("securityContext") or {}, container.get("securityContext") or {}
+    is_root = of_container.get("runAsUser", of_pod.get("runAsUser")) == 0
+    items = [{"key": name, "path": name} for name in names]
+    mode = _OWNER if is_root or of_pod.get("fsGroup") is not None else _EVERYONE
+    source = {"secretName": secret, "items": items, "defaultMode": mode}
+    spec["volumes"] = [*spec["volumes"], {"name": ATTACHED_VOLUME, "secret": source}]
+    mount = {"name": ATTACHED_VOLUME, "mountPath": _ATTACHED, "readOnly": True}
+    container["volumeMounts"] = [*container["volumeMounts"], mount]
+
+
+def attached_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The files that a Pod gets by a Secret of its own, which has its name."""
+    for volume in manifest["spec"].get("volumes") or ():
+        if volume["name"] == ATTACHED_VOLUME:
+            return [item["key"] for item in volume["secret"]["items"]]
+    return []
 
 
 def _needed(resources: Resources | None, gpu_resource: str) -> dict[str, dict[str, str]]:

@@ -24,6 +24,7 @@ class Pod:
     :param manifest: its manifest.
     :param handle_path: the file that describes it to the next manager.
     :param attempts: it runs one after the other.
+    :param attached: the files attached to the job that it gets.
     :param bare_manifest: the manifest without the script, if that is the script of a batch.
     """
 
@@ -32,6 +33,7 @@ class Pod:
     manifest: Mapping[str, Any]
     handle_path: Path
     attempts: list[BatchedAttempt]
+    attached: tuple[Path, ...] = ()
     bare_manifest: Mapping[str, Any] | None = None
     output: Output = field(init=False)
     is_adopted: bool = False  # whether an earlier manager may have created it

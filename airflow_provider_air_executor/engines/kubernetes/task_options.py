@@ -25,6 +25,9 @@ class KubernetesOptions(BaseModel):
     :param volumes: volumes, each with a ``mountPath`` besides (and ``subPath``, ``readOnly``): ``{"name": "data",
         "persistentVolumeClaim": {"claimName": "data"}, "mountPath": "/data"}``.
     :param env_from: where more environment variables come from: ``{"secretRef": {"name": "database"}}``.
+    :param attached_files: names of files attached to the job that its Pod gets by a Secret of its own, a token for
+        instance: the task finds them in the directory ``AIR_EXECUTOR_ATTACHED``. Once it has begun, the manager removes
+        them from the job and the Secret. A task with such files does not share its Pod.
     :param gpu_resource: what a graphics processor is called there; default ``nvidia.com/gpu``.
     :param pod_template: a Pod to begin with, all of whose other fields stay as they are; what the task runs in is its
         container called ``task``, or else the first one.
@@ -47,6 +50,7 @@ class KubernetesOptions(BaseModel):
     priority_class: NonEmptyText | None = None
     volumes: tuple[dict[str, Any], ...] | None = None
     env_from: tuple[dict[str, Any], ...] | None = None
+    attached_files: tuple[NonEmptyText, ...] | None = None
     gpu_resource: NonEmptyText | None = None
     pod_template: dict[str, Any] | None = None
     tasks_per_submission: int | None = Field(default=None, ge=1, le=50, strict=True)

@@ -315,8 +315,7 @@ class LocalEngine:
         """The process of an attempt is gone. If it was killed, the attempt is over when what it left is gone too."""
         del self._attempts[found.attempt]
         self._memory.drop(found.attempt)
-        if isinstance(result, Ended):
-            result = found.judge(result)
+        result = found.judge(result) if isinstance(result, Ended) else result
         if not found.is_killed:
             self._events.append(result)
             return

@@ -2,6 +2,7 @@
 # How the first process of a container begins. Before this, the following variables are set:
 #   ae_say      where a container leaves its termination message
 #   ae_results  where tasks leave their results
+#   ae_attached  where the files attached to its job are mounted, if it gets some
 #   ae_short    the size in bytes of a result that the message can hold
 
 # Kubernetes sends a signal to the first process alone, which hands it on to all of its group as SIGTERM. It is SIGTERM,

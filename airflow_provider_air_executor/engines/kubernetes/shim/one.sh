@@ -7,7 +7,16 @@
 # a container runtime has lost the end of the output, as some versions do; it does not begin with a newline, so that the
 # last line of the output need not be held back. Another line is printed first, so that the manager sees whether a node has
 # thrown away the beginning.
+# The files attached to its job are copied before that, for this user alone: the manager empties the Secret then.
+ae_copies=
+if [ -d "$ae_attached" ]; then
+ae_copies=${ae_result%.json}
+export AIR_EXECUTOR_ATTACHED="$ae_copies"
+(umask 077; mkdir "$ae_copies" && cp "$ae_attached"/* "$ae_copies") || ae_no_copies="spawn the files attached to its job \
+cannot be copied to $ae_copies"
+fi
 printf '\000air-executor %s output\n' $AIR_EXECUTOR_RUN
+if [ -n "$ae_no_copies" ]; then echo "$ae_no_copies" >$ae_say; exit 126; fi
 ae_no_directory="spawn the directory $1 (field cwd) does not exist in its Pod"
 if [ -n "$1" ]; then CDPATH= cd -- "$1/." || { echo "$ae_no_directory" >$ae_say; exit 126; }; fi
 shift
@@ -25,4 +34,5 @@ echo "end $ae_size $ae_told $ae_1 $ae_2 $ae_3 $ae_4${ae_peak:+ $ae_peak}" >$ae_s
 if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 if [ $ae_size -gt 0 ] && [ $ae_size -le $ae_short ]; then cat "$ae_result" >>$ae_say; fi
 ae_remove_result
+if [ -n "$ae_copies" ]; then rm -rf "$ae_copies"; fi
 exit $ae_code
