@@ -205,7 +205,8 @@ _kinds: set[str] = set()  # of the workloads that this process has run
 
 def main() -> int:
     """Run the workload of this job."""
-    directory = Path(os.environ["AIR_EXECUTOR_JOB_DIR"])
+    # A Pod has attached files in a directory of its own.
+    directory = Path(os.environ.get("AIR_EXECUTOR_ATTACHED") or os.environ["AIR_EXECUTOR_JOB_DIR"])
     if not _has_airflow():
         with contextlib.suppress(OSError):
             (directory / WORKLOAD_FILE).unlink()
@@ -241,6 +242,8 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever the supervisor raises
         return _explain(error)
     finally:
+        if code < 0 and not _terminated:
+            _say_signal(-code)
         if code < 0 or _terminated:  # it is not wanted any more, and neither are the processes that it has started
             kill_what_else_was_started_by(os.environ.get(RUN_VARIABLE, ""))
     return ExitCode.REPORTED
@@ -344,6 +347,12 @@ def _executes_ahead() -> bool:
     from airflow.sdk.configuration import conf
 
     return bool(conf.getboolean("air_executor", "execute_ahead", fallback=True))
+
+
+def _say_signal(number: int) -> None:
+    """Say by which signal a task was ended. Airflow says so in the log file alone, which may be gone with a Pod."""
+    why = "; it may have used more memory than it may" if number == signal.SIGKILL else ""
+    _log_line(f"the process of the task was ended by signal {number} ({signal.strsignal(number)}){why}")
 
 
 def _log_line(text: str) -> None:

@@ -39,6 +39,7 @@ _NAVIGATION = {
         "kubernetes",
         "executor",
         "executor-on-slurm",
+        "executor-on-kubernetes",
         "ui",
         "command-line",
         "python-client",

@@ -34,7 +34,7 @@ from airflow_provider_air_executor.executor.tracking import (
 )
 from airflow_provider_air_executor.executor.upkeep import Every, Managers, Pruning, measure, warn_if_cold
 from airflow_provider_air_executor.jobs.logs import TaskLog
-from airflow_provider_air_executor.jobs.models import Job
+from airflow_provider_air_executor.jobs.models import Job, Task
 
 if TYPE_CHECKING:
     from airflow.executors.workloads.types import WorkloadKey
@@ -212,7 +212,8 @@ class AirExecutorExecutor(BaseExecutor):
                 return [], []
             name = str(ti.external_executor_id)
             path = store.load_job(name)[0].labels.get("log_path")
-            if path and (Path(self.conf.get_mandatory_value("logging", "base_log_folder")) / path).exists():
+            folder = Path(self.conf.get_mandatory_value("logging", "base_log_folder"))
+            if path and task_log.is_there(folder / path, store, name):
                 return [], []  # it is read anyway
             chunk = TaskLog(store.paths(name), TASK_ID).read(-_LOG_BYTES)
             return [f"Log of job {name} in {store.base_path}"], list(chunk.lines)
@@ -241,7 +242,7 @@ class AirExecutorExecutor(BaseExecutor):
         """
         task = tracked.task()
         if not self._tracked.is_latest(tracked):  # it has deferred, and runs again as another job
-            self._release(tracked)
+            self._release(tracked, job, task)
             return
         measure(tracked.kind, task)
         warn_if_cold(tracked.store, tracked.name, task)
@@ -255,7 +256,7 @@ class AirExecutorExecutor(BaseExecutor):
             tracked.resubmit_later()
             self.log.warning("%s %s has not been started: %s; submitting it again", tracked.kind, tracked.key, why)
             return
-        self._release(tracked)
+        self._release(tracked, job, task)
         log_path = job.labels.get("log_path")
         if decision is Decision.FORGET:
             self._forget_key(tracked.key)
@@ -290,11 +291,17 @@ class AirExecutorExecutor(BaseExecutor):
             log_path = getattr(tracked.workload, "log_path", None)
             self._fail(tracked.key, f"it could not be submitted again: {error}", log_path)
 
-    def _release(self, tracked: TrackedWorkload, *, cancel: bool = False) -> None:
+    def _release(
+        self, tracked: TrackedWorkload, job: Job | None = None, task: Task | None = None, *, cancel: bool = False
+    ) -> None:
         """Track a workload no longer, and have its job removed after a while.
 
+        :param job: its job, if that has ended.
+        :param task: the one of that job.
         :param cancel: whether its job is killed.
         """
+        if tracked.kind is Kind.TASK and not self.settings.uploads_logs:
+            task_log.bring(tracked, job, task)
         tracked.withdraw()
         self._tracked.remove(tracked)
         self._pruning.add(tracked.store, tracked.name)
@@ -328,11 +335,12 @@ class AirExecutorExecutor(BaseExecutor):
         """End a task that Airflow does not want any more: its supervisor will notice, or is about to end anyway.
 
         A supervisor reports that its task has failed after the task's process has ended, and then only uploads its
-        log. If it goes on for longer, and there is nothing to be uploaded, a user has marked the task failed.
+        log. If it goes on for longer, and there is nothing to be uploaded, a user has marked the task failed. A cluster
+        tells later of an end, and a supervisor that has been marked so notices by itself.
         """
         now = time.monotonic()
         tracked.unwanted_since = tracked.unwanted_since or now
-        is_marked = state == TaskInstanceState.FAILED and not self.settings.uploads_logs
+        is_marked = state == TaskInstanceState.FAILED and not (self.settings.uploads_logs or tracked.is_on_cluster)
         patience = _MARKED_SECONDS if is_marked else _UNWANTED_SECONDS
         if not tracked.has_started or now - tracked.unwanted_since >= patience:
             self.log.info("task %s is not to run any more; its job %s is cancelled", tracked.key, tracked.name)

@@ -21,6 +21,7 @@ from airflow_provider_air_executor.jobs.models import Resources
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.validation import describe_validation_error
 from airflow_provider_air_executor.system.environment import VARIABLE
+from airflow_provider_air_executor.workload import WORKLOAD_FILE
 
 SECTION = "air_executor"
 LOCAL = "local"  # the machine of the manager, where tasks run warm
@@ -111,6 +112,8 @@ class Queue:
             by_option = {key.replace("_", "-") for key in fields.get("slurm", {})} if runner == "slurm" else set()
             if by_option.isdisjoint(_MEMORY_OPTIONS):
                 fields["resources"] = {"memory": MEMORY, **fields.get("resources", {})}
+        if runner == "kubernetes":  # whose Pods do not see the directory of the job
+            fields["kubernetes"] = {**fields.get("kubernetes", {}), "attached_files": [WORKLOAD_FILE]}
         return Placement(runner, fields, {**self.env, **options.env})
 
 

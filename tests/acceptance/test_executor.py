@@ -137,7 +137,7 @@ def test_a_task_that_is_cleared_while_it_runs_runs_again(airflow: Installation, 
     assert state == "success", airflow.explain("long", run_id)
     wait_until(lambda: all(map(is_gone, pids)), what="the first try is gone")
     print(f"run again and done {time.monotonic() - cleared:.1f} s after it was cleared")
-    assert "again" in airflow.log("long", run_id, "long", 2)
+    wait_until(lambda: "again" in airflow.log("long", run_id, "long", 2), what="its log is there", interval=0.5)
 
 
 def test_a_task_that_is_marked_failed_while_it_runs_is_gone(airflow: Installation, marks: Path) -> None:

@@ -20,6 +20,7 @@ _GROUPS = {
             "kubernetes",
             r"engines/test_kubernetes(_attached)?\.py|test_example_dags\.py.*\[(service|slurm|kubernetes)\]",
         ),
+        ("executor_on_kubernetes", r"acceptance/test_executor_on_kubernetes\.py"),
         ("remote", r"acceptance/test_remote\.py"),
         ("remote_examples", r"acceptance/test_example_dags\.py.*\[(https|ssh)\]"),
         ("operator_https", r"acceptance/test_operator\.py.*[\[-]https"),
