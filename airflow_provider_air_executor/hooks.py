@@ -48,7 +48,9 @@ _SECRET_SETTINGS = (
     ("webserver", "secret_key"),
 )
 DATABASE_VARIABLE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
-_NO_DATABASE = "airflow-db-not-allowed:///"  # what Airflow's own tasks find there
+# In memory. Airflow cannot be imported with what its own tasks find there, "airflow-db-not-allowed:///"
+# (apache/airflow #56356).
+NO_DATABASE = "sqlite://"
 
 
 class AirExecutorHook(BaseHook):
@@ -410,7 +412,7 @@ def start_manager(store: JobStore, *flags: str, keep_secrets: bool, replace: boo
     if not keep_secrets:
         secret = secret_variables()
         environment = {key: value for key, value in environment.items() if not secret.fullmatch(key)}
-        environment[DATABASE_VARIABLE] = _NO_DATABASE
+        environment[DATABASE_VARIABLE] = NO_DATABASE
     idle = conf.getfloat("air_executor", "embedded_idle_timeout", fallback=embedded_manager.IDLE_SECONDS)
     capacity = conf.get("air_executor", "capacity", fallback="")
     flags += ("--capacity", capacity) if capacity else ()

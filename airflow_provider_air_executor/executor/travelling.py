@@ -14,13 +14,12 @@ from functools import cache
 
 from airflow.configuration import AIRFLOW_HOME, conf
 
-from airflow_provider_air_executor.hooks import DATABASE_VARIABLE, secret_variables
+from airflow_provider_air_executor.hooks import DATABASE_VARIABLE, NO_DATABASE, secret_variables
 
 # Sections of the server alone, and our own settings of the scheduler.
 _NOT_OF_TASKS = {"api_auth", "database", "secrets", "celery"}
 _NOT_OPTIONS = {("air_executor", "queues")}
 _STORED = ("AIRFLOW_CONN_", "AIRFLOW_VAR_")
-_NO_DATABASE = "sqlite://"  # in memory: Airflow cannot be imported without one, and a task may not use any
 _SOURCES = ("airflow.cfg", "env var")  # of settings that somebody has set, as Airflow calls them
 
 
@@ -34,7 +33,7 @@ def variables(chosen: bool | Collection[str], server: str, *, shares_home: bool)
     if chosen is False:
         return {}
     found = {name: value for name, value in _all().items() if chosen is True or _is_chosen(name, chosen)}
-    found[DATABASE_VARIABLE] = _NO_DATABASE
+    found[DATABASE_VARIABLE] = NO_DATABASE
     found["AIRFLOW__CORE__EXECUTION_API_SERVER_URL"] = server
     if shares_home:
         # A file of the home would be read there besides, with all that is secret in it.

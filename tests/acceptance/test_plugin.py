@@ -294,7 +294,7 @@ def test_a_manager_that_a_click_starts_has_none_of_the_secrets_of_the_api_server
     has_completed = lambda: embedded.get_job("of-ours").state == "completed"  # noqa: E731
     wait_until(has_completed, what="the job has run again")
     lines = read_log(embedded, "of-ours", "shows").text.splitlines()
-    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=airflow-db-not-allowed:///" in lines
+    assert "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN=sqlite://" in lines
     assert not any(airflow.environment["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] in line for line in lines)
     assert f"AIRFLOW_HOME={airflow.home}" in lines
 
