@@ -17,19 +17,21 @@ import yaml
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
-from tests.acceptance.test_executor import (  # noqa: F401 - they run here, too, on the installation of this module
-    JWT,
-    succeed,
-    test_a_deferrable_sensor,
-    test_a_mapped_task_of_twenty,
-    test_a_task_that_is_cleared_while_it_runs_runs_again,
-    test_a_task_that_is_marked_failed_while_it_runs_is_gone,
-    test_a_task_that_raises_is_tried_again,
-    test_the_log_of_a_running_task,
-)
+from tests.acceptance.test_executor import JWT, succeed
 from tests.support.installation import EXECUTOR, ROOT, Installation
 from tests.support.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
+from tests.support.long import IS_WANTED, takes_long
 from tests.support.waiting import wait_until
+
+if IS_WANTED:  # they run here, too, on the installation of this module
+    from tests.acceptance.test_executor import (  # noqa: F401
+        test_a_deferrable_sensor,
+        test_a_mapped_task_of_twenty,
+        test_a_task_that_is_cleared_while_it_runs_runs_again,
+        test_a_task_that_is_marked_failed_while_it_runs_is_gone,
+        test_a_task_that_raises_is_tried_again,
+        test_the_log_of_a_running_task,
+    )
 
 pytestmark = [
     pytest.mark.airflow,
@@ -133,6 +135,7 @@ def pods(cluster: KubernetesCluster, what: str = "pods") -> list[dict[str, Any]]
     return found
 
 
+@takes_long
 def test_ends_are_told_apart(airflow: Installation, marks: Path, cluster: KubernetesCluster) -> None:
     """Each in the log of its task; and a task that waits for a node starts when there is one."""
     run_id = airflow.trigger("ends")
@@ -200,6 +203,7 @@ def test_no_secret_is_in_sight(airflow: Installation, marks: Path, cluster: Kube
             assert is_clean(path.read_bytes()), path
 
 
+@takes_long
 def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
     run_id = start_some(airflow, marks)
     airflow.kill_component("scheduler")
@@ -207,6 +211,7 @@ def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
     assert_each_ran_once(airflow, marks, run_id)
 
 
+@takes_long
 def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_some(airflow, marks)

@@ -17,24 +17,26 @@ import pytest
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
-from tests.acceptance.test_executor import (  # noqa: F401 - they run here, too, on the installation of this module
-    JWT,
-    succeed,
-    test_a_callback,
-    test_a_connection_test,
-    test_a_deferrable_sensor,
-    test_a_mapped_task_of_twenty,
-    test_a_task_that_is_cleared_while_it_runs_runs_again,
-    test_a_task_that_is_marked_failed_while_it_runs_is_gone,
-    test_a_task_that_raises_is_tried_again,
-    test_the_log_of_a_running_task,
-    test_the_log_of_a_running_task_without_its_log_file,
-)
+from tests.acceptance.test_executor import JWT, succeed
 from tests.acceptance.test_executor_crashes import RUNNING, assert_each_ran_once, begun, ended, start_half
 from tests.support import slurm_cluster
 from tests.support.installation import EXECUTOR, Installation
+from tests.support.long import IS_WANTED, takes_long
 from tests.support.slurm_cluster import SlurmCluster
 from tests.support.waiting import wait_until
+
+if IS_WANTED:  # they run here, too, on the installation of this module
+    from tests.acceptance.test_executor import (  # noqa: F401
+        test_a_callback,
+        test_a_connection_test,
+        test_a_deferrable_sensor,
+        test_a_mapped_task_of_twenty,
+        test_a_task_that_is_cleared_while_it_runs_runs_again,
+        test_a_task_that_is_marked_failed_while_it_runs_is_gone,
+        test_a_task_that_raises_is_tried_again,
+        test_the_log_of_a_running_task,
+        test_the_log_of_a_running_task_without_its_log_file,
+    )
 
 pytestmark = [
     pytest.mark.airflow,
@@ -171,6 +173,7 @@ def test_no_secret_reaches_a_node(airflow: Installation, cluster: SlurmCluster, 
         assert not JWT.search(path.read_bytes()), path
 
 
+@takes_long
 def test_a_task_that_waits_for_longer_than_airflow_waits_succeeds(
     airflow: Installation, cluster: SlurmCluster, marks: Path
 ) -> None:
@@ -221,6 +224,7 @@ def test_a_queue_has_a_prologue_or_an_image(airflow: Installation, marks: Path) 
     assert "not reached" not in log
 
 
+@takes_long
 def test_the_end_of_memory_and_that_of_time_are_told_apart(airflow: Installation) -> None:
     run_id = airflow.trigger("limits")
     assert airflow.follow("limits", run_id)[0] == "failed"
@@ -231,6 +235,7 @@ def test_the_end_of_memory_and_that_of_time_are_told_apart(airflow: Installation
         wait_until(lambda: says.search(airflow.log("limits", run_id, task_id)), what=f"its log has {why}", interval=1)  # noqa: B023
 
 
+@takes_long
 def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
     """With ten tasks that run and ten that wait in Slurm, and the first ones end before there is another one.
 
@@ -243,6 +248,7 @@ def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
     assert_each_ran_once(airflow, marks, run_id)
 
 
+@takes_long
 def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 6)

@@ -18,9 +18,8 @@ _GROUPS = {
     for name, pattern in (
         (
             "kubernetes",
-            r"engines/test_kubernetes(_attached)?\.py|test_example_dags\.py.*\[(service|slurm|kubernetes)\]",
+            r"acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]|/test_(executor_on_)?kubernetes(_attached)?\.py",
         ),
-        ("executor_on_kubernetes", r"acceptance/test_executor_on_kubernetes\.py"),
         ("remote", r"acceptance/test_remote\.py"),
         ("remote_examples", r"acceptance/test_example_dags\.py.*\[(https|ssh)\]"),
         ("operator_https", r"acceptance/test_operator\.py.*[\[-]https"),
