@@ -47,7 +47,9 @@ class Said:
     take = recheck = describe = write
 
 real = engine.LocalEngine.__init__
-engine.LocalEngine.__init__ = lambda self, *args, preload: real(self, *args, preload=preload._replace(learner=Said()))
+engine.LocalEngine.__init__ = lambda self, *args, preload, **more: real(
+    self, *args, preload=preload._replace(learner=Said()), **more
+)
 preloading.FIRST_PAUSE = preloading.PAUSE = preloading.LONGEST_PAUSE = preloading.LOOK_SECONDS = {pause}
 """
 MODULES = {

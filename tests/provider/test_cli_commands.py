@@ -26,6 +26,7 @@ EXECUTOR = "airflow_provider_air_executor.executor.AirExecutorExecutor"
 DEFAULTS = {
     "base_path": "",
     "embedded": "True",
+    "capacity": "",
     "max_running_tasks": "",
     "queues": "{}",
     "preload": "auto",

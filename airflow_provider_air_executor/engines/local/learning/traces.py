@@ -123,9 +123,11 @@ def _descriptors() -> dict[str, str]:
 
 def _kind(target: str) -> str:
     """What a descriptor is, in words."""
-    for start, kind in (("socket:", "a socket"), ("pipe:", "a pipe"), ("/dev/", "a device"), ("/", "a file")):
+    if target.startswith("/dev/") and not target.startswith("/dev/shm/"):  # noqa: S108
+        return f"a device ({target})"
+    for start, kind in (("socket:", "a socket"), ("pipe:", "a pipe"), ("/", "a file")):
         if target.startswith(start):
-            return f"{kind} ({target})" if start == "/dev/" else kind
+            return kind
     return f"a descriptor ({target})"
 
 
