@@ -31,7 +31,7 @@ from airflow_provider_air_executor.jobs.store import JobStore
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
-from tests.support.jobs import ended, only_task, plain, read_log, remove, task, write_job
+from tests.support.jobs import await_record, ended, only_task, plain, read_log, remove, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.slurm_cluster import (
     NODES,
@@ -145,8 +145,7 @@ def test_its_time_when_no_manager_saw_it(
     store.submit("j", [task("a", line, slurm={"begin": "now+2"})])
     wait_until(lambda: store.get_tasks("j")[0].where, what="Slurm has it")
     managers.kill(manager)
-    record = store.paths("j").record("a", 1)
-    wait_until(lambda: record.exists() and record.read_text().endswith("\n0\n"), what="it is over")
+    await_record(store, "j", "a")
     noticed = time.time()
     managers.start()
     done = only_task(store)

@@ -17,7 +17,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.models import SubmittedBy
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.changing import ChangingManagers, in_both_kinds, only_warm
-from tests.support.jobs import DATA, ended, outcomes, plain, read_log, remove, shim_pid, task, write_job
+from tests.support.jobs import DATA, await_record, ended, outcomes, plain, read_log, remove, shim_pid, task, write_job
 from tests.support.managers import CLI, Managers
 from tests.support.processes import command_line, is_gone, parent
 from tests.support.waiting import PATIENCE, until, wait_until
@@ -578,8 +578,9 @@ class TestCrashes:
         shim_pid(store, "j", "good")
         shim_pid(store, "j", "bad")
         managers.kill(process)
-        wait_until(lambda: store.paths("j").record("bad", 1).read_text().endswith("7\n"), what="both have ended")
-        wait_until((tmp_path / "ran").exists, what="both have ended")
+        for name in ("good", "bad"):
+            await_record(store, "j", name)
+        assert (tmp_path / "ran").exists()
         managers.start()
         assert ended(store, "j").reason == "exit"
         assert outcomes(store, "j") == {"good": ("completed", None), "bad": ("failed", "exit")}
@@ -621,8 +622,7 @@ class TestCrashes:
         managers.kill(process)
         (tmp_path / "go").touch()
         for name in ("a", "b"):
-            record = store.paths("j").record(name, 1)
-            wait_until(lambda record=record: len(record.read_text().splitlines()) == 2, what="it has ended")
+            await_record(store, "j", name)
         managers.start()
         ended(store, "j")
         assert outcomes(store, "j") == {"a": ("failed", "timeout"), "b": ("failed", "exit")}

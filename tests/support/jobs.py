@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
 from airflow_provider_air_executor.jobs.models import Job, Task
 from airflow_provider_air_executor.jobs.pieces import finish
@@ -110,6 +111,16 @@ def said(store: JobStore, name: str) -> dict[str, Any]:
 def outcomes(store: JobStore, name: str) -> dict[str, tuple[str, str | None]]:
     """How each task of a job stands: status and reason."""
     return {item.id: (item.status.value, item.reason and item.reason.value) for item in store.get_tasks(name)}
+
+
+def await_record(store: JobStore, name: str, task_id: str, attempt: int = 1) -> None:
+    """Wait until the record of an attempt says how it has ended; no manager need run."""
+
+    def is_over() -> bool:
+        found = read_record(store.paths(name).record(task_id, attempt))
+        return found is not None and found.is_over
+
+    wait_until(is_over, what=f"{task_id} of {name} has ended")
 
 
 def shim_pid(store: JobStore, name: str, task_id: str, attempt: int = 1) -> int:
