@@ -117,6 +117,12 @@ class ServerChild:
         if process is not None and process.poll() is None:
             process.kill()
 
+    @property
+    def pid(self) -> int | None:
+        """That of the server; None before it is started."""
+        process = self._process
+        return None if process is None else process.pid
+
     def reload(self) -> None:
         """Let it read its certificates again."""
         process = self._process

@@ -63,7 +63,10 @@ class Server:
         self._end = asyncio.Event()
 
     def run(self) -> None:
-        """Answer requests until SIGTERM, SIGINT or :meth:`stop`; SIGHUP reads the certificates again."""
+        """Answer requests until SIGTERM, SIGINT or :meth:`stop`; SIGHUP reads the certificates again.
+
+        One that has come before is obeyed then, if the process has blocked it.
+        """
         _allow_descriptors()
         asyncio.run(self.serve())
 
@@ -106,6 +109,7 @@ class Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end.set)
         self._loop.add_signal_handler(signal.SIGHUP, self.reload)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
     async def _answer(self, state: dict[str, Any]) -> None:
         """Accept connections until the end."""

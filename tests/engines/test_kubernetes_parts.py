@@ -1103,12 +1103,13 @@ SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.wh
 
 
 def run_container(
-    directory: Path, shell: str, line: str, number: int | None = None, *, cwd: str = ""
+    directory: Path, shell: str, line: str, number: int | None = None, *, cwd: str = "", before_wait: str = ":"
 ) -> tuple[int, str, bytes]:
     """What the first process of a container makes of a line of bash: its exit code, message, and output.
 
     :param number: a signal that it gets when the line has printed `ready`.
     :param cwd: that of the task.
+    :param before_wait: what else it does when it is about to wait for the first time.
     """
     message = directory / "message"
     message.touch()
@@ -1119,6 +1120,9 @@ def run_container(
         "CDPATH": f"{directory}/elsewhere",
     }
     script = manifests.SCRIPT.replace(manifests.MESSAGE_PATH, str(message))
+    assert "\nwait $ae_child\n" in script
+    script = script.replace("\nwait $ae_child\n", "\nbefore_wait\nwait $ae_child\n")
+    script = f"before_wait() {{ before_wait() {{ :; }}\n{before_wait}\n}}\n{script}"
     words = [*shlex.split(shell), "-c", script, "air-executor", cwd, "bash", "-c", line]
     with subprocess.Popen(
         words, cwd=directory, env=environment, stdout=subprocess.PIPE, start_new_session=True
@@ -1152,6 +1156,25 @@ def test_an_exit_code_after_sigterm(tmp_path: Path, shell: str, number: int) -> 
         assert output == b"told\n" + MARKER
 
 
+@pytest.mark.parametrize("number", ["TERM", "QUIT", "HUP"])
+@pytest.mark.parametrize("code", [3, 127, 143])
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_signal_in_the_moment_before_it_waits(tmp_path: Path, shell: str, code: int, number: str) -> None:
+    """The task ends before sh waits, and sh knows how only once."""
+    line = f"trap 'exit {code}' TERM; touch trapped; while [ ! -e go ]; do sleep 0.1 & wait; done; exit {code}"
+    signalled = f"while [ ! -e trapped ]; do sleep 0.1; done; kill -{number} $$; touch go; sleep 0.5"
+    told = int(number != "HUP")
+    found, message, _ = run_container(tmp_path, shell, line, before_wait=signalled)
+    assert (found, without_usage(message)) == (code, f"end 0 {told}\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_task_that_ends_by_127_after_a_signal_has_interrupted_the_wait(tmp_path: Path, shell: str) -> None:
+    line = "trap 'sleep 0.5; exit 127' TERM; echo ready; while :; do sleep 0.1 & wait; done"
+    code, message, _ = run_container(tmp_path, shell, line, signal.SIGTERM)
+    assert (code, without_usage(message)) == (127, "end 0 1\n")
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
     """A short one is in the message, and after the output too."""
@@ -1163,7 +1186,7 @@ def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_what_was_used_is_in_the_message(tmp_path: Path, shell: str) -> None:
     """The processor time of the command; the memory only where the control group is that of the container."""
-    busy = shlex.join([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"])
+    busy = shlex.join([sys.executable, "-c", "import time\nwhile time.process_time() < 0.4: pass"])
     code, message, _ = run_container(tmp_path, shell, f"{busy}; exit 3")
     pod = pod_of_one(tmp_path, message, code=code)
     used = last_end(pod, pod.status, was_gone=False).usage

@@ -94,7 +94,7 @@ def write_program(directory: Path, name: str, text: str) -> str:
     return f"{directory}:{PATH}"
 
 
-_BUSY = "import time\nx = b'x' * 100_000_000\nwhile time.process_time() < 0.3: pass"
+_BUSY = "import time\nx = b'x' * 100_000_000\nwhile time.process_time() < 0.4: pass"
 USES_MUCH = f"python3 -c {shlex.quote(_BUSY)}"
 
 

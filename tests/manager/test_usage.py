@@ -18,7 +18,7 @@ from tests.support.stepped_manager import SteppedManager
 from tests.support.waiting import until, wait_until
 
 MEGABYTE = 1_000_000
-_BUSY = "import time\nwhile time.process_time() < 0.3: pass"
+_BUSY = "import time\nwhile time.process_time() < 0.4: pass"  # it is counted in ticks of 0.01 s
 
 
 def used_by(stepped: SteppedManager, line: str) -> Usage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def test_a_task_of_airflow_says_that_there_is_none(pyz: Pyz) -> None:
     pyz.run("manager", "--detach")
     assert ended(store, "j").state == "failed"
     assert only_task(store).exit_code == ExitCode.NO_AIRFLOW
-    assert f"{pyz.python} has no Airflow, which Airflow's own tasks need" in read_log(store, "j", "a").text
+    where = f"{pyz.python} on {os.uname().nodename}"
+    assert f"{where} has no Airflow, which Airflow's own tasks need" in read_log(store, "j", "a").text
 
 
 def test_what_it_starts_runs_from_what_was_unpacked(pyz: Pyz, archive: Path, cache: Path) -> None:

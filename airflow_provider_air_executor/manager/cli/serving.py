@@ -87,7 +87,8 @@ def _serve(store: JobStore, settings: Settings, **more: Any) -> None:
     from airflow_provider_air_executor.server import running
 
     set_up_logging(settings)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent may have blocked SIGTERM
+    # The parent may have blocked SIGTERM. SIGHUP waits until somebody listens to it: it would end the process.
+    signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGHUP})
     running.serve(store, _options(settings)._replace(**more))
 
 

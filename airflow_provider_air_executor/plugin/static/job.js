@@ -280,7 +280,10 @@ export function Job({ name, connId }) {
   const now = useNow(job !== null && !isOver(job) && !error?.away);
   const runs = useDurations(job, connId);
   const field = useRef(null);
+  const current = useRef(null); // the task that is shown, or will be: keys may come faster than the page is drawn
+  current.current = shown?.id ?? chosen;
   const select = (id) => {
+    current.current = id;
     setChosen(id);
     putInAddress(filter, id);
   };
@@ -291,7 +294,7 @@ export function Job({ name, connId }) {
   };
   const step = (by) => {
     if (!tasks.length) return;
-    const at = tasks.findIndex((task) => task.id === shown?.id);
+    const at = tasks.findIndex((task) => task.id === current.current);
     const next = at < 0 ? (by > 0 ? 0 : tasks.length - 1) : Math.min(tasks.length - 1, Math.max(0, at + by));
     select(tasks[next].id);
     setTimeout(() => document.querySelector(".timeline tr.selected")?.scrollIntoView({ block: "nearest" }), 60); // when it is drawn

@@ -21,6 +21,8 @@ import pytest
 from airflow_provider_air_executor import __version__
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.server_child import ServerChild, command
+from airflow_provider_air_executor.manager.settings import Settings
 from airflow_provider_air_executor.server import presence
 from airflow_provider_air_executor.server.tokens import Scope, Tokens
 from tests.support.certificates import Authority
@@ -326,6 +328,20 @@ class TestManager:
 
         wait_until(is_renewed, what="the certificate is the new one")
         assert process.poll() is None
+
+    def test_to_be_told_so_does_not_end_a_server_that_is_only_starting(self, servers: Servers, store: JobStore):
+        store.create_directories()
+        child = ServerChild(command(store, Settings(listen=("127.0.0.1:0",))))
+        child.start()
+        try:
+            pid = wait_until(lambda: child.pid, what="it is started")
+            child.reload()
+            info = wait_until(servers.info, what="the server answers")
+            with client_with(info.listen[0]) as client:
+                assert client.get("/health").is_success
+            assert (info.pid, servers.info()) == (pid, info)
+        finally:
+            child.stop()
 
     @pytest.mark.parametrize(
         ("flags", "said"),

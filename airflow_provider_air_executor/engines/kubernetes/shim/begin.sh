@@ -28,17 +28,22 @@ trap ae_hit=1 HUP USR1 USR2 ALRM
 if [ ! -w "$ae_results" ]; then export AIR_EXECUTOR_OUTPUT="${TMPDIR:-/tmp}/${AIR_EXECUTOR_OUTPUT##*/}"; fi
 ae_result=$AIR_EXECUTOR_OUTPUT
 
-# A signal interrupts sh while it waits. The status of `wait` then may not be the exit code of the command, so it is
-# called again. bash does not know any more (-1) how a command has ended that did so in the moment of the signal.
+# A signal interrupts sh while it waits. The status of `wait` then may not be the exit code of the command but 128 and
+# the signal, so it is called again. If it was the exit code, sh does not know that any more (127, or -1 of bash), which
+# is not to be taken for a command that ends so after the signal: that one is still there when `wait` is interrupted.
 # `ae_told` is whether the container got a signal while the command ran. `ae_size` is the size of its result.
 ae_wait() {
+ae_gone=
 while :; do
 ae_hit=
 wait $ae_child
 ae_now=$?
 if [ $ae_now -lt 0 ]; then break; fi
+if [ $ae_now = 127 ] && [ -n "$ae_gone" ]; then break; fi
 ae_code=$ae_now
-if [ -z "$ae_hit" ]; then break; fi
+if [ -z "$ae_hit" ] || [ $ae_now -le 128 ]; then break; fi
+ae_gone=
+kill -0 $ae_child || ae_gone=1
 done
 ae_told=${ae_ended:-0}
 ae_size=0
