@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from airflow_provider_air_executor.engines.capacity import NOTHING, Amounts, Capacity
 from airflow_provider_air_executor.jobs.models import Task
@@ -80,6 +81,8 @@ class Lines:
     def __init__(self, capacity: Capacity) -> None:
         self.capacity = capacity
         self._lines: dict[Amounts, Line] = {}
+        # How often those were overtaken that have left their line for a while.
+        self._overtaken: WeakKeyDictionary[ActiveJob, dict[Amounts, int]] = WeakKeyDictionary()
 
     def __bool__(self) -> bool:
         """Whether somebody waits."""
@@ -95,6 +98,13 @@ class Lines:
         if line is None:
             line = self._lines[needs] = Line(needs)
         heapq.heappush(line.waiting, Waiting(entry, job))
+        self._remember(line)
+
+    def _remember(self, line: Line) -> None:
+        """The first one of a line may have been there before."""
+        before = self._overtaken.get(line.first.job)
+        if before:
+            line.overtaken = max(line.overtaken, before.pop(line.needs, 0))
 
     def pop(self, line: Line) -> Entry:
         """Take out the first one of a line."""
@@ -104,10 +114,18 @@ class Lines:
         return entry
 
     def dropping_outdated(self) -> Iterator[Entry]:
-        """Take out the first ones whose jobs do not wait any more, or for something else."""
+        """Take out the first ones whose jobs do not wait any more, or for something else.
+
+        A job that runs as many tasks as it may does not wait either: the one behind it would wait for it in vain. It
+        comes again when one of its tasks has ended.
+        """
         for line in list(self._lines.values()):
-            while line.waiting and _needs(line.first.task) != line.needs:
+            while line.waiting and not (line.first.job.can_start and _needs(line.first.task) == line.needs):
+                self._overtaken.setdefault(line.first.job, {})[line.needs] = line.overtaken
                 yield self.pop(line)
+                line.overtaken = 0
+                if line.waiting:
+                    self._remember(line)
 
     def next(self) -> Line | None:
         """The line of the first entry, over all, for which there is enough; None if there is none."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_air_executor.engines.children import Children
@@ -416,6 +416,16 @@ STEPS = st.lists(
 )
 
 
+# A job that runs as many tasks as it may stands before another one that needs the same.
+AT_ITS_LIMIT: list[tuple[Any, ...]] = [
+    ("submit", [{"cpus": 4}], 1, 0),
+    ("submit", [{"cpus": 2}], 2, 0),
+    ("submit", [None, None, {"cpus": 2}, None], 3, 1),
+    ("end", 1),
+]
+
+
+@example(steps=AT_ITS_LIMIT, slots=4)
 @given(steps=STEPS, slots=st.integers(2, 12))
 def test_whatever_comes_all_is_shared_out_and_all_of_it_runs(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Any, ...]], slots: int
