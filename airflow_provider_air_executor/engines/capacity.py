@@ -8,8 +8,7 @@ from typing import NamedTuple
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.jobs.manager_info import Share
 from airflow_provider_air_executor.jobs.models import Resources
-
-_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+from airflow_provider_air_executor.jobs.usage import in_bytes
 
 
 class Amounts(NamedTuple):
@@ -147,7 +146,7 @@ class Capacity:
     def _how_many_are_free(self, name: str) -> str:
         free, total = max(0, getattr(self.free, name)), getattr(self.total, name)
         if name == "memory":
-            return f"{_bytes(free)} of {_bytes(total)} are free"
+            return f"{in_bytes(free)} of {in_bytes(total)} are free"
         unit = 1000 if name == "cpus" else 1
         return f"{free / unit:g} of {total / unit:g} {'is' if free == unit else 'are'} free"
 
@@ -164,13 +163,6 @@ class Capacity:
 
 def _amount(name: str, number: int) -> str:
     if name == "memory":
-        return f"{_bytes(number)} of memory"
+        return f"{in_bytes(number)} of memory"
     unit = 1000 if name == "cpus" else 1
     return f"{number / unit:g} {name.removesuffix('s') if number == unit else name}"
-
-
-def _bytes(number: int) -> str:
-    for size, unit in _UNITS:
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number} bytes"

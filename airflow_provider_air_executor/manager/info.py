@@ -11,7 +11,7 @@ from airflow_provider_air_executor.jobs import files, manager_info
 from airflow_provider_air_executor.jobs.manager_info import ManagerInfo, OldestWaiting, Slots
 from airflow_provider_air_executor.jobs.models import JobState, utc_now
 from airflow_provider_air_executor.manager.shared import Shared
-from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
+from airflow_provider_air_executor.manager.timers import RETRY_SECONDS, Seldom
 
 _SECONDS = 1.0  # between two looks,
 _SHARE = 100  # and so many times what the last one took: it grows with the number of active jobs
@@ -27,21 +27,15 @@ class InfoPublisher:
         self._started_at = utc_now()
         self.latest: ManagerInfo | None = None  # other threads may read it
         self._published: ManagerInfo | None = None
-        self._next_look = 0.0  # on the monotonic clock
-        self._will_look = False  # whether a timer is set
+        self._looks = Seldom(shared.timers)
 
     def publish_info(self) -> None:
         """Publish what has changed, or set a timer if it is too early. What cannot be written is written later."""
-        now = self._timers.now()
-        if now < self._next_look:
-            if not self._will_look:
-                self._will_look = True
-                self._timers.wake(self._next_look - now)
+        if not self._looks.is_due():
             return
-        self._will_look = False
         began = time.perf_counter()
         info = self.latest = self.info()
-        self._next_look = now + max(_SECONDS, _SHARE * (time.perf_counter() - began))
+        self._looks.rest(max(_SECONDS, _SHARE * (time.perf_counter() - began)))
         if info == self._published:
             return
         try:

@@ -83,6 +83,29 @@ class Timers:
                 raise
 
 
+class Seldom:
+    """Lets something be done now and then: when it is too early, the manager wakes when it may be done."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._next = 0.0  # on the monotonic clock
+        self._will_wake = False  # whether a timer is set
+
+    def is_due(self) -> bool:
+        """Whether it may be done now; otherwise a timer is set."""
+        now = self._timers.now()
+        if now >= self._next:
+            self._will_wake = False
+        elif not self._will_wake:
+            self._will_wake = True
+            self._timers.wake(self._next - now)
+        return now >= self._next
+
+    def rest(self, seconds: float) -> None:
+        """It is done, and may be done again in so many seconds."""
+        self._next = self._timers.now() + seconds
+
+
 class Backoff:
     """Tries something again after a pause, which doubles each time."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from airflow_provider_air_executor.manager.shared import Shared
+from airflow_provider_air_executor.manager.timers import Seldom
 
 _SECONDS = 2.0  # between two looks: what is free changes often, and to say so costs a list of tasks
 
@@ -11,22 +12,15 @@ class WaitingWords:
     """Says it of the first task of each line: of those that need the same, the others wait for that one."""
 
     def __init__(self, shared: Shared) -> None:
-        self._jobs, self._timers = shared.jobs, shared.timers
+        self._jobs = shared.jobs
         self._lines = shared.queue.lines
-        self._next_look = 0.0  # on the monotonic clock
-        self._will_look = False  # whether a timer is set
+        self._looks = Seldom(shared.timers)
 
     def say(self) -> None:
         """Say what has changed, or set a timer if it is too early."""
-        if not self._lines:
+        if not self._lines or not self._looks.is_due():
             return
-        now = self._timers.now()
-        if now < self._next_look:
-            if not self._will_look:
-                self._will_look = True
-                self._timers.wake(self._next_look - now)
-            return
-        self._will_look, self._next_look = False, now + _SECONDS
+        self._looks.rest(_SECONDS)
         for line in self._lines:
             job, task = line.first.job, line.first.task
             if task is not None and self._jobs.is_active(job):

@@ -264,16 +264,21 @@ def test_a_waiting_job_says_what_for(airflow: WithUsers, listed: JobStore, page:
 
 def test_how_full_the_manager_is(airflow: WithUsers, several: JobStore, page: Page, tmp_path: Path) -> None:
     with contextlib.closing(Managers(several)) as managers:
-        managers.start("--max-concurrent-runners", "2")
+        managers.start(
+            "--max-concurrent-runners", "2", "--capacity", '{"cpus": 4, "memory": "3Gi", "gpus": ["0", "1"]}'
+        )
         page.goto(url(airflow, "sort=name&order=asc", "several"))
         manager = page.get_by_label("Manager", exact=True)
         expect(manager).to_contain_text("Manager running for")
         expect(manager).to_contain_text("Nothing waits for room.")
+        expect(manager).not_to_contain_text("Free:")
+        needed = {"resources": {"cpus": 1.5, "memory": "512Mi", "gpus": 1}}
         for number in range(4):
-            several.submit(f"full-{number}", [until(tmp_path / "go")])
+            several.submit(f"full-{number}", [{"bash": until(tmp_path / "go"), **(needed if number == 0 else {})}])
         expect(page.get_by_role("meter", name="Slots of local")).to_have_attribute(
             "aria-valuetext", "local: 2 of 2 slots used"
         )
+        expect(manager).to_contain_text("Free: 2.5 of 4 cpus, 2.5 of 3 GiB of memory, 1 of 2 gpus")
         expect(manager).to_contain_text("2 tasks wait for room, the oldest job for")
         expect(manager.get_by_role("link", name="the oldest job")).to_have_attribute("title", "full-2")
         expect(row(page, "full-2")).to_contain_text("waits for room: it is next")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.jobs import manager_status
+from airflow_provider_air_executor.jobs import manager_info, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS
 from tests.support.installation import DEFERS, EXAMPLES, EXECUTOR, Installation
@@ -29,6 +29,7 @@ def side_by_side(tmp_path: Path) -> Iterator[Installation]:
     settings = {
         "AIRFLOW__CORE__EXECUTOR": f"LocalExecutor,{EXECUTOR}",
         "AIRFLOW__AIR_EXECUTOR__QUEUES": '{"heavy": {"max_running_tasks": 1}}',
+        "AIRFLOW__AIR_EXECUTOR__CAPACITY": '{"cpus": 3, "memory": "1Gi", "gpus": ["7"]}',
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "EXECUTOR_TEST_MARKS": str(tmp_path),
     }
@@ -44,7 +45,10 @@ def test_beside_another_executor_and_with_a_queue_of_its_own(side_by_side: Insta
     assert DEFERS in airflow.log("side_by_side", run_id, "deferred")
     ours = {}
     for name in ("air-executor-tasks", "air-executor-tasks-heavy"):
-        jobs = JobStore(airflow.home / name).list_jobs()
+        store = JobStore(airflow.home / name)
+        jobs, info = store.list_jobs(), manager_info.load(store)
+        assert info is not None
+        assert {name: share.limit for name, share in info.capacity.items()} == {"cpus": 3, "memory": 1 << 30, "gpus": 1}
         ours[name] = sorted(job.submitted_by.task_id for job in jobs if job.submitted_by is not None)
     # Airflow gives no id to a task that names its executor by its class: each leg of the deferred one has its own job.
     assert ours == {"air-executor-tasks": ["chosen", "deferred", "deferred"], "air-executor-tasks-heavy": ["queued"]}
