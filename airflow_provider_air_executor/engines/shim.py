@@ -47,6 +47,7 @@ return 1
 # Signals meant for the command's process group reach sh too: a trap that does nothing keeps it alive to write
 # the record, and unlike an ignored signal it is not handed on to the command. A command that is to end before it has
 # begun does not begin.
+# Of a command that a signal has ended, some shells give 256 (ksh93) or 384 (yash) and its number, in place of 128.
 # A shell that cannot fork ends by itself. One that a signal ends has a status of 128 and more (bash says 254 where it
 # cannot fork), and what it has started may go on.
 _TEMPLATE = """\
@@ -77,6 +78,7 @@ trap 'ae_code=$?; [ $ae_code -ge 128 ] && [ $ae_code != 254 ] || command echo "%
 ae_code=0
 %(through)s"$ae_found" "$@" >&3 3>&- || ae_code=$?
 trap - EXIT
+[ $ae_code -le 255 ] || ae_code=$((128 + ae_code %% 128))
 command echo "$ae_code$ae_told"
 %(used)scommand times
 exit $ae_code

@@ -24,7 +24,7 @@ from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, only_task, plain, read_log, shim_pid, task, write_job
 from tests.support.managers import Managers
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="needs root and FUSE")
 
@@ -189,6 +189,21 @@ def test_a_shell_that_cannot_fork_says_so(tmp_path: Path, shell: str) -> None:
     assert found is not None, done.stderr
     assert could_not_fork(found), (found, done)
     assert done.returncode > 0
+
+
+@pytest.mark.parametrize("shell", [*SHELLS, *filter(shutil.which, ("ksh93", "mksh", "yash"))])
+def test_a_signal_is_told_as_128_and_its_number(tmp_path: Path, shell: str) -> None:
+    """Whatever the shell itself says of it; that is no exit code."""
+    (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
+    for line, code in (("kill -9 $$", 137), ("kill -15 $$", 143), ("exit 255", 255), ("exit 9", 9)):
+        record = tmp_path / f"record-{code}"
+        words = [str(record), "2026-01-01T00:00:00+00:00", "log", "", "/bin/dash", "-c", line]
+        environment = {"PATH": os.environ["PATH"], "AIR_EXECUTOR_RUN": secrets.token_hex(8)}
+        command = ["./sh", "-c", f'{script_here({})}shift; run "$@"', "shim", "token", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, check=False, timeout=PATIENCE)
+        found = read_record(record)
+        assert found is not None
+        assert (found.exit_code, done.returncode) == (code, code)
 
 
 class InThisProcess:

@@ -29,8 +29,10 @@ if [ ! -w "$ae_results" ]; then export AIR_EXECUTOR_OUTPUT="${TMPDIR:-/tmp}/${AI
 ae_result=$AIR_EXECUTOR_OUTPUT
 
 # A signal interrupts sh while it waits. The status of `wait` then may not be the exit code of the command but 128 and
-# the signal, so it is called again. If it was the exit code, sh does not know that any more (127, or -1 of bash), which
-# is not to be taken for a command that ends so after the signal: that one is still there when `wait` is interrupted.
+# the signal (1 of ksh93), so it is called again. If it was the exit code, sh does not know that any more (127, or -1 of
+# bash). That is not to be taken for a command that ends so after the signal, which is still there when `wait` is
+# interrupted.
+# Of a command that a signal has ended, some shells give 256 (ksh93) or 384 (yash) and its number, in place of 128.
 # `ae_told` is whether the container got a signal while the command ran. `ae_size` is the size of its result.
 ae_wait() {
 ae_gone=
@@ -41,10 +43,11 @@ ae_now=$?
 if [ $ae_now -lt 0 ]; then break; fi
 if [ $ae_now = 127 ] && [ -n "$ae_gone" ]; then break; fi
 ae_code=$ae_now
-if [ -z "$ae_hit" ] || [ $ae_now -le 128 ]; then break; fi
+if [ -z "$ae_hit" ]; then break; fi
 ae_gone=
 kill -0 $ae_child || ae_gone=1
 done
+if [ $ae_code -gt 255 ]; then ae_code=$((128 + ae_code % 128)); fi
 ae_told=${ae_ended:-0}
 ae_size=0
 if [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi
