@@ -10,6 +10,7 @@ On every loop the scheduler calls ``trigger_tasks``, which hands over workloads 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ from airflow_provider_air_executor.jobs.models import Job, Task
 if TYPE_CHECKING:
     from airflow.executors.workloads.types import WorkloadKey
     from airflow.models.taskinstance import TaskInstance
+
+log = logging.getLogger(__name__)
 
 _MANAGER_SECONDS = 5.0  # between two looks at whether the embedded managers are alive
 _STATES_SECONDS = 1.0  # between two looks at whether Airflow still wants what runs
@@ -244,14 +247,12 @@ class AirExecutorExecutor(BaseExecutor):
         if not self._tracked.is_latest(tracked):  # it has deferred, and runs again as another job
             self._release(tracked, job, task)
             return
+        why, decision = outcome.explain(job, task), _decide(tracked, job, task, state)
+        if decision is Decision.WAIT:
+            _wait(tracked, job, why)
+            return
         measure(tracked.kind, task)
         warn_if_cold(tracked.store, tracked.name, task)
-        why = outcome.explain(job, task)
-        again = outcome.can_be_resubmitted(job, task, tracked.submissions)
-        if tracked.kind is Kind.TASK:
-            decision = outcome.of_task(state, task.exit_code if task else None, can_be_resubmitted=again)
-        else:
-            decision = outcome.of_other(job.state, has_started=tracked.has_started, can_be_resubmitted=again)
         if decision is Decision.RESUBMIT:
             tracked.resubmit_later()
             self.log.warning("%s %s has not been started: %s; submitting it again", tracked.kind, tracked.key, why)
@@ -355,6 +356,27 @@ def _lines(tracked: TrackedWorkload) -> list[str]:
         return list(TaskLog(tracked.paths, TASK_ID).read(-_TAIL_BYTES).lines)
     except (OSError, AirExecutorError):
         return []
+
+
+def _decide(tracked: TrackedWorkload, job: Job, task: Task | None, state: str | None) -> Decision:
+    """What the end of a job means for Airflow.
+
+    :param task: the one of that job.
+    :param state: of the task instance; None if it belongs to another job by now.
+    """
+    again = outcome.can_be_resubmitted(job, task, tracked.submissions)
+    if tracked.kind is not Kind.TASK:
+        return outcome.of_other(job.state, has_started=tracked.has_started, can_be_resubmitted=again)
+    code, may_still_run = task.exit_code if task is not None else None, outcome.may_still_run(task)
+    return outcome.of_task(state, code, can_be_resubmitted=again, may_still_run=may_still_run)
+
+
+def _wait(tracked: TrackedWorkload, job: Job, why: str) -> None:
+    """Say once of a task that its heartbeats are waited for."""
+    if not tracked.may_still_run:
+        tracked.may_still_run = True
+        log.warning("task %s: %s", tracked.key, why)
+        task_log.write(job.labels.get("log_path"), tracked.key, why)
 
 
 def _own_lines(tracked: TrackedWorkload) -> list[str]:

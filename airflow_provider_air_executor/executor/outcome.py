@@ -24,6 +24,7 @@ class Decision(enum.Enum):
     FAIL = enum.auto()  # report that it failed; the workload has not reported it
     FORGET = enum.auto()  # report nothing: Airflow has heard of the end, or gave the task to another process
     RESUBMIT = enum.auto()  # it has not begun, so that running it again costs no retry
+    WAIT = enum.auto()  # it may still run where nobody can see it: Airflow ends it when its heartbeats are missing
 
 
 _QUEUED, _RUNNING, _RESTARTING = TaskInstanceState.QUEUED, TaskInstanceState.RUNNING, TaskInstanceState.RESTARTING
@@ -50,15 +51,21 @@ _EXPLANATIONS: Mapping[int | None, str] = {
     ExitCode.SUPERSEDED: "it was running already, or was not to run any more",
     ExitCode.REFUSED: "the API server did not accept its token",
 }
+_GOES_ON = "; if it still runs there it goes on, else Airflow misses its heartbeats"
 
 
-def of_task(state: str | None, exit_code: int | None, *, can_be_resubmitted: bool) -> Decision:
+def of_task(
+    state: str | None, exit_code: int | None, *, can_be_resubmitted: bool, may_still_run: bool = False
+) -> Decision:
     """The decision about a task.
 
     :param state: of the task instance in Airflow's database; None if it belongs to another job by now.
     :param exit_code: None if the process was killed, or never started.
+    :param may_still_run: whether nobody knows that it has ended, since its node does not answer.
     """
     decision = _BY_EXIT_CODE.get(exit_code, _OTHERWISE).get(state, Decision.FORGET)  # type: ignore[call-overload]
+    if may_still_run and state == _RUNNING:
+        return Decision.WAIT
     return Decision.FAIL if decision is Decision.RESUBMIT and not can_be_resubmitted else decision
 
 
@@ -67,6 +74,11 @@ def of_other(state: JobState, *, has_started: bool, can_be_resubmitted: bool) ->
     if state is JobState.COMPLETED:
         return Decision.SUCCEED
     return Decision.RESUBMIT if can_be_resubmitted and not has_started else Decision.FAIL
+
+
+def may_still_run(task: Task | None) -> bool:
+    """Whether the engine of a task does not know that it has ended."""
+    return task is not None and task.error is not None and MAY_STILL_RUN in task.error
 
 
 def can_be_resubmitted(job: Job, task: Task | None, submissions: int) -> bool:
@@ -90,6 +102,6 @@ def explain(job: Job, task: Task | None) -> str:
     """Why a job has ended, in a sentence."""
     by_code = _EXPLANATIONS.get(task.exit_code) if task is not None else None
     error = (task is not None and task.error) or job.error
-    # A job's own task is not tried again then. One of Airflow's is: of two, the API server lets the later one live.
-    error = error and error.replace(MAY_STILL_RUN, "; if it still runs there, Airflow ends it at its next heartbeat")
+    # A job's own task is not tried again then. Of one of Airflow's, the heartbeats show whether it runs.
+    error = error and error.replace(MAY_STILL_RUN, _GOES_ON)
     return f"{by_code or error or 'it has ended'} (job {job.name})"

@@ -55,6 +55,7 @@ class TrackedWorkload:
     locations: set[str] = field(default_factory=set)  # on the cluster, of which its log knows
     tasks_seen: files.Stamp | None = None  # the tasks.json that was read for that
     again_at: float | None = None  # when it is submitted again
+    may_still_run: bool = False  # on a node that does not answer; its job has ended
     unwanted_since: float | None = None  # when Airflow was seen not to want it any more
 
     @property

@@ -18,6 +18,7 @@ from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.support.installation import EXECUTOR, Installation
+from tests.support.long import IS_WANTED
 from tests.support.ports import free_port
 from tests.support.processes import is_gone
 from tests.support.waiting import wait_until
@@ -25,6 +26,7 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.airflow
 TASKS = 20
 RUNNING = 10
+REPETITIONS = [1, 2] if IS_WANTED else [1]
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +65,11 @@ def ended(marks: Path, run_id: str) -> collections.Counter[str]:
 EACH_ONCE = collections.Counter(f"t{index}.-1" for index in range(TASKS))
 
 
-def start_half(airflow: Installation, marks: Path, seconds: float) -> str:
-    """Start twenty tasks, and wait until ten of them run and ten are queued."""
+def start_half(airflow: Installation, marks: Path, seconds: float, *, are_held: bool = False) -> str:
+    """Start twenty tasks, and wait until ten of them run and ten are queued.
+
+    :param are_held: whether none goes on until the caller removes the file ``hold``.
+    """
     hold = marks / "hold"  # so that none ends before all ten have begun
 
     def is_half_way() -> bool:
@@ -75,7 +80,10 @@ def start_half(airflow: Installation, marks: Path, seconds: float) -> str:
     try:
         run_id = airflow.trigger("many", {"seconds": seconds})
         wait_until(is_half_way, what="ten run, ten are queued")
-    finally:
+    except BaseException:
+        hold.unlink()
+        raise
+    if not are_held:
         hold.unlink()
     return run_id
 
@@ -88,7 +96,7 @@ def assert_each_ran_once(airflow: Installation, marks: Path, run_id: str) -> Non
     assert {task["try_number"] for task in airflow.tasks("many", run_id)} == {1}
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_scheduler_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
     airflow.kill_component("scheduler")
@@ -97,7 +105,7 @@ def test_the_scheduler_is_killed(airflow: Installation, marks: Path, repetition:
     assert_each_ran_once(airflow, marks, run_id)
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_scheduler_is_killed_and_is_back_at_once(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
     airflow.kill_component("scheduler")
@@ -105,7 +113,7 @@ def test_the_scheduler_is_killed_and_is_back_at_once(airflow: Installation, mark
     assert_each_ran_once(airflow, marks, run_id)
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_manager_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 6)
@@ -116,7 +124,7 @@ def test_the_manager_is_killed(airflow: Installation, marks: Path, repetition: i
     wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_a_shim_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 8)
@@ -137,7 +145,7 @@ def test_a_shim_is_killed(airflow: Installation, marks: Path, repetition: int) -
     assert ended(marks, run_id) == EACH_ONCE
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_api_server_is_away_for_half_a_minute(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
     airflow.kill_component("api-server")
@@ -147,7 +155,7 @@ def test_the_api_server_is_away_for_half_a_minute(airflow: Installation, marks: 
     assert_each_ran_once(airflow, marks, run_id)
 
 
-@pytest.mark.parametrize("repetition", [1, 2])
+@pytest.mark.parametrize("repetition", REPETITIONS)
 def test_two_schedulers(airflow: Installation, marks: Path, repetition: int) -> None:
     """They share the work and a manager; when one is killed, the other one takes over what it has begun."""
     second = {

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ pytestmark = [
 ]
 RUNNING = 4
 TASKS = 6
+AWAY_SECONDS = 60
+MISSED_SECONDS = 180  # without a heartbeat, after which Airflow takes a task for gone
 EACH_ONCE = collections.Counter(f"t{index}.-1" for index in range(TASKS))
 
 
@@ -90,6 +93,8 @@ def airflow(
         "AIRFLOW__CORE__EXECUTOR": EXECUTOR,
         "AIRFLOW__CORE__PARALLELISM": "32",
         "AIRFLOW__AIR_EXECUTOR__QUEUES": json.dumps({"default": queue, "here": {}}),
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(MISSED_SECONDS),
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         # A scheduler that is gone is noticed after seconds, not minutes.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "10",
@@ -222,8 +227,69 @@ def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
     wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
 
 
-def start_some(airflow: Installation, marks: Path) -> str:
-    """Start six tasks, and wait until some of them run and the others are queued."""
+@takes_long
+def test_the_api_server_of_kubernetes_is_away_for_a_minute(
+    airflow: Installation, marks: Path, cluster: KubernetesCluster
+) -> None:
+    """The first tasks end meanwhile."""
+    run_id = start_some(airflow, marks)
+    cluster.stop("kube-apiserver")
+    try:
+        time.sleep(AWAY_SECONDS)
+    finally:
+        cluster.start_api_server()
+        cluster.wait_for_nodes()
+    assert_each_ran_once(airflow, marks, run_id)
+
+
+@takes_long
+def test_the_api_server_of_airflow_is_away_for_a_minute(airflow: Installation, marks: Path) -> None:
+    run_id = start_some(airflow, marks)
+    airflow.kill_component("api-server")
+    time.sleep(AWAY_SECONDS)
+    airflow.start_component("api-server")
+    airflow.wait_until_healthy()
+    assert_each_ran_once(airflow, marks, run_id)
+
+
+@takes_long
+def test_a_node_is_lost(airflow: Installation, marks: Path, cluster: KubernetesCluster) -> None:
+    """Its tasks begin again by a retry when Airflow has missed them; nothing else is done twice."""
+    run_id = start_some(airflow, marks, are_held=True)
+    nodes = tasks_by_node(airflow, run_id)
+    node = max(NODES, key=lambda name: len(nodes[name]))
+    cluster.lose_node(node)
+    try:
+        (marks / "hold").unlink()
+        state, _ = airflow.follow("several", run_id)
+    finally:
+        cluster.start_node(node)
+        cluster.wait_for_nodes()
+    assert state == "success", airflow.explain("several", run_id)
+    assert begun(marks, run_id) == EACH_ONCE + collections.Counter(f"{task_id}.-1" for task_id in nodes[node])
+    for task_id in nodes[node]:
+        wait_until(
+            lambda: f"node {node} does not answer" in airflow.log("several", run_id, task_id),  # noqa: B023
+            what="its log says why",
+            interval=0.5,
+        )
+
+
+def tasks_by_node(airflow: Installation, run_id: str) -> dict[str, set[str]]:
+    """The tasks of a run that run on each node."""
+    store, found = JobStore(airflow.tasks_path), collections.defaultdict(set)
+    for job in store.list_jobs():
+        if job.submitted_by is not None and job.submitted_by.run_id == run_id:
+            where = store.get_tasks(job.name)[0].where or ""
+            found[where.rpartition(" on ")[2]].add(job.submitted_by.task_id or "")
+    return found
+
+
+def start_some(airflow: Installation, marks: Path, *, are_held: bool = False) -> str:
+    """Start six tasks, and wait until some of them run and the others are queued.
+
+    :param are_held: whether none goes on until the caller removes the file ``hold``.
+    """
     hold = marks / "hold"
 
     def is_under_way() -> bool:
@@ -234,6 +300,9 @@ def start_some(airflow: Installation, marks: Path) -> str:
     try:
         run_id = airflow.trigger("several", {"seconds": 2})
         wait_until(is_under_way, what="some run, the others are queued")
-    finally:
+    except BaseException:
+        hold.unlink()
+        raise
+    if not are_held:
         hold.unlink()
     return run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import os
@@ -18,7 +19,14 @@ from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.acceptance.test_executor import JWT, succeed
-from tests.acceptance.test_executor_crashes import RUNNING, assert_each_ran_once, begun, ended, start_half
+from tests.acceptance.test_executor_crashes import (
+    EACH_ONCE,
+    RUNNING,
+    assert_each_ran_once,
+    begun,
+    ended,
+    start_half,
+)
 from tests.support import slurm_cluster
 from tests.support.installation import EXECUTOR, Installation
 from tests.support.long import IS_WANTED, takes_long
@@ -44,6 +52,9 @@ pytestmark = [
     pytest.mark.skipif(bool(slurm_cluster.missing()), reason="Slurm is missing"),
 ]
 QUEUED_SECONDS = 60  # after which Airflow takes a task for stuck
+WAIT_SECONDS = 1200  # that one waits nevertheless; the token that it has first is good for a minute
+AWAY_SECONDS = 60
+MISSED_SECONDS = 180  # without a heartbeat, after which Airflow takes a task for gone
 # It stands for Apptainer, which cannot be had here: it does what it is told, on this machine.
 APPTAINER = """\
 #!/bin/sh
@@ -86,6 +97,8 @@ def airflow(cluster: SlurmCluster, marks: Path, tmp_path_factory: pytest.TempPat
         "AIRFLOW__CORE__PARALLELISM": "32",
         "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": str(QUEUED_SECONDS),
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(MISSED_SECONDS),
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
         "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "5",
         # A scheduler that is gone is noticed after seconds, not minutes.
         "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "5",
@@ -183,7 +196,7 @@ def test_a_task_that_waits_for_longer_than_airflow_waits_succeeds(
         wait_until(lambda: airflow.task_states("single", run_id) == {"one": "queued"}, what="it is queued")
         began = time.monotonic()
         wait_until(lambda: is_said_to_wait(airflow, run_id), what="its log says what it waits for", interval=1)
-        wait_until(lambda: time.monotonic() - began > 2.5 * QUEUED_SECONDS, what="time has passed", interval=1)
+        wait_until(lambda: time.monotonic() - began > WAIT_SECONDS, what="time has passed", interval=1)
         assert airflow.task_states("single", run_id) == {"one": "queued"}
     finally:
         cluster.call("scontrol", "update", "NodeName=n1,n2", "State=RESUME")
@@ -225,6 +238,13 @@ def test_a_queue_has_a_prologue_or_an_image(airflow: Installation, marks: Path) 
 
 
 @takes_long
+def test_a_mapped_task_of_two_hundred(airflow: Installation, marks: Path) -> None:
+    run_id, _ = succeed(airflow, "wide")
+    assert begun(marks, run_id) == collections.Counter(f"one.{index}" for index in range(200))
+    assert ended(marks, run_id) == begun(marks, run_id)
+
+
+@takes_long
 def test_the_end_of_memory_and_that_of_time_are_told_apart(airflow: Installation) -> None:
     run_id = airflow.trigger("limits")
     assert airflow.follow("limits", run_id)[0] == "failed"
@@ -257,3 +277,74 @@ def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
     os.kill(pid, signal.SIGKILL)
     assert_each_ran_once(airflow, marks, run_id)
     wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
+
+
+@takes_long
+def test_the_controller_is_away_for_a_minute(airflow: Installation, marks: Path, cluster: SlurmCluster) -> None:
+    """The first tasks end meanwhile."""
+    run_id = start_half(airflow, marks, 8)
+    cluster.stop("slurmctld")
+    try:
+        time.sleep(AWAY_SECONDS)
+    finally:
+        cluster.start_controller()
+    assert_each_ran_once(airflow, marks, run_id)
+
+
+@takes_long
+def test_the_api_server_is_away_for_a_minute(airflow: Installation, marks: Path) -> None:
+    run_id = start_half(airflow, marks, 8)
+    airflow.kill_component("api-server")
+    time.sleep(AWAY_SECONDS)
+    airflow.start_component("api-server")
+    airflow.wait_until_healthy()
+    assert_each_ran_once(airflow, marks, run_id)
+
+
+@takes_long
+def test_a_node_is_lost(airflow: Installation, marks: Path, cluster: SlurmCluster) -> None:
+    """With five tasks, which begin again by a retry when Airflow has missed them; nothing else is done twice."""
+    run_id = start_half(airflow, marks, 2, are_held=True)
+    lost = tasks_on(airflow, run_id, "n1")
+    assert len(lost) == RUNNING // 2
+    cluster.lose_node("n1")
+    try:
+        (marks / "hold").unlink()
+        state, _ = airflow.follow("many", run_id)
+    finally:
+        cluster.start_node("n1")
+        cluster.wait_for_nodes()
+    assert state == "success", airflow.explain("many", run_id)
+    assert begun(marks, run_id) == EACH_ONCE + collections.Counter(f"{task_id}.-1" for task_id in lost)
+    assert ended(marks, run_id) == EACH_ONCE
+    says = re.compile(r"Slurm job \d+ on n1 ended as NODE_FAIL")
+    for task_id in lost:
+        wait_until(lambda: says.search(airflow.log("many", run_id, task_id)), what="its log says why", interval=1)  # noqa: B023
+
+
+@takes_long
+def test_a_node_does_not_answer_any_more(airflow: Installation, marks: Path, cluster: SlurmCluster) -> None:
+    """Slurm gives it up, but what it runs goes on, and is not run a second time."""
+    run_id = start_half(airflow, marks, 2, are_held=True)
+    cut_off = tasks_on(airflow, run_id, "n1")
+    assert len(cut_off) == RUNNING // 2
+    cluster.stop("slurmd-n1")
+    try:
+        says = re.compile(r"Slurm job \d+ on n1 ended as NODE_FAIL.*; if it still runs there it goes on")
+        for task_id in cut_off:
+            wait_until(lambda: says.search(airflow.log("many", run_id, task_id)), what="its log says so", interval=1)  # noqa: B023
+        assert {airflow.task_states("many", run_id)[task_id] for task_id in cut_off} == {"running"}
+        (marks / "hold").unlink()
+        assert_each_ran_once(airflow, marks, run_id)
+    finally:
+        (marks / "hold").unlink(missing_ok=True)
+        cluster.start_node("n1")
+        cluster.wait_for_nodes()
+
+
+def tasks_on(airflow: Installation, run_id: str, node: str) -> set[str]:
+    """The tasks of a run that run on a node."""
+    store = JobStore(airflow.tasks_path)
+    jobs = [job for job in store.list_jobs() if job.submitted_by is not None and job.submitted_by.run_id == run_id]
+    on_node = [job for job in jobs if (store.get_tasks(job.name)[0].where or "").endswith(f" on {node}")]
+    return {job.submitted_by.task_id or "" for job in on_node if job.submitted_by is not None}

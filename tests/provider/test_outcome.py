@@ -86,12 +86,22 @@ def test_explanations_name_the_job(of_job: Job, of_task: Task | None, expected: 
     assert outcome.explain(of_job, of_task) == f"{expected} (job j)"
 
 
-def test_a_lost_task_of_airflows_may_be_tried_again() -> None:
-    """Other than a job's own task: of two that run, the API server ends the earlier one."""
+@pytest.mark.parametrize("state", STATES)
+def test_a_task_that_may_still_run_is_waited_for(state: str | None) -> None:
+    """As long as Airflow takes it for running, which it does until its heartbeats are missing."""
+    found = outcome.of_task(state, None, can_be_resubmitted=True, may_still_run=True)
+    expected = outcome.of_task(state, None, can_be_resubmitted=True)
+    assert found is (Decision.WAIT if state == "running" else expected)
+
+
+def test_a_lost_task_of_airflows_goes_on_if_it_still_runs() -> None:
+    """Other than a job's own task, which nobody can know to run."""
     task = Task(command="x", reason=Reason.LOST, error=f"Slurm job 1 on n1 ended as NODE_FAIL{MAY_STILL_RUN}")
     said = outcome.explain(Job(id="j", name="j"), task)
     assert "not tried again" not in said
-    assert said.startswith("Slurm job 1 on n1 ended as NODE_FAIL; if it still runs there, Airflow ends it")
+    assert said.startswith("Slurm job 1 on n1 ended as NODE_FAIL; if it still runs there it goes on")
+    assert outcome.may_still_run(task)
+    assert not outcome.may_still_run(Task(command="x", reason=Reason.LOST, error="it was lost"))
 
 
 @pytest.mark.parametrize(

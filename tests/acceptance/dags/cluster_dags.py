@@ -34,6 +34,10 @@ with DAG("single", **COMMON):
     PythonOperator(task_id="one", python_callable=work)
 
 
+with DAG("wide", **COMMON):
+    PythonOperator.partial(task_id="one", python_callable=work).expand(op_args=[[0.0]] * 200)
+
+
 def search() -> None:
     """Search for what must not be on a node, in all that a task can read there by itself."""
     from airflow.configuration import conf
