@@ -113,6 +113,23 @@ def test_what_it_has_used(store: JobStore, manager: object) -> None:
         assert 30_000_000 < (found.usage.max_memory or 0) < 300_000_000
 
 
+def test_what_those_have_used_that_share_a_pod(store: JobStore, manager: object) -> None:
+    """The memory is known of those that have had more than the ones before."""
+    fill = "dd if=/dev/zero of=/dev/null count=60 bs"
+    lines = {"a": f"{fill}=30000000", "b": "true", "c": f"{fill}=90000000; exit 3"}
+    shared = {"tasks_per_submission": 3}
+    store.submit("j", [task(name, line, kubernetes=shared) for name, line in lines.items()])
+    ended(store, "j")
+    first, second, third = [found.usage for found in store.get_tasks("j")]
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert 0 < first.cpu_seconds < 60
+    assert 30_000_000 < (first.max_memory or 0) < 90_000_000 < (third.max_memory or 0) < 300_000_000
+    assert second.max_memory is None
+    assert second.cpu_seconds < third.cpu_seconds
+
+
 def test_what_it_needs_is_what_kubernetes_gives(
     store: JobStore, managers: Managers, engine: Engine, cluster: KubernetesCluster
 ) -> None:

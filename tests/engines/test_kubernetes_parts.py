@@ -709,6 +709,18 @@ def test_each_byte_where_it_belongs(tmp_path: Path, seed: int) -> None:
         assert each.begun_at.timestamp() == 1700000000
 
 
+def test_what_an_attempt_of_a_batch_has_used(tmp_path: Path) -> None:
+    """It is the difference of what the container has used; the most memory is its own if it was more than before."""
+    used = ["0m0.010s 0m0.000s 0m0.000s 0m0.000s", "0m0.010s 0m0.010s 1m0.500s 0m0.250s", "of another shell"]
+    stream = BEGINNING
+    for number, (before, after) in enumerate([(used[0], f"{used[1]} 4096"), (used[1], used[1]), (used[1], used[2])]):
+        stream += frame(number, f"begin 1 {before}") + frame(number, f"end 0 0 0 2 {after}") + frame(number, "done")
+    found = batched(tmp_path)
+    Output(TOKEN, found, is_batch=True).reader().feed(stream)
+    assert all(each.is_done for each in found)
+    assert [each.usage for each in found] == [Usage(cpu_seconds=60.76, max_memory=4096), Usage(cpu_seconds=0), None]
+
+
 def test_the_beginning_of_a_batch_was_thrown_away(tmp_path: Path) -> None:
     """What has ended unseen has no end; the log of the one that is read on says that something is missing."""
     found = batched(tmp_path)
@@ -1099,7 +1111,9 @@ def test_handles_of_the_version_before(store: JobStore) -> None:
 
 # -- the first process of a container --------------------------------------------------------------------------
 
-SHELLS = [shell for shell in ("dash", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
+SHELLS = [
+    shell for shell in ("dash", "bash --posix", "busybox sh", "ksh93", "mksh", "yash") if shutil.which(shell.split()[0])
+]
 
 
 def run_container(
@@ -1166,6 +1180,12 @@ def test_a_signal_in_the_moment_before_it_waits(tmp_path: Path, shell: str, code
     told = int(number != "HUP")
     found, message, _ = run_container(tmp_path, shell, line, before_wait=signalled)
     assert (found, without_usage(message)) == (code, f"end 0 {told}\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_signal_that_ends_the_task_is_128_and_its_number(tmp_path: Path, shell: str) -> None:
+    code, message, _ = run_container(tmp_path, shell, "kill -9 $$")
+    assert (code, without_usage(message)) == (137, "end 0 0\n")
 
 
 @pytest.mark.parametrize("shell", SHELLS)

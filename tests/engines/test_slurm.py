@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.engines import children
+from airflow_provider_air_executor.engines.batch.dialect import Kept
 from airflow_provider_air_executor.engines.batch.handles import make_script
 from airflow_provider_air_executor.engines.children import NOT_RUN, Children, Commands, Result
 from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Running
@@ -28,6 +29,7 @@ from airflow_provider_air_executor.exceptions import InvalidJobError
 from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.usage import Usage
 from tests.engines.batches import BatchContract
 from tests.engines.contract import Engine, EngineContract
 from tests.support import ordinary_user
@@ -106,6 +108,28 @@ def test_what_it_has_used(store: JobStore, manager: object) -> None:
     assert done.usage is not None
     assert 0.3 <= done.usage.cpu_seconds < 60
     assert done.usage.max_memory is None
+
+
+def test_what_accounting_says() -> None:
+    """Of a job and its steps; one that nobody has measured has no numbers, or none that differ from 0."""
+    text = """\
+7|OUT_OF_MEMORY|00:02.500|||
+7.batch|OUT_OF_MEMORY|00:02.500|00:00:02|1|102400K
+7.extern|COMPLETED|00:00.001|00:00:00|1|0
+8|CANCELLED by 0|00:00.004|||
+8.batch|CANCELLED|00:00.004|1-02:03:04|1|1.5G
+8.0|CANCELLED|00:00.004|00:00:10|3|1G
+9|RUNNING|00:00:00|||
+9.batch|COMPLETED|00:00:00|||
+10|NODE_FAIL|00:00:00|||
+"""
+    assert commands.kept(text) == {
+        "7": Kept(is_final=True, usage=Usage(cpu_seconds=2.5, max_memory=102400 * 1024)),
+        "8": Kept(is_final=True, usage=Usage(cpu_seconds=93814, max_memory=3 << 29)),
+        "9": Kept(is_final=False, usage=None),
+        "10": Kept(is_final=True, usage=None),
+    }
+    assert commands.kept("what a site says\n") == {"what a site says": Kept(is_final=False, usage=None)}
 
 
 def test_where_it_is(store: JobStore, manager: object, cluster: SlurmCluster, tmp_path: Path) -> None:
@@ -637,6 +661,37 @@ class TestSite:
         assert third.cpu_seconds < 0.3
         assert 100_000_000 < (first.max_memory or 0) < 200_000_000 < (second.max_memory or 0) < 300_000_000
         assert third.max_memory is None
+
+    def test_what_one_has_used_that_could_not_say_it(
+        self, store: JobStore, manager: object, cluster: SiteCluster, tmp_path: Path
+    ) -> None:
+        """Slurm's accounting knows it, if somebody has killed it with its shim."""
+        busy = _BUSY.replace("0.4", "2.5")  # Slurm samples it, in whole seconds
+        line = f"{busy}\nopen({str(tmp_path / 'used')!r}, 'w').close()\ntime.sleep(1000)"
+        store.submit("j", [task("a", f"exec python3 -c {shlex.quote(line)}", resources={"memory": "400Mi"})])
+        wait_until((tmp_path / "used").exists, what="it has used something")
+        number = re.search(r"Slurm job (\d+)", store.get_tasks("j")[0].where or "")
+        assert number is not None
+        shows = (
+            "sstat",
+            "--noheader",
+            "--parsable2",
+            "--noconvert",
+            "--format=AveCPU,NTasks,MaxRSS",
+            f"--jobs={number[1]}.batch",
+        )
+
+        def has_seen_it() -> bool:
+            usage = commands.kept(f"1.batch|RUNNING|00:00|{cluster.call(*shows).strip()}")["1"].usage
+            return usage is not None and usage.cpu_seconds >= 2 and (usage.max_memory or 0) > 100_000_000
+
+        wait_until(has_seen_it, what="Slurm has seen it", interval=0.3)
+        cluster.call("scancel", "--signal=KILL", "--full", number[1])
+        done = only_task(store)
+        assert (done.status, done.reason, done.exit_code) == ("failed", "cancelled", None)
+        assert done.usage is not None
+        assert 2 <= done.usage.cpu_seconds < 60
+        assert 100_000_000 < (done.usage.max_memory or 0) < 200_000_000
 
     def test_too_much_memory(self, store: JobStore, manager: object) -> None:
         line = "exec python3 -c 'x = bytearray(400_000_000); import time; time.sleep(1000)'"

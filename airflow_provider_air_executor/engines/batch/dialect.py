@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from airflow_provider_air_executor.jobs.models import Reason, Resources
+from airflow_provider_air_executor.jobs.usage import Usage
 
 
 class Phase(enum.Enum):
@@ -44,6 +45,13 @@ class Listed(NamedTuple):
     number: str
     state: State
     tokens: Sequence[str]  # of the attempts that it runs, as far as the list names them
+
+
+class Kept(NamedTuple):
+    """What the system's accounting says of a batch job."""
+
+    is_final: bool  # whether the job is over there, too
+    usage: Usage | None
 
 
 class Submission(NamedTuple):
@@ -106,6 +114,12 @@ class Dialect(Protocol):
 
     def listed(self, output: str) -> Iterator[Listed]:
         """The batch jobs in its output."""
+
+    def accounting(self, numbers: Sequence[str]) -> list[str]:
+        """The command line that shows what batch jobs have used; it fails where nobody keeps that."""
+
+    def kept(self, output: str) -> Mapping[str, Kept]:
+        """What its output says, by the numbers of the jobs."""
 
     def cancel(self, numbers: Sequence[str], signal: str | None = None) -> list[str]:
         """The command line that ends batch jobs, or sends a signal to all of their processes."""

@@ -25,6 +25,7 @@ from datetime import datetime
 from functools import partial
 from typing import ClassVar, NamedTuple
 
+from airflow_provider_air_executor.engines.batch.accounting import Events
 from airflow_provider_air_executor.engines.batch.attempt import BatchedAttempt
 from airflow_provider_air_executor.engines.batch.canceller import Canceller
 from airflow_provider_air_executor.engines.batch.dialect import SUBMITTED, Dialect, Phase, State
@@ -106,7 +107,7 @@ class BatchEngine(abc.ABC):
         interval = self._options.poll_interval
         self._query = Query(self.dialect, self._commands, self._attempts, interval, self._update_from_list)
         self._canceller = Canceller(self.dialect, self._commands, self._read)
-        self._events: list[Event] = []
+        self._events = Events(self.dialect, self._commands)
         self._next_look = 0.0
         self._has_complained = False
 
@@ -170,13 +171,12 @@ class BatchEngine(abc.ABC):
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called."""
-        if self._events or self._handles.has_old:
+        if self._handles.has_old:
             return 0.0
-        if not self._attempts:
-            return None
-        look = min(self._next_look, self._query.due) - time.monotonic()
-        due = (look, self._submitter.poll_after, self._commands.poll_after)
-        return max(0.0, min(seconds for seconds in due if seconds is not None))
+        look = min(self._next_look, self._query.due) if self._attempts else math.inf
+        look = min(look, self._events.due) - time.monotonic()
+        due = (look if look < math.inf else None, self._submitter.poll_after, self._commands.poll_after)
+        return min((max(0.0, seconds) for seconds in due if seconds is not None), default=None)
 
     def poll(self) -> list[Event]:
         """The events since the last call."""
@@ -192,8 +192,7 @@ class BatchEngine(abc.ABC):
             self._next_look = time.monotonic() + max(_LOOK_SECONDS, _LOOK_SECONDS_EACH * len(self._attempts))
         if self._attempts and now >= self._query.due:
             self._query.ask()
-        events, self._events = self._events, []
-        return events
+        return self._events.take()
 
     def _read(self, found: BatchedAttempt) -> None:
         """Read the record of an attempt, by which it is known that it has started."""
@@ -254,7 +253,7 @@ class BatchEngine(abc.ABC):
         ended_at = modified_at(found.record_path) if exit_code is not None else utc_now()
         started_at, usage = found.record.started_at if found.record is not None else None, usage_of(found.record)
         end = Ended(found.attempt, exit_code, ended_at, started_at, reason, error, may_repeat, usage=usage)
-        self._events.append(end)
+        self._events.end(end, found)
         del self._attempts[found.attempt]
         found.is_over = True
         self._handles.leave(found, found.record)

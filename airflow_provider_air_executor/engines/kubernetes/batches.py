@@ -30,7 +30,9 @@ from airflow_provider_air_executor.engines.kubernetes.manifest import (
     shim,
 )
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
+from airflow_provider_air_executor.jobs.attempt_record import used_of_times
 from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.environment import TASK_VARIABLES, VARIABLE
 
 # Characters of one argument of a command line, which Linux limits to 128 KiB.
@@ -71,6 +73,8 @@ class BatchedAttempt:
     begun_at: datetime | None = None
     ended_at: datetime | None = None
     exit_code: int | None = None
+    used_before: Usage | None = None  # by the container, when it began
+    usage: Usage | None = None
     size: int = 0  # of its result in bytes
     result: bytearray | None = None  # as much of it as has come; None: its output has not ended
     spawn_error: str = ""
@@ -117,7 +121,7 @@ def complete(manifest: Mapping[str, Any], attempts: Sequence[BatchedAttempt], gr
     script = f"{settings}{_SCRIPT}" + "".join(
         f"task() {{\n{each.text}\n}}\npart {number} {each.token}\n" for number, each in enumerate(attempts, 1)
     )
-    script += "ae_remove_result\n"
+    script += 'ae_remove_result\nrm -f "$ae_result.times"\n'
     command = {"command": ["/bin/sh", "-c", literally(script), "air-executor"], "args": []}
     containers = [{**item, **command} if item["name"] == container else item for item in manifest["spec"]["containers"]]
     labels = {name: value for name, value in metadata["labels"].items() if name != TASK_LABEL}
@@ -168,6 +172,20 @@ def read_message(text: str) -> Message | None:
     exit_code, size, *more = end
     result = rest.encode() if 0 < size <= MESSAGE_BYTES else None
     return Message(begun, exit_code, size, read_time(more[0]) if more else None, result, was_signalled=more[1:] == [1])
+
+
+def read_usage(words: Sequence[str]) -> Usage | None:
+    """What a container says that it has used; None if these are no such words.
+
+    :param words: the four that ``times`` prints, and perhaps the most memory in bytes.
+    """
+    if not 4 <= len(words) <= 5:
+        return None
+    try:  # another shell may print anything
+        used = used_of_times(words[:4], *words[4:])
+        return Usage(cpu_seconds=used.cpu_seconds, max_memory=used.max_memory)
+    except ValueError:
+        return None
 
 
 def read_time(seconds: str | int | None) -> datetime:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_provider_air_executor.engines.kubernetes.batches import Message, read_message
+from airflow_provider_air_executor.engines.kubernetes.batches import Message, read_message, read_usage
 from airflow_provider_air_executor.engines.kubernetes.pod import Pod
 from airflow_provider_air_executor.engines.kubernetes.pod_status import Ending, Status
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended
-from airflow_provider_air_executor.jobs.attempt_record import used_of_times
 from airflow_provider_air_executor.jobs.models import Reason, printable, utc_now
 from airflow_provider_air_executor.jobs.usage import Usage
 
@@ -65,11 +63,7 @@ def _usage(ending: Ending) -> Usage | None:
     words = ending.message.partition("\n")[0].split()
     if words[:1] != ["end"]:
         return None
-    times, memory = words[3:7], words[7] if len(words) > 7 else None
-    with contextlib.suppress(ValueError):  # another shell may print anything
-        used = used_of_times(times, memory) if len(times) == 4 else None
-        return None if used is None else Usage(cpu_seconds=used.cpu_seconds, max_memory=used.max_memory)
-    return None
+    return read_usage(words[3:8])
 
 
 def _container(pod: Pod) -> Mapping[str, Any]:

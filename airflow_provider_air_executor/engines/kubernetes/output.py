@@ -11,15 +11,17 @@ If output is known to have been thrown away before it was read, the log says so 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt, read_time
+from airflow_provider_air_executor.engines.kubernetes.batches import BatchedAttempt, read_time, read_usage
 from airflow_provider_air_executor.engines.kubernetes.manifest import beginning
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.models import printable
+from airflow_provider_air_executor.jobs.usage import Usage
 
 _HEAD = 4096  # bytes by which a file is recognised
 _TAIL = 1024  # bytes by which a position in it is recognised
@@ -133,18 +135,20 @@ class Splitter:
         """Take a frame: from here on the output is another attempt's, or the result."""
         if kind == b"begin":
             attempt.begun_at = read_time(words[0] if words else None)
+            attempt.used_before = read_usage(words[1:])
             self._current, self._has_dropped = attempt, False
         elif kind == b"spawn":
             what, *names = words or ["command"]
             no_directory = f"the directory {' '.join(names)} (field cwd) does not exist in its Pod"
             no_command = f"command {' '.join(names)} was not found in its Pod"
             attempt.spawn_error = printable(no_directory if what == "directory" else no_command)
-        elif kind == b"end" and len(words) >= 2 and all(word.isdigit() for word in words):
+        elif kind == b"end" and len(numbers := list(itertools.takewhile(str.isdigit, words))) >= 2:
             lacks_its_beginning = self._current is not attempt and self._has_dropped
             attempt.begun_at = attempt.begun_at or read_time(None)
             attempt.exit_code, attempt.size = int(words[0]), int(words[1])
-            attempt.was_signalled = words[2:3] == ["1"]
-            attempt.ended_at = read_time(words[3] if len(words) > 3 else None)
+            attempt.was_signalled = numbers[2:3] == ["1"]
+            attempt.ended_at = read_time(numbers[3] if len(numbers) > 3 else None)
+            attempt.usage = _used_since(attempt.used_before, read_usage(words[len(numbers) :]))
             attempt.result = bytearray()
             self._current, self._has_dropped = attempt, False
             if lacks_its_beginning:
@@ -158,6 +162,14 @@ class Splitter:
         elif not kind:
             attempt.result = bytearray()
             self._by_token.clear()  # the same line once more belongs to the result
+
+
+def _used_since(before: Usage | None, after: Usage | None) -> Usage | None:
+    """What an attempt has used, by what its container had before it and after it."""
+    if before is None or after is None:
+        return None
+    seconds = max(0.0, round(after.cpu_seconds - before.cpu_seconds, 3))
+    return after.model_copy(update={"cpu_seconds": seconds})
 
 
 class Output:

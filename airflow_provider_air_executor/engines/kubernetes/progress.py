@@ -63,7 +63,8 @@ class Progress:
                 each.has_started = True
                 if pod.status is not None:
                     self.locate()
-                self._end_batched(each, Ended(NOBODY, each.exit_code, each.ended_at or utc_now(), each.begun_at))
+                ended_at = each.ended_at or utc_now()
+                self._end_batched(each, Ended(NOBODY, each.exit_code, ended_at, each.begun_at, usage=each.usage))
             elif each.begun_at is not None and not each.is_done and not each.is_due:
                 each.is_due = True
                 self._shared.loop.call_later(_CATCH_UP_SECONDS, self._start_if_it_runs, each)

@@ -7,10 +7,12 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_air_executor.engines.batch.dialect import Listed, Phase, State, Submission
+from airflow_provider_air_executor.engines.batch.dialect import Kept, Listed, Phase, State, Submission
 from airflow_provider_air_executor.jobs.models import Reason, Resources
+from airflow_provider_air_executor.jobs.usage import Usage
 
 NAME = "slurm"
 TITLE = "Slurm"
@@ -97,6 +99,9 @@ _GROUPS = (
 )
 
 
+# Times and sizes as sacct prints them.
+_TIME = re.compile(r"(\d+-)?(\d+:)?\d+:\d+(\.\d+)?")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGTP]?)")
 # Variables that a shell does not unset, or that belong to another machine.
 _NOT_EXPORTED = re.compile(
     r"SLURM_(?!CONF).*|SBATCH_.*|BASHOPTS|SHELLOPTS|PPID|UID|EUID|GROUPS|PWD|OLDPWD|SHLVL|_|HOSTNAME"
@@ -247,6 +252,60 @@ def state(word: str, why: str, nodes: str = "") -> State:
     phase = Phase.WAITING if word in _WAITING else Phase.OVER if word in _OVER else Phase.RUNNING
     why = "" if why == "None" else why
     return State(word, phase, why, nodes, reason=_REASONS.get(word), waits_for_ever=waits_for_ever(why))
+
+
+def accounting(numbers: Sequence[str]) -> list[str]:
+    """The command line that shows what batch jobs have used, and each of their steps."""
+    words = ["sacct", "--noheader", "--parsable2", "--noconvert", f"--jobs={','.join(numbers)}"]
+    return [*words, "--format=JobIDRaw,State,TotalCPU,AveCPU,NTasks,MaxRSS"]
+
+
+def kept(output: str) -> dict[str, Kept]:
+    """What it prints: processor time of a job, and the most memory of one of its steps.
+
+    The total of a step that was killed lacks what its processes have used; the average of its tasks, which Slurm has
+    sampled now and then, does not. Both are 0 of a job of which nothing was measured.
+    """
+    found: dict[str, _Measured] = {}
+    for line in output.splitlines():
+        name, word, total, average, tasks, memory = [*line.split("|"), "", "", "", "", ""][:6]
+        job = found.setdefault(name.partition(".")[0], _Measured())
+        job.is_final = job.is_final and word.partition(" ")[0] in _OVER
+        job.total = max(job.total, _seconds(total))
+        job.sampled += _seconds(average) * (int(tasks) if tasks.isdecimal() else 1)
+        job.memory = max(job.memory, _bytes(memory))
+    return {number: Kept(job.is_final, job.usage) for number, job in found.items()}
+
+
+@dataclass
+class _Measured:
+    """What was measured of a job: seconds, and bytes."""
+
+    is_final: bool = True
+    total: float = 0.0
+    sampled: float = 0.0
+    memory: int = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        seconds = max(self.total, self.sampled)
+        return Usage(cpu_seconds=seconds, max_memory=self.memory or None) if seconds or self.memory else None
+
+
+def _seconds(text: str) -> float:
+    """A time of sacct, ``1-02:03:04`` or ``03:04.567``, in seconds; 0 if it is none."""
+    if not _TIME.fullmatch(text):
+        return 0.0
+    days, _, clock = text.rpartition("-")
+    return float(days or 0) * 86400 + sum(
+        float(part) * 60.0**power for power, part in enumerate(reversed(clock.split(":")))
+    )
+
+
+def _bytes(text: str) -> int:
+    """A size of sacct, ``1234K``, in bytes; 0 if it is none."""
+    found = _SIZE.fullmatch(text)
+    return int(float(found[1]) * 1024 ** " KMGTP".index(found[2] or " ")) if found else 0
 
 
 def cancel(numbers: Sequence[str], signal: str | None = None) -> list[str]:

@@ -16,6 +16,14 @@ air_executor_find "$1" || { unset IFS; frame $AIR_EXECUTOR_RUN spawn command "$1
 shift
 exec "$ae_found" "$@"
 }
+# What the shell and its children have used until now: the four words that `times` prints, in ae_times, and the most
+# memory. Those of an attempt are what there is more after it than before.
+ae_use() {
+ae_times=
+command times >"$ae_result.times" && { read -r ae_1 ae_2; read -r ae_3 ae_4; } <"$ae_result.times" &&
+ae_times="$ae_1 $ae_2 $ae_3 $ae_4"
+ae_find_peak
+}
 leave() {
 echo ${ae_last:-0} >$ae_say
 frame $1 left
@@ -25,15 +33,19 @@ exit 143
 part() {
 if [ -n "$ae_ended" ]; then leave $2; fi
 ae_remove_result
-set -- $1 $2 $(date -u +%s)
+ae_use
+ae_peak_before=$ae_peak
+set -- $1 $2 $(date -u +%s) "$ae_times"
 echo $1 >$ae_say || exit 97
-frame $2 begin $3
+frame $2 begin $3 $4
 if [ -n "$ae_ended" ]; then leave $2; fi
 { if [ -n "$ae_ended" ]; then exit 143; fi; export AIR_EXECUTOR_RUN=$2; task; } </dev/null 2>&1 &
 ae_child=$!
 ae_wait
+ae_use
+if [ "$ae_peak" = "$ae_peak_before" ]; then ae_peak=; fi
 set -- $1 $2 $ae_code $ae_size $(date -u +%s)
-frame $2 end $3 $4 $ae_told $5
+frame $2 end $3 $4 $ae_told $5${ae_times:+ $ae_times${ae_peak:+ $ae_peak}}
 if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 frame $2 done
 ae_last="$1 $3 $4 $5 $ae_told"
