@@ -35,6 +35,9 @@ use, a task can be no faster than its CPU time allows.
 The memory is that of tasks that wait, of a DAG without and of one with pandas. Each executor has a fresh installation
 for it, which has run such tasks twice before. PSS counts shared memory once. LocalExecutor starts all of its workers
 in advance, so compare the totals, and not the growth.
+
+With `--on slurm kubernetes` it measures something else: a task on these, beside their own command line, see
+`clusters.py`. There only `--rounds`, `--postgresql` and `--setting` count.
 """
 
 from __future__ import annotations
@@ -450,6 +453,15 @@ if __name__ == "__main__":
     parser.add_argument(
         "--setting", type=setting, action="append", default=[], metavar="KEY=VALUE", help="for Airflow's environment"
     )
+    parser.add_argument(
+        "--on", nargs="+", choices=("slurm", "kubernetes"), help="measure tasks on these clusters, and nothing else"
+    )
     parsed = parser.parse_args()
+    if parsed.on:
+        import clusters
+
+        if parsed.rounds < 2:
+            parser.error("--rounds must be at least 2 with --on")
+        sys.exit(clusters.main(parsed))
     begin_anew_with(CONSTRAINTS, "pandas", "sqlalchemy", "requests")
     sys.exit(main(parsed))

@@ -40,6 +40,7 @@ _NAVIGATION = {
         "executor",
         "executor-on-slurm",
         "executor-on-kubernetes",
+        "executor-several",
         "ui",
         "command-line",
         "python-client",

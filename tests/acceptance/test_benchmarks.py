@@ -9,11 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import kubernetes_cluster, slurm_cluster
 from tests.support.installation import ROOT
+from tests.support.long import takes_long
 from tests.support.processes import command_line, environment, pids
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.airflow
+# An Airflow beside a cluster takes its time to start.
+ON_SLURM = (
+    takes_long,
+    pytest.mark.engine,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason="Slurm is missing"),
+)
+ON_KUBERNETES = (
+    takes_long,
+    pytest.mark.engine,
+    pytest.mark.skipif(bool(kubernetes_cluster.missing()), reason="see make kubernetes-build"),
+)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +35,8 @@ pytestmark = pytest.mark.airflow
         (("manager.py",), "manager"),
         (("engines.py", "--engines", "local"), "manager"),
         (("triggers.py", "--waiters", "--airflow", "1"), "triggerer"),
+        pytest.param(("executor.py", "--on", "slurm"), "manager", marks=ON_SLURM),
+        pytest.param(("executor.py", "--on", "kubernetes"), "manager", marks=ON_KUBERNETES),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.engines.batch.handles import Handles
+from airflow_provider_air_executor.engines.batch.submitter import Submitter
 from airflow_provider_air_executor.engines.batching import pop_tasks_per_submission
+from airflow_provider_air_executor.engines.protocol import Attempt
+from airflow_provider_air_executor.engines.slurm import commands
+from airflow_provider_air_executor.jobs.store import JobStore
 
 
 @pytest.mark.parametrize(
@@ -39,3 +45,30 @@ def test_the_old_name_is_warned_of_once_for_each_engine(caplog: pytest.LogCaptur
         f"the option {engine}.bundle is called tasks_per_submission now; the old name will not be read for long"
         for engine in ("one", "other")
     ]
+
+
+class Noted:
+    """Stands for the command lines of a system: it keeps what was to be run."""
+
+    poll_after = None
+
+    def __init__(self) -> None:
+        self.texts: list[bytes] = []
+
+    def run(self, _words: list[str], _answered: object, *, text: bytes) -> None:
+        """Keep what the command line would read."""
+        self.texts.append(text)
+
+    def expire(self) -> None:
+        """Nothing takes too long."""
+
+
+def test_only_tasks_of_the_same_job_share_a_submission(tmp_path: Path) -> None:
+    """So none of the executor's do: each task of Airflow's is a job of its own."""
+    noted = Noted()
+    submitter = Submitter(commands, noted, lambda *_: None)  # type: ignore[arg-type]
+    handles = Handles(commands, JobStore(tmp_path))
+    for job_name, task_id in (("one", "a"), ("one", "b"), ("two", "a"), ("three", "a")):
+        submitter.gather(handles.make(Attempt.of(job_name, task_id, 1, "slurm"), "token", {}), 20, "")
+    submitter.poll()
+    assert [text.count(b".on-slurm") for text in noted.texts] == [2, 1, 1]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -18,6 +20,7 @@ from airflow_provider_air_executor.executor.command_line import command_line
 from airflow_provider_air_executor.executor.queues import Options, Queue
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.workload import WORKLOAD_FILE, ExitCode
+from tests.support.installation import ROOT
 from tests.support.jobs import publish_tasks
 
 
@@ -104,6 +107,39 @@ def test_an_image_has_the_directory_of_the_job(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, runner="slurm", image="/x.sif")
     words = ["apptainer", "exec", "--bind", str(tmp_path), "/x.sif", "python3", "-P", "-m"]
     assert command_line(queue, "slurm", tmp_path)[:-1] == words
+
+
+@pytest.fixture
+def documented(monkeypatch: pytest.MonkeyPatch) -> AirExecutorExecutor:
+    """The executor with the settings that docs/executor-several.md shows."""
+    (shown,) = re.findall(
+        r"^```ini\n(.*?)^```", (ROOT / "docs" / "executor-several.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read_string(shown)
+    for section in settings.sections():
+        for option, value in settings[section].items():
+            monkeypatch.setenv(f"AIRFLOW__{section}__{option}".upper(), value)
+    return AirExecutorExecutor(parallelism=256)
+
+
+@pytest.mark.parametrize(
+    ("queue", "options", "where"),
+    [
+        ("default", {}, ("local", "/var/lib/airflow/tasks", 8)),
+        ("unlisted", {}, ("local", "/var/lib/airflow/tasks", 8)),
+        ("unlisted", {"runner": "slurm"}, ("slurm", "/var/lib/airflow/tasks", 8)),
+        ("hpc", {}, ("slurm", "/shared/airflow/tasks-hpc", 500)),
+        ("hpc", {"runner": "local"}, ("local", "/shared/airflow/tasks-hpc", 500)),
+        ("pods", {}, ("kubernetes", "/var/lib/airflow/tasks-pods", 200)),
+    ],
+)
+def test_several_at_once(
+    documented: AirExecutorExecutor, queue: str, options: dict[str, Any], where: tuple[str, str, int]
+) -> None:
+    found = documented.settings.queue(queue)
+    placement = found.placement(Options.of({"air_executor": options}))
+    assert (placement.runner, str(found.store.base_path), found.max_running_tasks) == where
 
 
 @pytest.fixture
