@@ -4,12 +4,12 @@
 
 A real Airflow hands over one task at a time, which does nothing, and three ways of running it take turns: our executor;
 one command line for each task (`sbatch`, `kubectl create`), with the same program, workload file, environment and needs
-(`by_hand.py`); and ours without compiled bytecode. Each round has another order. The clusters are those of the tests,
+(`by_hand.py`); and ours without compiled modules. Each round has another order. The clusters are those of the tests,
 of two nodes on this machine.
 
 Counted is from the time when Airflow queued the task until its end, as Airflow has both; so neither side has to find
-out that a task has ended. What ours takes longer is the overhead, of the medians and of the means, with the standard
-error of that. The command line of `sbatch` or `kubectl` itself is part of both.
+out that a task has ended. What ours takes longer is the overhead: of the medians, of the means with the standard error
+of that, and of each round by itself. The command line of `sbatch` or `kubectl` itself is part of both.
 
 The time on the node, from the start of Python on, is divided into imports, which each process notes itself
 (`import_clock.py`), the DAG file without its imports, and the rest: Airflow's requests to its API server, its
@@ -310,38 +310,44 @@ def started(cluster: Cluster, arguments: argparse.Namespace) -> Iterator[Measure
 def measure(cluster: Cluster, arguments: argparse.Namespace) -> None:
     """Measure one cluster, and print its figures."""
     found: dict[str, list[Times]] = {side: [] for side in SIDES}
+    print(f"\n{cluster.name}, seconds, and percent of the time on the node; round 0 warms up")
+    print(f"{'':34}{'whole':>9}{'before':>9}{'on node':>9}{'imports':>14}{'DAG file':>14}{'rest':>14}")
     with started(cluster, arguments) as airflow:
         for number in range(arguments.rounds + 1):  # the first one warms up
             for side in ORDERS[number % len(ORDERS)]:
                 times = airflow.measure(side)
+                print(f"{number:>5} {row(names_of(cluster)[side], [times])}", flush=True)
                 if number:
                     found[side].append(times)
     show(cluster, found)
 
 
+def names_of(cluster: Cluster) -> dict[str, str]:
+    """What the sides are called in tables."""
+    return {OURS: "ours", BY_HAND: f"by hand: {cluster.command_line}", NOT_COMPILED: "ours, no compiled modules"}
+
+
+def row(name: str, found: Sequence[Times]) -> str:
+    """The medians of some tasks as a row of a table."""
+    seconds = (statistics.median(getattr(times, key) for times in found) for key in ("whole", "before", "on_node"))
+    parts = "".join(f"{part_of(found, key):>14}" for key in ("imports", "dag_file", "rest"))
+    return f"{name:28}{''.join(f'{each:>9.2f}' for each in seconds)}{parts}"
+
+
 def show(cluster: Cluster, found: dict[str, list[Times]]) -> None:
     """Print the figures of one cluster."""
-    print(f"\n{cluster.name}: {len(found[OURS])} rounds; medians in seconds, and parts of the time on the node")
-    print(f"{'':28}{'whole':>8}{'before':>8}{'on node':>8}{'imports':>16}{'DAG file':>16}{'rest':>16}")
-    names = {
-        OURS: "ours",
-        BY_HAND: f"by hand: {cluster.command_line}",
-        NOT_COMPILED: "ours, no compiled bytecode",
-    }
-    for side, name in names.items():
-        whole, before, on_node = (
-            statistics.median(getattr(times, key) for times in found[side]) for key in ("whole", "before", "on_node")
-        )
-        parts = "".join(f"{part_of(found[side], key):>16}" for key in ("imports", "dag_file", "rest"))
-        print(f"{name:28}{whole:8.2f}{before:8.2f}{on_node:8.2f}{parts}")
+    print(f"{cluster.name}, median of {len(found[OURS])} rounds")
+    for side, name in names_of(cluster).items():
+        print(f"{'':5} {row(name, found[side])}")
     whole_of = {side: [times.whole for times in found[side]] for side in SIDES}
     is_met = statistics.median(whole_of[OURS]) <= (1 + TARGET / 100) * statistics.median(whole_of[BY_HAND])
     print(f"overhead of ours over {cluster.command_line}: {overhead(whole_of[OURS], whole_of[BY_HAND])}")
+    of_rounds = [100 * (ours / theirs - 1) for ours, theirs in zip(whole_of[OURS], whole_of[BY_HAND], strict=True)]
+    first, middle, last = statistics.quantiles(of_rounds)
+    print(f"  of each round by itself: median {middle:.1f} %, half of them from {first:.1f} to {last:.1f} %")
     print(f"  target: at most {TARGET} % of the medians, {'met' if is_met else 'missed'}")
     before_of = {side: statistics.median(times.before for times in found[side]) for side in (OURS, BY_HAND)}
-    print(f"  of that until Python starts: {1000 * (before_of[OURS] - before_of[BY_HAND]):.0f} ms")
-    for side in (OURS, BY_HAND):
-        print(f"  {side:8}: {' '.join(f'{seconds:.2f}' for seconds in whole_of[side])} s", flush=True)
+    print(f"  of that until Python starts: {1000 * (before_of[OURS] - before_of[BY_HAND]):.0f} ms", flush=True)
 
 
 def part_of(found: Sequence[Times], key: str) -> str:

@@ -34,7 +34,7 @@ def _follow() -> None:
     """Note each import from now on. Python calls the function that is replaced only for what is not imported yet."""
     import importlib
 
-    bootstrap: Any = importlib._bootstrap  # type: ignore[attr-defined]  # noqa: SLF001
+    bootstrap: Any = importlib._bootstrap  # noqa: SLF001
     find = bootstrap._find_and_load  # noqa: SLF001
     is_within = False
 
