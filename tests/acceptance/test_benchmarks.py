@@ -35,8 +35,8 @@ ON_KUBERNETES = (
         (("manager.py",), "manager"),
         (("engines.py", "--engines", "local"), "manager"),
         (("triggers.py", "--waiters", "--airflow", "1"), "triggerer"),
-        pytest.param(("executor.py", "--on", "slurm"), "manager", marks=ON_SLURM),
-        pytest.param(("executor.py", "--on", "kubernetes"), "manager", marks=ON_KUBERNETES),
+        pytest.param(("executor.py", "--on", "slurm"), "manager", marks=ON_SLURM, id="slurm"),
+        pytest.param(("executor.py", "--on", "kubernetes"), "manager", marks=ON_KUBERNETES, id="kubernetes"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
