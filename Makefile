@@ -10,6 +10,7 @@
 #   make check   ruff, mypy, import-linter, how large classes and functions are, and make docs
 #   make docs    the documentation as web pages, in docs/_build/html; make reference writes the pages made from the code
 #   make pyz     dist/air-executor.pyz: the manager, its server and its command line in one file, without Airflow
+#   make virtual-machine   a kernel and QEMU for the tests of control groups, once
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ DOCS_READY = $(VENV)/.docs-ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx virtual-machine kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -40,7 +41,7 @@ demo: $(READY)
 up: $(READY)
 	@exec $(BIN)/python demo.py --up --port $(UI_PORT)
 
-test: $(READY) postgresql chromium slurm sshd network nginx
+test: $(READY) postgresql chromium slurm sshd network nginx virtual-machine
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
@@ -60,7 +61,7 @@ fuzz: EXAMPLES = 8000
 fuzz: $(READY)
 	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py tests/server/test_fuzz_api.py $(PYTEST_ARGS)
 
-coverage: $(READY) postgresql chromium slurm sshd network nginx
+coverage: $(READY) postgresql chromium slurm sshd network nginx virtual-machine
 	rm -f .coverage .coverage.*
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
@@ -97,6 +98,10 @@ network:
 nginx:
 	@test -x /usr/sbin/nginx || command -v nginx >/dev/null || { apt-get update -qq && \
 	  RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+
+# The tests of control groups of version 2 run in a virtual machine, where this one has those of version 1.
+virtual-machine:
+	@tests/support/build_virtual_machine.sh
 
 # The tests of the engine kubernetes run where this has been built.
 kubernetes-build:

@@ -63,6 +63,7 @@ class Managers:
             if not key.startswith("AIR_EXECUTOR") and key not in ("COLUMNS", "LINES")  # as pytest leaves them
         }
         self.patch = ""  # code that the next ones run before they begin, so that something is other than it is
+        self.before: list[str] = []  # words of a command that runs the next ones, in another place
         self._processes: list[subprocess.Popen[str]] = []
 
     def launch(self, *flags: str, **kwargs: Any) -> subprocess.Popen[str]:
@@ -78,11 +79,11 @@ class Managers:
         ]
         arguments += flags
         process: subprocess.Popen[str]
-        if not kwargs and can_be_prepared(self.environment):
+        if not kwargs and not self.before and can_be_prepared(self.environment):
             process = Prepared(arguments, self.environment, patch=self.patch)
         else:
             process = subprocess.Popen(
-                command(arguments, self.patch),
+                [*self.before, *command(arguments, self.patch)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

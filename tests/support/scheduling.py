@@ -35,7 +35,10 @@ _GROUPS = {
         ("slurm", r"engines/test_slurm\.py"),
         ("pages", r"acceptance/test_(browser\w*|plugin)\.py"),
         ("pyz", r"pyz/test_pyz\.py"),
-        ("alone", r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user"),  # each by itself, but not last
+        (
+            "alone",
+            r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user|test_in_a_virtual_machine",
+        ),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),
         ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),
         ("documentation", r"provider/test_documentation\.py::test_examples_are_dags"),

@@ -17,6 +17,7 @@ from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, forbid, read_record
 from airflow_provider_air_executor.jobs.models import Reason, Task, utc_now
 from airflow_provider_air_executor.jobs.usage import Usage, in_bytes, usage_of
+from airflow_provider_air_executor.system.control_groups import Group, Measured
 from airflow_provider_air_executor.system.processes import is_claimed_token, is_launcher, is_shim
 
 _LOOK_SECONDS = 0.2  # between two looks
@@ -36,11 +37,18 @@ class TooMuchMemory(NamedTuple):
     limit: int  # bytes
     usage: Usage  # when that was seen
 
+    @classmethod
+    def of(cls, measured: Measured) -> TooMuchMemory | None:
+        """What the group of an attempt says; None if the system has not killed it for its memory."""
+        if not measured.is_killed or measured.limit is None:
+            return None
+        return cls(measured.limit, Usage(cpu_seconds=measured.cpu_seconds, max_memory=measured.peak or measured.limit))
+
     @property
     def error(self) -> str:
         """The sentence that says so."""
         used, limit = in_bytes(self.usage.max_memory or 0), in_bytes(self.limit)
-        if used == limit:
+        if used == limit or (self.usage.max_memory or 0) <= self.limit:  # the system has not let it have more
             return f"it was killed: it used more than the {limit} of memory that it may use"
         return f"it was killed: it used {used} of memory, and may use {limit}"
 
@@ -66,13 +74,20 @@ class LocalAttempt:
     is_killed: bool = False
     is_killed_early: bool | None = None  # before that; whether by SIGKILL
     is_detached: bool = False
-    too_much_memory: TooMuchMemory | None = None  # for which it is being killed
+    too_much_memory: TooMuchMemory | None = None  # for which it is being killed, or was killed
+    group: Group | None = None  # that limits its memory
     usage: Usage | None = None  # when its process has ended
 
-    def judge(self, ended: Ended) -> Ended:
-        """Its end, with what it has used, and why it was killed."""
+    def judge(self, ended: Ended, measured: Measured | None = None) -> Ended:
+        """Its end, with what it has used, and why it was killed.
+
+        :param measured: what its group says, if it had one.
+        """
         if ended.usage is None:
             ended = ended._replace(usage=self.usage)
+        if measured is not None and measured.peak is not None:
+            seconds = measured.cpu_seconds if ended.usage is None else ended.usage.cpu_seconds
+            ended = ended._replace(usage=Usage(cpu_seconds=seconds, max_memory=measured.peak))
         return ended if self.too_much_memory is None else self.too_much_memory.judge(ended)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, NotStarted, Running
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record
-from airflow_provider_air_executor.jobs.models import utc_now
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system.processes import Kill, is_of_this_boot, kill_started_by
 
@@ -55,15 +54,14 @@ class Endings:
         """Wait until a kill is over, for a while."""
         self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
 
-    def end_lost(self, attempt: Attempt, record: Record | None) -> Ended | Running:
+    def end_lost(self, ended: Ended, record: Record | None) -> Ended | Running:
         """Kill what is left of an attempt of an earlier manager that has left no result; it runs for so long."""
-        ended = Ended(attempt, None, utc_now())
         if record is None:
             return ended
         kill = kill_started_by(record.token, record.pid, has_just_ended=is_of_this_boot(record.token))
         if not kill.look():
             self.add(kill, ended)
-            return Running(attempt, record.started_at)
+            return Running(ended.attempt, record.started_at)
         result = self.with_what_is_left(kill, ended)
         return result if isinstance(result, Ended) else ended
 

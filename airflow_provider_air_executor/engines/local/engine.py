@@ -29,11 +29,11 @@ from airflow_provider_air_executor.engines.local.adopted import (
     record_of_killed,
     refuse_unwritten,
 )
-from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold, say_in_log
+from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
 from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
 from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
-from airflow_provider_air_executor.engines.local.memory import MemoryWatch
+from airflow_provider_air_executor.engines.local.memory import MemoryLimits
 from airflow_provider_air_executor.engines.local.preloading import NO_PRELOAD, Preload
 from airflow_provider_air_executor.engines.local.serving import Exited, Forked, Refused
 from airflow_provider_air_executor.engines.local.shells import Shells
@@ -144,7 +144,7 @@ class LocalEngine:
         self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
         self._unread = Unread(store, self._result, partial(self._release, has_just_ended=False))
-        self._memory = MemoryWatch(self._kill_for_memory)
+        self._memory = MemoryLimits(store, self._kill_for_memory)
         if preload.modules:
             self._warm.start()
 
@@ -165,7 +165,7 @@ class LocalEngine:
         _remove_output(f"{record_path}.output")
         log_path = f"{directory}/logs/{attempt.task_id}.log"
         words = [record_path, started_at.isoformat(), log_path, task.cwd or "", task.command, *task.args]
-        found = LocalAttempt(attempt, record_path)
+        found, variables = LocalAttempt(attempt, record_path), self._paths.variables(attempt)
         if task.runner == "warm":
             why_cold = self._warm.why_cold(task)
             if not why_cold:
@@ -173,27 +173,28 @@ class LocalEngine:
                     os.close(files.open_log(log_path))
                 found.forking = Forking(task, words)
                 self._attempts[attempt] = found
-                self._warm.fork(attempt, task, words, self._paths.variables(attempt))
+                self._warm.fork(attempt, task, words, variables, self._memory.make_group(found, task, words[1]))
                 return
             say_cold(self._store, attempt, why_cold)
-        if self._cold.launching.start(attempt, task, words, self._paths.variables(attempt), f"{directory}/{WORK}"):
+        own = f"{directory}/{WORK}"
+        if not self._memory.needs_shell(task) and self._cold.launching.start(attempt, task, words, variables, own):
             found.forking = Forking(task, words)
             self._attempts[attempt] = found
         else:
             self._start_shell(found, task, words)
 
     def _start_shell(self, found: LocalAttempt, task: Task, words: list[str]) -> None:
-        with _starting():
+        with self._memory.in_group(found, task, words[1]) as entry, _starting():
             os.close(files.open_log(words[2]))
             variables, ended = self._paths.variables(found.attempt), partial(self._shell_ended, found)
-            found.pid, found.token = self._cold.shells.start(words, variables, task, ended)
+            found.pid, found.token = self._cold.shells.start(words, variables, task, ended, entry)
         found.is_our_shell = True
         self._attempts[found.attempt] = found
 
     def limit_memory(self, attempt: Attempt, limit: int) -> None:
         """Kill an attempt that runs when it uses more bytes of memory than this."""
         if attempt in self._attempts:
-            self._memory.add(self._attempts[attempt], limit)
+            self._memory.watch(self._attempts[attempt], limit)
 
     def prepare(self) -> None:
         """Start a shell that waits for the next task, if there is none."""
@@ -314,8 +315,7 @@ class LocalEngine:
     def _release(self, found: LocalAttempt, result: Ended | NotStarted, *, has_just_ended: bool = True) -> None:
         """The process of an attempt is gone. If it was killed, the attempt is over when what it left is gone too."""
         del self._attempts[found.attempt]
-        self._memory.drop(found.attempt)
-        result = found.judge(result) if isinstance(result, Ended) else result
+        result = self._memory.end(found, result)
         if not found.is_killed:
             self._events.append(result)
             return
@@ -353,7 +353,7 @@ class LocalEngine:
     # -- what an earlier manager has left ------------------------------------------------------------------
 
     def _adopt(self, found: LocalAttempt, record: Record) -> None:
-        found.usage, self._attempts[found.attempt] = None, self._adopted.add(found)
+        found.usage, self._attempts[found.attempt] = None, self._adopted.add(self._memory.adopt(found, record))
         self._has_begun(found, record.pid, record.token)
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
@@ -361,15 +361,17 @@ class LocalEngine:
         path = self._paths.record(attempt)
         if files.stamp(path) is None:
             return None
-        record = read_record(path)
+        found, record = LocalAttempt(attempt, path), read_record(path)
         if record is not None and not record.is_over and is_shim(record.pid, record.token):
-            self._adopt(LocalAttempt(attempt, path), record)
+            self._adopt(found, record)
             return Running(attempt, record.started_at, age=age(record.pid, record.token))
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or not record.is_over:
             refuse_unwritten(path, record)
-            return self._endings.end_lost(attempt, record)
-        return ended_by(attempt, record, modified_at(path))._replace(started_at=record.started_at)
+            lost = Ended(attempt, None, utc_now())
+            return self._endings.end_lost(self._memory.end_adopted(found, record, lost), record)
+        ended = ended_by(attempt, record, modified_at(path))
+        return self._memory.end_adopted(found, record, ended._replace(started_at=record.started_at))
 
     # -- ending them ---------------------------------------------------------------------------------------
 
@@ -395,12 +397,10 @@ class LocalEngine:
         _end_processes(found, kill=kill)
 
     def _kill_for_memory(self, found: LocalAttempt, why: TooMuchMemory) -> None:
-        if found in self._unread:  # it has just ended
-            return
-        found.too_much_memory, found.is_killed = why, True
-        if not found.is_detached:
-            say_in_log(self._store, found.attempt, why.error)
-        _end_processes(found, kill=True)
+        if found not in self._unread:  # otherwise it has just ended
+            self._memory.blame(found, why)
+            found.is_killed = True
+            _end_processes(found, kill=True)
 
     def detach(self, attempt: Attempt) -> None:
         """The job of an attempt is gone: the file at the path of its record may belong to another job."""

@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import SPAWN, Record, Used, claim
-from airflow_provider_air_executor.system import handover, process_family
+from airflow_provider_air_executor.system import control_groups, handover, process_family
 from airflow_provider_air_executor.system.environment import GPUS_VARIABLE, RUN_VARIABLE
 
 MAX_MESSAGE = 200_000  # bytes; a socket of this kind takes no longer ones by default
@@ -110,6 +110,9 @@ class ForkedProcess:
         process_family.private.add(record)
         for descriptor in self._held:
             os.close(descriptor)
+        entry, home = request.get("group") or ("", "")
+        if entry:
+            control_groups.enter(entry, process_family.helpers)
         why = f"the log {request['log']} cannot be opened"
         try:
             _open_standard_streams(request["log"])
@@ -128,6 +131,8 @@ class ForkedProcess:
             code = run_module(request["module"], request["args"], is_safe=request["safe"])
             # What has been given graphics processors may have set them up, and would keep them.
             stays = code == 0 and GPUS_VARIABLE not in request["variables"] and self._is_as_before(request["module"])
+            if stays and entry:
+                stays = control_groups.enter(home, process_family.helpers)
             if not stays:
                 _end()
         except BaseException:

@@ -1,19 +1,27 @@
-"""Kills attempts that use more memory than their tasks may.
+"""Limits the memory of attempts: by a control group of each where the manager may make some, and by looking at them.
 
 The processes of each are inspected some times a second, those that are far below their limit less often. One that grows
-fast is over its limit for a moment, and may use all that the machine has before it is seen.
+fast is over its limit for a moment, and may use all that the machine has before it is seen. That cannot be in a group;
+the look finds what has left it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from airflow_provider_air_executor.engines.local.adopted import LocalAttempt, TooMuchMemory
-from airflow_provider_air_executor.engines.protocol import Attempt
+from airflow_provider_air_executor.engines.local.endings import say_in_log
+from airflow_provider_air_executor.engines.local.memory_groups import MemoryGroups
+from airflow_provider_air_executor.engines.protocol import Attempt, Ended, NotStarted
+from airflow_provider_air_executor.jobs.attempt_record import Record
+from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.usage import Usage
+from airflow_provider_air_executor.system.control_groups import Group, Measured
 from airflow_provider_air_executor.system.family_memory import Families, Shim, cpu_seconds_of, memory_of
 
 _SHORTEST, _LONGEST = 0.25, 2.0  # seconds between two looks at an attempt
@@ -88,9 +96,109 @@ class MemoryWatch:
         except OSError:  # the manager is short of something
             pids = {}
         for watched in due:
-            processes = pids.get(watched.shim, [])
-            used = memory_of(processes, watched.limit)
+            processes, group = pids.get(watched.shim, []), watched.found.group
+            is_limited = group is not None and group.processes.issuperset(processes)  # by the system
+            used = 0 if is_limited else memory_of(processes, watched.limit)
             watched.has_used(used, now)
             if used > watched.limit and watched.found.too_much_memory is None:
                 usage = Usage(cpu_seconds=round(cpu_seconds_of(processes), 3), max_memory=used)
                 self._exceeded(watched.found, TooMuchMemory(watched.limit, usage))
+
+
+class MemoryLimits:
+    """The limits of the memory of attempts.
+
+    :param exceeded: called when one uses too much that was not kept from that.
+    """
+
+    def __init__(self, store: JobStore, exceeded: Callable[[LocalAttempt, TooMuchMemory], None]) -> None:
+        self._store = store
+        self._groups = MemoryGroups(store.base_path)
+        self._watch = MemoryWatch(exceeded)
+
+    def needs_shell(self, task: Task) -> bool:
+        """Whether attempts of a task enter groups: a shell does that before it starts the command."""
+        return task.resources is not None and task.resources.memory is not None and self._groups.may_be_made
+
+    def make_group(self, found: LocalAttempt, task: Task, started_at: str) -> Group | None:
+        """The group of an attempt that is about to be started; None if it has none.
+
+        :param started_at: as it will be in the record.
+        """
+        limit = None if task.resources is None else task.resources.memory
+        if limit is not None and found.group is None and self._groups.may_be_made:
+            found.group = self._groups.make(found.record_path, started_at, limit)
+        return found.group
+
+    @contextlib.contextmanager
+    def in_group(self, found: LocalAttempt, task: Task, started_at: str) -> Iterator[str]:
+        """Start an attempt in its group, which is removed if that fails.
+
+        :return: the file by which a process enters it; empty if there is none.
+        """
+        group = self.make_group(found, task, started_at)
+        try:
+            yield "" if group is None else group.entry
+        except BaseException:
+            self._release(found)
+            raise
+
+    def adopt(self, found: LocalAttempt, record: Record) -> LocalAttempt:
+        """Find the group of an attempt that was started, perhaps by an earlier manager; the attempt is returned."""
+        started_at = record.started_at
+        group = None if started_at is None else self._groups.find(found.record_path, started_at)
+        if found.group is not None and found.group != group:
+            self._groups.remove(found.group)
+        found.group = group
+        return found
+
+    def watch(self, found: LocalAttempt, limit: int) -> None:
+        """Look at an attempt that runs, until it is released.
+
+        :param limit: bytes.
+        """
+        self._watch.add(found, limit)
+
+    def _release(self, found: LocalAttempt) -> Measured | None:
+        self._watch.drop(found.attempt)
+        if found.group is None:
+            return None
+        measured = found.group.measure()
+        self._groups.remove(found.group)
+        found.group = None
+        return measured
+
+    def end(self, found: LocalAttempt, result: Ended | NotStarted) -> Ended | NotStarted:
+        """Forget an attempt whose process is gone: its end, with what it has used, and why it was killed."""
+        measured = self._release(found)
+        return self._judge(found, result, measured) if isinstance(result, Ended) else result
+
+    def end_adopted(self, found: LocalAttempt, record: Record | None, ended: Ended) -> Ended:
+        """The end of an attempt of an earlier manager, by its record, with what it has used, and why it was killed."""
+        if record is not None:
+            self.adopt(found, record)
+        return self._judge(found, ended, self._release(found))
+
+    def blame(self, found: LocalAttempt, why: TooMuchMemory) -> None:
+        """Note why an attempt is killed, and say so in its log."""
+        found.too_much_memory = why
+        if not found.is_detached:
+            say_in_log(self._store, found.attempt, why.error)
+
+    def _judge(self, found: LocalAttempt, ended: Ended, measured: Measured | None) -> Ended:
+        if measured is not None and found.too_much_memory is None and ended.exit_code != 0:
+            why = TooMuchMemory.of(measured)
+            if why is not None:
+                self.blame(found, why)
+        return found.judge(ended, measured)
+
+    @property
+    def look_after(self) -> float | None:
+        """Seconds after which :meth:`look` must be called; None: there is nothing to look at."""
+        due = [part.look_after for part in (self._watch, self._groups)]
+        return min((seconds for seconds in due if seconds is not None), default=None)
+
+    def look(self) -> None:
+        """Inspect the attempts for which it is time, and remove what is left of others."""
+        self._watch.look()
+        self._groups.look()

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import select
+import shlex
 import signal
 import sys
 import termios
@@ -61,6 +62,7 @@ class Shells:
         variables: Mapping[str, str],
         task: Task,
         ended: Callable[[int, Usage | None], None],
+        entry: str = "",
     ) -> tuple[int, str]:
         """Start a shell that runs a command, in a session of its own: its process id, and its token.
 
@@ -68,15 +70,18 @@ class Shells:
         :param variables: the environment variables that describe the task.
         :param task: what says which other ones there are.
         :param ended: called with the status when it has ended, and what it has used.
+        :param entry: the file by which a process enters the control group of the attempt, if it has one.
         :raises OSError: if it cannot be started.
         """
         is_common = task.append_env and not task.env
-        started = self._hand_over(variables, words) if is_common else None
+        # It enters by itself, before anything else: moving a process may take long, and the manager must not wait.
+        enter = f"command echo 0 2>/dev/null >|{shlex.quote(entry)} || :\n" if entry else ""
+        started = self._hand_over(variables, words, enter) if is_common else None
         if started is None:
             token = secrets.token_hex(8)
             own = of_command(self._environment, task.env, append=task.append_env)
             script = self._script if task.append_env else script_here(own)
-            arguments = ["-c", f'{FIND}{script}shift; run "$@"', "air-executor-shim", token, *words]
+            arguments = ["-c", f'{enter}{FIND}{script}shift; run "$@"', "air-executor-shim", token, *words]
             started = self._spawn(arguments, {**own, **variables}, token, _NO_INPUT), token
         self._children.add(started[0], lambda _pid, status: ended(status, self._children.usage))
         return started
@@ -122,7 +127,7 @@ class Shells:
             finally:
                 os.close(task)
 
-    def _hand_over(self, variables: Mapping[str, str], words: list[str]) -> tuple[int, str] | None:
+    def _hand_over(self, variables: Mapping[str, str], words: list[str], enter: str) -> tuple[int, str] | None:
         """Give a task to the shell on standby; None if there is none that can take it."""
         self._may_prepare = True
         if self._standby is None:
@@ -131,7 +136,7 @@ class Shells:
         exports = " ".join(map("=".join, zip(variables, given, strict=False)))
         find = "" if "/" in words[_COMMAND] else FIND  # the shells on standby need not learn it, each of them
         # In braces, so that half of it, should that ever arrive, is not a command.
-        text = os.fsencode(f"{{ {find}export {exports}; run {' '.join(given[len(variables) :])}; }}\n")
+        text = os.fsencode(f"{{ {enter}{find}export {exports}; run {' '.join(given[len(variables) :])}; }}\n")
         if len(text) > select.PIPE_BUF:  # more could be written in part
             return None
         pid, token, pipe = self._standby

@@ -21,6 +21,7 @@ from airflow_provider_air_executor.engines.local.serving import Event, Exited, R
 from airflow_provider_air_executor.engines.protocol import Attempt
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.preload_info import in_words
+from airflow_provider_air_executor.system.control_groups import Group
 
 log = logging.getLogger("air_executor.manager")
 
@@ -109,12 +110,15 @@ class ForkServerClient:
         except OSError as error:
             self._cannot_start(f"the fork server could not be started: {error.strerror}")
 
-    def fork(self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str]) -> None:
+    def fork(
+        self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str], group: Group | None
+    ) -> None:
         """Ask for a process that runs a task; :meth:`poll` returns the answer.
 
         :param task: if the modules to import have not been said yet, it says them.
         :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
         :param variables: the environment variables that describe the task.
+        :param group: the control group of the attempt, if it has one.
         """
         self._modules = self._modules or task.preload or ()
         module, *args = _python_module(task.args)
@@ -131,6 +135,8 @@ class ForkServerClient:
             "args": args,
             "hint": self._preloading.hint(task),
         }
+        if group is not None:
+            message["group"] = [group.entry, group.home]
         self._waiting[attempt] = _Request(message, self._preloading.goes_to_base(task), task.preload_key)
         self.start()
         self._freshness.a_task_has_come()
