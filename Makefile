@@ -41,7 +41,7 @@ demo: $(READY)
 up: $(READY)
 	@exec $(BIN)/python demo.py --up --port $(UI_PORT)
 
-test: $(READY) postgresql chromium slurm sshd network nginx virtual-machine
+test: $(READY) postgresql chromium slurm sshd network nginx
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
@@ -61,7 +61,7 @@ fuzz: EXAMPLES = 8000
 fuzz: $(READY)
 	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py tests/server/test_fuzz_api.py $(PYTEST_ARGS)
 
-coverage: $(READY) postgresql chromium slurm sshd network nginx virtual-machine
+coverage: $(READY) postgresql chromium slurm sshd network nginx
 	rm -f .coverage .coverage.*
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
