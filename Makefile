@@ -33,7 +33,7 @@ DOCS_READY = $(VENV)/.docs-ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx virtual-machine kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx bindfs virtual-machine kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -41,7 +41,7 @@ demo: $(READY)
 up: $(READY)
 	@exec $(BIN)/python demo.py --up --port $(UI_PORT)
 
-test: $(READY) postgresql chromium slurm sshd network nginx
+test: $(READY) postgresql chromium slurm sshd network nginx bindfs
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 # The tests of the provider import Airflow, which takes as long as all of them: one process is enough for that.
@@ -61,7 +61,7 @@ fuzz: EXAMPLES = 8000
 fuzz: $(READY)
 	EXAMPLES=$(EXAMPLES) $(IN_MEMORY) $(BIN)/python -m pytest tests/manager/test_fuzz.py tests/server/test_fuzz_api.py $(PYTEST_ARGS)
 
-coverage: $(READY) postgresql chromium slurm sshd network nginx
+coverage: $(READY) postgresql chromium slurm sshd network nginx bindfs
 	rm -f .coverage .coverage.*
 	COVERAGE_FILE=$(CURDIR)/.coverage $(BIN)/python -m coverage run -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 	$(BIN)/python -m coverage combine --quiet
@@ -98,6 +98,11 @@ network:
 nginx:
 	@test -x /usr/sbin/nginx || command -v nginx >/dev/null || { apt-get update -qq && \
 	  RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+
+# A file system that keeps what it knows of a directory, as those of networks do.
+bindfs:
+	@command -v bindfs >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends bindfs fuse3 >/dev/null; }
 
 # The tests of control groups of version 2 run in a virtual machine, where this one has those of version 1.
 virtual-machine:

@@ -10,6 +10,7 @@ from airflow_provider_air_executor.manager.publishing import Publishing
 from airflow_provider_air_executor.manager.requests import Requests
 from airflow_provider_air_executor.manager.shared import Shared
 from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
+from airflow_provider_air_executor.system import mounts
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _CHECKED_A_PASS = 200  # ended jobs inspected in one slow pass, so that it does not grow with the history
@@ -67,6 +68,7 @@ class SlowPass:
         self._store, self._jobs, self._clock = shared.store, shared.jobs, shared.timers.clock
         self._intake = intake
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
+        self._may_be_old: bool | None = None  # what its stamp says; None: that is not known yet
         self._rotation: list[str] = []  # ended jobs that are still to be inspected
         self.has_missed_some = False  # whether notifications were lost, since there were too many
 
@@ -76,8 +78,7 @@ class SlowPass:
         A manager that begins finds many that have ended, and glances at each. They are read when it is their turn.
         """
         listed = files.stamp(self._store.jobs_path)
-        # A directory that was changed a moment ago may change again without a new time stamp.
-        if listed != self._listed or listed is None or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS:
+        if listed != self._listed or listed is None or self._may_change_unseen(listed):
             names = self._store.job_names()
             for name in self._jobs.ended.keys() - set(names):
                 self._intake.forget(name)
@@ -93,3 +94,13 @@ class SlowPass:
         for _ in range(min(number, len(self._rotation))):
             self._intake.inspect(self._rotation.pop())
         self.has_missed_some = False
+
+    def _may_change_unseen(self, listed: files.Stamp) -> bool:
+        """Whether the directory may have another job although its stamp is the same.
+
+        One that was changed a moment ago may change again without a new time stamp. A network file system shows the
+        stamp that it had some time ago.
+        """
+        if self._may_be_old is None:
+            self._may_be_old = mounts.may_be_shared(self._store.jobs_path)
+        return self._may_be_old or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS
