@@ -44,7 +44,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGTERM, lambda *_: None)
     if "burns" in sys.argv:
         began = time.process_time()
-        while time.process_time() < began + 0.5:
+        while time.process_time() < began + 0.6:
             pass
     if "leaves" in sys.argv:
         subprocess.Popen(["sleep", "600"])

@@ -818,7 +818,7 @@ class TestTables:
 
     @pytest.mark.embedded
     def test_what_the_attempts_have_used(self, database: Database, store: JobStore) -> None:
-        busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.3: pass'"
+        busy = f"{sys.executable} -c 'import time\nwhile time.process_time() < 0.4: pass'"
         run([{"id": "a", "bash": f"{busy}; test $AIR_EXECUTOR_ATTEMPT = 2", "retries": 1}])
         history_of()
         first, second = rows_of(database, "cpu_seconds, max_memory")
