@@ -141,6 +141,13 @@ def pods(cluster: KubernetesCluster, what: str = "pods") -> list[dict[str, Any]]
 
 
 @takes_long
+def test_a_rescheduling_sensor_begins_again_on_a_node(airflow: Installation, marks: Path) -> None:
+    run_id, _ = succeed(airflow, "rescheduling")
+    assert evidence(marks, run_id) == ["poke"] * 3
+    assert [task["try_number"] for task in airflow.tasks("rescheduling", run_id)] == [1]
+
+
+@takes_long
 def test_ends_are_told_apart(airflow: Installation, marks: Path, cluster: KubernetesCluster) -> None:
     """Each in the log of its task; and a task that waits for a node starts when there is one."""
     run_id = airflow.trigger("ends")

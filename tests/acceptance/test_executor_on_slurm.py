@@ -238,6 +238,13 @@ def test_a_queue_has_a_prologue_or_an_image(airflow: Installation, marks: Path) 
 
 
 @takes_long
+def test_a_rescheduling_sensor_begins_again_on_a_node(airflow: Installation, marks: Path) -> None:
+    run_id, _ = succeed(airflow, "rescheduling")
+    assert evidence(marks, run_id) == ["poke"] * 3
+    assert [task["try_number"] for task in airflow.tasks("rescheduling", run_id)] == [1]
+
+
+@takes_long
 def test_a_mapped_task_of_two_hundred(airflow: Installation, marks: Path) -> None:
     run_id, _ = succeed(airflow, "wide")
     assert begun(marks, run_id) == collections.Counter(f"one.{index}" for index in range(200))
