@@ -6,6 +6,7 @@ On a real PostgreSQL, as an installation has it that is to survive anything.
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 import signal
 import time
@@ -96,6 +97,25 @@ def assert_each_ran_once(airflow: Installation, marks: Path, run_id: str) -> Non
     assert {task["try_number"] for task in airflow.tasks("many", run_id)} == {1}
 
 
+@contextlib.contextmanager
+def killing_the_manager(airflow: Installation) -> Iterator[None]:
+    """Kill it at first; at last another one runs."""
+    store = JobStore(airflow.tasks_path)
+    pid = manager_status.pid(store)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    yield
+    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
+
+
+def take_api_server_away(airflow: Installation, seconds: float) -> None:
+    """Kill Airflow's API server, and start it again after some time."""
+    airflow.kill_component("api-server")
+    time.sleep(seconds)
+    airflow.start_component("api-server")
+    airflow.wait_until_healthy()
+
+
 @pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_scheduler_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
@@ -115,13 +135,9 @@ def test_the_scheduler_is_killed_and_is_back_at_once(airflow: Installation, mark
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_manager_is_killed(airflow: Installation, marks: Path, repetition: int) -> None:
-    store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 6)
-    pid = manager_status.pid(store)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    assert_each_ran_once(airflow, marks, run_id)
-    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
+    with killing_the_manager(airflow):
+        assert_each_ran_once(airflow, marks, run_id)
 
 
 @pytest.mark.parametrize("repetition", REPETITIONS)
@@ -148,10 +164,7 @@ def test_a_shim_is_killed(airflow: Installation, marks: Path, repetition: int) -
 @pytest.mark.parametrize("repetition", REPETITIONS)
 def test_the_api_server_is_away_for_half_a_minute(airflow: Installation, marks: Path, repetition: int) -> None:
     run_id = start_half(airflow, marks, 8)
-    airflow.kill_component("api-server")
-    time.sleep(30)
-    airflow.start_component("api-server")
-    airflow.wait_until_healthy()
+    take_api_server_away(airflow, 30)
     assert_each_ran_once(airflow, marks, run_id)
 
 

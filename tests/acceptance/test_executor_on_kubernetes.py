@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.acceptance.test_executor import JWT, succeed
+from tests.acceptance.test_executor_crashes import killing_the_manager, take_api_server_away
 from tests.support.installation import EXECUTOR, ROOT, Installation
 from tests.support.kubernetes_cluster import IMAGE, NODES, KubernetesCluster, missing
 from tests.support.long import IS_WANTED, takes_long
@@ -225,13 +223,9 @@ def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
 
 @takes_long
 def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
-    store = JobStore(airflow.tasks_path)
     run_id = start_some(airflow, marks)
-    pid = manager_status.pid(store)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    assert_each_ran_once(airflow, marks, run_id)
-    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
+    with killing_the_manager(airflow):
+        assert_each_ran_once(airflow, marks, run_id)
 
 
 @takes_long
@@ -252,10 +246,7 @@ def test_the_api_server_of_kubernetes_is_away_for_a_minute(
 @takes_long
 def test_the_api_server_of_airflow_is_away_for_a_minute(airflow: Installation, marks: Path) -> None:
     run_id = start_some(airflow, marks)
-    airflow.kill_component("api-server")
-    time.sleep(AWAY_SECONDS)
-    airflow.start_component("api-server")
-    airflow.wait_until_healthy()
+    take_api_server_away(airflow, AWAY_SECONDS)
     assert_each_ran_once(airflow, marks, run_id)
 
 

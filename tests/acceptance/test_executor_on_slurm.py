@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.acceptance.evidence import DAGS, evidence
 from tests.acceptance.test_executor import JWT, succeed
@@ -25,7 +23,9 @@ from tests.acceptance.test_executor_crashes import (
     assert_each_ran_once,
     begun,
     ended,
+    killing_the_manager,
     start_half,
+    take_api_server_away,
 )
 from tests.support import slurm_cluster
 from tests.support.installation import EXECUTOR, Installation
@@ -277,13 +277,9 @@ def test_the_scheduler_is_killed(airflow: Installation, marks: Path) -> None:
 
 @takes_long
 def test_the_manager_is_killed(airflow: Installation, marks: Path) -> None:
-    store = JobStore(airflow.tasks_path)
     run_id = start_half(airflow, marks, 6)
-    pid = manager_status.pid(store)
-    assert pid is not None
-    os.kill(pid, signal.SIGKILL)
-    assert_each_ran_once(airflow, marks, run_id)
-    wait_until(lambda: manager_status.pid(store) not in (None, pid), what="another one runs and has told its number")
+    with killing_the_manager(airflow):
+        assert_each_ran_once(airflow, marks, run_id)
 
 
 @takes_long
@@ -301,10 +297,7 @@ def test_the_controller_is_away_for_a_minute(airflow: Installation, marks: Path,
 @takes_long
 def test_the_api_server_is_away_for_a_minute(airflow: Installation, marks: Path) -> None:
     run_id = start_half(airflow, marks, 8)
-    airflow.kill_component("api-server")
-    time.sleep(AWAY_SECONDS)
-    airflow.start_component("api-server")
-    airflow.wait_until_healthy()
+    take_api_server_away(airflow, AWAY_SECONDS)
     assert_each_ran_once(airflow, marks, run_id)
 
 
