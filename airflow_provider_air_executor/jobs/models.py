@@ -167,6 +167,8 @@ def _bytes(value: Any) -> Any:
 
 
 def _seconds(value: Any) -> Any:
+    if type(value) is float:  # as it is in most files: every task of a list comes by here several times
+        return value
     if isinstance(value, timedelta):
         return value.total_seconds()
     if not isinstance(value, str):
@@ -205,7 +207,7 @@ def _as_text(value: Any) -> Any:
 
 
 def _path_as_text(value: Any) -> Any:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return value if type(value) is str or not isinstance(value, os.PathLike) else os.fspath(value)
 
 
 def _arguments(value: Any) -> Any:

@@ -77,13 +77,17 @@ class MemoryWatch:
     @property
     def look_after(self) -> float | None:
         """Seconds after which :meth:`look` must be called; None: there is nothing to watch."""
-        due = min((watched.due for watched in self._watched.values()), default=None)
-        return None if due is None else max(due, self._next_look) - time.monotonic()
+        if not self._watched:
+            return None
+        due = min(watched.due for watched in self._watched.values())
+        return max(due, self._next_look) - time.monotonic()
 
     def look(self) -> None:
         """Inspect the attempts for which it is time."""
+        if not self._watched:
+            return
         now = time.monotonic()
-        if not self._watched or now < self._next_look:
+        if now < self._next_look:
             return
         due = [watched for watched in self._watched.values() if watched.due <= now]
         if due:

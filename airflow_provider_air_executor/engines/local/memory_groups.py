@@ -102,8 +102,7 @@ class MemoryGroups:
     @property
     def look_after(self) -> float | None:
         """Seconds after which :meth:`look` must be called; None: there is nothing to remove."""
-        due = min((left.due for left in self._left.values()), default=None)
-        return None if due is None else due - self._clock()
+        return min(left.due for left in self._left.values()) - self._clock() if self._left else None
 
     def look(self) -> None:
         """Remove what could not be removed before, if it is time."""
