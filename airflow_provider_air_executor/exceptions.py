@@ -159,11 +159,13 @@ class ManagerRunningError(ManagerError):
 
     exit_code = 4  # of the command line
 
-    def __init__(self, base_path: Path | str, pid: int | None) -> None:
+    def __init__(self, base_path: Path | str, pid: int | None, host: str = "") -> None:
         holder = f"process {pid}" if pid else "another process"
-        super().__init__(f"a manager is already running on {base_path} ({holder}); there can be one only")
+        where = f" of {host}" if host else ""
+        super().__init__(f"a manager is already running on {base_path} ({holder}{where}); there can be one only")
         self.base_path = Path(base_path)
         self.pid = pid
+        self.host = host
 
 
 class JobsAwayError(AirExecutorError, OSError):

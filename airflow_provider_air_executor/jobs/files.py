@@ -41,6 +41,7 @@ AWAY = (
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ETIMEDOUT, errno.EBUSY, errno.ENOLCK, errno.EINTR,
 )  # fmt: skip
 TRANSIENT = (*SHORTAGE, *AWAY)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 # What our own directories fail with if a task has changed their modes.
 FORBIDDEN = (errno.EACCES, errno.EPERM)
 # What says for sure that there is no regular file of a name.
@@ -89,6 +90,25 @@ def stamp(path: Path | str) -> Stamp | None:
         return Stamp.of(os.lstat(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def current_stamp(path: Path | str) -> Stamp | None:
+    """The stamp of a regular file as it is now, also on a network file system; None if there is none.
+
+    What is known there of a file that is not opened may be a minute old; NFS asks its server when one is opened.
+
+    :raises OSError: if it cannot be seen now.
+    """
+    try:
+        descriptor = open_regular(path)
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise
+        return None
+    try:
+        return Stamp.of(os.fstat(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def unique_name(prefix: str) -> str:

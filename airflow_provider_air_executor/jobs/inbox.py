@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError, JobStateError
-from airflow_provider_air_executor.jobs import files, task_lists
+from airflow_provider_air_executor.jobs import bell, files, task_lists
 from airflow_provider_air_executor.jobs.models import (
     Count,
     Job,
@@ -281,6 +281,7 @@ def _ask(store: JobStore, request: Request) -> None:
     data = request.evolve(created_at=utc_now()).model_dump_json(exclude_none=True).encode() + b"\n"
     task_lists.check_lengths(request.tasks, data)
     files.publish(path, data, durable=True)
+    bell.ring(store.base_path, bell.MANAGER)
 
 
 # -- reading -----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from airflow_provider_air_executor.exceptions import CorruptFileError, SettingsError
-from airflow_provider_air_executor.jobs import changing, files
+from airflow_provider_air_executor.jobs import bell, changing, files
 
 if TYPE_CHECKING:  # the command line does not wait for what the store imports
     from airflow_provider_air_executor.jobs.store import JobStore
@@ -131,3 +131,4 @@ def _changing(store: JobStore) -> Iterator[None]:
 def _publish(store: JobStore, control: Control) -> None:
     files.publish(path_of(store), json.dumps(control.as_json()).encode(), durable=True)
     files.publish(store.inbox_path / ".control", b"")  # the manager watches the inbox
+    bell.ring(store.base_path, bell.MANAGER)

@@ -1,4 +1,4 @@
-"""The manager of a base path, as other processes see it: by its lock, and by small files beside ``jobs/``."""
+"""The manager of a base path, as other processes see it: by its lock, its lease, and small files beside ``jobs/``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import files, manager_lease
 
 if TYPE_CHECKING:  # the command line does not wait for what the store imports
     from airflow_provider_air_executor.jobs.store import JobStore
@@ -24,9 +24,16 @@ def is_running(store: JobStore) -> bool:
         return False
     try:
         # A manager that starts at this moment tries again for longer than this lock is held.
-        return not files.lock(descriptor, store.lock_path, fcntl.LOCK_SH)
+        is_locked = not files.lock(descriptor, store.lock_path, fcntl.LOCK_SH)
     finally:
         os.close(descriptor)
+    return is_locked or manager_lease.running_elsewhere(store) is not None
+
+
+def host(store: JobStore) -> str:
+    """The host of the manager that holds the base path, if its lock is not seen here; empty otherwise."""
+    lease = manager_lease.running_elsewhere(store)
+    return "" if lease is None else lease.host or "another host"
 
 
 def pid(store: JobStore) -> int | None:

@@ -8,6 +8,8 @@ a file in ``inbox/``, see :mod:`.inbox`. Layout::
       inbox/                  requests to the manager
       readers/                the subscribers of completions of jobs
       manager.lock  manager.pid  manager.log  manager.keep-alive  manager.info.json
+      manager.leases/<term>
+      manager.bell  jobs.bell
       manager.control.json  manager.control.lock  manager.problems.json  manager.not-replaced
       history.jsonl  history.jsonl.1
       config.yaml
@@ -35,7 +37,7 @@ from airflow_provider_air_executor.exceptions import (
     JobStateError,
     NotRemovedError,
 )
-from airflow_provider_air_executor.jobs import files, history, task_lists
+from airflow_provider_air_executor.jobs import bell, files, history, task_lists
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
 from airflow_provider_air_executor.jobs.models import (
     STORED_NAME,
@@ -180,6 +182,7 @@ class JobStore:
         except BaseException:
             _remove_tree(build)
             raise
+        bell.ring(self.base_path, bell.MANAGER)
 
     def _exists(self, job: Job) -> JobExistsError:
         """The error that names the owner of the existing job of this name."""

@@ -2,7 +2,8 @@
 
 A waiter is woken when a file of its job changes, by inotify. For file systems that do not notify, one pass in a
 thread inspects the jobs of all waiters; it costs two ``stat`` calls a job, and is made less often where there are so
-many that it would take more than a hundredth of the time. What waits costs nothing else.
+many that it would take more than a hundredth of the time. On a shared file system it is made at once when the manager
+rings (:mod:`.bell`). What waits costs nothing else.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 
-from airflow_provider_air_executor.jobs import files
+from airflow_provider_air_executor.jobs import bell, files
 from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.system import mounts
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class JobWatcher:
         self._notifier = Notifier()
         if self._notifier.works:
             self._loop.add_reader(self._notifier.fileno(), self._read)
+        self._is_shared = False  # whether what is known of a file may be old
         self._tasks: set[asyncio.Task[None]] = set()
         self._start(self._pass_over_all())
 
@@ -159,8 +162,10 @@ class JobWatcher:
 
     async def _pass_over_all(self) -> None:
         pause, trouble = self._interval, ""
+        self._is_shared = await asyncio.to_thread(mounts.may_be_shared, self._store.jobs_path)
+        listener = bell.Listener(self._store.base_path, bell.JOBS) if self._is_shared else None
         while True:
-            await asyncio.sleep(pause)
+            await _sleep(pause, listener)
             paths = list(self._paths.values())
             try:
                 found, cost = await asyncio.to_thread(self._stamps_of, paths)
@@ -184,7 +189,21 @@ class JobWatcher:
         if self._on_pass is not None:
             self._on_pass()
         began = time.thread_time()
+        stamp = files.current_stamp if self._is_shared else files.stamp
         found: dict[str, tuple[files.Stamp | None, ...]] = {
-            name: (files.stamp(state), files.stamp(tasks)) for name, state, tasks in paths
+            name: (stamp(state), stamp(tasks)) for name, state, tasks in paths
         }
         return found, time.thread_time() - began
+
+
+async def _sleep(seconds: float, listener: bell.Listener | None) -> None:
+    """Sleep, but not after a bell was rung.
+
+    :param listener: to the bell; None: there is none.
+    """
+    until = time.monotonic() + seconds
+    while listener is not None and (left := until - time.monotonic()) > bell.SECONDS:
+        await asyncio.sleep(min(left, bell.SECONDS))
+        if await asyncio.to_thread(listener.has_rung):
+            return
+    await asyncio.sleep(max(0.0, until - time.monotonic()))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from airflow_provider_air_executor.jobs import files
+import time
+
+from airflow_provider_air_executor.jobs import bell, files
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.manager.control import ControlReader
 from airflow_provider_air_executor.manager.intake import Intake
@@ -14,6 +16,7 @@ from airflow_provider_air_executor.system import mounts
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _CHECKED_A_PASS = 200  # ended jobs inspected in one slow pass, so that it does not grow with the history
+_PASS_SHARE = 150  # a pass that lists all jobs each time may take one part of so many of the time
 _SETTLED_NS = 2_000_000_000  # after which another change of a directory gives it another time stamp
 
 
@@ -45,16 +48,24 @@ class Changes:
             elif name in (STATE, TASKS):
                 self._intake.inspect(key)
         self._slow_pass.has_missed_some |= lost
-        if lost or self._timers.now() >= self.next_pass:
+        if lost or self._timers.now() >= self.next_pass or self._slow_pass.is_called_for():
             # Again and again, since it may not have worked.
             self._notifier.add(_JOBS, self._store.jobs_path)
             self._notifier.add(_INBOX, self._store.inbox_path)
+            began = time.thread_time()
             is_done = self._guard.run(self._slow_pass.inspect_everything)
             pause = self._poll_interval if is_done else min(RETRY_SECONDS, self._poll_interval)
+            if self._slow_pass.listens:  # so that it hears of what is new meanwhile
+                pause = max(pause, _PASS_SHARE * (time.thread_time() - began))
             self.next_pass = self._timers.now() + pause
             self._inbox_has_changed()
         elif not self._notifier.works:
             self._inbox_has_changed()
+
+    @property
+    def look_after(self) -> float | None:
+        """Seconds after which :meth:`accept` must be called although nothing is due; None: never."""
+        return bell.SECONDS if self._slow_pass.listens else None
 
     def _inbox_has_changed(self) -> None:
         for reader in self._inbox_readers:
@@ -68,15 +79,28 @@ class SlowPass:
         self._store, self._jobs, self._clock = shared.store, shared.jobs, shared.timers.clock
         self._intake = intake
         self._listed: files.Stamp | None = None  # the jobs/ directory when it was listed last
-        self._may_be_old: bool | None = None  # what its stamp says; None: that is not known yet
+        self._has_begun = False
         self._rotation: list[str] = []  # ended jobs that are still to be inspected
         self.has_missed_some = False  # whether notifications were lost, since there were too many
+        self._bell: bell.Listener | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether other machines say by a bell that there is something new."""
+        return self._bell is not None
+
+    def is_called_for(self) -> bool:
+        """Whether another machine has said that there is something new."""
+        return self._bell is not None and self._bell.has_rung()
 
     def inspect_everything(self) -> None:
         """Inspect new jobs, those that run, and some that have ended; all of these if notifications were lost.
 
         A manager that begins finds many that have ended, and glances at each. They are read when it is their turn.
         """
+        if not self._has_begun and mounts.may_be_shared(self._store.jobs_path):
+            self._bell = bell.Listener(self._store.base_path, bell.MANAGER)
+        self._has_begun = True
         listed = files.stamp(self._store.jobs_path)
         if listed != self._listed or listed is None or self._may_change_unseen(listed):
             names = self._store.job_names()
@@ -101,6 +125,4 @@ class SlowPass:
         One that was changed a moment ago may change again without a new time stamp. A network file system shows the
         stamp that it had some time ago.
         """
-        if self._may_be_old is None:
-            self._may_be_old = mounts.may_be_shared(self._store.jobs_path)
-        return self._may_be_old or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS
+        return self.listens or self._clock.time_ns() - listed.mtime_ns < _SETTLED_NS

@@ -1,4 +1,4 @@
-"""The lock that makes a manager the only one of its base path."""
+"""The lock, and the lease, that make a manager the only one of its base path."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self
 from airflow_provider_air_executor.exceptions import ManagerRunningError
 from airflow_provider_air_executor.jobs import files, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.manager.lease import ManagerLease
 
 # Longer than anyone holds the lock just to see whether it is taken (manager_status.is_running).
 _PATIENCE_SECONDS = 0.5
@@ -18,17 +19,20 @@ _PATIENCE_SECONDS = 0.5
 class ManagerLock:
     """An advisory lock on ``manager.lock``; the system releases it when the process ends, however that happens.
 
-    Shims do not inherit the descriptor: they outlive their manager.
+    Where others may not see it, they see the lease, see :mod:`.lease`. Shims do not inherit the descriptor: they
+    outlive their manager.
     """
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._descriptor: int | None = None
+        self.lease = ManagerLease(store)
 
     def acquire(self) -> bool:
-        """Take the lock.
+        """Take the lock, and the lease. That can take half a minute if a manager elsewhere was killed.
 
-        :return: False if another manager holds it.
+        :return: False if another manager of this machine holds the lock.
+        :raises ManagerRunningError: if one elsewhere holds the lease.
         :raises NoLocksError: if its file system has no locks.
         """
         self._store.create_directories()
@@ -41,6 +45,7 @@ class ManagerLock:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.02)
+            self.lease.take()
             unless_ours.pop_all()
         self._descriptor = descriptor
         # Until its number is there, others read that of a manager that was killed, or none.
@@ -52,7 +57,10 @@ class ManagerLock:
         return True
 
     def is_still_ours(self) -> bool:
-        """Whether the file that is locked is the one that others will find."""
+        """Whether the file that is locked is the one that others will find.
+
+        :raises OSError: if it cannot be seen now.
+        """
         if self._descriptor is None:
             return False
         try:
@@ -61,8 +69,9 @@ class ManagerLock:
             return False
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lease and the lock."""
         if self._descriptor is not None:
+            self.lease.release()
             with contextlib.suppress(OSError):  # it is only believed while the lock is held
                 self._store.pid_path.unlink()
             os.close(self._descriptor)

@@ -9,9 +9,11 @@ import select
 import signal
 import socket
 
+from airflow_provider_air_executor.exceptions import ManagerRunningError
 from airflow_provider_air_executor.jobs import files, inbox
 from airflow_provider_air_executor.manager.lock import ManagerLock
 from airflow_provider_air_executor.manager.manager import Manager
+from airflow_provider_air_executor.system.clock import seconds_since_boot
 
 log = logging.getLogger("air_executor.manager")
 
@@ -32,6 +34,7 @@ class Loop:
         self._lock = lock
         self._idle_since = manager.shared.timers.now()
         self._is_stopping = False
+        self._is_ours = True  # whether no other manager has taken over
 
     def run(self) -> None:
         """Run jobs until SIGTERM or SIGINT, or for lack of work. Tasks that run then go on by themselves."""
@@ -63,7 +66,7 @@ class Loop:
                     while len(wakeup.recv(_WAKEUP_BYTES)) == _WAKEUP_BYTES:
                         pass
         signal.set_wakeup_fd(-1)  # before the socket is closed: a child may still end
-        self._manager.close()
+        self._manager.close(is_ours=self._is_ours)
 
     def _stop(self, *_: object) -> None:
         self._is_stopping = True
@@ -71,6 +74,8 @@ class Loop:
     def go_round(self) -> bool:
         """Do everything that can be done now; False if this manager is not needed any more."""
         passes = self._now() >= self._manager.changes.next_pass
+        if not self._keeps_lease():
+            return False
         self._manager.tick()
         if passes and not self._is_still_ours():
             log.critical("%s was removed or replaced; manager %d ends", self._store.lock_path, os.getpid())
@@ -87,11 +92,12 @@ class Loop:
         return self._shared.timers.now()
 
     def _sleep_seconds(self) -> float:
-        due = min(self._manager.changes.next_pass, self._shared.timers.next_due)
+        changes = self._manager.changes
+        due = min(changes.next_pass, self._shared.timers.next_due)
         if self._idle_timeout is not None:
             due = min(due, self._idle_since + self._idle_timeout)
-        seconds = due - self._now()
-        for poll_after in (self._shared.engines.poll_after, self._shared.turns.poll_after):
+        seconds = min(due - self._now(), self._lock.lease.due - seconds_since_boot())
+        for poll_after in (self._shared.engines.poll_after, self._shared.turns.poll_after, changes.look_after):
             if poll_after is not None:
                 seconds = min(seconds, poll_after)
         return max(0.0, seconds)
@@ -111,6 +117,28 @@ class Loop:
             age = max(0, self._shared.timers.clock.time_ns() - alive.mtime_ns) / 1e9
             self._idle_since = max(self._idle_since, self._now() - age)
         return self._now() - self._idle_since >= self._idle_timeout
+
+    def _keeps_lease(self) -> bool:
+        """Renew the lease, if it is time; False if another manager has taken over.
+
+        After a pause, in which another one may have done so, that is found out before anything else is done.
+        """
+        lease = self._lock.lease
+        if seconds_since_boot() < lease.due:
+            return True
+        with contextlib.suppress(OSError):  # while the file system is away, nothing is done there
+            successor = lease.successor()
+            if successor is not None:
+                log.critical(
+                    "another manager, on %s, has taken over %s: manager %d ends",
+                    successor.host or "another machine",
+                    self._store.base_path,
+                    os.getpid(),
+                )
+                self._is_ours = False
+                return False
+        lease.renew()
+        return True
 
     def _is_still_ours(self) -> bool:
         try:
@@ -147,6 +175,8 @@ class Loop:
     def _takes_back_lock(self) -> bool:
         try:
             return self._lock.acquire()
+        except ManagerRunningError:
+            return False
         except OSError as error:
             log.critical("manager %d cannot take its lock back: %s", os.getpid(), error)
             return False

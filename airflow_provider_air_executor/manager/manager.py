@@ -122,16 +122,17 @@ class Manager:
         job = self.shared.jobs.active.get(name)
         return self.shared.turns.is_busy(name) and (job is None or Hold.REATTACH in job.holds)
 
-    def close(self) -> None:
-        """Write the states of all jobs. Attempts go on."""
+    def close(self, *, is_ours: bool = True) -> None:
+        """Write the states of all jobs, unless another manager has taken over. Attempts go on."""
         shared, job_files = self.shared, self.shared.files
         for job in list(shared.jobs.active.values()):
             shared.turns.drop(job.name)
             with contextlib.suppress(Exception):
-                if shared.jobs.is_active(job) and finish(job_files.merging_external_edits(job)):
+                if is_ours and shared.jobs.is_active(job) and finish(job_files.merging_external_edits(job)):
                     finish(job_files.snapshotting(job))
-        with contextlib.suppress(OSError):
-            files.remove(shared.store.problems_path)
+        if is_ours:
+            with contextlib.suppress(OSError):
+                files.remove(shared.store.problems_path)
         for exporter in self._exporters:
             exporter.close()
         shared.engines.close()

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 
 from airflow_provider_air_executor.exceptions import InvalidJobError, JobNotFoundError
+from airflow_provider_air_executor.jobs import bell
 from airflow_provider_air_executor.jobs.models import Reason
 from airflow_provider_air_executor.jobs.pieces import Pieces
 from airflow_provider_air_executor.manager.active_job import ActiveJob, Cause
@@ -31,6 +32,7 @@ class Publishing:
         self._poll_interval = shared.settings.poll_interval
         self._limits, self._intake = limits, intake
         self._waiting_words = WaitingWords(shared)
+        self._ringer = bell.Ringer(shared.store.base_path, bell.JOBS)
 
     def publish(self) -> None:
         """Publish the jobs that something has happened to, and end those that are over."""
@@ -67,6 +69,7 @@ class Publishing:
             return
         if publishes:
             self._files.publish_state(job)
+            self._ringer.ring()
         if merges:
             if not (yield from self._merging(job)):
                 return
@@ -77,6 +80,7 @@ class Publishing:
                 self._jobs.touched.add(job.name)
                 self._timers.wake(0)
                 return
+            self._ringer.ring()
             self._jobs.release(job)
             self._jobs.remember(job.name, disk.state)
             self._jobs.counters[f"jobs_{job.job.state.value}"] += 1

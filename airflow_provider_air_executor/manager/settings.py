@@ -110,6 +110,8 @@ class Settings(BaseModel):
     :param log_format: ``console`` or ``json``, one object a line.
     :param kill_grace: seconds between SIGTERM and SIGKILL; default 10.
     :param max_log_size: bytes that a task's log may grow to before the task is killed; default: no limit.
+    :param host_timeout: seconds without a sign of life after which a task counts as lost that an earlier manager has
+        started on another machine, where this one cannot see it; default 300.
     :param idle_timeout: seconds without any work after which the manager ends; default: it does not end.
     :param keep_jobs: how many jobs that have ended are kept; the oldest completed ones are removed first, failed ones
         only if there are more than so many of these alone. Default: no limit; 1,000 for an embedded manager.
@@ -149,6 +151,7 @@ class Settings(BaseModel):
     log_format: Literal["console", "json"] = "console"
     kill_grace: Annotated[float, Field(ge=0, le=3600)] = 10.0
     max_log_size: Annotated[int, Field(ge=1)] | None = None
+    host_timeout: Seconds = 300.0
     idle_timeout: Seconds | None = None
     keep_jobs: Annotated[int, Field(ge=1, le=10**9)] | None = None
     keep_days: Days | None = None

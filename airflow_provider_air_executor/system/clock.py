@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
+UNKNOWN = "unknown"  # the identity of a boot that cannot be read
+
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -16,7 +18,7 @@ def boot() -> str:
     """The identity of this boot of this machine."""
     with contextlib.suppress(FileNotFoundError, PermissionError):  # otherwise it can be read later
         return Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    return "unknown"
+    return UNKNOWN
 
 
 def seconds_since_boot() -> float:
@@ -34,7 +36,7 @@ def mark(ago: float = 0.0) -> str:
 
 def is_of_this_boot(marked: str | None) -> bool:
     """Whether a mark was made since this machine was started."""
-    return marked is not None and boot() != "unknown" and marked.partition(" ")[0] == boot()
+    return marked is not None and boot() != UNKNOWN and marked.partition(" ")[0] == boot()
 
 
 def elapsed(marked: str | None, since: datetime) -> float:

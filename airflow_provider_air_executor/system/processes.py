@@ -2,13 +2,15 @@
 
 A bare process id says nothing: the number may have been given to another process meanwhile, or stem from before a
 reboot. The shim of an attempt is a shell, or a process that the fork server has forked. It is identified by its token.
-The token of a shell is in its command line and its environment. The token of a forked shim is
-``<pid>.<start time>.<boot>``, for it has the command line and the environment of the fork server. One that has had an
-attempt before has ``<pid>.<start time>.<boot>.<start of the attempt>``.
+The token of a shell is in its command line and its environment, and ends with the space. The token of a forked shim is
+``<pid>.<start time>.<space>``, for it has the command line and the environment of the fork server. One that has had an
+attempt before has ``<pid>.<start time>.<space>.<start of the attempt>``.
 
 A command that the launcher has started has no shim of its own. It is identified by
-``<token of its environment>.<start time>.<boot>``, and counts as long as it has not been reaped: before that, the
+``<token of its environment>.<start time>.<space>``, and counts as long as it has not been reaped: before that, the
 launcher records its end.
+
+The space is that of the process ids: the boot, and in a container its own one.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +40,10 @@ _LOOKS = 50  # for a caller that waits until it is over
 _FAMILY_LOOKS = 3  # where the manager waits
 _PR_SET_PDEATHSIG = 1
 # Of both kinds. A record may hold anything; text that is not a token must not match another process.
-_TOKEN = re.compile(r"[0-9a-f]{16}(?:\.\d+\.\w+)?|\d+\.\d+\.\w+(?:\.\d+)?", re.ASCII)
+_TOKEN = re.compile(r"[0-9a-f]{16}(?:\w+|\.\d+\.\w+)?|\d+\.\d+\.\w+(?:\.\d+)?", re.ASCII)
 _OF_COMMAND = re.compile(r"([0-9a-f]{16})\.(\d+)\.(\w+)", re.ASCII)
+_RANDOM = 16  # characters of the token of a shell that are its own
+_FIRST_SPACE = 0xEFFFFFFC  # the inode of the machine's own space, see PROC_PID_INIT_INO in the kernel's proc_ns.h
 _NOT_KNOWN = 0  # when it was started
 _LAUNCHER = b"airflow_provider_air_executor.engines.local.launcher"
 
@@ -85,6 +90,28 @@ def has_children() -> bool:
     return True
 
 
+@cache
+def space() -> str:
+    """The identity of the space of process ids of this process, of this boot."""
+    with contextlib.suppress(OSError):
+        inode = os.stat("/proc/self/ns/pid").st_ino
+        if inode != _FIRST_SPACE:
+            return f"{boot()}p{inode}"
+    return boot()
+
+
+def shell_token() -> str:
+    """A new token for a shell that has attempts."""
+    return os.urandom(_RANDOM // 2).hex() + space()
+
+
+def space_of(token: str) -> str:
+    """The space of the process with this token; empty if the token does not say."""
+    if not _TOKEN.fullmatch(token):
+        return ""
+    return token.split(".")[2] if "." in token else token[_RANDOM:]
+
+
 def identity(pid: int) -> str:
     """The identity of a process of this machine: no other process has it, past or future (Linux only).
 
@@ -93,7 +120,7 @@ def identity(pid: int) -> str:
     status = _status(pid)
     if status is None:
         raise ProcessLookupError(f"there is no process {pid}")
-    return f"{pid}.{status.started}.{boot()}"
+    return f"{pid}.{status.started}.{space()}"
 
 
 def identity_from_now(pid: int) -> str:
@@ -109,7 +136,7 @@ def claimed_token(token: str) -> str:
 
     :param token: that of its environment.
     """
-    return f"{token}.{_NOT_KNOWN}.{boot()}"
+    return f"{token}.{_NOT_KNOWN}.{space()}"
 
 
 def is_claimed_token(token: str) -> bool:
@@ -171,12 +198,12 @@ def _is_shim(pid: int, token: str) -> bool:
     command = _OF_COMMAND.fullmatch(token)
     if command is not None:
         status = _status(pid)
-        return not can_inspect() if status is None else command.groups()[1:] == (str(status.started), boot())
+        return not can_inspect() if status is None else command.groups()[1:] == (str(status.started), space())
     if "." in token:
         status = _status(pid)
         if status is None:
             return not can_inspect()
-        return status.state != "Z" and f"{pid}.{status.started}.{boot()}" == _process_of(token)
+        return status.state != "Z" and f"{pid}.{status.started}.{space()}" == _process_of(token)
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
@@ -200,7 +227,7 @@ def die_with_parent(parent: int | None) -> None:
 
 def is_of_this_boot(token: str) -> bool:
     """Whether a forked shim was started since the machine was."""
-    return _process_of(token).endswith(f".{boot()}")
+    return _process_of(token).endswith(f".{space()}")
 
 
 class Kill:

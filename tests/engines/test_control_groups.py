@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.engines.local.adopted import TooMuchMemory
+from airflow_provider_air_executor.engines.local.attempt import TooMuchMemory
 from airflow_provider_air_executor.engines.local.memory_groups import MemoryGroups
 from airflow_provider_air_executor.system import control_groups
 from airflow_provider_air_executor.system.control_groups import Group, Groups, Measured, NoGroupsError, own_group

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_air_executor.engines.local.adopted import TooMuchMemory
+from airflow_provider_air_executor.engines.local.attempt import TooMuchMemory
 from airflow_provider_air_executor.jobs.models import Reason, Task, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.usage import Usage, in_bytes

@@ -238,7 +238,7 @@ def test_what_root_makes_belongs_to_the_owner_of_the_base_path(store: JobStore) 
     inbox.cancel(store, "j")
     manager_status.keep_alive(store)
     made = [*store.base_path.rglob("*")]
-    assert len(made) == 14
+    assert len(made) == 15
     assert {(path.stat().st_uid, path.stat().st_gid) for path in made} == {(65534, 65534)}
 
 

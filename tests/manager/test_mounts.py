@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
+from airflow_provider_air_executor.jobs.watch import watching
+from airflow_provider_air_executor.manager import changes
 from airflow_provider_air_executor.system.mounts import kind_of, may_be_shared
-from tests.support.jobs import ended
+from tests.support.jobs import ended, task
 from tests.support.managers import Managers
-from tests.support.waiting import wait_until
+from tests.support.mounts import bound
+from tests.support.stepped_manager import SteppedManager
+from tests.support.waiting import PATIENCE, wait_until
 
 MOUNTS = """\
 22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw
@@ -41,19 +45,9 @@ def test_of_a_directory_of_this_machine(tmp_path: Path) -> None:
 @pytest.fixture
 def there(store: JobStore, tmp_path: Path) -> Iterator[JobStore]:
     """The base path as a mount shows it that does not ask for attributes again."""
-    if shutil.which("bindfs") is None or not os.access("/dev/fuse", os.W_OK):
-        pytest.skip("bindfs or /dev/fuse is missing")
     store.create_directories()
-    place = tmp_path / "there"
-    place.mkdir()
-    hour = "attr_timeout=3600,entry_timeout=3600"
-    mounted = subprocess.run(["bindfs", "-o", hour, str(store.base_path), str(place)], check=False, capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"bindfs: {mounted.stderr.decode()}")
-    try:
+    with bound(store.base_path, tmp_path / "there", "attr_timeout=3600,entry_timeout=3600") as place:
         yield JobStore(place)
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_a_new_job_is_found_although_the_stamp_of_the_directory_is_old(
@@ -75,3 +69,44 @@ def test_what_such_a_mount_shows(store: JobStore, there: JobStore) -> None:
     (store.jobs_path / "x").mkdir()
     assert there.jobs_path.stat().st_mtime_ns == before
     assert [path.name for path in there.jobs_path.iterdir()] == ["x"]
+
+
+@pytest.fixture
+def mounts(store: JobStore, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
+    """The base path as two mounts show it, which notify nobody of what happens on the other one."""
+    store.create_directories()
+    with bound(store.base_path, tmp_path / "A") as one, bound(store.base_path, tmp_path / "B") as other:
+        yield JobStore(one), JobStore(other)
+
+
+def test_news_travel_between_two_mounts(mounts: tuple[JobStore, JobStore], managers: Managers) -> None:
+    """Long before the next pass over everything, which is an hour away."""
+    one, other = mounts
+    managers.store = other
+    managers.start("--poll-interval", "3600")
+    one.submit("j", [task("a", "sleep 1000")])
+    wait_until(lambda: one.get_job("j").state == "working", what="it was heard that there is a job")
+
+    async def wait_for_end() -> None:
+        async with watching(one, "j", interval=3600) as waiter:
+            inbox.cancel(one, "j")
+            while not one.get_job("j").state.is_terminal:
+                assert await waiter.wait(PATIENCE)
+
+    asyncio.run(wait_for_end())
+    assert one.get_job("j").reason == "cancelled"
+
+
+def test_listing_many_jobs_takes_a_small_part_of_the_time(
+    stepped: SteppedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all of them are listed in each pass."""
+    monkeypatch.setattr(changes.mounts, "may_be_shared", lambda _: True)
+    assert stepped.start_manager()
+    assert stepped.manager is not None
+    times = iter([0.0, 2.0])
+    monkeypatch.setattr(changes.time, "thread_time", lambda: next(times, 2.0))
+    for pause in (300, stepped.manager.shared.settings.poll_interval):
+        stepped.manager.changes.next_pass = 0.0
+        stepped.manager.changes.accept()
+        assert stepped.manager.changes.next_pass == pytest.approx(stepped.manager.shared.timers.now() + pause)

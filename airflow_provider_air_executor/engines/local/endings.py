@@ -20,7 +20,7 @@ log = logging.getLogger("air_executor.manager")
 
 _KILL_SECONDS = 20.0  # in which what was killed must be gone
 _FEWEST_LOOKS = 100  # at it, however long they take on a busy machine
-LOOK_SECONDS = 0.03  # that looks for it may take at a time
+_LOOK_SECONDS = 0.03  # that looks for it may take at a time
 
 
 class _Ending(NamedTuple):
@@ -50,6 +50,11 @@ class Endings:
         """Whether :meth:`look` has something to do."""
         return bool(self._ending)
 
+    @property
+    def look_after(self) -> float | None:
+        """Seconds after which :meth:`look` must be called; None: there is nothing to look at."""
+        return _LOOK_SECONDS if self._ending else None
+
     def add(self, kill: Kill, result: Ended | NotStarted) -> None:
         """Wait until a kill is over, for a while."""
         self._ending.append(_Ending(kill, result, time.monotonic() + _KILL_SECONDS))
@@ -69,7 +74,7 @@ class Endings:
         """Inspect which processes are left, and kill them too; the attempt that has waited longest comes first."""
         if not self._ending:
             return
-        stop_at = time.monotonic() + LOOK_SECONDS
+        stop_at = time.monotonic() + _LOOK_SECONDS
         for _ in range(len(self._ending)):
             ending = self._ending.popleft()
             self._ending.append(ending)

@@ -20,16 +20,10 @@ from functools import partial
 from typing import NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
-from airflow_provider_air_executor.engines.local.adopted import (
-    Adopted,
-    Forking,
-    LocalAttempt,
-    TooMuchMemory,
-    ended_by,
-    record_of_killed,
-    refuse_unwritten,
-)
-from airflow_provider_air_executor.engines.local.endings import LOOK_SECONDS, Endings, say_cold
+from airflow_provider_air_executor.engines.local.adopted import Adopted, record_of_killed, refuse_unwritten
+from airflow_provider_air_executor.engines.local.attempt import Forking, LocalAttempt, TooMuchMemory, ended_by
+from airflow_provider_air_executor.engines.local.elsewhere import HOST_SECONDS, Elsewhere
+from airflow_provider_air_executor.engines.local.endings import Endings, say_cold
 from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
 from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
@@ -121,6 +115,7 @@ class LocalEngine:
     :param preload: what is imported once for all tasks that start warm; modules that it names are imported at once and
         not before the first such task.
     :param holdings: what the attempts hold of this machine; default: of all that it has.
+    :param host_timeout: seconds without a sign of life after which an attempt on another machine counts as lost.
     """
 
     def __init__(
@@ -131,6 +126,7 @@ class LocalEngine:
         *,
         preload: Preload = NO_PRELOAD,
         holdings: Holdings | None = None,
+        host_timeout: float = HOST_SECONDS,
     ) -> None:
         self.holdings = holdings or holdings_of(store, environment, children)
         environment = {"PATH": os.defpath, **inherited(environment, str(store.base_path))}
@@ -138,10 +134,11 @@ class LocalEngine:
         self._warm = ForkServerClient(environment, children, preload, store.base_path)
         self._cold = _Cold(Shells(environment, children), Launching(environment, children, self._warm.descriptor))
         self._attempts: dict[Attempt, LocalAttempt] = {}
-        self._adopted = Adopted(self._release)  # those of them that are not our children
+        self._events: list[Event] = []
+        elsewhere = Elsewhere(store, self._events.append, self._release, host_timeout)
+        self._adopted = Adopted(elsewhere, self._release)  # those of them that are not our children
         self._unclaimed = _Unclaimed(store)
         self._paths = _Paths(store, self.holdings)
-        self._events: list[Event] = []
         self._endings = Endings(store, self._events.append)
         self._unread = Unread(store, self._result, partial(self._release, has_just_ended=False))
         self._memory = MemoryLimits(store, self._kill_for_memory)
@@ -225,14 +222,8 @@ class LocalEngine:
     @property
     def poll_after(self) -> float | None:
         """Seconds after which :meth:`poll` must be called although no child has ended; None: never."""
-        due = [
-            self._warm.poll_after,
-            self._adopted.look_after,
-            self._memory.look_after,
-            0.0 if self._events else None,
-            self._unread.look_after,
-            LOOK_SECONDS if self._endings else None,
-        ]
+        parts = (self._adopted, self._memory, self._unread, self._endings)
+        due = [self._warm.poll_after, 0.0 if self._events else None, *(part.look_after for part in parts)]
         return min((max(0.0, seconds) for seconds in due if seconds is not None), default=None)
 
     def _poll_warm(self) -> None:
@@ -353,7 +344,8 @@ class LocalEngine:
     # -- what an earlier manager has left ------------------------------------------------------------------
 
     def _adopt(self, found: LocalAttempt, record: Record) -> None:
-        found.usage, self._attempts[found.attempt] = None, self._adopted.add(self._memory.adopt(found, record))
+        self._attempts[found.attempt] = self._adopted.add(self._memory.adopt(found, record), record.token)
+        found.usage = None
         self._has_begun(found, record.pid, record.token)
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
@@ -362,9 +354,11 @@ class LocalEngine:
         if files.stamp(path) is None:
             return None
         found, record = LocalAttempt(attempt, path), read_record(path)
-        if record is not None and not record.is_over and is_shim(record.pid, record.token):
-            self._adopt(found, record)
-            return Running(attempt, record.started_at, age=age(record.pid, record.token))
+        if record is not None and not record.is_over:
+            is_here = is_shim(record.pid, record.token)
+            if is_here or self._adopted.elsewhere.host_of(record.token):
+                self._adopt(found, record)
+                return Running(attempt, record.started_at, age=age(record.pid, record.token) if is_here else None)
         record = read_record(path)  # again: it may have ended between the two looks
         if record is None or not record.is_over:
             refuse_unwritten(path, record)
@@ -390,11 +384,11 @@ class LocalEngine:
                 found.is_killed_early = kill
             return
         found.is_killed = True
-        if found in self._unread:  # its result does not matter
-            self._unread.remove(found)
+        # Its processes are out of reach, or gone, and its result does not matter.
+        if self._adopted.elsewhere.drop(found) or self._unread.drop(found):
             self._release(found, Ended(attempt, None, utc_now()), has_just_ended=False)
-            return
-        _end_processes(found, kill=kill)
+        else:
+            _end_processes(found, kill=kill)
 
     def _kill_for_memory(self, found: LocalAttempt, why: TooMuchMemory) -> None:
         if found not in self._unread:  # otherwise it has just ended

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from airflow_provider_air_executor.engines.local.adopted import LocalAttempt, TooMuchMemory
+from airflow_provider_air_executor.engines.local.attempt import LocalAttempt, TooMuchMemory
 from airflow_provider_air_executor.engines.local.endings import say_in_log
 from airflow_provider_air_executor.engines.local.memory_groups import MemoryGroups
 from airflow_provider_air_executor.engines.protocol import Attempt, Ended, NotStarted

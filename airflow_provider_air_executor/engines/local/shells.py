@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import select
 import shlex
 import signal
@@ -23,6 +22,7 @@ from airflow_provider_air_executor.engines.shim import FIND, script_here
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.environment import RUN_VARIABLE, default_signals, of_command
+from airflow_provider_air_executor.system.processes import shell_token
 
 _SHELL = "/bin/sh"
 _NO_INPUT = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
@@ -78,7 +78,7 @@ class Shells:
         enter = f"command echo 0 2>/dev/null >|{shlex.quote(entry)} || :\n" if entry else ""
         started = self._hand_over(variables, words, enter) if is_common else None
         if started is None:
-            token = secrets.token_hex(8)
+            token = shell_token()
             own = of_command(self._environment, task.env, append=task.append_env)
             script = self._script if task.append_env else script_here(own)
             arguments = ["-c", f'{enter}{FIND}{script}shift; run "$@"', "air-executor-shim", token, *words]
@@ -111,7 +111,7 @@ class Shells:
         if self._standby is not None or not self._may_prepare:
             return
         self._may_prepare = False
-        token = secrets.token_hex(8)
+        token = shell_token()
         with contextlib.suppress(OSError):  # then the next one is started when there is a task
             task, pipe = os.pipe()
             try:

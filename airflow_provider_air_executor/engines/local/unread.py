@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from airflow_provider_air_executor.engines.local.adopted import LocalAttempt
+from airflow_provider_air_executor.engines.local.attempt import LocalAttempt
 from airflow_provider_air_executor.engines.protocol import Ended, NotStarted
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -55,9 +55,11 @@ class Unread:
         """Read the record of an attempt later."""
         self._reaped.append(_Reaped(found, status))
 
-    def remove(self, found: LocalAttempt) -> None:
-        """Its record does not matter any more."""
+    def drop(self, found: LocalAttempt) -> bool:
+        """The record of an attempt does not matter any more; False if it was not to be read."""
+        before = len(self._reaped)
         self._reaped = [reaped for reaped in self._reaped if reaped.found is not found]
+        return len(self._reaped) < before
 
     def look(self) -> None:
         """Read the records that could not be read, if it is time."""

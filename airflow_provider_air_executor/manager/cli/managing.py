@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--max-concurrent", metavar="RUNNER=N,...", help="The same of other runners (1000).")
 @click.option("--kill-grace", metavar="SECONDS", help="Between SIGTERM and SIGKILL (10).")
 @click.option("--max-log-size", metavar="BYTES", help="A task whose log grows over it is killed (no limit).")
+@click.option("--host-timeout", metavar="SECONDS", help="After which tasks of a lost machine are lost (300).")
 @click.option("--idle-timeout", metavar="SECONDS", help="End after so long without work (never).")
 @click.option("--keep-jobs", metavar="N", help="Ended jobs that are kept (all).")
 @click.option("--keep-days", metavar="DAYS", help="After which a completed job is removed (never).")
@@ -115,6 +116,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
             children,
             preload=preload_of(settings.preload, store.base_path),
             holdings=holdings_of(store, environment, children, **settings.capacity.model_dump()),
+            host_timeout=settings.host_timeout,
         )
         Loop(Manager(store, settings, Engines(store, settings, local, environment, children)), lock).run()
 

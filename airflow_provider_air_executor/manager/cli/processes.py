@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from airflow_provider_air_executor import exceptions
-from airflow_provider_air_executor.jobs import manager_status
+from airflow_provider_air_executor.jobs import manager_lease, manager_status
 
 if TYPE_CHECKING:
     from airflow_provider_air_executor.jobs.store import JobStore
 
-_DETACH_SECONDS = 20.0  # a manager takes the lock in a fraction of a second, on a busy machine somewhat later
+# A manager takes the lock in a fraction of a second, on a busy machine somewhat later; it may wait for a lease to end.
+_DETACH_SECONDS = 20.0 + manager_lease.SECONDS
 _STOP_SECONDS = 20.0
 _NUMBER_SECONDS = 2.0
 _LOG_BYTES = 10_000_000  # a manager.log longer than this is renamed when a detached manager starts
@@ -37,7 +38,7 @@ def detach(store: JobStore) -> int:
     :return: 0 in that process, and its number here, as soon as it holds the base path.
     """
     if manager_status.is_running(store):
-        raise exceptions.ManagerRunningError(store.base_path, manager_status.pid(store))
+        raise _running_error(store)
     store.create_directories()
     if store.manager_log_path.exists() and store.manager_log_path.stat().st_size > _LOG_BYTES:
         store.manager_log_path.replace(store.manager_log_path.with_suffix(".log.1"))
@@ -54,7 +55,7 @@ def detach(store: JobStore) -> int:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
             if os.waitstatus_to_exitcode(status) == exceptions.ManagerRunningError.exit_code:  # another one was faster
-                raise exceptions.ManagerRunningError(store.base_path, manager_status.pid(store))
+                raise _running_error(store)
             raise exceptions.ManagerError(f"the manager could not start; see {store.manager_log_path}")
         if manager_status.pid(store) == pid:
             return pid
@@ -62,6 +63,10 @@ def detach(store: JobStore) -> int:
     raise exceptions.ManagerError(
         f"the manager did not start within {_DETACH_SECONDS:g} s; see {store.manager_log_path}"
     )
+
+
+def _running_error(store: JobStore) -> exceptions.ManagerRunningError:
+    return exceptions.ManagerRunningError(store.base_path, manager_status.pid(store), manager_status.host(store))
 
 
 def _leave_terminal(log: int) -> None:
@@ -100,6 +105,9 @@ def _number(store: JobStore) -> int | None:
     """
     deadline = time.monotonic() + _NUMBER_SECONDS
     while manager_status.is_running(store):
+        host = manager_status.host(store)
+        if host:
+            raise exceptions.ManagerError(f"the manager of {store.base_path} runs on {host}; end it there")
         pid = manager_status.pid(store)
         if pid is not None and _is_manager(pid):
             return pid
