@@ -28,6 +28,9 @@ if TYPE_CHECKING:  # the command line does not wait for what the store imports
 
 SECONDS = 30.0  # without a change, after which a manager counts as dead; caches are at most 20 s behind (sshfs)
 _BYTES = 1000  # of a lease
+_LAG_SECONDS = 60.0  # for which it is remembered how far the clock of a file system is behind
+
+_lags: dict[Path, tuple[float, float]] = {}  # by base path: when it was found out, and how many seconds
 
 
 class Place(NamedTuple):
@@ -141,11 +144,17 @@ def read(store: JobStore, term: int) -> Lease:
 
 
 def is_elsewhere(store: JobStore, lease: Lease) -> bool:
-    """Whether a lease is that of a manager whose lock is perhaps not seen here, and that has not said that it ended."""
+    """Whether a lease is that of a manager whose lock is perhaps not seen here, and that has not said that it ended.
+
+    Of a file system that no other machine uses, on either side, the lock is seen, although it may have been mounted
+    anew meanwhile: the machine was started again, or has got the volume of another one.
+    """
     if lease.is_over:
         return False
     here = Place.of(store.base_path)
-    return lease.place != here or here.boot == clock.UNKNOWN
+    if lease.place == here and here.boot != clock.UNKNOWN:
+        return False
+    return lease.is_shared or not lease.host or mounts.may_be_shared(store.base_path)
 
 
 def running_elsewhere(store: JobStore) -> Lease | None:
@@ -164,6 +173,13 @@ def running_elsewhere(store: JobStore) -> Lease | None:
 
 def _lag(store: JobStore) -> float:
     """Seconds by which the clock of the file system is behind ours; 0 if that cannot be found out."""
+    known = _lags.get(store.base_path)
+    if known is None or time.monotonic() - known[0] > _LAG_SECONDS:
+        known = _lags[store.base_path] = time.monotonic(), _find_lag(store)
+    return known[1]
+
+
+def _find_lag(store: JobStore) -> float:
     path = store.base_path / files.unique_name(".clock-")
     with contextlib.suppress(OSError):
         try:

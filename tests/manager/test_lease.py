@@ -32,6 +32,7 @@ from tests.support.mounts import bound
 from tests.support.waiting import wait_until
 
 THERE = Place("0therb00", 42)  # a machine that is not this one
+FAR = Lease(7, "far", 4711, THERE, is_shared=True)  # its manager
 
 
 class Time:
@@ -96,9 +97,8 @@ def test_of_a_manager_that_was_killed_here(store: JobStore, lease: ManagerLease,
 
 
 def test_of_a_manager_elsewhere_that_lives(store: JobStore, lease: ManagerLease, clock: Time) -> None:
-    other = Lease(7, "far", 4711, THERE)
-    write(store, other)
-    clock.on_sleep = lambda: write(store, other._replace(beat=1)) if clock.now >= 1004 else None
+    write(store, FAR)
+    clock.on_sleep = lambda: write(store, FAR._replace(beat=1)) if clock.now >= 1004 else None
     with pytest.raises(ManagerRunningError, match=r"process 4711 of far") as raised:
         lease.take()
     assert (raised.value.pid, raised.value.host) == (4711, "far")
@@ -106,23 +106,30 @@ def test_of_a_manager_elsewhere_that_lives(store: JobStore, lease: ManagerLease,
 
 
 def test_of_a_manager_elsewhere_that_is_dead(store: JobStore, lease: ManagerLease, clock: Time) -> None:
-    write(store, Lease(7, "far", 4711, THERE))
+    write(store, FAR)
     lease.take()
     assert latest(store).term == 8
     assert clock.now >= 1000 + SECONDS
 
 
 def test_of_a_manager_elsewhere_that_ends(store: JobStore, lease: ManagerLease, clock: Time) -> None:
-    other = Lease(7, "far", 4711, THERE)
-    write(store, other)
-    clock.on_sleep = lambda: write(store, other._replace(beat=1, is_over=True))
+    write(store, FAR)
+    clock.on_sleep = lambda: write(store, FAR._replace(beat=1, is_over=True))
     lease.take()
     assert latest(store).term == 8
     assert clock.now < 1002
 
 
+def test_of_a_machine_that_was_started_anew(store: JobStore, lease: ManagerLease, clock: Time) -> None:
+    """No other machine uses its file system, so it is this one, or one that has given its volume away."""
+    write(store, FAR._replace(is_shared=False))
+    assert not manager_status.is_running(store)
+    lease.take()
+    assert (latest(store).term, clock.now) == (8, 1000.0)
+
+
 def test_of_a_manager_that_is_long_dead(store: JobStore, lease: ManagerLease, clock: Time) -> None:
-    write(store, Lease(7, "far", 4711, THERE), age=3600)
+    write(store, FAR, age=3600)
     lease.take()
     assert (latest(store).term, clock.now) == (8, 1000.0)
 
@@ -132,11 +139,11 @@ def test_of_two_that_want_it_at_once_one_gets_it(
 ) -> None:
     """Its mount does not see yet what the other one has made."""
     write(store, Lease(1, "far", 4711, THERE, is_over=True))
-    write(store, Lease(2, "far", 4712, THERE))
+    write(store, FAR._replace(term=2, pid=4712))
     listed = iter([[1], [1]])
     real = manager_lease.terms
     monkeypatch.setattr(manager_lease, "terms", lambda store: next(listed, None) or real(store))
-    clock.on_sleep = lambda: write(store, Lease(2, "far", 4712, THERE, beat=int(clock.now)))
+    clock.on_sleep = lambda: write(store, FAR._replace(term=2, pid=4712, beat=int(clock.now)))
     with pytest.raises(ManagerRunningError, match="process 4712 of far"):
         lease.take()
 
@@ -144,7 +151,7 @@ def test_of_two_that_want_it_at_once_one_gets_it(
 def test_one_that_is_just_being_written(store: JobStore, lease: ManagerLease, clock: Time) -> None:
     write(store, Lease(1))
     manager_lease.path_of(store, 1).write_bytes(b"")
-    clock.on_sleep = lambda: write(store, Lease(1, "far", 4711, THERE))
+    clock.on_sleep = lambda: write(store, FAR._replace(term=1))
     with pytest.raises(ManagerRunningError, match="of far"):
         lease.take()
 
@@ -191,7 +198,7 @@ def test_it_is_changed_in_place(store: JobStore, lease: ManagerLease, clock: Tim
 def test_who_was_silent_finds_its_successor(store: JobStore, lease: ManagerLease) -> None:
     lease.take()
     assert lease.successor() is None
-    write(store, Lease(2, "far", 4711, THERE))
+    write(store, FAR._replace(term=2))
     found = lease.successor()
     assert found is not None
     assert found.host == "far"
@@ -211,7 +218,7 @@ def test_others_see_a_manager_elsewhere(store: JobStore) -> None:
     with ManagerLock(store):
         pass
     assert not manager_status.is_running(store)
-    write(store, Lease(7, "far", 4711, THERE))
+    write(store, FAR)
     assert manager_status.is_running(store)
     assert manager_status.host(store) == "far"
     assert not list(store.base_path.glob(".clock-*"))
@@ -221,7 +228,7 @@ def test_others_see_a_manager_elsewhere(store: JobStore) -> None:
 def test_one_without_a_sign_of_life_does_not_run(store: JobStore, age: float) -> None:
     with ManagerLock(store):
         pass
-    write(store, Lease(7, "far", 4711, THERE), age=age)
+    write(store, FAR, age=age)
     assert not manager_status.is_running(store)
     assert manager_status.host(store) == ""
 
@@ -230,7 +237,7 @@ def test_it_is_not_ended_from_here(store: JobStore, managers: Managers) -> None:
     """The number of its process is that of another one here."""
     with ManagerLock(store):
         pass
-    write(store, Lease(7, "far", os.getpid(), THERE))
+    write(store, FAR._replace(pid=os.getpid()))
     store.pid_path.write_text(str(os.getpid()))
     stopped = run_cli(["stop", "--base-path", str(store.base_path)], managers.environment)
     assert stopped.returncode
