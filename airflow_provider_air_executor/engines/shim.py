@@ -37,10 +37,12 @@ return 1
 """
 # run: $1 the record, $2 when the attempt starts, $3 the log, $4 the directory to run in or empty, then the command.
 # Directory and command are looked at here and not by the manager, which must not wait for a file system that is away.
-# Descriptor 1 is the record, 2 and 3 are the log, which gets what sh has to say of the command ("Killed").
-# Each redirection of a single command costs it five system calls, so they are made once, by exec. With ``command``
-# before it, a file that cannot be opened does not end sh. What cd prints must not come into the record: it would where
-# CDPATH leads it elsewhere, and if it were given a dash alone, which is no directory to it.
+# Descriptor 1 is the record, and 3 the log. Descriptor 2 leads nowhere: the words of sh itself ("Killed", and where)
+# do not belong in the log. So the command gets its descriptors in a process of its own, which then becomes the command.
+# Where sh redirects them for a single command, dash says there that a signal has ended it, and each redirection costs
+# sh five system calls. Those of sh itself are made once, by exec. With ``command`` before it, a file that cannot be
+# opened does not end sh. What cd prints must not come into the record: it would where CDPATH leads it elsewhere, and if
+# it were given a dash alone, which is no directory to it.
 # Where sh is bash, it takes options (SHELLOPTS with errexit) and functions (one called echo) from the environment.
 # The record is written through its descriptor, not by its name: if the job is removed and submitted again meanwhile,
 # that name is the record of another run.
@@ -56,9 +58,9 @@ ae_told=
 trap 'ae_told=" told"' TERM
 set -C
 run() {
-command exec </dev/null 3>>"$3" >"$1" 2>&3 || exit 97
+command exec </dev/null 3>>"$3" >"$1" || exit 97
 %(begin)scommand echo "%(id)s $2 $AIR_EXECUTOR_RUN" || exit 97
-case $4 in ?*) CDPATH= command cd -- "$4/." 2>/dev/null || {
+case $4 in ?*) CDPATH= command cd -- "$4/." || {
 command printf 'spawn the directory %%.4000s (field cwd) does not exist, or may not be entered%(there)s\n' "$4"
 exit 126
 } ;; esac
@@ -76,7 +78,7 @@ exit 127
 shift
 trap 'ae_code=$?; [ $ae_code -ge 128 ] && [ $ae_code != 254 ] || command echo "%(cannot_fork)s"' EXIT
 ae_code=0
-%(through)s"$ae_found" "$@" >&3 3>&- || ae_code=$?
+(exec %(through)s"$ae_found" "$@" >&3 2>&3 3>&-) || ae_code=$?
 trap - EXIT
 [ $ae_code -le 255 ] || ae_code=$((128 + ae_code %% 128))
 command echo "$ae_code$ae_told"
@@ -129,6 +131,8 @@ _LONGEST_THROUGH = 30_000  # bytes; a script is written into a pipe at once
 def script_here(environment: Mapping[str, str]) -> str:
     """The lines that run a command on this machine, if it is given by its path; other ones need :data:`FIND` besides.
 
+    The standard error of the shell that reads them must lead nowhere.
+
     :param environment: what the command is to inherit. A shell does not hand on what it has no word for, such as
         functions that bash has exported, so they come from the command line.
     """
@@ -140,7 +144,7 @@ def script_here(environment: Mapping[str, str]) -> str:
 
 
 def script_elsewhere(identity: str, begin: str, group: str) -> str:
-    """The lines that run any command on another machine.
+    """The lines that run any command on another machine, in a shell whose standard error leads nowhere.
 
     :param identity: the shell expression of the number in the record that identifies the shim.
     :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.

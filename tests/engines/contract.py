@@ -90,9 +90,10 @@ class EngineContract:
         task = run(engine.task("echo no >&2; exit 3"))
         assert (task.status, task.exit_code, task.reason) == ("failed", 3, "exit")
 
-    def test_signal(self, engine: Engine, run: Callable[..., Task]) -> None:
-        task = run(engine.task("kill -SEGV $$"))
+    def test_signal(self, store: JobStore, engine: Engine, run: Callable[..., Task]) -> None:
+        task = run(engine.task("echo one; echo two >&2; kill -SEGV $$"))
         assert (task.status, task.exit_code, task.reason) == ("failed", 139, "signal")
+        assert engine.printed(store) == "one\ntwo\n", "nothing else is in the log"
 
     def test_a_missing_command(self, engine: Engine, run: Callable[..., Task]) -> None:
         task = run(engine.command("no-such-command", "x"))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -199,6 +200,54 @@ def test_a_second_run_of_what_has_run_says_nothing(tmp_path: Path) -> None:
     runs = [subprocess.run(command, env={"SLURM_JOB_ID": "7"}, capture_output=True, check=False) for _ in range(2)]
     assert [(run.returncode, run.stdout + run.stderr) for run in runs] == [(0, b""), (97, b"")]
     assert log.read_text() == "hi\n"
+
+
+# It prints, and a signal ends it; the shell that has started it knows no locale of this name.
+_KILLED = "import os; print('hi', flush=True); os.kill(os.getpid(), 9)"
+_NO_LOCALE = {"LC_ALL": "xx_XX.UTF-8"}
+
+
+@pytest.mark.parametrize("shell", [name for name in ("dash", "bash", "busybox") if shutil.which(name)])
+def test_the_words_of_a_shell_are_not_those_of_the_task(tmp_path: Path, shell: str) -> None:
+    """That the command was killed, and that there is no such locale."""
+    log = tmp_path / "log"
+    words = [str(log), "", sys.executable, "-c", _KILLED]
+    (tmp_path / "script").write_bytes(make_script(commands, "x", {}, _NO_LOCALE, str(tmp_path / "record"), words))
+    (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
+    command = [str(tmp_path / "sh"), "-c", f". {tmp_path}/script"]
+    done = subprocess.run(command, env={"SLURM_JOB_ID": "7"}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout + done.stderr) == (137, b"")
+    assert log.read_text() == "hi\n"
+
+
+class _BashCluster(SlurmCluster):
+    """A cluster whose nodes have bash as ``/bin/sh``."""
+
+    def start_node(self, node: str) -> None:
+        mount = f'mount --make-rprivate / && mount --bind {shutil.which("bash")} /bin/sh && exec "$@"'
+        before = ("unshare", "--mount", "bash", "-c", mount, "bash")
+        self._run(f"slurmd-{node}", "-D", "-N", node, "-f", str(self.config), before=before)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount")
+def test_nodes_whose_shell_is_bash(store: JobStore, managers: Managers) -> None:
+    """All that is in the log is what the task has printed."""
+    cluster = _BashCluster()
+    try:
+        cluster.start()
+        managers.environment.update({**cluster.environment, **_NO_LOCALE})
+        store.create_directories()
+        store.config_path.write_text("runner: slurm\nrunners: {slurm: {poll_interval: 0.5}}\n")
+        managers.start()
+        asked = ["/bin/sh", "-c", "echo ${BASH_VERSION:+bash}"]
+        shell = f"import subprocess; print(subprocess.run({asked}, env={{}}, stdout=-1, text=True).stdout, end='')"
+        store.submit("j", [{"id": "a", "command": sys.executable, "args": ["-c", f"{shell}\n{_KILLED}"]}])
+        done = only_task(store)
+        assert (done.reason, done.exit_code) == ("signal", 137)
+        assert read_log(store, "j", "a").text == "bash\nhi\n"
+    finally:
+        managers.close()
+        cluster.close()
 
 
 def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> None:
@@ -914,6 +963,7 @@ def test_of_options_that_exclude_each_other_the_nearest_one_is_left() -> None:
 
 
 def test_the_environment_of_the_commands_of_slurm(store: JobStore) -> None:
+    """All of it becomes that of the shell of a node, which says in the task's log if it has not the locale."""
     exported = {"PATH": PATH, "SLURM_SACK_SOCKET": "/run/x", "SLURM_CONF": "/c", "SBATCH_ACCOUNT": "etl"}
     private = {
         "SBATCH_ARRAY_INX": "1-2",
@@ -921,6 +971,8 @@ def test_the_environment_of_the_commands_of_slurm(store: JobStore) -> None:
         "SBATCH_REQUEUE": "1",
         "SLURM_JOB_ID": "7",
         "SECRET": "s",
+        "LANG": "de_DE.UTF-8",
+        "LC_ALL": "xx",
     }
     found = SlurmEngine(Context(store, {**exported, **private}, {}, Children()))
     assert found._commands._environment == found._submitter._commands._environment == exported

@@ -99,16 +99,15 @@ def make_script(
 
     :param words: the log, the directory to run in, and the command with its arguments.
     """
-    lines = [f"{_FIRST_LINE}{token} {json.dumps(options)}"]
+    # The system writes what a shell says into the task's log, also that the node has not the locale that is set below.
+    lines = [f"{_FIRST_LINE}{token} {json.dumps(options)}", "exec 2>/dev/null"]
     for name, value in {**environment, RUN_VARIABLE: token}.items():
         if VARIABLE.fullmatch(name) and dialect.is_exported(name):
             lines.append(f"export {name}={shlex.quote(value)}")
     # The time of the handle becomes that of the start. To ask `date` would double what the script costs, and the clock
     # of a node may differ from that of the file system, by which the end is known.
     lines.append(script_elsewhere(dialect.IDENTITY, f'echo >> "$1.on-{dialect.NAME}"', dialect.GROUP))
-    record = shlex.quote(record_path)
-    lines.append(f"[ ! -e {record} ] || exit 97")  # it has run: what sh says of the record would go into the task's log
-    lines.append(f"run {record} - {shlex.join(words)}")
+    lines.append(f"run {shlex.quote(record_path)} - {shlex.join(words)}")
     return os.fsencode("\n".join(lines) + "\n")
 
 

@@ -59,9 +59,10 @@ _SAID_FOR_NOW = re.compile(
 )
 _LIMIT = re.compile(r"\b(QOS|Assoc)[A-Z]\w+")  # the limit by which it refuses, where it names that
 # The variables that Slurm's commands get. All of them become those of the job, where others could read them, and a
-# manager that itself runs in a job must not pass its own on.
+# manager that itself runs in a job must not pass its own on. Those of the locale are not among them: where a node has
+# not that locale, its bash would say so in the log of the task, before it reads the first line of the script.
 _FOR_COMMANDS = re.compile(
-    r"PATH|HOME|USER|LOGNAME|LANG|LC_.*|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SLURM_SACK_SOCKET|SBATCH_.*"
+    r"PATH|HOME|USER|LOGNAME|TZ|LD_LIBRARY_PATH|SLURM_CONF|SLURM_CLUSTERS|SLURM_SACK_SOCKET|SBATCH_.*"
 )
 # Options that decide how the attempt is known, where its output goes, or as whom it runs.
 _OURS = {
