@@ -136,24 +136,29 @@ def script_here(environment: Mapping[str, str]) -> str:
     :param environment: what the command is to inherit. A shell does not hand on what it has no word for, such as
         functions that bash has exported, so they come from the command line.
     """
-    unnamed = [f"{name}={value}" for name, value in environment.items() if not VARIABLE.fullmatch(name)]
-    through = shlex.join(["/usr/bin/env", *unnamed]) + " " if unnamed else ""
-    if len(through) > _LONGEST_THROUGH:
-        through = ""
-    return _script("$$", through=through)
+    return _script("$$", through=_through(environment))
 
 
-def script_elsewhere(identity: str, begin: str, group: str) -> str:
+def script_elsewhere(identity: str, begin: str, group: str, environment: Mapping[str, str]) -> str:
     """The lines that run any command on another machine, in a shell whose standard error leads nowhere.
 
     :param identity: the shell expression of the number in the record that identifies the shim.
     :param begin: ``sh`` of the one that may run the command, before it says so in the record, which is ``$1``.
     :param group: the pattern of ``sh`` of the path of a control group in which nothing else is but the shim, what it
         runs, and what has run there before.
+    :param environment: see :func:`script_here`.
     """
     begin = f'{begin}\nae_find_peak "{group}"\nae_read_peak\nae_peak_before=$ae_peak\n'
     used = 'ae_read_peak\n[ "$ae_peak" = "$ae_peak_before" ] || command echo "memory $ae_peak"\n'
-    return FIND + _PEAK + _script(identity, begin=begin, there=" on '$(uname -n)'", used=used)
+    through = _through(environment)
+    return FIND + _PEAK + _script(identity, through=through, begin=begin, there=" on '$(uname -n)'", used=used)
+
+
+def _through(environment: Mapping[str, str]) -> str:
+    """What runs a command with the variables that have no name of a shell; too many of them are left out."""
+    unnamed = [f"{name}={value}" for name, value in environment.items() if not VARIABLE.fullmatch(name)]
+    through = shlex.join(["/usr/bin/env", *unnamed]) + " " if unnamed else ""
+    return through if len(through) <= _LONGEST_THROUGH else ""
 
 
 def _script(identity: str, *, through: str = "", begin: str = "", there: str = "", used: str = "") -> str:

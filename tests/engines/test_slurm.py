@@ -49,6 +49,7 @@ from tests.support.waiting import PATIENCE, nothing_until, until, wait_until
 
 REAL = shutil.which("sbatch", path=PATH)
 SQUEUE = shutil.which("squeue", path=PATH)
+SHELLS = list(filter(shutil.which, ("dash", "bash", "busybox", "mksh", "yash", "ksh93", "zsh")))
 
 pytestmark = [
     pytest.mark.engine,
@@ -202,12 +203,17 @@ def test_a_second_run_of_what_has_run_says_nothing(tmp_path: Path) -> None:
     assert log.read_text() == "hi\n"
 
 
+_SHOW = """\
+import os, subprocess
+print(os.environ["a.b"], flush=True)
+subprocess.run(["bash", "-c", "unset -f echo; declare -F hello"], check=True)
+"""
 # It prints, and a signal ends it; the shell that has started it knows no locale of this name.
 _KILLED = "import os; print('hi', flush=True); os.kill(os.getpid(), 9)"
 _NO_LOCALE = {"LC_ALL": "xx_XX.UTF-8"}
 
 
-@pytest.mark.parametrize("shell", [name for name in ("dash", "bash", "busybox") if shutil.which(name)])
+@pytest.mark.parametrize("shell", SHELLS)
 def test_the_words_of_a_shell_are_not_those_of_the_task(tmp_path: Path, shell: str) -> None:
     """That the command was killed, and that there is no such locale."""
     log = tmp_path / "log"
@@ -215,9 +221,21 @@ def test_the_words_of_a_shell_are_not_those_of_the_task(tmp_path: Path, shell: s
     (tmp_path / "script").write_bytes(make_script(commands, "x", {}, _NO_LOCALE, str(tmp_path / "record"), words))
     (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
     command = [str(tmp_path / "sh"), "-c", f". {tmp_path}/script"]
-    done = subprocess.run(command, env={"SLURM_JOB_ID": "7"}, capture_output=True, check=False)
+    done = subprocess.run(command, env={"PATH": PATH, "SLURM_JOB_ID": "7"}, capture_output=True, check=False)
     assert (done.returncode, done.stdout + done.stderr) == (137, b"")
     assert log.read_text() == "hi\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_variables_for_which_a_shell_has_no_word_reach_the_command(tmp_path: Path, shell: str) -> None:
+    """Functions that bash has exported are such ones: ``module``. The shell itself does not take them for its own."""
+    given = {"a.b": "x 'y", "BASH_FUNC_hello%%": "() {  echo 100%\n}", "BASH_FUNC_echo%%": "() {  false\n}"}
+    words = [str(tmp_path / "log"), "", sys.executable, "-c", _SHOW]
+    (tmp_path / "script").write_bytes(make_script(commands, "x", {}, given, str(tmp_path / "record"), words))
+    (tmp_path / "sh").symlink_to(shutil.which(shell) or "")
+    command = [str(tmp_path / "sh"), "-c", f". {tmp_path}/script"]
+    assert subprocess.run(command, env={"PATH": PATH, "SLURM_JOB_ID": "7"}, check=False).returncode == 0
+    assert (tmp_path / "log").read_text() == "x 'y\nhello\n"
 
 
 class _BashCluster(SlurmCluster):

@@ -106,7 +106,8 @@ def make_script(
             lines.append(f"export {name}={shlex.quote(value)}")
     # The time of the handle becomes that of the start. To ask `date` would double what the script costs, and the clock
     # of a node may differ from that of the file system, by which the end is known.
-    lines.append(script_elsewhere(dialect.IDENTITY, f'echo >> "$1.on-{dialect.NAME}"', dialect.GROUP))
+    begin = f'echo >> "$1.on-{dialect.NAME}"'
+    lines.append(script_elsewhere(dialect.IDENTITY, begin, dialect.GROUP, environment))
     lines.append(f"run {shlex.quote(record_path)} - {shlex.join(words)}")
     return os.fsencode("\n".join(lines) + "\n")
 
