@@ -99,10 +99,10 @@ nginx:
 	@test -x /usr/sbin/nginx || command -v nginx >/dev/null || { apt-get update -qq && \
 	  RUNLEVEL=1 apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
 
-# A file system that keeps what it knows of a directory, as those of networks do.
+# A file system that keeps what it knows of a directory, as those of networks do, and one that is an object store's.
 bindfs:
-	@command -v bindfs >/dev/null || { apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends bindfs fuse3 >/dev/null; }
+	@{ command -v bindfs && command -v rclone; } >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends bindfs fuse3 rclone >/dev/null; }
 
 # The tests of control groups of version 2 run in a virtual machine, where this one has those of version 1.
 virtual-machine:

@@ -154,6 +154,21 @@ class NoLocksError(ManagerError):
         self.why = why
 
 
+class UnfitBasePathError(ManagerError):
+    """The file system of a base path cannot do what a promise needs, so no manager is to run there.
+
+    :param kind: of the file system, ``fuse.rclone``; empty if that is not known.
+    :param why: what it cannot do, what that would mean, and what helps.
+    """
+
+    def __init__(self, base_path: Path | str, kind: str, why: str) -> None:
+        which = f" ({kind})" if kind else ""
+        super().__init__(f"no manager can run on {base_path}: its file system{which} fails at {why}")
+        self.base_path = Path(base_path)
+        self.kind = kind
+        self.why = why
+
+
 class ManagerRunningError(ManagerError):
     """Another manager holds this base path."""
 

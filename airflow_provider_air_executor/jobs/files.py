@@ -148,7 +148,7 @@ def replace(path: Path, data: bytes) -> bool:
     """
     temporary, _ = write_beside(path, data, durable=False)
     try:
-        if _exchange(temporary, path):
+        if exchange(temporary, path):
             return True
         if stamp(path) is not None:
             os.rename(temporary, path)
@@ -163,7 +163,7 @@ def put(temporary: str, path: Path) -> None:
 
     Readers see it sooner where names can be exchanged: a rename waits until the old file has been freed.
     """
-    if not _exchange(temporary, path):
+    if not exchange(temporary, path):
         os.rename(temporary, path)
         return
     with contextlib.suppress(OSError):  # a directory, that was there in place of a file
@@ -192,11 +192,11 @@ def publishing_with_backup(path: Path, data: Iterable[bytes], previous: Path) ->
 
 def put_with_backup(temporary: str, path: Path, previous: Path) -> bool:
     """Give a finished file its name, see :func:`publishing_with_backup`; whether there was an old one."""
-    if _exchange(temporary, path):
+    if exchange(temporary, path):
         try:
             os.rename(temporary, previous)
         except OSError:
-            _exchange(temporary, path)  # the old file may be that of another process, and must not be lost
+            exchange(temporary, path)  # the old file may be that of another process, and must not be lost
             raise
         return True
     existed = _link(path, previous)
@@ -537,8 +537,8 @@ def _link(path: Path, other: Path) -> bool:
     return True
 
 
-def _exchange(one: str, other: Path) -> bool:
-    """Exchange two names in one step; False if there is no other, or the system cannot do that."""
+def exchange(one: str, other: Path) -> bool:
+    """Exchange two names in one step; False if there is no other, or the system or the file system cannot do that."""
     try:
         return _renameat2(one, str(other), _RENAME_EXCHANGE)
     except FileNotFoundError:

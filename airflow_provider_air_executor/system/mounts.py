@@ -1,16 +1,51 @@
-"""Whether what this machine knows of a directory may be old, since other machines change it too (Linux only)."""
+"""The file system of a directory: whether other machines change it, and whether its locks hold for them (Linux)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
+from typing import NamedTuple
 
+_TABLE = Path("/proc/self/mountinfo")
 # The kernel keeps the attributes of files of these for some time: NFS for 3 to 60 s, see nfs(5).
 _SHARED = {
     *("9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2"),
     *("orangefs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
 }
+# Of FUSE these have locks for all machines; of others the kernel has locks for itself, unless they see to that.
+_SHARED_LOCKS = {
+    *("fuse.ceph", "fuse.ceph-fuse", "fuse.glusterfs", "fuse.juicefs", "fuse.lizardfs", "fuse.mfs", "fuse.moosefs"),
+    "fuse.saunafs",
+}
+_OWN_LOCKS_OPTIONS = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}  # of NFS, and of Lustre
+_ESCAPE = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """A mounted file system."""
+
+    kind: str  # ext4, nfs4, fuse.sshfs
+    point: str  # where it is mounted
+    options: tuple[str, ...]
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines, or other mounts, may change it."""
+        return self.kind in _SHARED or self.is_fuse
+
+    @property
+    def has_own_locks(self) -> bool:
+        """Whether its locks hold here only, as far as that is known, while others may change it, too."""
+        if self.is_fuse:
+            return self.kind not in _SHARED_LOCKS
+        return self.kind == "vboxsf" or (self.is_shared and not _OWN_LOCKS_OPTIONS.isdisjoint(self.options))
+
+    @property
+    def is_fuse(self) -> bool:
+        """Whether a program is the file system; some do not say which one."""
+        return self.kind.partition(".")[0] == "fuse"
 
 
 def may_be_shared(path: Path) -> bool:
@@ -18,21 +53,36 @@ def may_be_shared(path: Path) -> bool:
 
     :param path: that of the directory.
     """
+    found = mount_of(path)
+    return found is not None and found.is_shared
+
+
+def mount_of(path: Path) -> Mount | None:
+    """The file system of a file or directory; None if that is not known."""
     with contextlib.suppress(OSError):
-        kind = kind_of(os.stat(path).st_dev, Path("/proc/self/mountinfo").read_text(errors="replace"))
-        return kind in _SHARED or kind.partition(".")[0] == "fuse"
-    return False
+        return find(os.stat(path).st_dev, os.path.realpath(path), _TABLE.read_text(errors="replace"))
+    return None
 
 
-def kind_of(device: int, mounts: str) -> str:
-    """The kind of a file system; empty if that is not known.
+def find(device: int, path: str, mounts: str) -> Mount | None:
+    """The file system of a path; None if that is not known.
 
-    :param device: its number, as stat(2) gives it.
+    :param device: its number, as stat(2) gives it. That of btrfs is not in the list: then the path alone decides.
+    :param path: an absolute one without symlinks.
     :param mounts: ``/proc/<pid>/mountinfo``, see proc(5).
     """
     number = f"{os.major(device)}:{os.minor(device)}"
+    best: tuple[bool, int] = (False, -1)
+    found = None
     for line in mounts.splitlines():
         before, _, after = line.partition(" - ")
-        if before.split(" ")[2:3] == [number]:
-            return after.partition(" ")[0]
-    return ""
+        fields, of_kind = before.split(" "), after.split(" ")
+        if len(fields) < 6 or len(of_kind) < 3:
+            continue
+        point = _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), fields[4])
+        is_above = path == point or path.startswith(point.rstrip("/") + "/")
+        rank = fields[2] == number, len(point) if is_above else -1
+        if (rank[0] or is_above) and rank >= best:  # of several at one place the last one is seen
+            best = rank
+            found = Mount(of_kind[0], point, tuple(dict.fromkeys(f"{fields[5]},{of_kind[2]}".split(","))))
+    return found

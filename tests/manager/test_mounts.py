@@ -14,7 +14,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.watch import watching
 from airflow_provider_air_executor.manager import changes
-from airflow_provider_air_executor.system.mounts import kind_of, may_be_shared
+from airflow_provider_air_executor.system.mounts import find, may_be_shared, mount_of
 from tests.support.jobs import ended, task
 from tests.support.managers import Managers
 from tests.support.mounts import bound
@@ -30,16 +30,53 @@ MOUNTS = """\
 
 
 @pytest.mark.parametrize(
-    ("device", "kind"),
-    [((254, 1), "ext4"), ((0, 50), "nfs4"), ((0, 51), "fuse.sshfs"), ((0, 5), ""), ((22, 28), "")],
+    ("device", "path", "kind"),
+    [
+        ((254, 1), "/srv/jobs", "ext4"),
+        ((0, 50), "/home/with space/x", "nfs4"),
+        ((0, 51), "/mnt", "fuse.sshfs"),
+        ((0, 51), "/seen/elsewhere", "fuse.sshfs"),
+        ((0, 99), "/home/with space/x", "nfs4"),  # as of btrfs, by its path
+        ((0, 99), "/home/with spaces", "ext4"),
+    ],
 )
-def test_the_kind_of_a_file_system(device: tuple[int, int], kind: str) -> None:
-    assert kind_of(os.makedev(*device), MOUNTS) == kind
+def test_the_kind_of_a_file_system(device: tuple[int, int], path: str, kind: str) -> None:
+    found = find(os.makedev(*device), path, MOUNTS)
+    assert found is not None
+    assert found.kind == kind
+
+
+def test_a_file_system_that_is_not_known() -> None:
+    assert find(os.makedev(0, 5), "/x", "") is None
+    assert find(os.makedev(0, 5), "/x", "not a line of this file\n") is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_shared", "has_own_locks"),
+    [
+        ("ext4", "rw,nolock", False, False),
+        ("nfs", "rw,vers=3,nolock,local_lock=all", True, True),
+        ("nfs", "rw,vers=3,local_lock=flock", True, True),
+        ("nfs4", "rw,vers=4.2,local_lock=none", True, False),
+        ("lustre", "rw,flock", True, False),
+        ("lustre", "rw,localflock", True, True),
+        ("fuse.sshfs", "rw", True, True),
+        ("fuse", "rw", True, True),  # as bindfs calls itself
+        ("fuse.glusterfs", "rw", True, False),
+    ],
+)
+def test_whose_locks_hold_here_only(kind: str, options: str, is_shared: bool, has_own_locks: bool) -> None:
+    found = find(os.makedev(0, 7), "/mnt/x", f"60 28 0:7 / /mnt rw - {kind} server:/x {options}\n")
+    assert found is not None
+    assert (found.is_shared, found.has_own_locks) == (is_shared, has_own_locks)
 
 
 def test_of_a_directory_of_this_machine(tmp_path: Path) -> None:
     assert not may_be_shared(tmp_path)
     assert not may_be_shared(tmp_path / "nothing")
+    found = mount_of(tmp_path)
+    assert found is not None
+    assert tmp_path.is_relative_to(found.point)
 
 
 @pytest.fixture

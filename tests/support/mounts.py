@@ -51,3 +51,27 @@ def bound(source: Path, place: Path, options: str = "") -> Iterator[Path]:
         except OSError as error:
             pytest.skip(str(error))
         yield place
+
+
+@contextlib.contextmanager
+def object_store(source: Path, place: Path, cache: str = "off") -> Iterator[Path]:
+    """A directory as rclone shows an object store; the test is skipped where that cannot be had.
+
+    :param place: a directory that is made.
+    :param cache: its ``--vfs-cache-mode``; its default is ``off``.
+    """
+    if shutil.which("rclone") is None or not os.access("/dev/fuse", os.W_OK):
+        pytest.skip("rclone or /dev/fuse is missing")
+    place.mkdir()
+    own = {**os.environ, "RCLONE_CONFIG": "", "RCLONE_CACHE_DIR": f"{place}-rclone"}
+    command = ["rclone", "mount", "--vfs-cache-mode", cache, str(source), str(place)]
+    with subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: os.path.ismount(place) or process.poll() is not None, what="it is mounted")
+            if process.poll() is not None:
+                pytest.skip(f"rclone: {process.communicate()[1]}")
+            yield place
+        finally:
+            subprocess.run(["umount", "--lazy", str(place)], check=False)
+            process.terminate()
+            process.communicate(timeout=PATIENCE)
