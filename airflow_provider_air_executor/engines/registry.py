@@ -99,7 +99,7 @@ class Engines:
         self._in_use: Counter[str] = Counter()
         found: Holdings | None = getattr(local, "holdings", None)
         self.holdings = found or holdings_of(store, self._environment, self._children)
-        for name in {settings.runner, *settings.runners} - {LOCAL, _WARM}:
+        for name in named(settings):
             self._load(name)
 
     def _load(self, name: str) -> Engine:
@@ -108,20 +108,9 @@ class Engines:
         :raises SettingsError: if there is none, or it cannot work here.
         """
         if name not in self._engines:
-            found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-            if name not in found:
-                known = ", ".join(sorted({LOCAL, _WARM, *found}))
-                raise SettingsError(f"there is no runner {name!r}; there are {known}")
-            options = dict(self._settings.runners.get(name) or {})
-            limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
-            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
-                raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
-            limit = self._settings.max_concurrent.get(name, limit)
-            make = _load(found[name])
-            self._engines[name] = make(
-                Context(self._store, self._environment, options, self._children, self._settings.kill_grace)
+            self._engines[name], self._limits[name] = make(
+                name, self._store, self._settings, self._environment, self._children
             )
-            self._limits[name] = limit
         return self._engines[name]
 
     # -- which one, and whether it has room ------------------------------------------------------------------
@@ -318,6 +307,30 @@ class Engines:
         """Release all resources. Attempts go on."""
         for engine in self._engines.values():
             engine.close()
+
+
+def named(settings: EngineSettings) -> set[str]:
+    """The engines that the settings name, besides that of this machine."""
+    return {settings.runner, *settings.runners} - {LOCAL, _WARM}
+
+
+def make(
+    name: str, store: JobStore, settings: EngineSettings, environment: Mapping[str, str], children: Children
+) -> tuple[Engine, int]:
+    """An engine, and how many attempts it may have at a time. Making one starts nothing.
+
+    :raises SettingsError: if there is none of this name, or it cannot work here.
+    """
+    found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        known = ", ".join(sorted({LOCAL, _WARM, *found}))
+        raise SettingsError(f"there is no runner {name!r}; there are {known}")
+    options = dict(settings.runners.get(name) or {})
+    limit = options.pop(_MAX_CONCURRENT, _DEFAULT_MAX_CONCURRENT)
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise SettingsError(f"runners.{name}.{_MAX_CONCURRENT} must be a whole number from 1, not {limit!r}")
+    engine = _load(found[name])(Context(store, environment, options, children, settings.kill_grace))
+    return engine, settings.max_concurrent.get(name, limit)
 
 
 def _load(point: EntryPoint) -> Any:

@@ -16,6 +16,7 @@ from types import ModuleType
 
 import pytest
 
+from airflow_provider_air_executor.jobs import base_path_check
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.waiting import PATIENCE
 
@@ -167,6 +168,12 @@ def test_every_benchmark_is_listed() -> None:
     page = (DOCS / "benchmarks.md").read_text()
     for path in (ROOT / "benchmarks").glob("*.py"):
         assert f"`benchmarks/{path.name}`" in page, path.name
+
+
+def test_all_that_is_tried_in_a_base_path_is_described() -> None:
+    page = " ".join((DOCS / "command-line.md").read_text().split())
+    for trial in base_path_check.TRIALS:
+        assert trial.subject in page, trial.subject
 
 
 def test_the_readme_is_short() -> None:

@@ -12,6 +12,7 @@ import click
 from airflow_provider_air_executor import __version__
 from airflow_provider_air_executor.manager.cli.changing import cancel, prune, retry, rm, wait
 from airflow_provider_air_executor.manager.cli.controlling import info, metrics, pause, resume, slots
+from airflow_provider_air_executor.manager.cli.doctor import doctor
 from airflow_provider_air_executor.manager.cli.errors import Commands
 from airflow_provider_air_executor.manager.cli.logs import logs
 from airflow_provider_air_executor.manager.cli.managing import manager, stop
@@ -53,6 +54,7 @@ for _command in (
     metrics,
     manager,
     stop,
+    doctor,
     token,
     serve,
 ):
