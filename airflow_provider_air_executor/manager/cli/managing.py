@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from airflow_provider_air_executor import exceptions
+from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.manager.cli import processes
 from airflow_provider_air_executor.manager.cli.options import Opened, here_option, listen_options, open_store
 
 if TYPE_CHECKING:
     from airflow_provider_air_executor.jobs.store import JobStore
     from airflow_provider_air_executor.manager.settings import Settings
+
+log = logging.getLogger("air_executor.manager")
 
 
 @click.command()
@@ -69,16 +72,31 @@ def manager(config: Path | None, detach: bool, replace: bool, refresh: bool, emb
         processes.leave_task()
         for warning in warnings:  # the manager says them too, where few look
             click.echo(f"air-executor: {warning}", err=True)
+    otherwise = "" if not replace and manager_status.is_running(store) else _check_base_path(store)
     if replace:
         processes.stop(store)
     if detach and (pid := processes.detach(store)):
         click.echo(f"manager {pid} runs the jobs of {store.base_path}")
     else:
-        _run_manager(store, settings, warnings)
+        _run_manager(store, settings, warnings, otherwise)
+
+
+def _check_base_path(store: JobStore) -> str:
+    """Try what the file system can do, before a manager that runs there is ended: what is done otherwise, in a line.
+
+    :raises UnfitBasePathError: if a promise cannot be kept there.
+    :raises NoLocksError: if it has no locks.
+    """
+    from airflow_provider_air_executor.jobs import base_path_check
+
+    store.create_directories()
+    findings = base_path_check.check(store.base_path, notification=False)
+    base_path_check.refuse(store.base_path, store.lock_path, findings)
+    return base_path_check.what_is_otherwise(findings)
 
 
 def _refresh(store: JobStore) -> None:
-    from airflow_provider_air_executor.jobs import manager_control, manager_status
+    from airflow_provider_air_executor.jobs import manager_control
 
     pid = manager_status.pid(store)
     if pid is None:
@@ -87,17 +105,19 @@ def _refresh(store: JobStore) -> None:
     click.echo(f"manager {pid} starts another fork server; tasks start from it as soon as it is ready")
 
 
-def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> None:
+def _run_manager(store: JobStore, settings: Settings, warnings: list[str], otherwise: str) -> None:
     from airflow_provider_air_executor.engines.children import Children
     from airflow_provider_air_executor.engines.local.engine import LocalEngine
     from airflow_provider_air_executor.engines.local.holdings import holdings_of
     from airflow_provider_air_executor.engines.local.preloading import preload_of
     from airflow_provider_air_executor.engines.registry import Engines
+    from airflow_provider_air_executor.jobs import base_path_check
     from airflow_provider_air_executor.manager.lock import ManagerLock
     from airflow_provider_air_executor.manager.loop import Loop
     from airflow_provider_air_executor.manager.manager import Manager
     from airflow_provider_air_executor.manager.server_child import serving
     from airflow_provider_air_executor.system.environment import as_given
+    from airflow_provider_air_executor.system.mounts import mount_of
     from airflow_provider_air_executor.system.processes import can_inspect
 
     set_up_logging(settings)
@@ -108,7 +128,7 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the parent may have blocked SIGTERM
     with ManagerLock(store) as lock, serving(store, settings):
         for warning in warnings:
-            logging.getLogger("air_executor.manager").warning(warning)
+            log.warning(warning)
         children, environment = Children(), as_given(os.environ)
         local = LocalEngine(
             store,
@@ -118,7 +138,13 @@ def _run_manager(store: JobStore, settings: Settings, warnings: list[str]) -> No
             holdings=holdings_of(store, environment, children, **settings.capacity.model_dump()),
             host_timeout=settings.host_timeout,
         )
-        Loop(Manager(store, settings, Engines(store, settings, local, environment, children)), lock).run()
+        manager = Manager(store, settings, Engines(store, settings, local, environment, children))
+        polls = "" if manager.shared.notifier.works else base_path_check.NOT_NOTIFIED
+        if otherwise or polls:
+            mount = mount_of(store.base_path)
+            said = "; ".join(filter(None, (otherwise, polls)))
+            log.info("the file system of the base path (%s): %s", mount.kind if mount else "of unknown kind", said)
+        Loop(manager, lock).run()
 
 
 class _JsonFormatter(logging.Formatter):

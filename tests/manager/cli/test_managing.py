@@ -20,6 +20,7 @@ from airflow_provider_air_executor.manager.cli import main, managing, processes
 from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.jobs import ended, read_log, task
 from tests.support.managers import CLI, Managers
+from tests.support.mounts import bound, object_store
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -54,6 +55,60 @@ def test_detach_and_stop(run: Any, store: JobStore) -> None:
     finally:
         assert run("stop").stdout == f"manager {pid} has ended\n"
     assert "no manager is running" in run("stop").stdout
+
+
+def test_what_is_done_otherwise_on_a_file_system_is_a_line_of_the_log(
+    run: Any, store: JobStore, tmp_path: Path
+) -> None:
+    """There is none where everything works."""
+
+    def said(there: JobStore) -> list[str]:
+        assert run("manager", "--detach", "--base-path", str(there.base_path)).returncode == 0
+        try:
+            wait_until(lambda: "runs the jobs of" in there.manager_log_path.read_text(), what="it runs")
+            return [line for line in there.manager_log_path.read_text().splitlines() if "file system" in line]
+        finally:
+            assert run("stop", "--base-path", str(there.base_path)).returncode == 0
+
+    assert said(store) == []
+    (tmp_path / "source").mkdir()
+    with bound(tmp_path / "source", tmp_path / "mounted") as place:
+        (line,) = said(JobStore(place / "base"))
+    assert " INFO the file system of the base path (fuse" in line
+    assert "; of what another machine, or another mount, writes there is no notification: the manager looks " in line
+
+
+@pytest.mark.parametrize("flags", [(), ("--detach",), ("--replace", "--detach")])
+def test_on_the_mount_of_an_object_store_no_manager_starts(run: Any, tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """It did, and each job ended as invalid."""
+    (tmp_path / "bucket").mkdir()
+    with object_store(tmp_path / "bucket", tmp_path / "mounted") as place:
+        refused = run("manager", "--base-path", str(place / "base"), *flags)
+        assert manager_status.pid(JobStore(place / "base")) is None
+    assert refused.returncode == 1
+    assert refused.stderr.startswith(f"air-executor: no manager can run on {place}/base: its file system (fuse")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a mount")
+def test_a_manager_starts_on_a_full_disk(store: JobStore, managers: Managers) -> None:
+    """What it cannot try there now is not refused: it goes on when there is room."""
+    store.base_path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(store.base_path)], check=True)
+    try:
+        store.submit("j", ["true"])
+        store.lock_path.touch()
+        filler = store.base_path / "filler"
+        with pytest.raises(OSError, match="No space left"):
+            filler.write_bytes(bytes(1_000_000))
+        manager = managers.launch()
+        wait_until(lambda: manager_status.is_running(store) or manager.poll() is not None, what="it runs")
+        assert manager.poll() is None
+        filler.unlink()
+        assert ended(store, "j").state == "completed"
+    finally:
+        managers.close()
+        subprocess.run(["umount", "--lazy", str(store.base_path)], check=True)
 
 
 def test_a_setting_that_there_is_not_is_told_to_who_starts_a_manager(run: Any, store: JobStore) -> None:
@@ -191,7 +246,7 @@ def test_the_manager_that_airflow_starts_keeps_a_limited_number_of_jobs(
 ) -> None:
     """What somebody has set counts more."""
     given: list[Settings] = []
-    monkeypatch.setattr(managing, "_run_manager", lambda _store, settings, _warnings: given.append(settings))
+    monkeypatch.setattr(managing, "_run_manager", lambda _store, settings, *_: given.append(settings))
     for flags in ([], ["--embedded"], ["--embedded", "--keep-jobs", "7"]):
         result = CliRunner().invoke(main, ["manager", "--base-path", str(store.base_path), *flags])
         assert result.exit_code == 0, result.output
