@@ -264,14 +264,27 @@ class FileJobs:
             if not os.access(self.store.inbox_path, os.W_OK):
                 return Reached(False, f"{self.where} is not writable for this user")
             manager_status.check_locks(self.store)
+            otherwise = self._otherwise()
             info = self.manager()
         except (AirExecutorError, OSError) as error:
             return Reached(False, str(error))
         if info is not None:
-            return Reached(True, f"manager {info.pid} runs the jobs of {self.where}{_abilities(info)}")
+            return Reached(True, f"manager {info.pid} runs the jobs of {self.where}{_abilities(info)}{otherwise}")
         if self._start_manager is not None:
-            return Reached(True, f"jobs go to {self.where}; the manager is started with the first one")
+            return Reached(True, f"jobs go to {self.where}; the manager is started with the first one{otherwise}")
         return Reached(False, f"no manager is running; start it: air-executor manager --base-path {self.where}")
+
+    def _otherwise(self) -> str:
+        """What is done otherwise because of the file system.
+
+        :raises ManagerError: if no manager can run there.
+        """
+        from airflow_provider_air_executor.jobs import base_path_check
+
+        findings = base_path_check.check_in_time(self.store.base_path)
+        base_path_check.refuse(self.store.base_path, self.store.lock_path, findings)
+        otherwise = base_path_check.what_is_otherwise(findings)
+        return f". Its file system: {otherwise}" if otherwise else ""
 
     # -- waiting -----------------------------------------------------------------------------------------------
 

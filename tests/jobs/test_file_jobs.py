@@ -24,6 +24,7 @@ from airflow_provider_air_executor.jobs.interface import STATE, JobFilter, Jobs,
 from airflow_provider_air_executor.jobs.models import Job, JobState, SubmittedBy, TaskStatus
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import publish_job, publish_tasks, task
+from tests.support.mounts import bound, object_store
 from tests.support.waiting import PATIENCE
 
 SECRET = "hunter2-and-more"
@@ -319,3 +320,24 @@ def test_which_jobs_a_filter_wants(jobs: Jobs, store: JobStore, wanted: JobFilte
     jobs.submit("b", ["true"], outlets=["s3://bucket/key"])
     ended = [end(store, "a"), end(store, "b", JobState.FAILED)]
     assert [job.name for job in ended if wanted.matches(job)] == names
+
+
+class TestTheConnection:
+    """What *Test* says of the file system, which a manager would meet there."""
+
+    def test_on_a_shared_file_system(self, tmp_path: Path) -> None:
+        (tmp_path / "source").mkdir()
+        with bound(tmp_path / "source", tmp_path / "mounted") as place:
+            found = FileJobs(JobStore(place / "base"), start_manager=lambda: None).test()
+            assert sorted(path.name for path in (place / "base").iterdir()) == ["inbox", "jobs"]
+        assert found.is_well
+        begin, _, said = found.message.partition(". Its file system: ")
+        assert begin == f"jobs go to {place}/base; the manager is started with the first one"
+        assert "the manager looks five times a second whether its bell was rung" in said
+
+    def test_on_the_mount_of_an_object_store(self, tmp_path: Path) -> None:
+        (tmp_path / "bucket").mkdir()
+        with object_store(tmp_path / "bucket", tmp_path / "mounted") as place:
+            found = FileJobs(JobStore(place / "base"), start_manager=lambda: None).test()
+        assert not found.is_well
+        assert found.message.startswith(f"no manager can run on {place}/base: its file system (fuse.rclone) fails at ")
