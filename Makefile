@@ -11,6 +11,7 @@
 #   make docs    the documentation as web pages, in docs/_build/html; make reference writes the pages made from the code
 #   make pyz     dist/air-executor.pyz: the manager, its server and its command line in one file, without Airflow
 #   make virtual-machine   a kernel and QEMU for the tests of control groups, once
+#   make matrix   the tests that concern it on other shells, file systems, releases, ... : all rows, or ROW='sh-* xfs'; make matrix-list
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3
@@ -22,6 +23,7 @@ WORKERS ?= 6
 FAST = $(IN_MEMORY) $(BIN)/python -m pytest --hypothesis-profile=fast -m "not (airflow or browser or embedded or engine or postgresql)" $(PYTEST_ARGS)
 TIER ?= test-fast
 EXAMPLES ?= 2000
+ROW ?= *
 # Where there is room in memory for its files, the speed of the disk does not matter.
 IN_MEMORY = $(shell test -w /dev/shm && test `df --output=avail /dev/shm | tail -1` -gt 1000000 && echo TMPDIR=/dev/shm)
 CONSTRAINTS = constraints/airflow-$(AIRFLOW).txt
@@ -33,7 +35,7 @@ DOCS_READY = $(VENV)/.docs-ready-$(AIRFLOW)
 export UV_COMPILE_BYTECODE = 1
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx bindfs virtual-machine kubernetes kubernetes-build pyz vendor check docs reference format benchmark clean
+.PHONY: demo up test test-fast test-slow-machine test-errno fuzz test-lowest coverage postgresql chromium slurm sshd network nginx bindfs virtual-machine kubernetes kubernetes-build matrix matrix-list matrix-page debootstrap pyz vendor check docs reference format benchmark clean
 
 demo: $(READY)
 	$(BIN)/python demo.py
@@ -114,6 +116,21 @@ kubernetes-build:
 
 kubernetes: kubernetes-build $(READY)
 	@exec $(BIN)/python -m tests.support.kubernetes_cluster
+
+# Systems of Debian's packages, in the user's cache. A row that ends writes its line of docs/where-it-runs.md.
+matrix: $(READY) debootstrap network
+	@set -f; exec $(BIN)/python -m tests.matrix $(ROW)
+
+matrix-list: $(READY)
+	@$(BIN)/python -m tests.matrix --list
+
+# The page again, after a change of the rows.
+matrix-page: $(READY)
+	@$(BIN)/python -m tests.matrix --page
+
+debootstrap:
+	@command -v debootstrap >/dev/null || { apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends debootstrap >/dev/null; }
 
 # The lowest supported Airflow, in an environment of its own.
 test-lowest:

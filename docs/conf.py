@@ -47,7 +47,7 @@ _NAVIGATION = {
         "observability",
         "cleaning-up",
     ],
-    "Reference": ["reference/index", "reference/*", "guarantees", "troubleshooting"],
+    "Reference": ["reference/index", "reference/*", "guarantees", "where-it-runs", "troubleshooting"],
     "Background": [
         "comparison",
         "benchmarks",

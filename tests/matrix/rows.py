@@ -1,0 +1,236 @@
+"""The rows of the matrix: each is a system, and the tests that concern it.
+
+A row is set up by lines of ``sh`` in a mount, a process and a network namespace of its own, as root. They find in the
+environment ``WORK``, an empty directory; ``A`` and ``B``, two directories in it that can be mounted on; and ``PYTHON``.
+They call ``unavailable REASON`` if this machine cannot do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+HERE = "here"  # this machine's own files; other systems are releases of Debian
+
+_BASE_PATH = "tests/matrix/test_base_path.py"
+_LOCAL = "tests/engines/test_contract_local.py"
+_MANAGER = ("tests/manager/test_promises.py", "tests/manager/test_robustness.py")
+_TWO_MANAGERS = "test_two_managers"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system, and the tests that concern it.
+
+    :param what: what it is, for the table.
+    :param tests: words for pytest.
+    :param system: whose files it has: a release of Debian, or :data:`HERE`.
+    :param packages: of Debian.
+    :param setup: lines of ``sh`` that come before the tests.
+    :param version: a line of ``sh`` that prints which version was found.
+    :param before: words of a command that runs the tests.
+    :param environment: more variables of the tests.
+    :param programs: needed by the quick form, which uses those of this machine.
+    :param quick: words for pytest; these tests take seconds, and are in the ordinary suite too. Empty: none are.
+    :param note: what a user should know although the tests pass, or why they do not.
+    :param reason: why this row cannot be had.
+    """
+
+    name: str
+    group: str
+    what: str
+    tests: tuple[str, ...] = ()
+    system: str = HERE
+    packages: tuple[str, ...] = ()
+    setup: str = ""
+    version: str = "true"
+    before: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    programs: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+    note: str = ""
+    reason: str = ""
+
+    @property
+    def takes(self) -> str:
+        """How long it takes."""
+        return "seconds" if self.quick else "long"
+
+
+def _package(name: str) -> str:
+    return f"dpkg-query --show --showformat '{name} ${{Version}}' {name}"
+
+
+def _shell(name: str, package: str, program: str, *, note: str = "", quick: bool = False) -> Row:
+    contract = (f"{_LOCAL}::TestLocal",)
+    return Row(
+        f"sh-{name}",
+        "`/bin/sh`",
+        f"{name} as `/bin/sh`",
+        (_LOCAL, *_MANAGER),
+        system="bookworm",
+        packages=(package,),
+        setup=f'mount --bind "$(readlink -f "$(command -v {program})")" /bin/sh',
+        version=_package(package),
+        programs=(program,) if quick else (),
+        quick=contract if quick else (),
+        note=note,
+    )
+
+
+SHELLS = (
+    _shell("dash", "dash", "dash"),
+    _shell("bash", "bash", "bash", quick=True),
+    _shell("busybox", "busybox-static", "busybox", quick=True),
+    _shell("mksh", "mksh", "mksh"),
+    _shell("yash", "yash", "yash"),
+    _shell("ksh93", "ksh93u+m", "ksh93"),
+    _shell("zsh", "zsh", "zsh"),
+)
+
+_SSHD = """\
+mkdir -p /run/sshd "$WORK/served"
+for name in host user; do ssh-keygen -q -t ed25519 -N '' -f "$WORK/$name"; done
+/usr/sbin/sshd -f /dev/null -h "$WORK/host" -p 2222 -o ListenAddress=127.0.0.1 -o PidFile=none -o StrictModes=no \\
+  -o AuthorizedKeysFile="$WORK/user.pub" -o Subsystem='sftp internal-sftp'
+"""
+_GLUSTERD = """\
+ip address add 192.0.2.1/32 dev lo  # it refuses loopback addresses
+truncate -s 1G "$WORK/image"; mkfs.ext4 -q "$WORK/image"
+mkdir "$WORK/brick"; mount -o loop "$WORK/image" "$WORK/brick"
+for place in /var/lib/glusterd /var/log/glusterfs; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
+mkdir -p /var/log/glusterfs/bricks /run/gluster
+glusterd
+for second in $(seq 60); do gluster --mode=script volume list >/dev/null 2>&1 && break; sleep 1; done
+gluster --mode=script volume create served 192.0.2.1:"$WORK/brick/served" force
+gluster --mode=script volume start served
+"""
+
+
+def _file_system(
+    name: str,
+    mount: str,
+    *packages: str,
+    once: str = "",
+    two: bool = False,
+    excluded: bool = True,
+    quick: bool = False,
+    programs: tuple[str, ...] = (),
+    note: str = "",
+) -> Row:
+    """A base path on a file system.
+
+    :param mount: a line of ``sh`` that mounts it on ``$1``.
+    :param packages: the first one has the version that is told; without one it is that of the kernel.
+    :param once: lines that come before.
+    :param two: whether the manager has a mount of its own.
+    :param excluded: whether two managers on two mounts exclude each other.
+    """
+    tests = (_BASE_PATH,) if excluded or not two else (_BASE_PATH, "-k", f"not {_TWO_MANAGERS}")
+    places = ("$A", "$B") if two else ("$A",)
+    kept_apart = "" if excluded or not two else "two managers on two mounts do not see each other: start one only"
+    return Row(
+        f"{name}-two-mounts" if two else name,
+        "File system of the base path",
+        f"{name}, the manager on a mount of its own" if two else name,
+        tests,
+        system="bookworm",
+        packages=packages,
+        setup="\n".join(
+            [
+                f'on() {{\n{mount}\nmountpoint -q "$1"\n}}',
+                once,
+                *(f'on "{place}"' for place in places),
+                f'export AIR_EXECUTOR_TEST_BASE_PATHS="{":".join(places)}"',
+            ]
+        ),
+        version=_package(packages[0]) if packages and "mkfs" not in mount else "echo Linux $(uname -r)",
+        programs=programs,
+        quick=tests if quick else (),
+        note="; ".join(filter(None, (kept_apart, note))),
+    )
+
+
+def _image(kind: str) -> str:
+    return f'truncate -s 1G "$WORK/image"; mkfs.{kind} -q "$WORK/image"; mount -o loop "$WORK/image" "$1"'
+
+
+_TMPFS = 'mount -t tmpfs -o size=1G tmpfs "$1"'
+_OVERLAY = """\
+mkdir "$WORK/layers"; mount -t tmpfs tmpfs "$WORK/layers"; (cd "$WORK/layers"; mkdir lower upper work)
+mount -t overlay -o lowerdir="$WORK/layers/lower,upperdir=$WORK/layers/upper,workdir=$WORK/layers/work" overlay "$1\""""
+_SERVED = 'mkdir "$WORK/served"'
+_BINDFS = 'bindfs "$WORK/served" "$1"'
+_MERGERFS = 'mergerfs -o minfreespace=0 "$WORK/served" "$1"'
+_GOCRYPTFS = 'gocryptfs -q -sharedstorage -extpass \'echo secret\' "$WORK/served" "$1"'
+_NEW_GOCRYPTFS = f"{_SERVED}; gocryptfs -q -init -extpass 'echo secret' \"$WORK/served\""
+_SSHFS = (
+    'sshfs -p 2222 -o IdentityFile="$WORK/user",StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null{} '
+    '127.0.0.1:"$WORK/served" "$1"'
+)
+_GLUSTERFS = 'mount -t glusterfs 192.0.2.1:/served "$1"'
+_SLOW = "a job on another mount is seen after `poll_interval`"
+
+FILE_SYSTEMS = (
+    _file_system("ext4", _image("ext4"), "e2fsprogs", quick=True, programs=("mkfs.ext4",)),
+    _file_system("xfs", _image("xfs"), "xfsprogs"),
+    _file_system("btrfs", _image("btrfs"), "btrfs-progs"),
+    _file_system("overlayfs", _OVERLAY, quick=True),
+    _file_system("tmpfs", _TMPFS, quick=True),
+    _file_system("bindfs", _BINDFS, "bindfs", once=_SERVED),
+    _file_system(
+        "bindfs",
+        _BINDFS,
+        "bindfs",
+        once=_SERVED,
+        two=True,
+        excluded=False,
+        quick=True,
+        programs=("bindfs",),
+        note=_SLOW,
+    ),
+    _file_system("mergerfs", _MERGERFS, "mergerfs", once=_SERVED),
+    _file_system("mergerfs", _MERGERFS, "mergerfs", once=_SERVED, two=True, excluded=False, note=_SLOW),
+    _file_system("gocryptfs", _GOCRYPTFS, "gocryptfs", once=_NEW_GOCRYPTFS),
+    _file_system("gocryptfs", _GOCRYPTFS, "gocryptfs", once=_NEW_GOCRYPTFS, two=True, excluded=False, note=_SLOW),
+    _file_system("sshfs", _SSHFS.format(""), "sshfs", "openssh-server", once=_SSHD),
+    _file_system(
+        "sshfs",
+        _SSHFS.format(""),
+        "sshfs",
+        "openssh-server",
+        once=_SSHD,
+        two=True,
+        excluded=False,
+        note="with its default caches a job on another mount is seen after up to a minute",
+    ),
+    _file_system(
+        "sshfs-without-caches",
+        _SSHFS.format(",dcache_timeout=0,attr_timeout=0,entry_timeout=0,negative_timeout=0"),
+        "sshfs",
+        "openssh-server",
+        once=_SSHD,
+        two=True,
+        excluded=False,
+        note=_SLOW,
+    ),
+    _file_system("glusterfs", _GLUSTERFS, "glusterfs-server", "glusterfs-client", "e2fsprogs", once=_GLUSTERD),
+    _file_system(
+        "glusterfs",
+        _GLUSTERFS,
+        "glusterfs-server",
+        "glusterfs-client",
+        "e2fsprogs",
+        once=_GLUSTERD,
+        two=True,
+        note=_SLOW,
+    ),
+    Row(
+        "nfs-4.2",
+        "File system of the base path",
+        "NFS 4.2, with two clients",
+        reason="its client is a part of the kernel, and the kernel of the machine of the tests has none",
+    ),
+)
+
+ROWS: tuple[Row, ...] = (*SHELLS, *FILE_SYSTEMS)

@@ -1,0 +1,221 @@
+"""The systems of the rows: this machine, with its Python or another, or a release of Debian, and how tests run there.
+
+The files of a release are in the user's cache, outside the checkout. They are made once by ``debootstrap``; packages
+are added when a row needs them. Python is that of the release, with what the tests need, without Airflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "air-executor/matrix"
+CHECKOUT = Path(__file__).resolve().parents[2]
+_MIRROR = "http://deb.debian.org/debian"
+_ALWAYS = ("python3", "python3-venv", "procps", "iproute2", "util-linux-extra")
+_TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")  # of those for developers
+_UV = str(Path(sys.executable).parent / "uv")
+_VENV = "/opt/air-executor"  # within the files of a release
+_UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
+# All mounts are in the namespace, and gone with it.
+_ENTER = """\
+root=$1 work=$2 checkout=$3; shift 3
+ip link set lo up
+mount --rbind /sys "$root/sys"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=755 run "$root/run"
+mkdir -m 1777 "$work/tmp"
+mount --bind "$work/tmp" "$root/tmp"
+for place in "$work" "$checkout"; do
+  mkdir -p "$root$place"
+  mount --bind "$place" "$root$place"
+done
+chroot "$root" sh -ec 'cd "$0"; "$@"' "$checkout" "$@"
+"""  # without exec: a process 1 without handlers does not get signals that it sends itself
+_STAY = 'ip link set lo up; mkdir -m 1777 "$WORK/tmp"; "$@"'
+
+
+class System:
+    """This machine itself."""
+
+    python = sys.executable
+
+    def prepare(self, packages: Sequence[str]) -> None:
+        """Make it ready; this machine has what it has."""
+
+    def run(self, script: str, work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run lines of ``sh`` in namespaces of their own.
+
+        :param work: a directory that can be written to.
+        :param environment: all that they get besides the usual variables.
+        """
+        return _run([*_UNSHARE, "--mount-proc", "sh", "-ec", _STAY, "sh", "sh", "-ec", script], work, environment)
+
+
+class Debian(System):
+    """The files of a release of Debian."""
+
+    python = f"{_VENV}/bin/python"
+
+    def __init__(self, release: str) -> None:
+        self.release = release
+        self.root = CACHE / release
+
+    def prepare(self, packages: Sequence[str]) -> None:
+        """Make it ready: install what is missing, once."""
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with (CACHE / f"{self.release}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.root.exists():
+                self._bootstrap()
+            self._install([*_ALWAYS, *packages])
+            self._install_python()
+
+    def run(self, script: str, work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+        words = ["sh", "-ec", _ENTER, "sh", str(self.root), str(work), str(CHECKOUT), "sh", "-ec", script]
+        return _run([*_UNSHARE, f"--mount-proc={self.root}/proc", *words], work, environment)
+
+    def _bootstrap(self) -> None:
+        _say(f"fetching Debian {self.release}")
+        new = self.root.with_name(f"{self.release}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        _check(["debootstrap", "--variant=minbase", self.release, str(new), _mirror()])
+        # Nothing that is installed there starts a service.
+        policy = new / "usr/sbin/policy-rc.d"
+        policy.write_text("#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        new.rename(self.root)
+
+    def _install(self, packages: Sequence[str]) -> None:
+        status = (self.root / "var/lib/dpkg/status").read_text()
+        there = re.findall(r"^Package: (\S+)\n(?:\S.*\n)??Status: install ok installed$", status, re.MULTILINE)
+        missing = sorted(set(packages) - set(there))
+        if not missing:
+            return
+        _say(f"installing in Debian {self.release}: {' '.join(missing)}")
+        for name in ("resolv.conf", "hosts"):
+            shutil.copyfile(f"/etc/{name}", self.root / "etc" / name)
+        apt = "apt-get -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false"  # a mirror may be old
+        install = f"{apt} install --yes --quiet --no-install-recommends {' '.join(missing)}"
+        line = f"{apt} update --quiet && {install} && apt-get clean"
+        _check(["chroot", str(self.root), "env", "DEBIAN_FRONTEND=noninteractive", "sh", "-ec", line])
+
+    def _install_python(self) -> None:
+        ask = 'import sys; print("%d.%d" % sys.version_info[:2])'
+        version = _check(["chroot", str(self.root), "python3", "-c", ask]).strip()
+        make = ["chroot", str(self.root), "python3", "-m", "venv", "--without-pip", "--clear", _VENV]
+        _make_environment(self.root / _VENV[1:], version, make)
+
+
+class Python(System):
+    """This machine's own files, with another Python: one that is there already, or that uv fetches."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._place = CACHE / f"python-{version}"
+        self.python = str(self._place / "bin/python")
+
+    def prepare(self, packages: Sequence[str]) -> None:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        make = [_UV, "venv", "--quiet", "--clear", "--python", self._version, str(self._place)]
+        _make_environment(self._place, self._version, make)
+
+
+def system(name: str) -> System:
+    """The system of this name."""
+    if name == "here":
+        return System()
+    return Python(name.removeprefix("python-")) if name.startswith("python-") else Debian(name)
+
+
+def _make_environment(place: Path, version: str, make: Sequence[str]) -> None:
+    """Make a virtual environment, once. Its packages are fetched by this machine, which knows an index.
+
+    :param version: of its Python.
+    :param make: words of the command that makes it.
+    """
+    constraints = max(CHECKOUT.glob("constraints/airflow-*.txt"))
+    wanted = f"{version} {CHECKOUT} {_digest(CHECKOUT / 'pyproject.toml', constraints)}"
+    if (place / "ready").exists() and (place / "ready").read_text() == wanted:
+        return
+    _say(f"installing packages of Python {version} in {place}")
+    _check(make)
+    packages = place / f"lib/python{version}/site-packages"
+    install = [_UV, "pip", "install", "--quiet", "--python", sys.executable]
+    into = ["--target", str(packages), "--python-version", version]
+    _check([*install, *into, "--only-binary", ":all:", "--constraint", str(constraints), *_needed()])
+    _check([*install, *into, "--no-deps", "--editable", str(CHECKOUT)])
+    shutil.copy(CHECKOUT / "tests/support/in_tests.pth", packages)
+    (place / "ready").write_text(wanted)
+
+
+@contextlib.contextmanager
+def work_directory() -> Iterator[Path]:
+    """An empty directory outside the checkout, which everybody reaches, and which is removed."""
+    place = CACHE / "work"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="row-", dir=place) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def _run(words: Sequence[str], work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    usual = {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/root",
+        "LANG": "C.UTF-8",
+        "WORK": str(work),
+        "TMPDIR": f"{work}/tmp",
+    }
+    return subprocess.run(
+        words,
+        cwd=CHECKOUT,
+        env={**usual, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+
+
+def _check(words: Sequence[str]) -> str:
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def _mirror() -> str:
+    """Where this machine gets its packages of Debian from."""
+    for path in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
+        text = path.read_text() if path.is_file() else ""
+        for found in re.findall(r"^(?:URIs:|deb(?: \[.*\])?) *(\S+/debian)/?(?:\s|$)", text, re.MULTILINE):
+            return str(found)
+    return _MIRROR
+
+
+def _needed() -> list[str]:
+    """What the package and its tests need, without Airflow."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
+    found = [line for line in project["dependencies"] if not line.startswith("apache-airflow")]
+    return found + [line for line in project["optional-dependencies"]["dev"] if re.split("[>=<]", line)[0] in _TESTS]
+
+
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
