@@ -390,8 +390,19 @@ def open_regular(path: Path | str) -> int:
 
     :raises OSError: as ``open`` does; ``ELOOP`` for a symlink, ``EINVAL`` for what is not a regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    return _regular(descriptor, path)
+    try:
+        return _open_regular(path)
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+    # Another host has replaced it, and the kernel opens the old one for as long as it keeps the name: on GlusterFS a
+    # second, on NFS up to a minute. A listing asks for the names again.
+    os.listdir(os.path.dirname(path) or ".")
+    return _open_regular(path)
+
+
+def _open_regular(path: Path | str) -> int:
+    return _regular(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), path)
 
 
 def open_log(path: Path | str | bytes, *, create: bool = True) -> int:

@@ -32,6 +32,28 @@ def test_a_read_that_fails_leaves_no_file_open(store: JobStore, monkeypatch: pyt
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_a_file_that_another_host_has_replaced_is_read(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on GlusterFS and NFS: it is stale until its directory has been listed, however often it is opened.
+
+    The row ``glusterfs-two-mounts`` of the matrix has the real one.
+    """
+    store.submit("j", ["true"])
+    fstat, listdir, listed = os.fstat, os.listdir, []
+
+    def list_directory(path: str) -> list[str]:
+        listed.append(Path(path))
+        return listdir(path)
+
+    def stat_or_fail(descriptor: int) -> os.stat_result:
+        if store.paths("j").directory not in listed:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", stat_or_fail)
+    monkeypatch.setattr(os, "listdir", list_directory)
+    assert store.get_job("j").state == "waiting"
+
+
 class TestPublishing:
     def test_a_reader_sees_the_old_file_or_the_new_one(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
