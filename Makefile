@@ -11,7 +11,7 @@
 #   make docs    the documentation as web pages, in docs/_build/html; make reference writes the pages made from the code
 #   make pyz     dist/air-executor.pyz: the manager, its server and its command line in one file, without Airflow
 #   make virtual-machine   a kernel and QEMU for the tests of control groups, once
-#   make matrix   the tests that concern it on other shells, file systems, releases, ... : all rows, or ROW='sh-* xfs'; make matrix-list
+#   make matrix   the tests on other shells, file systems, Pythons, Slurm: all rows, or ROW='sh-* xfs'; make matrix-list
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
 PYTHON ?= python3

@@ -268,7 +268,7 @@ class TestLimits:
 def meeting(file: Path, number: int) -> str:
     """A line of sh that says in a file that it begins, waits until so many have, and a moment later that it ends."""
     others = f"until [ $(grep -c + {file}) -ge {number} ]; do sleep 0.02; done"
-    return f"echo + >> {file}; {others}; sleep 0.1; echo - >> {file}"
+    return f"echo + >> {file}; {others}; sleep 0.1; echo end >> {file}"  # zsh prints no dash
 
 
 def highest(text: str) -> int:

@@ -1,9 +1,13 @@
 """Runs the rows of the matrix, prints a table, and writes ``docs/where-it-runs.md``.
 
-python -m tests.matrix                     all rows
-python -m tests.matrix sh-bash 'slurm-*'   some
-python -m tests.matrix --list              names them
-python -m tests.matrix --page              only writes the page again
+::
+
+    python -m tests.matrix                     all rows
+    python -m tests.matrix sh-bash 'slurm-*'   some
+    python -m tests.matrix --list              names them
+    python -m tests.matrix --page              only writes the page again
+
+What the tests of a row print is in ``ROW.log`` in the cache, while they run too, and is shown if they fail.
 """
 
 from __future__ import annotations

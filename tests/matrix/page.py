@@ -36,7 +36,9 @@ def load() -> dict[str, Outcome]:
 
 def save(outcomes: dict[str, Outcome]) -> None:
     """Keep what was seen, and write the page."""
-    values = {row.name: dataclasses.asdict(outcomes[row.name]) for row in ROWS if row.name in outcomes}
+    values = {
+        row.name: dataclasses.asdict(outcomes[row.name]) for row in ROWS if row.name in outcomes and not row.reason
+    }
     RESULTS.write_text(json.dumps(values, indent=2) + "\n")
     PAGE.write_text(text(load()))
 

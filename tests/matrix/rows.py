@@ -7,6 +7,7 @@ They call ``unavailable REASON`` if this machine cannot do it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ _BASE_PATH = "tests/matrix/test_base_path.py"
 _LOCAL = "tests/engines/test_contract_local.py"
 _MANAGER = ("tests/manager/test_promises.py", "tests/manager/test_robustness.py")
 _TWO_MANAGERS = "test_two_managers"
+_AS_USER = f"{_LOCAL}::test_as_an_ordinary_user"  # there are rows for that
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ def _package(name: str) -> str:
     return f"dpkg-query --show --showformat '{name} ${{Version}}' {name}"
 
 
-def _shell(name: str, package: str, program: str, *, note: str = "", quick: bool = False) -> Row:
+def _shell(name: str, package: str, program: str, *but: str, note: str = "", quick: bool = False) -> Row:
     contract = (f"{_LOCAL}::TestLocal",)
     return Row(
         f"sh-{name}",
         "`/bin/sh`",
         f"{name} as `/bin/sh`",
-        (_LOCAL, *_MANAGER),
+        (_LOCAL, *_MANAGER, *(f"--deselect={test}" for test in (_AS_USER, *but))),
         system="bookworm",
         packages=(package,),
         setup=f'mount --bind "$(readlink -f "$(command -v {program})")" /bin/sh',
@@ -83,7 +85,13 @@ SHELLS = (
     _shell("bash", "bash", "bash", quick=True),
     _shell("busybox", "busybox-static", "busybox", quick=True),
     _shell("mksh", "mksh", "mksh"),
-    _shell("yash", "yash", "yash"),
+    _shell(
+        "yash",
+        "yash",
+        "yash",
+        "tests/manager/test_robustness.py::TestOddFiles::test_a_path_that_is_not_utf8",
+        note="if `PATH` holds a byte that is not valid in the locale, yash finds no command, and tasks end as `lost`",
+    ),
     _shell("ksh93", "ksh93u+m", "ksh93"),
     _shell("zsh", "zsh", "zsh"),
 )
@@ -95,7 +103,6 @@ for name in host user; do ssh-keygen -q -t ed25519 -N '' -f "$WORK/$name"; done
   -o AuthorizedKeysFile="$WORK/user.pub" -o Subsystem='sftp internal-sftp'
 """
 _GLUSTERD = """\
-ip address add 192.0.2.1/32 dev lo  # it refuses loopback addresses
 truncate -s 1G "$WORK/image"; mkfs.ext4 -q "$WORK/image"
 mkdir "$WORK/brick"; mount -o loop "$WORK/image" "$WORK/brick"
 for place in /var/lib/glusterd /var/log/glusterfs; do mkdir -p $place; mount -t tmpfs tmpfs $place; done
@@ -233,4 +240,113 @@ FILE_SYSTEMS = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*SHELLS, *FILE_SYSTEMS)
+_ENGINES_ELSEWHERE = ("slurm", "kubernetes", "kubernetes_attached", "memory_groups")
+_WITHOUT_CLUSTERS = (
+    *("--hypothesis-profile=fast", "tests/jobs", "tests/manager", "tests/engines"),
+    f"--deselect={_AS_USER}",
+    *(f"--ignore=tests/engines/test_{name}.py" for name in _ENGINES_ELSEWHERE),
+)
+
+
+def _python(version: str, system: str) -> Row:
+    return Row(
+        f"python-{version}",
+        "Python",
+        f"Python {version}, without Airflow",
+        _WITHOUT_CLUSTERS,
+        system=system,
+        version='"$PYTHON" --version',
+    )
+
+
+PYTHONS = (
+    _python("3.11", "bookworm"),
+    _python("3.12", "python-3.12"),
+    _python("3.13", "trixie"),
+    _python("3.14", "sid"),
+)
+
+_UNKNOWN = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")  # it has no entry in /etc/passwd
+_WHERE_A_USER_WORKS = (f"{_LOCAL}::TestLocal", f"{_LOCAL}::TestWarm", *_MANAGER, _BASE_PATH)
+_CONTAINER = """\
+mount -o remount,ro,bind /
+umount /dev/shm
+mount -t tmpfs -o ro,size=4k tmpfs /dev/shm
+"""
+
+USERS = (
+    Row(
+        "user-without-home",
+        "Users and containers",
+        "a user id without an account, home, session or capability, who may write to the base path and `/tmp` only",
+        _WHERE_A_USER_WORKS,
+        system="bookworm",
+        before=(*_UNKNOWN, "--inh-caps=-all", "env", "HOME=/nonexistent"),
+        version="uname -sr",
+    ),
+    Row(
+        "container",
+        "Users and containers",
+        "the same as in a container: process 1 is no init, the root is read-only, nothing fits into `/dev/shm`",
+        _WHERE_A_USER_WORKS,
+        system="bookworm",
+        setup=_CONTAINER,
+        before=(*_UNKNOWN, "--inh-caps=-all", "env", "HOME=/nonexistent"),
+        version="uname -sr",
+    ),
+)
+
+_SLURM = "tests/engines/test_slurm.py"
+_SLURM_PACKAGES = ("slurm-wlm", "munge")
+_SITE_PACKAGES = ("slurmdbd", "mariadb-server-core", "mariadb-client-core")
+
+
+def _slurm(version: str, system: str, *, no_site: str = "") -> tuple[Row, ...]:
+    """Its rows.
+
+    :param no_site: why a cluster as sites have it cannot be had.
+    """
+    own = {
+        "AIR_EXECUTOR_TEST_SLURM_AUTHENTICATION": "slurm",
+        "AIR_EXECUTOR_TEST_SLURM_CONFIG": "EnforcePartLimits=ALL;PrologFlags=Alloc;LaunchParameters=test_exec",
+    }
+    munge = Row(
+        f"slurm-{version}",
+        "Slurm",
+        f"Slurm {version} with munge",
+        (_SLURM, "-k", "not TestSite"),
+        system=system,
+        packages=_SLURM_PACKAGES,
+        setup="mkdir -p /run/slurm /run/slurmctld",
+        version=_package("slurmctld"),
+    )
+    site = dataclasses.replace(
+        munge,
+        name=f"slurm-{version}-site",
+        what=f"Slurm {version} with control groups (version 1), slurmdbd and MariaDB, limits, and a prolog",
+        tests=() if no_site else (_SLURM, "-k", "TestSite"),
+        packages=(*_SLURM_PACKAGES, *_SITE_PACKAGES),
+        reason=no_site,
+    )
+    return (
+        munge,
+        site,
+        dataclasses.replace(
+            munge,
+            name=f"slurm-{version}-auth-slurm",
+            what=f"Slurm {version} with auth/slurm, `EnforcePartLimits`, `PrologFlags` and `LaunchParameters`",
+            tests=(_SLURM, "-k", "not TestSite and not ordinary_user"),
+            environment=own,
+        ),
+    )
+
+
+_NO_DATABASE = "slurmdbd does not start with libmariadb 11.8.9 of the same release (error 5027 at its first query)"
+
+SLURM = (
+    *_slurm("22.05", "bookworm")[:2],  # it has no auth/slurm
+    *_slurm("24.11", "trixie", no_site=_NO_DATABASE),
+    *_slurm("26.05", "sid", no_site=_NO_DATABASE),
+)
+
+ROWS: tuple[Row, ...] = (*SHELLS, *FILE_SYSTEMS, *PYTHONS, *USERS, *SLURM)

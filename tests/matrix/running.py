@@ -7,12 +7,11 @@ import shlex
 import shutil
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.matrix.rows import HERE, Row
-from tests.matrix.systems import system, work_directory
+from tests.matrix.systems import CACHE, system, work_directory
 
 _SCRIPT = """\
 unavailable() {{ echo "$1" >"$WORK/unavailable"; exit 77; }}
@@ -22,8 +21,9 @@ chmod 1777 "$WORK/result"
 {setup}
 {{ {version}
 }} >"$WORK/version"
+export PYTHONPYCACHEPREFIX="$WORK/pycache"
 code=0
-{pytest} || code=$?
+{before} "$PYTHON" -u -m pytest --junitxml="$WORK/result/junit.xml" {words} || code=$?
 exit $code
 """
 
@@ -73,12 +73,13 @@ def run(row: Row, *, quick: bool = False, workers: int = 2) -> Run:
     place.prepare(row.packages)
     chosen = row.quick if quick else row.tests
     with work_directory() as work:
-        script = _SCRIPT.format(
-            setup=row.setup, version=row.version, pytest=shlex.join(_pytest(row, chosen, work, place.python, workers))
-        )
+        words = ["-p", "no:cacheprovider", "--quiet", "-n", str(workers), *chosen]
+        before = shlex.join(row.before)
+        script = _SCRIPT.format(setup=row.setup, version=row.version, before=before, words=shlex.join(words))
         begun = time.monotonic()
-        variables = {"PYTHON": place.python, "PYTHONPYCACHEPREFIX": f"{work}/pycache", **row.environment}
-        done = place.run(script, work, variables)
+        variables = {"PYTHON": place.python, **row.environment}
+        log = CACHE / f"{row.name}.log" if not quick else work / "log"
+        code = place.run(script, work, variables, log)
         passed, failed, skipped = _counts(work / "result/junit.xml")
         outcome = Outcome(
             date=dt.datetime.now(dt.UTC).date().isoformat(),
@@ -89,16 +90,11 @@ def run(row: Row, *, quick: bool = False, workers: int = 2) -> Run:
             seconds=round(time.monotonic() - begun),
             unavailable=_read(work / "unavailable"),
         )
-    return Run(outcome, done.stdout, complete=done.returncode in (0, 1) or bool(outcome.unavailable))
+        return Run(outcome, log.read_text(errors="replace"), complete=code in (0, 1) or bool(outcome.unavailable))
 
 
 def _read(path: Path) -> str:
     return path.read_text().strip() if path.exists() else ""
-
-
-def _pytest(row: Row, chosen: Sequence[str], work: Path, python: str, workers: int) -> list[str]:
-    words = [python, "-m", "pytest", "-p", "no:cacheprovider", "--quiet", "-n", str(workers)]
-    return [*row.before, *words, f"--junitxml={work}/result/junit.xml", *chosen]
 
 
 def _counts(path: Path) -> tuple[int, int, int]:

@@ -27,22 +27,25 @@ _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pyte
 _UV = str(Path(sys.executable).parent / "uv")
 _VENV = "/opt/air-executor"  # within the files of a release
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
+# Where there are loopback addresses alone, the resolver finds none of IPv4, as Slurm asks it; GlusterFS refuses them.
+_LOOPBACK = "ip link set lo up; ip address add 192.0.2.1/32 dev lo"
 # All mounts are in the namespace, and gone with it.
-_ENTER = """\
+_ENTER = f"""\
 root=$1 work=$2 checkout=$3; shift 3
-ip link set lo up
+{_LOOPBACK}
+mount --rbind "$root" "$root"  # what is no mount cannot be the root of another mount namespace
+mount -t proc proc "$root/proc"
 mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=755 run "$root/run"
 mkdir -m 1777 "$work/tmp"
 mount --bind "$work/tmp" "$root/tmp"
-for place in "$work" "$checkout"; do
-  mkdir -p "$root$place"
-  mount --bind "$place" "$root$place"
-done
-chroot "$root" sh -ec 'cd "$0"; "$@"' "$checkout" "$@"
+mkdir -p "$root/work" "$root/checkout"
+mount --bind "$work" "$root/work"
+mount --bind "$checkout" "$root/checkout"
+chroot "$root" sh -ec 'cd /checkout; "$@"' sh "$@"
 """  # without exec: a process 1 without handlers does not get signals that it sends itself
-_STAY = 'ip link set lo up; mkdir -m 1777 "$WORK/tmp"; "$@"'
+_STAY = f'{_LOOPBACK}; mkdir -m 1777 "$WORK/tmp"; "$@"'
 
 
 class System:
@@ -53,13 +56,14 @@ class System:
     def prepare(self, packages: Sequence[str]) -> None:
         """Make it ready; this machine has what it has."""
 
-    def run(self, script: str, work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run lines of ``sh`` in namespaces of their own.
+    def run(self, script: str, work: Path, environment: Mapping[str, str], log: Path) -> int:
+        """Run lines of ``sh`` in namespaces of their own: the exit code.
 
         :param work: a directory that can be written to.
         :param environment: all that they get besides the usual variables.
+        :param log: gets what they print.
         """
-        return _run([*_UNSHARE, "--mount-proc", "sh", "-ec", _STAY, "sh", "sh", "-ec", script], work, environment)
+        return _run([*_UNSHARE, "--mount-proc", "sh", "-ec", _STAY, "sh", "sh", "-ec", script], work, environment, log)
 
 
 class Debian(System):
@@ -81,9 +85,10 @@ class Debian(System):
             self._install([*_ALWAYS, *packages])
             self._install_python()
 
-    def run(self, script: str, work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, work: Path, environment: Mapping[str, str], log: Path) -> int:
         words = ["sh", "-ec", _ENTER, "sh", str(self.root), str(work), str(CHECKOUT), "sh", "-ec", script]
-        return _run([*_UNSHARE, f"--mount-proc={self.root}/proc", *words], work, environment)
+        # Names are short: a socket's has at most 107 bytes.
+        return _run([*_UNSHARE, *words], work, {"WORK": "/work", "TMPDIR": "/tmp", **environment}, log)
 
     def _bootstrap(self) -> None:
         _say(f"fetching Debian {self.release}")
@@ -114,7 +119,8 @@ class Debian(System):
         ask = 'import sys; print("%d.%d" % sys.version_info[:2])'
         version = _check(["chroot", str(self.root), "python3", "-c", ask]).strip()
         make = ["chroot", str(self.root), "python3", "-m", "venv", "--without-pip", "--clear", _VENV]
-        _make_environment(self.root / _VENV[1:], version, make)
+        packages = _make_environment(self.root / _VENV[1:], version, make)
+        (packages / "checkout.pth").write_text("/checkout\n")  # where the checkout is there
 
 
 class Python(System):
@@ -138,25 +144,26 @@ def system(name: str) -> System:
     return Python(name.removeprefix("python-")) if name.startswith("python-") else Debian(name)
 
 
-def _make_environment(place: Path, version: str, make: Sequence[str]) -> None:
-    """Make a virtual environment, once. Its packages are fetched by this machine, which knows an index.
+def _make_environment(place: Path, version: str, make: Sequence[str]) -> Path:
+    """Make a virtual environment, once: where its packages are. They are fetched by this machine, which knows an index.
 
     :param version: of its Python.
     :param make: words of the command that makes it.
     """
+    packages = place / f"lib/python{version}/site-packages"
     constraints = max(CHECKOUT.glob("constraints/airflow-*.txt"))
     wanted = f"{version} {CHECKOUT} {_digest(CHECKOUT / 'pyproject.toml', constraints)}"
     if (place / "ready").exists() and (place / "ready").read_text() == wanted:
-        return
+        return packages
     _say(f"installing packages of Python {version} in {place}")
     _check(make)
-    packages = place / f"lib/python{version}/site-packages"
     install = [_UV, "pip", "install", "--quiet", "--python", sys.executable]
     into = ["--target", str(packages), "--python-version", version]
     _check([*install, *into, "--only-binary", ":all:", "--constraint", str(constraints), *_needed()])
     _check([*install, *into, "--no-deps", "--editable", str(CHECKOUT)])
     shutil.copy(CHECKOUT / "tests/support/in_tests.pth", packages)
     (place / "ready").write_text(wanted)
+    return packages
 
 
 @contextlib.contextmanager
@@ -169,7 +176,7 @@ def work_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def _run(words: Sequence[str], work: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def _run(words: Sequence[str], work: Path, environment: Mapping[str, str], log: Path) -> int:
     usual = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": "/root",
@@ -177,17 +184,16 @@ def _run(words: Sequence[str], work: Path, environment: Mapping[str, str]) -> su
         "WORK": str(work),
         "TMPDIR": f"{work}/tmp",
     }
-    return subprocess.run(
-        words,
-        cwd=CHECKOUT,
-        env={**usual, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with log.open("wb") as output:
+        return subprocess.run(
+            words,
+            cwd=CHECKOUT,
+            env={**usual, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        ).returncode
 
 
 def _check(words: Sequence[str]) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 
 import pytest
 
 from tests.matrix import page
 from tests.matrix.rows import ROWS, Row
 from tests.matrix.running import missing, run
+from tests.support import ordinary_user
 
-CAN_MOUNT = os.geteuid() == 0 and not subprocess.run(["unshare", "--mount", "true"], check=False).returncode
 QUICK = [row for row in ROWS if row.quick]
 
 
-@pytest.mark.skipif(not CAN_MOUNT, reason="needs root and the right to mount")
+@pytest.mark.skipif(bool(ordinary_user.missing()), reason=f"needs {', '.join(ordinary_user.missing())}")
 @pytest.mark.parametrize("row", QUICK, ids=[row.name for row in QUICK])
 def test_a_row_that_takes_seconds(row: Row) -> None:
     if missing(row):

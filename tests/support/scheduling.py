@@ -37,7 +37,7 @@ _GROUPS = {
         ("pyz", r"pyz/test_pyz\.py"),
         (
             "alone",
-            r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user|test_in_a_virtual_machine",
+            r"acceptance/|test_state_machine\.py|test_as_an_ordinary_user|test_in_a_virtual_machine|matrix/test_rows\.py",
         ),  # each by itself, but not last
         ("sql", r"provider/test_transfers\.py::TestDocumented"),
         ("postgresql", r"provider/test_transfers\.py.*(postgresql|rows_may_be_dicts)"),

@@ -23,8 +23,12 @@ from tests.support.processes import environment, kill, kill_all_with_environment
 from tests.support.waiting import PATIENCE, wait_until
 
 RUNNING = "TESTS_OF_AIR_EXECUTOR_SLURM"  # the environment variable with the directory of a cluster that runs already
+# For a cluster that is to be different: "slurm" for its own authentication, and more lines of slurm.conf, separated by
+# semicolons.
+AUTHENTICATION, MORE = "AIR_EXECUTOR_TEST_SLURM_AUTHENTICATION", "AIR_EXECUTOR_TEST_SLURM_CONFIG"
 NODES = ("n1", "n2")
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
+IS_MUNGE = os.environ.get(AUTHENTICATION) != "slurm"
+PROGRAMS = (*(["munged"] if IS_MUNGE else []), "slurmctld", "slurmd", "sbatch")
 SITE_PROGRAMS = ("slurmdbd", "sacctmgr", *mariadb.PROGRAMS)
 PATH = mariadb.PATH
 
@@ -32,9 +36,7 @@ _CONFIG = """\
 ClusterName=air
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-AuthType=auth/munge
-AuthInfo=socket={directory}/munge.socket
-CryptoType=crypto/munge
+{authentication}
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={directory}/state
@@ -60,6 +62,8 @@ SlurmdParameters=config_overrides
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 OverSubscribe=NO State=UP
 PartitionName=short Nodes=n1,n2 MaxTime=1 State=UP
 """
+_MUNGE = "AuthType=auth/munge\nAuthInfo=socket={directory}/munge.socket\nCryptoType=crypto/munge"
+_OWN = "AuthType=auth/slurm\nCredType=cred/slurm"  # of Slurm 24.05 and later
 _SMALL = """\
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -196,12 +200,10 @@ class SlurmCluster(Slurm):
             f"CPUs={slots} RealMemory={memory} State=UNKNOWN"
             for name in NODES
         )
-        self.config.write_text(
-            _CONFIG.format(
-                host=socket.gethostname(), controller_port=free_port(), directory=self.directory, nodes=nodes
-            )
-            + self._form()
-        )
+        words = {"host": socket.gethostname(), "controller_port": free_port(), "directory": self.directory}
+        authentication = (_MUNGE if IS_MUNGE else _OWN).format(**words)
+        text = _CONFIG.format(**words, authentication=authentication, nodes=nodes) + self._form()
+        self.config.write_text("\n".join([text, *os.environ.get(MORE, "").split(";"), ""]))
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.directory / name).mkdir(mode=0o755)
 
@@ -211,20 +213,23 @@ class SlurmCluster(Slurm):
 
     def start(self) -> Self:
         """Start everything, and wait until both nodes are there."""
-        key = self.directory / "munge.key"
+        key = self.directory / ("munge.key" if IS_MUNGE else "slurm.key")
         key.write_bytes(secrets.token_bytes(1024))
-        key.chmod(0o400)
-        files = [f"--{kind}-file={self.directory}/munged.{kind}" for kind in ("pid", "log", "seed")]
-        self._run(
-            "munged", "--foreground", "--force", f"--key-file={key}", f"--socket={self.directory}/munge.socket", *files
-        )
-        wait_until((self.directory / "munge.socket").exists, what="munged is up")
+        key.chmod(0o400 if IS_MUNGE else 0o600)
+        if IS_MUNGE:
+            self._start_munge(key)
         self._prepare()
         self.start_controller()
         for node in NODES:
             self.start_node(node)
         self.wait_for_nodes()
         return self
+
+    def _start_munge(self, key: Path) -> None:
+        files = [f"--{kind}-file={self.directory}/munged.{kind}" for kind in ("pid", "log", "seed")]
+        socket = self.directory / "munge.socket"
+        self._run("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket}", *files)
+        wait_until(socket.exists, what="munged is up")
 
     def _prepare(self) -> None:
         """What comes before slurmctld."""
@@ -318,7 +323,7 @@ class SiteCluster(SlurmCluster):
             (self.directory / "cgroup" / kind).mkdir(parents=True)
         self._database.start()
         self._run("slurmdbd", "-D", MYSQL_UNIX_PORT=str(self._database.socket))
-        wait_until(lambda: "|" in self.call("sacctmgr", "-nP", "show", "qos"), what="slurmdbd answers", interval=0.1)
+        wait_until(self._accounting_answers, what="slurmdbd answers", interval=0.1)
         self._account("add", "cluster", "air")
         self._account("add", "account", "etl", "Description=x", "Organization=x")
         for name, limits in LIMITS.items():
@@ -327,6 +332,11 @@ class SiteCluster(SlurmCluster):
         for user in ("root", "nobody"):
             self._account("add", "user", user, "Account=etl", "DefaultAccount=etl")
             self._account("modify", "user", user, "set", f"QOS=normal,{','.join(LIMITS)}", "DefaultQOS=normal")
+
+    def _accounting_answers(self) -> bool:
+        ended = self._processes["slurmdbd"].poll() is not None
+        assert not ended, (self.directory / "slurmdbd.out").read_text()
+        return "|" in self.call("sacctmgr", "-nP", "show", "qos")
 
     def _account(self, *words: str) -> None:
         self.call("sacctmgr", "--immediate", "--quiet", *words, check=True)
