@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 _TABLE = Path("/proc/self/mountinfo")
-# The kernel keeps the attributes of files of these for some time: NFS for 3 to 60 s, see nfs(5).
-_SHARED = {
-    *("9p", "afs", "beegfs", "ceph", "cifs", "gfs2", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "ocfs2"),
-    *("orangefs", "prl_fs", "pvfs2", "smb3", "smbfs", "vboxsf", "virtiofs", "vmhgfs"),
+# Of all others another machine may know more: NFS keeps the attributes of files for 3 to 60 s, see nfs(5).
+_OF_ONE_MACHINE = {
+    *("aufs", "bcachefs", "btrfs", "ecryptfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "fuseblk", "hfsplus"),
+    *("jffs2", "jfs", "msdos", "nilfs2", "ntfs", "ntfs3", "overlay", "ramfs", "reiserfs", "rootfs", "squashfs"),
+    *("tmpfs", "ubifs", "udf", "ufs", "vfat", "xfs", "zfs"),
+    "fuse.fuse-overlayfs",  # of a container whose engine has no root
 }
 # Of FUSE these have locks for all machines; of others the kernel has locks for itself, unless they see to that.
 _SHARED_LOCKS = {
@@ -32,15 +34,17 @@ class Mount(NamedTuple):
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines, or other mounts, may change it."""
-        return self.kind in _SHARED or self.is_fuse
+        """Whether other machines, or other mounts, may change it; also if that is not known of its kind."""
+        return self.kind not in _OF_ONE_MACHINE
 
     @property
     def has_own_locks(self) -> bool:
         """Whether its locks hold here only, as far as that is known, while others may change it, too."""
+        if not self.is_shared:
+            return False
         if self.is_fuse:
             return self.kind not in _SHARED_LOCKS
-        return self.kind == "vboxsf" or (self.is_shared and not _OWN_LOCKS_OPTIONS.isdisjoint(self.options))
+        return self.kind == "vboxsf" or not _OWN_LOCKS_OPTIONS.isdisjoint(self.options)
 
     @property
     def is_fuse(self) -> bool:

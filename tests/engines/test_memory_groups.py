@@ -27,7 +27,6 @@ from airflow_provider_air_executor.system.control_groups import OWN
 from tests.support import ordinary_user, virtual_machine
 from tests.support.jobs import ended, only_task, read_log, task
 from tests.support.launched import LAUNCHED
-from tests.support.long import IS_WANTED
 from tests.support.managers import Managers
 from tests.support.waiting import until, wait_until
 
@@ -58,17 +57,8 @@ needs_groups = pytest.mark.skipif(not CAN_MAKE_GROUPS, reason="they run in the v
 @pytest.mark.engine
 @pytest.mark.skipif(CAN_MAKE_GROUPS, reason="they run on this machine")
 def test_in_a_virtual_machine() -> None:
-    lacking = virtual_machine.missing()
-    if lacking:
-        pytest.skip(f"there is no virtual machine without {', '.join(lacking)}; see make virtual-machine")
-    if virtual_machine.is_emulated() and not IS_WANTED:
-        pytest.skip("takes long where the virtual machine is emulated; AIR_EXECUTOR_TEST_LONG=1")
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
-    own = {"HOME": "/root", "TMPDIR": "/run", "PYTHONDONTWRITEBYTECODE": "1"}
     # They take some seconds each, or half a minute each if the machine is emulated.
-    done = virtual_machine.run([sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", _FILE], {**kept, **own})
-    assert done.exit_code == 0, done.output
-    assert " passed" in done.output
+    virtual_machine.run_tests(_FILE)
 
 
 # -- where groups are ------------------------------------------------------------------------------------------------

@@ -63,6 +63,9 @@ def test_a_file_system_that_is_not_known() -> None:
         ("fuse.sshfs", "rw", True, True),
         ("fuse", "rw", True, True),  # as bindfs calls itself
         ("fuse.glusterfs", "rw", True, False),
+        ("fuse.fuse-overlayfs", "rw", False, False),
+        ("overlay", "rw", False, False),
+        ("of-tomorrow", "rw", True, False),
     ],
 )
 def test_whose_locks_hold_here_only(kind: str, options: str, is_shared: bool, has_own_locks: bool) -> None:

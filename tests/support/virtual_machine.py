@@ -11,11 +11,15 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
+from tests.support.long import IS_WANTED
 from tests.support.waiting import PATIENCE, wait_until
 
 _BUILT = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "air-executor/virtual-machine"
@@ -25,6 +29,8 @@ _FILE_SERVERS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _KVM = Path("/dev/kvm")
 _MEMORY = "2G"
 LONGEST = 2 * PATIENCE
+_INSIDE = "AIR_EXECUTOR_TEST_IN_VIRTUAL_MACHINE"
+IS_INSIDE = _INSIDE in os.environ  # whether this is the virtual machine, where tests may change what they like
 _ENDED = re.compile(r"^air-executor-test: it has ended with (\d+)$", re.MULTILINE)
 _INIT = """\
 #!/bin/busybox sh
@@ -112,6 +118,23 @@ def run(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
         text = said.read_text(errors="replace").replace("\r", "")
     ended = _ENDED.search(text)
     return Ended(int(ended[1]) if ended else None, text)
+
+
+def run_tests(file: str) -> None:
+    """Run a file of tests there, with pytest; the test that asks for it is skipped where that cannot be had.
+
+    :raises AssertionError: if one of them fails, or none is run.
+    """
+    lacking = missing()
+    if lacking:
+        pytest.skip(f"there is no virtual machine without {', '.join(lacking)}; see make virtual-machine")
+    if is_emulated() and not IS_WANTED:
+        pytest.skip("takes long where the virtual machine is emulated; AIR_EXECUTOR_TEST_LONG=1")
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
+    own = {"HOME": "/root", "TMPDIR": "/run", "PYTHONDONTWRITEBYTECODE": "1", _INSIDE: "1"}
+    done = run([sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", file], {**kept, **own})
+    assert done.exit_code == 0, done.output
+    assert " passed" in done.output
 
 
 def _serve_files(socket: Path) -> subprocess.Popen[bytes]:
