@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -177,9 +178,7 @@ def test_a_list_without_jobs_says_why(base: JobStore, client: Client) -> None:
     assert told(client(("seen",), is_admin=False), name="odd") == (True, True, 0)
     base.paths("hidden-one").state.unlink()
     base.delete("hidden-one")
-    base.inbox_path.rmdir()
-    base.jobs_path.rmdir()
-    base.base_path.rmdir()
+    shutil.rmtree(base.base_path)
     assert told(client()) == (True, False, 0)
 
 
