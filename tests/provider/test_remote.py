@@ -138,10 +138,13 @@ def test_an_operator_whose_job_fails() -> None:
 
 
 @pytest.mark.usefixtures("reached")
-def test_an_operator_that_defers() -> None:
-    tested = operator([{"id": "a", "bash": f"sleep 1; echo one; {RESULT}"}], deferrable=True)
+def test_an_operator_that_defers(tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    tested = operator([{"id": "a", "bash": f"{until(go)}; echo one; {RESULT}"}], deferrable=True)
     with capture_logs() as captured:
-        event = asyncio.run(fired(deferred(tested)))
+        trigger = deferred(tested)
+        go.touch()
+        event = asyncio.run(fired(trigger))
         assert event["status"] == "completed"
         assert tested.execute_complete(context(), event) == {"a": {"rows": 3}}
     assert [text_of(line) for line in captured if text_of(line).startswith("a | ")] == ["a | one"]

@@ -34,8 +34,9 @@ def bindfs(source: Path, place: Path, options: str = "") -> Iterator[Path]:
         finally:
             if process.poll() is None:
                 subprocess.run(["umount", "--lazy", str(place)], check=True)
+                process.terminate()  # a process with mounts of its own may have a copy of this one
                 try:
-                    process.wait(PATIENCE)  # it ends when nobody uses it any more
+                    process.wait(PATIENCE)
                 finally:
                     process.kill()
 
