@@ -100,6 +100,11 @@ def space() -> str:
     return boot()
 
 
+def _is_ours(its_space: str) -> bool:
+    """Whether a space is that of this process; before containers had their own, it was the boot alone."""
+    return its_space in (space(), boot())
+
+
 def shell_token() -> str:
     """A new token for a shell that has attempts."""
     return os.urandom(_RANDOM // 2).hex() + space()
@@ -198,12 +203,14 @@ def _is_shim(pid: int, token: str) -> bool:
     command = _OF_COMMAND.fullmatch(token)
     if command is not None:
         status = _status(pid)
-        return not can_inspect() if status is None else command.groups()[1:] == (str(status.started), space())
+        return not can_inspect() if status is None else command[2] == str(status.started) and _is_ours(command[3])
     if "." in token:
         status = _status(pid)
         if status is None:
             return not can_inspect()
-        return status.state != "Z" and f"{pid}.{status.started}.{space()}" == _process_of(token)
+        its_pid, started, its_space = _process_of(token).split(".")
+        is_it = its_pid == str(pid) and started == str(status.started) and _is_ours(its_space)
+        return status.state != "Z" and is_it
     wanted = os.fsencode(token)
     if sys.platform.startswith("linux"):
         try:
@@ -227,7 +234,7 @@ def die_with_parent(parent: int | None) -> None:
 
 def is_of_this_boot(token: str) -> bool:
     """Whether a forked shim was started since the machine was."""
-    return _process_of(token).endswith(f".{space()}")
+    return _is_ours(_process_of(token).rpartition(".")[2])
 
 
 class Kill:

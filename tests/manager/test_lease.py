@@ -405,3 +405,14 @@ def test_one_that_writes_is_alive(
     now += 5
     follows.look()
     assert [(end.exit_code, end.reason) for end in ends] == [(3, None)]
+
+
+def test_a_token_of_before_there_were_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manager in a container adopts what the one before an upgrade has started there."""
+    token = processes.identity(os.getpid())
+    before = ".".join([*token.split(".")[:2], boot()])
+    monkeypatch.setattr(processes, "space", lambda: "another")
+    assert processes.is_shim(os.getpid(), before)
+    assert processes.is_of_this_boot(before)
+    assert not processes.is_shim(os.getpid(), f"{before}0")
+    assert processes.is_shim(os.getpid(), processes.identity(os.getpid()))
