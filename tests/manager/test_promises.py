@@ -40,7 +40,7 @@ class TestEngines:
         os.kill(pid, signal.SIGKILL)
         assert ended(store, "j").reason == "lost"
         assert outcomes(store, "j") == {"a": ("failed", "lost")}
-        wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the group is gone")
+        wait_until(lambda: is_gone(child), what="the group is gone")
 
     @in_both_kinds
     def test_killed_shim_is_tried_again_if_the_task_says_so(
@@ -186,7 +186,7 @@ class TestEngines:
         store.submit("j", [task("a", line, timeout=5)])
         assert ended(store, "j").reason == "timeout"
         child = int((tmp_path / "pid").read_text())
-        wait_until(lambda: not Path(f"/proc/{child}").exists(), what="the child is gone")
+        wait_until(lambda: is_gone(child), what="the child is gone")
 
     @in_both_kinds
     def test_a_command_that_ends_well_after_its_timeout_has_failed_all_the_same(
@@ -732,7 +732,7 @@ class TestRequests:
         job = ended(store, "j")
         assert (job.state, job.reason) == ("failed", "cancelled")
         assert outcomes(store, "j") == {"a": ("failed", "cancelled"), "b": ("failed", "cancelled")}
-        assert not Path(f"/proc/{pid}").exists()
+        assert is_gone(pid)
         assert not inbox.cancel(store, "j")
 
     def test_a_request_made_while_no_manager_runs_is_not_lost(self, store: JobStore, managers: Managers) -> None:
@@ -775,6 +775,6 @@ class TestRequests:
         store.submit("j", [task("a", "sleep 1000")])
         pid = shim_pid(store, "j", "a")
         remove(store, "j")
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), what="its shim is gone")
+        wait_until(lambda: is_gone(pid), what="its shim is gone")
         store.submit("j", [task("a")])
         assert ended(store, "j").state == "completed"

@@ -59,6 +59,9 @@ class Row:
         return "seconds" if self.quick else "long"
 
 
+_KERNEL = "echo Linux $(uname -r | cut -d - -f 1)"
+
+
 def _package(name: str) -> str:
     return f"dpkg-query --show --showformat '{name} ${{Version}}' {name}"
 
@@ -151,7 +154,7 @@ def _file_system(
                 f'export AIR_EXECUTOR_TEST_BASE_PATHS="{":".join(places)}"',
             ]
         ),
-        version=_package(packages[0]) if packages and "mkfs" not in mount else "echo Linux $(uname -r)",
+        version=_package(packages[0]) if packages and "mkfs" not in mount else _KERNEL,
         programs=programs,
         quick=tests if quick else (),
         note="; ".join(filter(None, (kept_apart, note))),
@@ -232,6 +235,14 @@ FILE_SYSTEMS = (
         two=True,
         note=_SLOW,
     ),
+    _file_system(
+        "rclone",
+        'rclone mount --daemon --vfs-cache-mode writes :local:"$WORK/served" "$1"',
+        "rclone",
+        "fuse3",
+        once=_SERVED,
+        note="a mount of an object store shows files that are empty",
+    ),
     Row(
         "nfs-4.2",
         "File system of the base path",
@@ -268,6 +279,13 @@ PYTHONS = (
 
 _UNKNOWN = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")  # it has no entry in /etc/passwd
 _WHERE_A_USER_WORKS = (f"{_LOCAL}::TestLocal", f"{_LOCAL}::TestWarm", *_MANAGER, _BASE_PATH)
+_AS_PROCESS_1 = (
+    "unshare",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+)  # pytest waits for its own children alone
 _CONTAINER = """\
 mount -o remount,ro,bind /
 umount /dev/shm
@@ -282,7 +300,7 @@ USERS = (
         _WHERE_A_USER_WORKS,
         system="bookworm",
         before=(*_UNKNOWN, "--inh-caps=-all", "env", "HOME=/nonexistent"),
-        version="uname -sr",
+        version=_KERNEL,
     ),
     Row(
         "container",
@@ -291,8 +309,8 @@ USERS = (
         _WHERE_A_USER_WORKS,
         system="bookworm",
         setup=_CONTAINER,
-        before=(*_UNKNOWN, "--inh-caps=-all", "env", "HOME=/nonexistent"),
-        version="uname -sr",
+        before=(*_AS_PROCESS_1, *_UNKNOWN, "--inh-caps=-all", "env", "HOME=/nonexistent"),
+        version=_KERNEL,
     ),
 )
 
@@ -349,4 +367,19 @@ SLURM = (
     *_slurm("26.05", "sid", no_site=_NO_DATABASE),
 )
 
-ROWS: tuple[Row, ...] = (*SHELLS, *FILE_SYSTEMS, *PYTHONS, *USERS, *SLURM)
+_NOT_WRITTEN = "its setup has not been written yet"
+
+KUBERNETES = (
+    Row(
+        "kubernetes-1.20",
+        "Kubernetes",
+        "Kubernetes 1.20 with containerd 1.6, after `make kubernetes-build`",
+        tuple(f"tests/engines/test_kubernetes{name}.py" for name in ("", "_attached", "_api", "_parts")),
+        setup='[ -d "$XDG_CACHE_HOME/air-executor/kubernetes-1.20.2" ] || unavailable "make kubernetes-build"',
+        version="containerd --version | cut -d ' ' -f 1,3; runc --version | head -1",
+    ),
+    Row("kubernetes-1.20-containerd-2", "Kubernetes", "Kubernetes 1.20 with containerd 2.1", reason=_NOT_WRITTEN),
+    Row("kubernetes-1.36-api", "Kubernetes", "the client, with the API server's library of 1.36", reason=_NOT_WRITTEN),
+)
+
+ROWS: tuple[Row, ...] = (*SHELLS, *FILE_SYSTEMS, *PYTHONS, *USERS, *SLURM, *KUBERNETES)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.matrix.rows import HERE, Row
-from tests.matrix.systems import CACHE, system, work_directory
+from tests.matrix.systems import CACHE, UnavailableError, system, work_directory
 
 _SCRIPT = """\
 unavailable() {{ echo "$1" >"$WORK/unavailable"; exit 77; }}
@@ -70,7 +70,11 @@ def run(row: Row, *, quick: bool = False, workers: int = 2) -> Run:
     :param workers: processes of pytest.
     """
     place = system(HERE if quick else row.system)
-    place.prepare(row.packages)
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    try:
+        place.prepare(row.packages)
+    except UnavailableError as error:
+        return Run(Outcome(today, "", 0, 0, 0, 0, unavailable=str(error)), "", complete=True)
     chosen = row.quick if quick else row.tests
     with work_directory() as work:
         words = ["-p", "no:cacheprovider", "--quiet", "-n", str(workers), *chosen]
@@ -82,7 +86,7 @@ def run(row: Row, *, quick: bool = False, workers: int = 2) -> Run:
         code = place.run(script, work, variables, log)
         passed, failed, skipped = _counts(work / "result/junit.xml")
         outcome = Outcome(
-            date=dt.datetime.now(dt.UTC).date().isoformat(),
+            date=today,
             version=_read(work / "version"),
             passed=passed,
             failed=failed,

@@ -27,7 +27,8 @@ _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pyte
 _UV = str(Path(sys.executable).parent / "uv")
 _VENV = "/opt/air-executor"  # within the files of a release
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
-# Where there are loopback addresses alone, the resolver finds none of IPv4, as Slurm asks it; GlusterFS refuses them.
+# Where there are loopback addresses alone, the resolver offers IPv6 too, whether or not the kernel has it, and Slurm
+# takes that. GlusterFS refuses loopback addresses.
 _LOOPBACK = "ip link set lo up; ip address add 192.0.2.1/32 dev lo"
 # All mounts are in the namespace, and gone with it.
 _ENTER = f"""\
@@ -46,6 +47,10 @@ mount --bind "$checkout" "$root/checkout"
 chroot "$root" sh -ec 'cd /checkout; "$@"' sh "$@"
 """  # without exec: a process 1 without handlers does not get signals that it sends itself
 _STAY = f'{_LOOPBACK}; mkdir -m 1777 "$WORK/tmp"; "$@"'
+
+
+class UnavailableError(Exception):
+    """A system cannot be had on this machine."""
 
 
 class System:
@@ -88,7 +93,8 @@ class Debian(System):
     def run(self, script: str, work: Path, environment: Mapping[str, str], log: Path) -> int:
         words = ["sh", "-ec", _ENTER, "sh", str(self.root), str(work), str(CHECKOUT), "sh", "-ec", script]
         # Names are short: a socket's has at most 107 bytes.
-        return _run([*_UNSHARE, *words], work, {"WORK": "/work", "TMPDIR": "/tmp", **environment}, log)
+        own = {"WORK": "/work", "TMPDIR": "/tmp", "HOME": "/root"}
+        return _run([*_UNSHARE, *words], work, {**own, **environment}, log)
 
     def _bootstrap(self) -> None:
         _say(f"fetching Debian {self.release}")
@@ -133,8 +139,17 @@ class Python(System):
 
     def prepare(self, packages: Sequence[str]) -> None:
         CACHE.mkdir(parents=True, exist_ok=True)
-        make = [_UV, "venv", "--quiet", "--clear", "--python", self._version, str(self._place)]
-        _make_environment(self._place, self._version, make)
+        make = [_UV, "venv", "--quiet", "--clear", "--python", self._interpreter(), str(self._place)]
+        try:
+            _make_environment(self._place, self._version, make)
+        except RuntimeError as error:
+            raise UnavailableError(f"there is no Python {self._version}, and it cannot be fetched") from error
+
+    def _interpreter(self) -> str:
+        """One of pyenv, which shows its others to nobody, or what uv finds or fetches for the version."""
+        home = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+        found = sorted(home.glob(f"versions/{self._version}.*/bin/python{self._version}"))
+        return str(found[-1]) if found else self._version
 
 
 def system(name: str) -> System:
@@ -179,7 +194,8 @@ def work_directory() -> Iterator[Path]:
 def _run(words: Sequence[str], work: Path, environment: Mapping[str, str], log: Path) -> int:
     usual = {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "HOME": "/root",
+        "HOME": str(Path.home()),
+        "XDG_CACHE_HOME": str(CACHE.parents[1]),
         "LANG": "C.UTF-8",
         "WORK": str(work),
         "TMPDIR": f"{work}/tmp",

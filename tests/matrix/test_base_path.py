@@ -65,6 +65,18 @@ def lines(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def begun(store: JobStore, name: str, path: Path) -> list[str]:
+    """Wait until a task has written to a file, and return the lines; a job that ends before that fails the test."""
+
+    def there() -> list[str]:
+        job = store.get_job(name)
+        found = lines(path)
+        assert found or not job.state.is_terminal, job
+        return found
+
+    return wait_until(there, what=f"{name} has begun")
+
+
 def test_many_tasks_run_once_each(store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
     numbers = [str(number) for number in range(50)]
     tasks = [task(f"t{number}", f"echo {number} >> {tmp_path}/ran; echo {number}") for number in numbers]
@@ -87,7 +99,7 @@ def test_a_chain_runs_in_order(store: JobStore, manager: subprocess.Popen[str], 
 
 def test_a_job_is_cancelled(store: JobStore, manager: subprocess.Popen[str], tmp_path: Path) -> None:
     store.submit("j", [task("a", f"echo $$ > {tmp_path}/pid; sleep 1000"), task("b", after="a")])
-    (pid,) = wait_until(lambda: lines(tmp_path / "pid"), what="it runs")
+    (pid,) = begun(store, "j", tmp_path / "pid")
     inbox.cancel(store, "j")
     assert ended(store, "j").reason == "cancelled"
     wait_until(lambda: is_gone(int(pid)), what="its process is gone")
@@ -116,7 +128,7 @@ def test_a_log_is_followed(store: JobStore, manager: subprocess.Popen[str], tmp_
     """Each line is shown while the task still runs."""
     steps = [f"echo line {number}; {until(tmp_path / f'go{number}')}" for number in range(3)]
     store.submit("j", [task("a", "; ".join(steps))])
-    wait_until(lambda: store.paths("j").log("a").exists(), what="it has begun")
+    begun(store, "j", store.paths("j").log("a"))
     words = [*CLI, "logs", "--base-path", str(store.base_path), "--follow", "j", "a"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -136,7 +148,7 @@ def test_the_manager_is_killed(
         line = f"echo begin >> {tmp_path}/{name}; {until(tmp_path / f'go-{name}')}; echo end >> {tmp_path}/{name}"
         store.submit(name, [task("a", line), task("b", f"echo next >> {tmp_path}/{name}", after="a")])
     for name in ("early", "late"):
-        wait_until(lambda name=name: lines(tmp_path / name), what=f"{name} runs")
+        begun(store, name, tmp_path / name)
     managers.kill(manager)
     (tmp_path / "go-early").touch()
     wait_until(lambda: len(lines(tmp_path / "early")) == 2, what="it has ended")
