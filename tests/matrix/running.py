@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import shlex
 import shutil
 import time
@@ -81,7 +82,7 @@ def run(row: Row, *, quick: bool = False, workers: int = 2) -> Run:
         before = shlex.join(row.before)
         script = _SCRIPT.format(setup=row.setup, version=row.version, before=before, words=shlex.join(words))
         begun = time.monotonic()
-        variables = {"PYTHON": place.python, **row.environment}
+        variables = {"PYTHON": place.python, "ROUNDS": os.environ.get("ROUNDS", "1"), **row.environment}
         log = CACHE / f"{row.name}.log" if not quick else work / "log"
         code = place.run(script, work, variables, log)
         passed, failed, skipped = _counts(work / "result/junit.xml")

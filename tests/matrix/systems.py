@@ -24,6 +24,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 _MIRROR = "http://deb.debian.org/debian"
 _ALWAYS = ("python3", "python3-venv", "procps", "iproute2", "util-linux-extra")
 _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")  # of those for developers
+_WITH_AIRFLOW = ("fastapi", "httpx", "uvicorn")  # what it brings along
 _UV = str(Path(sys.executable).parent / "uv")
 _VENV = "/opt/air-executor"  # within the files of a release
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
@@ -125,8 +126,7 @@ class Debian(System):
         ask = 'import sys; print("%d.%d" % sys.version_info[:2])'
         version = _check(["chroot", str(self.root), "python3", "-c", ask]).strip()
         make = ["chroot", str(self.root), "python3", "-m", "venv", "--without-pip", "--clear", _VENV]
-        packages = _make_environment(self.root / _VENV[1:], version, make)
-        (packages / "checkout.pth").write_text("/checkout\n")  # where the checkout is there
+        _make_environment(self.root / _VENV[1:], version, make, "/checkout")
 
 
 class Python(System):
@@ -141,7 +141,7 @@ class Python(System):
         CACHE.mkdir(parents=True, exist_ok=True)
         make = [_UV, "venv", "--quiet", "--clear", "--python", self._interpreter(), str(self._place)]
         try:
-            _make_environment(self._place, self._version, make)
+            _make_environment(self._place, self._version, make, str(CHECKOUT))
         except RuntimeError as error:
             raise UnavailableError(f"there is no Python {self._version}, and it cannot be fetched") from error
 
@@ -159,17 +159,18 @@ def system(name: str) -> System:
     return Python(name.removeprefix("python-")) if name.startswith("python-") else Debian(name)
 
 
-def _make_environment(place: Path, version: str, make: Sequence[str]) -> Path:
-    """Make a virtual environment, once: where its packages are. They are fetched by this machine, which knows an index.
+def _make_environment(place: Path, version: str, make: Sequence[str], checkout: str) -> None:
+    """Make a virtual environment, once. Its packages are fetched by this machine, which knows an index.
 
     :param version: of its Python.
     :param make: words of the command that makes it.
+    :param checkout: where its Python finds the checkout.
     """
     packages = place / f"lib/python{version}/site-packages"
     constraints = max(CHECKOUT.glob("constraints/airflow-*.txt"))
-    wanted = f"{version} {CHECKOUT} {_digest(CHECKOUT / 'pyproject.toml', constraints)}"
+    wanted = f"{version} {checkout} {_digest(CHECKOUT / 'pyproject.toml', constraints)} {_needed()}"
     if (place / "ready").exists() and (place / "ready").read_text() == wanted:
-        return packages
+        return
     _say(f"installing packages of Python {version} in {place}")
     _check(make)
     install = [_UV, "pip", "install", "--quiet", "--python", sys.executable]
@@ -177,8 +178,8 @@ def _make_environment(place: Path, version: str, make: Sequence[str]) -> Path:
     _check([*install, *into, "--only-binary", ":all:", "--constraint", str(constraints), *_needed()])
     _check([*install, *into, "--no-deps", "--editable", str(CHECKOUT)])
     shutil.copy(CHECKOUT / "tests/support/in_tests.pth", packages)
+    (packages / "checkout.pth").write_text(f"{checkout}\n")
     (place / "ready").write_text(wanted)
-    return packages
 
 
 @contextlib.contextmanager
@@ -232,6 +233,7 @@ def _needed() -> list[str]:
     """What the package and its tests need, without Airflow."""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     found = [line for line in project["dependencies"] if not line.startswith("apache-airflow")]
+    found += _WITH_AIRFLOW
     return found + [line for line in project["optional-dependencies"]["dev"] if re.split("[>=<]", line)[0] in _TESTS]
 
 
