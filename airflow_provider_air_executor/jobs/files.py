@@ -223,7 +223,8 @@ def publish_directory(temporary: Path, path: Path, *, durable: bool = True) -> N
         try:
             os.rename(temporary, path)
         except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            # mergerfs says EXDEV of a directory that is there.
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) or stamp(path) is not None:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
             raise
     if durable:

@@ -69,6 +69,19 @@ def test_what_fails_is_done_otherwise_or_refused(
     assert found.change
 
 
+def test_a_directory_that_is_there_is_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As mergerfs says."""
+    rename = os.rename
+
+    def renamed(source: str, target: str) -> None:
+        if os.path.isdir(target):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    assert not_working(base_path_check.check(tmp_path)) == {}
+
+
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.ESTALE])
 def test_what_may_pass_is_not_refused(tmp_path: Path, error: int) -> None:
     """A manager starts while its disk is full, and goes on when there is room."""
