@@ -12,7 +12,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
+from urllib.error import HTTPError
 
 from tests.support.installation import Installation
 from tests.support.ports import free_port
@@ -20,6 +22,8 @@ from tests.support.ports import free_port
 HERE = Path(__file__).resolve().parent
 DAG_ID = "example_submit_and_wait"
 PORT = 8080  # Airflow's own
+# With LocalExecutor a task that defers fails now and then (apache/airflow #71172); the next try finds its job.
+RETRIES = {"AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "3", "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1"}
 
 
 def main(dag_id: str) -> int:
@@ -29,7 +33,7 @@ def main(dag_id: str) -> int:
     """
     say = _Clock().say
     say("starting Airflow: API server, scheduler, triggerer, dag-processor")
-    with Installation(HERE / "example_dags") as airflow:
+    with Installation(HERE / "example_dags", RETRIES) as airflow:
         say(f"Airflow runs at {airflow.url}")
         code = show(airflow, dag_id, say)
         print(f"The jobs' page was at {airflow.jobs_url}. To keep Airflow running and look at it: make up")
@@ -117,7 +121,13 @@ def show_logs(airflow: Installation, dag_id: str, run_id: str, tasks: list[str])
     """Print what the Airflow log of each task says about the job."""
     for task in tasks:
         print(f"Airflow's log of task {task}:")
-        for line in airflow.log(dag_id, run_id, task).splitlines():
+        try:
+            lines = airflow.log(dag_id, run_id, task).splitlines()
+        except HTTPError as error:
+            if error.code != HTTPStatus.NOT_FOUND:
+                raise
+            lines = ["it has none: the task failed before it began, or did not run"]
+        for line in lines:
             if any(word in line for word in ("job ", "|", "printed", "tasks done", "task done", "completed", "failed")):
                 print(f"    {line}")
         print()
