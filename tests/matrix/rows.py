@@ -252,7 +252,7 @@ _WITHOUT_CLUSTERS = (
 )
 
 
-def _python(version: str, system: str) -> Row:
+def _python(version: str, system: str, note: str = "") -> Row:
     return Row(
         f"python-{version}",
         "Python",
@@ -260,6 +260,7 @@ def _python(version: str, system: str) -> Row:
         _WITHOUT_CLUSTERS,
         system=system,
         version='"$PYTHON" --version',
+        note=note,
     )
 
 
@@ -267,7 +268,12 @@ PYTHONS = (
     _python("3.11", "bookworm"),
     _python("3.12", "python-3.12"),
     _python("3.13", "trixie"),
-    _python("3.14", "sid"),
+    _python(
+        "3.14",
+        "sid",
+        "faults that the tests put into system calls break `shutil.rmtree` of 3.14; the traceback of a warm task may "
+        "come before what it had printed; the other failures are not explained yet",
+    ),
 )
 
 _UNKNOWN = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")  # it has no entry in /etc/passwd
