@@ -251,14 +251,22 @@ def run_module(module: str, args: Sequence[str], *, is_safe: bool = True) -> int
     except SystemExit as end:
         code = end.code
     except BaseException:
+        _flush_output()
         traceback.print_exc()
         code = 1
     if code is None:
         return 0
     if isinstance(code, int):
         return code & 0xFF
+    _flush_output()
     print(code, file=sys.stderr)  # noqa: T201 - as Python does
     return 1
+
+
+def _flush_output() -> None:
+    """Write what was printed, as Python does before it says why it ends."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
 
 
 def _end() -> None:
