@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,6 @@ from airflow_provider_air_executor.system import processes
 from airflow_provider_air_executor.system.clock import boot
 from tests.support.jobs import ended, task
 from tests.support.managers import Managers, command, end_tasks_of, run_cli
-from tests.support.mounts import bound
 from tests.support.waiting import wait_until
 
 THERE = Place("0therb00", 42)  # a machine that is not this one
@@ -245,14 +244,6 @@ def test_it_is_not_ended_from_here(store: JobStore, managers: Managers) -> None:
 
 
 # -- two mounts --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def mounts(store: JobStore, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
-    """The base path as two mounts show it; a lock on one is not seen on the other one."""
-    store.create_directories()
-    with bound(store.base_path, tmp_path / "A") as one, bound(store.base_path, tmp_path / "B") as other:
-        yield JobStore(one), JobStore(other)
 
 
 def test_there_is_one_manager_for_two_mounts(mounts: tuple[JobStore, JobStore], managers: Managers) -> None:

@@ -111,14 +111,6 @@ def test_what_such_a_mount_shows(store: JobStore, there: JobStore) -> None:
     assert [path.name for path in there.jobs_path.iterdir()] == ["x"]
 
 
-@pytest.fixture
-def mounts(store: JobStore, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
-    """The base path as two mounts show it, which notify nobody of what happens on the other one."""
-    store.create_directories()
-    with bound(store.base_path, tmp_path / "A") as one, bound(store.base_path, tmp_path / "B") as other:
-        yield JobStore(one), JobStore(other)
-
-
 def test_news_travel_between_two_mounts(mounts: tuple[JobStore, JobStore], managers: Managers) -> None:
     """Long before the next pass over everything, which is an hour away."""
     one, other = mounts

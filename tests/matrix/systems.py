@@ -21,7 +21,6 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "air-executor/matrix"
 CHECKOUT = Path(__file__).resolve().parents[2]
-_MIRROR = "http://deb.debian.org/debian"
 _ALWAYS = ("python3", "python3-venv", "procps", "iproute2", "util-linux-extra")
 _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")  # of those for developers
 _WITH_AIRFLOW = ("fastapi", "httpx", "uvicorn")  # what it brings along
@@ -226,7 +225,7 @@ def _mirror() -> str:
         text = path.read_text() if path.is_file() else ""
         for found in re.findall(r"^(?:URIs:|deb(?: \[.*\])?) *(\S+/debian)/?(?:\s|$)", text, re.MULTILINE):
             return str(found)
-    return _MIRROR
+    raise UnavailableError("the sources of apt name no mirror of Debian")
 
 
 def _needed() -> list[str]:
