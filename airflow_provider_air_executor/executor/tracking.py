@@ -65,7 +65,7 @@ class TrackedWorkload:
 
     def sees_start(self) -> bool:
         """Whether the job has begun since the last call: it removes the workload when it has read it."""
-        if self.has_started or files.stamp(self.paths.attached(WORKLOAD_FILE)) is not None:
+        if self.has_started or self.store.freshness.stamp(self.paths.attached(WORKLOAD_FILE)) is not None:
             return False
         self.has_started, self.started_at = True, time.monotonic()
         return True
@@ -77,7 +77,7 @@ class TrackedWorkload:
 
     def ended_job(self) -> Job | None:
         """The job, if it has ended; None also if it has not changed since the last call, or cannot be read now."""
-        found = files.stamp(self.paths.state)
+        found = self.store.freshness.stamp(self.paths.state)
         if found is not None and found == self.seen:
             return None
         try:
@@ -101,7 +101,7 @@ class TrackedWorkload:
 
     def new_location(self) -> str | None:
         """Where the task is on its cluster, and what it waits for, if that was not returned before."""
-        found = files.stamp(self.paths.tasks)
+        found = self.store.freshness.stamp(self.paths.tasks)
         if found == self.tasks_seen:
             return None
         task, self.tasks_seen = self.task(), found
@@ -113,7 +113,7 @@ class TrackedWorkload:
 
     def resubmit_later(self) -> None:
         """Have it submitted again after a pause. Until then its job, which has ended, does not count."""
-        self.seen = files.stamp(self.paths.state)
+        self.seen = self.store.freshness.stamp(self.paths.state)
         self.again_at = time.monotonic() + RESUBMISSION_SECONDS * 2.0 ** (self.submissions - 1)
 
     def withdraw(self) -> None:

@@ -1,9 +1,9 @@
 """Bells: files that are changed to say that something has happened, where the system does not notify.
 
 On a shared file system no machine is notified of what another one writes there, and what it knows of a directory may be
-a minute old. The content of a small file that is opened again is not. So whoever asks something of the manager rings
-its bell, and the manager rings that of the jobs when one of them begins or ends. Who misses a ring finds the change in
-the next pass over everything.
+a minute old. The content of a small file that is opened again is not; on FUSE it is read past what is kept of it. So
+whoever asks something of the manager rings its bell, and the manager rings that of the jobs when one of them begins or
+ends. Who misses a ring finds the change in the next pass over everything.
 """
 
 from __future__ import annotations
@@ -44,6 +44,14 @@ class Ringer:
             ring(self._base_path, self._bell)
 
 
+def listener(base_path: Path, bell: str) -> Listener | None:
+    """Who listens to a bell, if the file system may be shared; otherwise there is no need.
+
+    :param bell: :data:`MANAGER` or :data:`JOBS`.
+    """
+    return Listener(base_path, bell) if mounts.may_be_shared(base_path) else None
+
+
 class Listener:
     """Hears whether a bell was rung.
 
@@ -52,6 +60,10 @@ class Listener:
 
     def __init__(self, base_path: Path, bell: str) -> None:
         self._path = base_path / bell
+        mount = mounts.mount_of(base_path)
+        # GlusterFS 10.3 goes on showing what its own machine has written there, if another one changes it afterwards.
+        is_direct = mount is not None and mount.shows_old_names
+        self._read = files.read_start_directly if is_direct else files.read_start
         self._heard = self._content()
 
     def has_rung(self) -> bool:
@@ -62,5 +74,5 @@ class Listener:
     def _content(self) -> bytes:
         """What is in the file; nothing if it cannot be read."""
         with contextlib.suppress(OSError):
-            return files.read_start(self._path, _BYTES)
+            return self._read(self._path, _BYTES)
         return b""

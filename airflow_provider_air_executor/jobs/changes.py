@@ -7,7 +7,8 @@ cursor, ``<epoch>-<number>``, says where a follower is. The epoch is another one
 Changes are seen by inotify: those of the directory of all jobs, and of jobs that have not ended or have ended lately.
 That something was printed is seen when a log is closed, or its notes (:mod:`.log_times`) are, about once a second, and
 not at each write. For file systems that do not notify, a slow pass goes over all jobs, a few at a time, and takes at
-most a hundredth of the time of a processor.
+most a hundredth of the time of a processor. On a shared file system new jobs, and those that have not ended, are
+looked at when the manager rings (:mod:`.bell`), for as small a part of the time.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from airflow_provider_air_executor.exceptions import AirExecutorError, JobNotFoundError
-from airflow_provider_air_executor.jobs import files, interface
+from airflow_provider_air_executor.jobs import bell, files, interface
 from airflow_provider_air_executor.jobs.inotify import Change as Notified
 from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.models import STORED_NAME, Job
@@ -177,6 +179,7 @@ class ChangeFeed:
         :raises OSError: if the file system is away.
         """
         watch = _Jobs(self._store, self._add)
+        listener = bell.listener(self._store.base_path, bell.JOBS)
         try:
             watch.scan()
             self._watch = watch
@@ -187,8 +190,11 @@ class ChangeFeed:
                     poll.register(descriptor, select.POLLIN)
             before = self._log.number
             while not self._is_closed:
-                poll.poll(max(0.0, watch.next_look - time.monotonic()) * 1000)
+                pause = watch.next_look - time.monotonic()
+                poll.poll(max(0.0, pause if listener is None else min(pause, bell.SECONDS)) * 1000)
                 watch.take_notified()
+                if listener is not None and time.monotonic() >= watch.next_hearing and listener.has_rung():
+                    watch.look_at_active()
                 watch.look_on()
                 if self._log.number != before:
                     before = self._log.number
@@ -278,6 +284,7 @@ class _Jobs:
         self._to_look: deque[str] = deque()
         self._pass_began = 0.0
         self.next_look = 0.0  # on the monotonic clock
+        self.next_hearing = 0.0  # before which a bell is not listened to
 
     def scan(self) -> None:
         """See all jobs for the first time."""
@@ -315,6 +322,15 @@ class _Jobs:
             self._look_at_tasks(key)
         elif name == LOGS:
             self._watch(key)
+
+    def look_at_active(self) -> None:
+        """Look at new jobs, and at those that have not ended."""
+        began = time.thread_time()
+        with contextlib.suppress(OSError):  # the file system is away
+            active = {name for name, known in self._known.items() if not known.has_ended}
+            for name in active | (set(self._store.job_names()) - self._known.keys()):
+                self._look_over(name)
+        self.next_hearing = time.monotonic() + _PASS_SHARE * (time.thread_time() - began)
 
     def look_on(self) -> None:
         """Go on with the pass over all jobs, if it is time."""
@@ -362,7 +378,7 @@ class _Jobs:
     def _look_at(self, name: str) -> None:
         """Look whether the state of a job is another one."""
         known = self._known.get(name)
-        stamp = files.stamp(self._store.paths(name).state)
+        stamp = self._stamp(known, self._store.paths(name).state)
         if known is not None and stamp == known.state:
             if stamp is None and not files.is_real_directory(self._store.paths(name).directory):
                 self._forget(name)
@@ -379,6 +395,11 @@ class _Jobs:
         else:
             self._after(known, job)
         self._add(name, interface.STATE, job)
+
+    def _stamp(self, known: _Known | None, path: Path) -> files.Stamp | None:
+        """The stamp of a job's file; of one that has ended as it was seen lately, which takes less time."""
+        has_ended = known is not None and known.has_ended
+        return files.stamp(path) if has_ended else self._store.freshness.stamp(path)
 
     def _read(self, known: _Known) -> Job | None:
         """Read the state of a job; None if it cannot be read."""
@@ -406,7 +427,7 @@ class _Jobs:
     def _look_at_tasks(self, name: str) -> None:
         known = self._known.get(name)
         if known is not None:
-            before, known.tasks = known.tasks, files.stamp(self._store.paths(name).tasks)
+            before, known.tasks = known.tasks, self._stamp(known, self._store.paths(name).tasks)
             if known.tasks != before:
                 self._add(name, interface.TASKS, None)
 

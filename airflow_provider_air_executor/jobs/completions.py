@@ -24,7 +24,7 @@ from airflow_provider_air_executor.jobs.interface import JobFilter
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.paths import STATE
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.jobs.watch import JOBS_KEY, PASS_SHARE, Waiter
+from airflow_provider_air_executor.jobs.watch import JOBS_KEY, Passes, Waiter
 
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -53,12 +53,11 @@ class JobCompletions:
         self._store = store
         self._subscriber = subscriber
         self._formerly = formerly
-        self._interval = interval
+        self._passes = Passes(store, interval)
         self._wanted = wanted
         self._since = 0.0  # when it subscribed for the first time, in seconds since the epoch
         self._stamps: dict[str, files.Stamp] = {}  # of the state.json of jobs that have ended, and been dealt with
         self._delivered: dict[str, str] = {}  # the completions that are not acknowledged yet, by the job's name
-        self._pause = interval
         self._guard = threading.Lock()
         self._lock = -1
         self._is_released = False
@@ -72,7 +71,8 @@ class JobCompletions:
             loop.add_reader(notifier.fileno(), changed.wake)
         try:
             while not await asyncio.to_thread(self._acquire):  # noqa: ASYNC110 - another process
-                await asyncio.sleep(self._interval)
+                await asyncio.sleep(self._passes.interval)
+            await self._passes.begin()
             names: set[str] | None = None
             while True:
                 for job in await asyncio.to_thread(self._find, notifier, names):
@@ -127,7 +127,7 @@ class JobCompletions:
 
     async def _changes(self, notifier: Notifier, changed: Waiter) -> set[str] | None:
         """Wait until jobs may have changed: their names, or None if all must be read."""
-        if not await changed.wait(self._pause):
+        if not await self._passes.wait(changed):
             return None
         changes, lost = notifier.read()
         if lost:
@@ -136,14 +136,15 @@ class JobCompletions:
 
     def _find(self, notifier: Notifier, names: Iterable[str] | None) -> list[Job]:
         """The completions that are to be delivered; those of some jobs, or of all."""
-        began = time.thread_time()
+        began, is_pass = time.thread_time(), names is None
         if names is None:
             notifier.add(JOBS_KEY, self._store.jobs_path)
             names = self._store.job_names()
             for gone in self._stamps.keys() - set(names):
                 del self._stamps[gone]
         found = [job for name in names if (job := self._completed(notifier, name)) is not None]
-        self._pause = max(self._interval, PASS_SHARE * (time.thread_time() - began))
+        if is_pass:
+            self._passes.took(time.thread_time() - began)
         return sorted(found, key=_completed_at)
 
     def _completed(self, notifier: Notifier, name: str) -> Job | None:

@@ -94,7 +94,7 @@ class JobIndex:
         """How many tasks of a job stand how; empty if its list cannot be read."""
         path = self._store.paths(job_name).tasks
         try:
-            stamp = files.stamp(path)
+            stamp = self._stamp(job_name, path)
         except OSError:
             return {}
         return {} if stamp is None else _outcomes(path, stamp)
@@ -118,7 +118,7 @@ class JobIndex:
         for name in self._names():
             before = self._known.get(name)
             try:
-                if before is not None and before[0] == files.stamp(f"{folder}/{name}/state.json"):
+                if before is not None and before[0] == self._stamp(name, f"{folder}/{name}/state.json"):
                     known[name] = before
                     continue
                 job, read = self._store.load_job(name)
@@ -137,6 +137,12 @@ class JobIndex:
         self._known, self.unreadable = known, unreadable
         now = time.monotonic()
         self._fresh_until = now + max(_FRESH_SECONDS, _SHARE * (now - began))
+
+    def _stamp(self, job_name: str, path: Path | str) -> files.Stamp | None:
+        """The stamp of a job's file. To open that of each job that has ended would take long where it matters."""
+        known = self._known.get(job_name)
+        has_ended = known is not None and known[1].state.is_terminal
+        return files.stamp(path) if has_ended else self._store.freshness.stamp(path)
 
     def _names(self) -> list[str]:
         """The names of directories that may be jobs; of those that are known, nothing is checked again."""

@@ -39,6 +39,7 @@ from airflow_provider_air_executor.exceptions import (
 )
 from airflow_provider_air_executor.jobs import bell, files, history, task_lists
 from airflow_provider_air_executor.jobs.attempts import AttemptRecord, attempts_of
+from airflow_provider_air_executor.jobs.freshness import Freshness
 from airflow_provider_air_executor.jobs.models import (
     STORED_NAME,
     Job,
@@ -91,6 +92,7 @@ class JobStore:
         self.not_replaced_path = self.base_path / "manager.not-replaced"
         self.problems_path = self.base_path / "manager.problems.json"
         self.config_path = self.base_path / "config.yaml"
+        self.freshness = Freshness(self.jobs_path)
 
     def __repr__(self) -> str:
         return f"JobStore({str(self.base_path)!r})"
@@ -265,6 +267,7 @@ class JobStore:
         try:
             if not files.is_real_directory(path.parent):
                 raise self.paths(name).not_found()
+            self.freshness.renew(path.parent)
             yield
         except FileNotFoundError:
             raise CorruptFileError(path, "it is missing") from None

@@ -19,7 +19,6 @@ from airflow_provider_air_executor.jobs import bell, files
 from airflow_provider_air_executor.jobs.inotify import Notifier
 from airflow_provider_air_executor.jobs.paths import STATE, TASKS
 from airflow_provider_air_executor.jobs.store import JobStore
-from airflow_provider_air_executor.system import mounts
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +54,42 @@ class Waiter:
             return False
         self._changed.clear()
         return True
+
+
+class Passes:
+    """When all jobs are looked at: now and then, and on a shared file system when the manager rings.
+
+    :param interval: seconds between two passes, at least, if nobody rings.
+    """
+
+    def __init__(self, store: JobStore, interval: float) -> None:
+        self.interval = interval
+        self._store = store
+        self._listener: bell.Listener | None = None
+        self._quiet = 0.0  # seconds after a pass in which nobody listens; who rings then is heard later
+
+    async def begin(self) -> None:
+        """Listen from now on."""
+        self._listener = await asyncio.to_thread(bell.listener, self._store.base_path, bell.JOBS)
+
+    def took(self, seconds: float) -> None:
+        """A pass has taken so much of a processor: the next one is not before it is one part of so many of the time."""
+        self._quiet = PASS_SHARE * seconds
+
+    async def wait(self, waiter: Waiter) -> bool:
+        """Wait until it is time for a pass.
+
+        :return: True if the waiter was woken before.
+        """
+        until = time.monotonic() + max(self.interval, self._quiet)
+        pause = max(self._quiet, bell.SECONDS)
+        while self._listener is not None and (left := until - time.monotonic()) > pause:
+            if await waiter.wait(min(left, pause)):
+                return True
+            if await asyncio.to_thread(self._listener.has_rung):
+                return False
+            pause = bell.SECONDS
+        return await waiter.wait(max(0.0, until - time.monotonic()))
 
 
 @contextlib.asynccontextmanager
@@ -97,7 +132,6 @@ class JobWatcher:
         self._notifier = Notifier()
         if self._notifier.works:
             self._loop.add_reader(self._notifier.fileno(), self._read)
-        self._is_shared = False  # whether what is known of a file may be old
         self._tasks: set[asyncio.Task[None]] = set()
         self._start(self._pass_over_all())
 
@@ -161,15 +195,15 @@ class JobWatcher:
             waiter.wake()
 
     async def _pass_over_all(self) -> None:
-        pause, trouble = self._interval, ""
-        self._is_shared = await asyncio.to_thread(mounts.may_be_shared, self._store.jobs_path)
-        listener = bell.Listener(self._store.base_path, bell.JOBS) if self._is_shared else None
+        trouble, nobody = "", Waiter()
+        passes = Passes(self._store, self._interval)
+        await passes.begin()
         while True:
-            await _sleep(pause, listener)
+            await passes.wait(nobody)
             paths = list(self._paths.values())
             try:
                 found, cost = await asyncio.to_thread(self._stamps_of, paths)
-                pause = max(self._interval, PASS_SHARE * cost)
+                passes.took(cost)
             except OSError as error:  # the file system is away for a moment
                 if trouble != error.strerror:
                     trouble = error.strerror or str(error)
@@ -189,21 +223,6 @@ class JobWatcher:
         if self._on_pass is not None:
             self._on_pass()
         began = time.thread_time()
-        stamp = files.current_stamp if self._is_shared else files.stamp
-        found: dict[str, tuple[files.Stamp | None, ...]] = {
-            name: (stamp(state), stamp(tasks)) for name, state, tasks in paths
-        }
+        stamps = self._store.freshness.stamps
+        found = {name: stamps(state, tasks) for name, state, tasks in paths}
         return found, time.thread_time() - began
-
-
-async def _sleep(seconds: float, listener: bell.Listener | None) -> None:
-    """Sleep, but not after a bell was rung.
-
-    :param listener: to the bell; None: there is none.
-    """
-    until = time.monotonic() + seconds
-    while listener is not None and (left := until - time.monotonic()) > bell.SECONDS:
-        await asyncio.sleep(min(left, bell.SECONDS))
-        if await asyncio.to_thread(listener.has_rung):
-            return
-    await asyncio.sleep(max(0.0, until - time.monotonic()))

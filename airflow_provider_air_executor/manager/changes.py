@@ -12,7 +12,6 @@ from airflow_provider_air_executor.manager.publishing import Publishing
 from airflow_provider_air_executor.manager.requests import Requests
 from airflow_provider_air_executor.manager.shared import Shared
 from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
-from airflow_provider_air_executor.system import mounts
 
 _JOBS, _INBOX = "/jobs", "/inbox"  # keys of the notifier; no job can be called so
 _CHECKED_A_PASS = 200  # ended jobs inspected in one slow pass, so that it does not grow with the history
@@ -98,8 +97,8 @@ class SlowPass:
 
         A manager that begins finds many that have ended, and glances at each. They are read when it is their turn.
         """
-        if not self._has_begun and mounts.may_be_shared(self._store.jobs_path):
-            self._bell = bell.Listener(self._store.base_path, bell.MANAGER)
+        if not self._has_begun:
+            self._bell = bell.listener(self._store.base_path, bell.MANAGER)
         self._has_begun = True
         listed = files.stamp(self._store.jobs_path)
         if listed != self._listed or listed is None or self._may_change_unseen(listed):

@@ -47,6 +47,14 @@ class Mount(NamedTuple):
         return self.kind == "vboxsf" or not _OWN_LOCKS_OPTIONS.isdisjoint(self.options)
 
     @property
+    def shows_old_names(self) -> bool:
+        """Whether a name may stand for a while for a file that another machine has replaced, also for who opens it.
+
+        A listing of the directory mends that.
+        """
+        return self.is_fuse and self.is_shared
+
+    @property
     def is_fuse(self) -> bool:
         """Whether a program is the file system; some do not say which one."""
         return self.kind.partition(".")[0] == "fuse"

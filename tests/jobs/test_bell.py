@@ -9,6 +9,7 @@ import pytest
 from airflow_provider_air_executor.jobs import bell, inbox, manager_control
 from airflow_provider_air_executor.jobs.bell import JOBS, MANAGER, Listener, Ringer
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.mounts import bound
 
 
 def test_each_ring_is_heard_once(tmp_path: Path) -> None:
@@ -54,3 +55,17 @@ def test_whatever_is_asked_of_the_manager_rings(store: JobStore) -> None:
     assert listener.has_rung()
     manager_control.set_paused(store, True)
     assert listener.has_rung()
+
+
+def test_it_is_heard_past_what_a_mount_keeps_of_the_file(tmp_path: Path) -> None:
+    """As GlusterFS keeps what its own machine has written there."""
+    source = tmp_path / "source"
+    source.mkdir()
+    with bound(source, tmp_path / "A") as one, bound(source, tmp_path / "B", "kernel_cache") as other:
+        bell.ring(other, MANAGER)
+        listener = Listener(other, MANAGER)
+        assert not listener.has_rung()
+        for _ in range(3):
+            bell.ring(one, MANAGER)
+            assert listener.has_rung()
+            assert not listener.has_rung()

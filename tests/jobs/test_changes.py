@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.exceptions import CorruptFileError
-from airflow_provider_air_executor.jobs import changes, inotify
+from airflow_provider_air_executor.jobs import bell, changes, inotify
 from airflow_provider_air_executor.jobs.changes import Change, ChangeFeed
 from airflow_provider_air_executor.jobs.interface import OUTPUT, STATE, TASKS
 from airflow_provider_air_executor.jobs.models import Job, JobState
@@ -137,6 +138,25 @@ def test_a_file_system_that_does_not_notify_is_looked_at(follower: Follower, sto
     follower.sees(("a", STATE))
     remove(store, "a")
     follower.sees(("a", STATE))
+
+
+def test_on_another_machine_the_manager_rings(
+    mounts: tuple[JobStore, JobStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the next pass over all jobs, which nothing is told of there."""
+    monkeypatch.setattr(changes, "PASS_SECONDS", 3600.0)
+    here, there = mounts
+    there.submit("old", ["true"])
+    become(there, "old", JobState.COMPLETED)
+    with contextlib.closing(ChangeFeed(here, dump)) as feed:
+        follower = Follower(feed)
+        for state in (JobState.WORKING, JobState.COMPLETED):
+            if state is JobState.WORKING:
+                there.submit("a", ["true"])
+            become(there, "a", state)
+            bell.ring(there.base_path, bell.JOBS)
+            follower.sees(("a", STATE), may_see=(TASKS,))
+        assert feed.load("a") == b'["a", "completed"]'
 
 
 def test_a_log_that_is_open_or_hidden_is_no_change(follower: Follower, store: JobStore) -> None:

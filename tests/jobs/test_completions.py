@@ -15,7 +15,7 @@ from unittest.mock import Mock
 import pytest
 
 from airflow_provider_air_executor.exceptions import InvalidJobError, NoLocksError
-from airflow_provider_air_executor.jobs import inotify
+from airflow_provider_air_executor.jobs import bell, inotify
 from airflow_provider_air_executor.jobs.completions import JobCompletions
 from airflow_provider_air_executor.jobs.interface import JobFilter
 from airflow_provider_air_executor.jobs.models import JobState, utc_now
@@ -90,6 +90,16 @@ def test_what_ends_after_the_subscription_is_delivered_once(store: JobStore) -> 
     assert asyncio.run(delivered(completions(store), 0)) == []  # its successor has nothing to do
     end(store, "while-away")
     assert asyncio.run(delivered(completions(store), 1)) == ["while-away"]
+
+
+def test_on_another_machine_the_manager_rings(mounts: tuple[JobStore, JobStore]) -> None:
+    here, there = mounts
+
+    def meanwhile() -> None:
+        end(there, "a")
+        bell.ring(there.base_path, bell.JOBS)
+
+    assert asyncio.run(delivered(completions(here), 1, meanwhile=meanwhile)) == ["a"]
 
 
 def test_a_subscriber_that_gets_another_name_goes_on_where_it_was(store: JobStore) -> None:

@@ -10,7 +10,6 @@ import pytest
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.changing import ChangingManagers, WarmStore
 from tests.support.managers import Managers
-from tests.support.mounts import bound
 from tests.support.stepped_manager import SteppedManager
 
 
@@ -38,11 +37,3 @@ def managers(store: JobStore, kind_of_tasks: str, tmp_path: Path) -> Iterator[Ma
     found = ChangingManagers(store, tmp_path) if kind_of_tasks == "warm" else Managers(store)
     yield found
     found.close()
-
-
-@pytest.fixture
-def mounts(store: JobStore, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
-    """The base path as two mounts show it: neither sees a lock on the other one, or hears what happens there."""
-    store.create_directories()
-    with bound(store.base_path, tmp_path / "A") as one, bound(store.base_path, tmp_path / "B") as other:
-        yield JobStore(one), JobStore(other)

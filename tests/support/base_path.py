@@ -11,6 +11,7 @@ import pytest
 
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.managers import Managers
+from tests.support.mounts import bound
 
 if TYPE_CHECKING:  # most tests do not wait for what a server imports
     from tests.support.servers import Servers, ServerThread
@@ -19,6 +20,14 @@ if TYPE_CHECKING:  # most tests do not wait for what a server imports
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
     return JobStore(tmp_path / "base")
+
+
+@pytest.fixture
+def mounts(store: JobStore, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
+    """The base path as two mounts show it: neither sees a lock on the other one, or hears what happens there."""
+    store.create_directories()
+    with bound(store.base_path, tmp_path / "A") as one, bound(store.base_path, tmp_path / "B") as other:
+        yield JobStore(one), JobStore(other)
 
 
 @pytest.fixture
