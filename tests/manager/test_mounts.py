@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.jobs import inbox
+from airflow_provider_air_executor.jobs import bell, inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.watch import watching
 from airflow_provider_air_executor.manager import changes
@@ -133,7 +133,7 @@ def test_listing_many_jobs_takes_a_small_part_of_the_time(
     stepped: SteppedManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where all of them are listed in each pass."""
-    monkeypatch.setattr(changes.mounts, "may_be_shared", lambda _: True)
+    monkeypatch.setattr(bell.mounts, "may_be_shared", lambda _: True)
     assert stepped.start_manager()
     assert stepped.manager is not None
     times = iter([0.0, 2.0])

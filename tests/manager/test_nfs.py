@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,14 +17,12 @@ from airflow_provider_air_executor.exceptions import ManagerRunningError
 from airflow_provider_air_executor.jobs import files, manager_status
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.system.mounts import may_be_shared
-from tests.support import virtual_machine
+from tests.support import nfs, virtual_machine
 from tests.support.jobs import ended
 from tests.support.managers import Managers
 from tests.support.waiting import PATIENCE, wait_until
 
 inside = pytest.mark.skipif(not virtual_machine.IS_INSIDE, reason="they run in the virtual machine, if there is one")
-# Both clients are this kernel, which would show one mount twice.
-KINDS = {"4.2": "vers=4.2,nosharecache", "3-nolock": "vers=3,nolock,nosharecache"}
 
 
 @pytest.mark.engine
@@ -40,42 +37,17 @@ def test_in_a_virtual_machine() -> None:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that this machine serves to itself."""
     path = tmp_path_factory.mktemp("exported")
-    for place in ("/run/rpcbind", "/var/lib/nfs/rpc_pipefs"):
-        Path(place).mkdir(parents=True, exist_ok=True)
-    # No delegations: a kernel that is the server and the client waits for itself to give one back.
-    Path("/proc/sys/fs/leases-enable").write_text("0\n")
-    _run("mount", "-t", "nfsd", "nfsd", "/proc/fs/nfsd")
-    for name, seconds in {"nfsv4gracetime": 10, "nfsv4leasetime": 10}.items():
-        Path("/proc/fs/nfsd", name).write_text(f"{seconds}\n")
-    _run("rpcbind", "-w")
-    _run("exportfs", "-i", "-o", "rw,no_root_squash,insecure,no_subtree_check,fsid=0", f"127.0.0.1:{path}")
-    _run("rpc.mountd")
-    _run("rpc.nfsd", "4")
-    Path("/proc/fs/nfsd/v4_end_grace").write_text("Y\n")  # nobody has a lock from before
-    warm_up = tmp_path_factory.mktemp("warm-up")
-    _run("mount", "-t", "nfs", "-o", KINDS["4.2"], "127.0.0.1:/", str(warm_up))
-    _run("flock", str(warm_up / "x"), "true")  # the first lock takes a minute
-    _run("umount", str(warm_up))
+    nfs.serve(path)
     return path
 
 
-def _run(*words: str) -> None:
-    done = subprocess.run(words, check=False, capture_output=True, text=True)
-    assert not done.returncode, (words, done.stderr)
-
-
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=nfs.KINDS)
 def mounts(request: pytest.FixtureRequest, exported: Path, tmp_path: Path) -> Iterator[tuple[JobStore, JobStore]]:
     """The base path as two clients have it."""
-    places = [tmp_path / name for name in ("A", "B")]
-    source = "/" if request.param.startswith("4") else str(exported)  # that of fsid=0
     base = f"base-{time.time_ns()}"
-    for place in places:
-        place.mkdir()
-        _run("mount", "-t", "nfs", "-o", KINDS[request.param], f"127.0.0.1:{source}", str(place))
-    yield JobStore(places[0] / base), JobStore(places[1] / base)
-    for place in places:
-        _run("umount", "--lazy", str(place))
+    with nfs.mounted(exported, request.param, tmp_path) as places:
+        one, other = places
+        yield JobStore(one / base), JobStore(other / base)
 
 
 @inside

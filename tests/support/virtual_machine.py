@@ -29,8 +29,8 @@ _FILE_SERVERS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _KVM = Path("/dev/kvm")
 _MEMORY = "2G"
 LONGEST = 2 * PATIENCE
-_INSIDE = "AIR_EXECUTOR_TEST_IN_VIRTUAL_MACHINE"
-IS_INSIDE = _INSIDE in os.environ  # whether this is the virtual machine, where tests may change what they like
+INSIDE = "AIR_EXECUTOR_TEST_IN_VIRTUAL_MACHINE"
+IS_INSIDE = INSIDE in os.environ  # whether this is the virtual machine, where tests may change what they like
 _ENDED = re.compile(r"^air-executor-test: it has ended with (\d+)$", re.MULTILINE)
 _INIT = """\
 #!/bin/busybox sh
@@ -131,7 +131,7 @@ def run_tests(file: str) -> None:
     if is_emulated() and not IS_WANTED:
         pytest.skip("takes long where the virtual machine is emulated; AIR_EXECUTOR_TEST_LONG=1")
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
-    own = {"HOME": "/root", "TMPDIR": "/run", "PYTHONDONTWRITEBYTECODE": "1", _INSIDE: "1"}
+    own = {"HOME": "/root", "TMPDIR": "/run", "PYTHONDONTWRITEBYTECODE": "1", INSIDE: "1"}
     done = run([sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", file], {**kept, **own})
     assert done.exit_code == 0, done.output
     assert " passed" in done.output
