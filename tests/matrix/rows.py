@@ -316,6 +316,28 @@ _SLURM = "tests/engines/test_slurm.py"
 _SLURM_PACKAGES = ("slurm-wlm", "munge")
 _SITE_PACKAGES = ("slurmdbd", "mariadb-server-core", "mariadb-client-core")
 
+# What a site puts before Slurm's own commands: they greet everybody, count hours, and write their own comment.
+_SITE_COMMANDS = """\
+mkdir "$WORK/site"
+cat >"$WORK/site/sbatch" <<'END'
+#!/bin/sh
+echo "** Welcome. The maintenance is on Monday. **" >&2
+echo "Your account has 4711 hours left in 2027."
+number=$(/usr/bin/sbatch "$@") || exit
+/usr/bin/scontrol update JobId="${number%%;*}" Comment="charged to: physics" >/dev/null 2>&1
+echo "$number"
+END
+for name in squeue scancel scontrol sacct sstat sinfo; do
+cat >"$WORK/site/$name" <<END
+#!/bin/sh
+echo "** Welcome. The maintenance is on Monday. **" >&2
+exec /usr/bin/$name "\\$@"
+END
+done
+chmod 755 "$WORK/site" "$WORK"/site/*
+export PATH="$WORK/site:$PATH"
+"""
+
 
 def _slurm(version: str, system: str, *, no_site: str = "") -> tuple[Row, ...]:
     """Its rows.
@@ -361,6 +383,12 @@ _NO_DATABASE = "slurmdbd does not start with libmariadb 11.8.9 of the same relea
 
 SLURM = (
     *_slurm("22.05", "bookworm")[:2],  # it has no auth/slurm
+    dataclasses.replace(
+        _slurm("22.05", "bookworm")[0],
+        name="slurm-22.05-site-commands",
+        what="the same behind a site's own commands, which print a banner, and put their comment in place of ours",
+        setup=f"mkdir -p /run/slurm /run/slurmctld\n{_SITE_COMMANDS}",
+    ),
     *_slurm("24.11", "trixie", no_site=_NO_DATABASE),
     *_slurm("26.05", "sid", no_site=_NO_DATABASE),
 )
