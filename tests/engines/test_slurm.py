@@ -270,7 +270,8 @@ def test_nodes_whose_shell_is_bash(store: JobStore, managers: Managers) -> None:
 
 def test_what_it_needs_is_what_slurm_gives(store: JobStore, manager: object) -> None:
     line = (
-        'echo "$SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE"; scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
+        'echo "$SLURM_CPUS_PER_TASK $SLURM_MEM_PER_NODE"; '
+        'scontrol show job $SLURM_JOB_ID 2>/dev/null | grep -o "TimeLimit=[^ ]*"'
     )
     needed = {"cpus": 1.5, "memory": "100Mi", "time": "90s"}
     store.submit("j", [task("a", line, resources=needed, slurm={"partition": "main"})])
@@ -542,7 +543,7 @@ def test_the_node_of_a_batch_is_lost(store: JobStore, batched: object, cluster: 
 
 
 def test_a_batch_has_the_time_of_all_its_tasks(store: JobStore, batched: object, cluster: SlurmCluster) -> None:
-    line = 'scontrol show job $SLURM_JOB_ID | grep -o "TimeLimit=[^ ]*"'
+    line = 'scontrol show job $SLURM_JOB_ID 2>/dev/null | grep -o "TimeLimit=[^ ]*"'
     tasks = [task(f"t{number}", line, resources={"time": "90s"}) for number in range(10)]
     store.submit("j", tasks, max_parallel_tasks=10)
     ended(store, "j")

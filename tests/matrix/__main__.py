@@ -4,6 +4,7 @@
 
     python -m tests.matrix                     all rows
     python -m tests.matrix sh-bash 'slurm-*'   some
+    python -m tests.matrix --at-once 4         as many at once, of which most wait most of the time
     python -m tests.matrix --list              names them
     python -m tests.matrix --page              only writes the page again
 
@@ -15,13 +16,18 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from tests.matrix import page
 from tests.matrix.rows import ROWS, Row
-from tests.matrix.running import run
+from tests.matrix.running import Run, run
+from tests.matrix.systems import end_all
 from tests.support.processes import exit_on_sigterm
 
-_FORM = "{:24} {:34} {:>6} {:>6} {:>7} {:>7}  {}"
+_FORM = "{:31} {:34} {:>6} {:>6} {:>7} {:>7}  {}"
+_KEEPING = threading.Lock()  # what a row prints, and the results
 
 
 def main() -> int:
@@ -32,6 +38,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="name the rows")
     parser.add_argument("--page", action="store_true", help="only write the page again, after a change of the rows")
     parser.add_argument("--workers", type=int, default=2, help="processes of pytest for each row")
+    parser.add_argument("--at-once", type=int, default=2, help="rows that run at once; default: %(default)s")
     given = parser.parse_args()
     chosen = [row for row in ROWS if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in given.rows)]
     if not chosen:
@@ -41,21 +48,34 @@ def main() -> int:
         return 0
     if given.list:
         for row in chosen:
-            print(f"{row.name:24} {row.takes:8} {row.what}{f' (not available: {row.reason})' if row.reason else ''}")
+            print(f"{row.name:31} {row.takes:8} {row.what}{f' (not available: {row.reason})' if row.reason else ''}")
         return 0
     print(_FORM.format("row", "found", "passed", "failed", "skipped", "seconds", "result"), flush=True)
-    as_expected = [_try(row, given.workers) for row in chosen]
+    # The longest come first, as far as that is known, and none is waited for at the end.
+    before = page.load()
+    chosen.sort(key=lambda row: -before[row.name].seconds if row.name in before else 0)
+    with ThreadPoolExecutor(given.at_once) as threads:
+        try:
+            as_expected = list(threads.map(partial(_try, workers=given.workers), chosen))
+        except BaseException:  # Ctrl-C, or SIGTERM
+            threads.shutdown(wait=False, cancel_futures=True)
+            end_all()
+            raise
     return int(not all(as_expected))
 
 
 def _try(row: Row, workers: int) -> bool:
     """Run a row, print its line, and keep the outcome. Whether it is as expected."""
-    outcomes = page.load()
     if row.reason:
         print(_FORM.format(row.name, "", "", "", "", "", f"not available: {row.reason}"), flush=True)
         return True
-    before = page.verdict(row, outcomes.get(row.name))
     done = run(row, workers=workers)
+    with _KEEPING:
+        return _keep(row, done)
+
+
+def _keep(row: Row, done: Run) -> bool:
+    before = page.verdict(row, page.load().get(row.name))
     outcome = done.outcome
     if not outcome.is_good and not outcome.unavailable:
         print(done.output, file=sys.stderr, flush=True)

@@ -46,6 +46,7 @@ mount --bind "$work" "$root/work"
 mount --bind "$checkout" "$root/checkout"
 chroot "$root" sh -ec 'cd /checkout; "$@"' sh "$@"
 """  # without exec: a process 1 without handlers does not get signals that it sends itself
+_running: set[subprocess.Popen[bytes]] = set()
 _STAY = f'{_LOOPBACK}; mkdir -m 1777 "$WORK/tmp"; "$@"'
 
 
@@ -201,15 +202,27 @@ def _run(words: Sequence[str], work: Path, environment: Mapping[str, str], log: 
         "TMPDIR": f"{work}/tmp",
     }
     with log.open("wb") as output:
-        return subprocess.run(
+        process = subprocess.Popen(
             words,
             cwd=CHECKOUT,
             env={**usual, **environment},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            check=False,
-        ).returncode
+        )
+    with process:
+        _running.add(process)
+        try:
+            return process.wait()
+        finally:
+            process.kill()
+            _running.discard(process)
+
+
+def end_all() -> None:
+    """End all that runs in other threads, with the processes in its namespace."""
+    for process in list(_running):
+        process.kill()
 
 
 def _check(words: Sequence[str]) -> str:
