@@ -387,6 +387,8 @@ SLURM = (
         _slurm("22.05", "bookworm")[0],
         name="slurm-22.05-site-commands",
         what="the same behind a site's own commands, which print a banner, and put their comment in place of ours",
+        # One test itself plays a site that writes a comment.
+        tests=(_SLURM, "-k", "not TestSite", f"--deselect={_SLURM}::test_a_site_that_writes_its_own_comment"),
         setup=f"mkdir -p /run/slurm /run/slurmctld\n{_SITE_COMMANDS}",
     ),
     *_slurm("24.11", "trixie", no_site=_NO_DATABASE),
