@@ -59,7 +59,7 @@ def test_what_fails_is_done_otherwise_or_refused(
     tmp_path: Path, call: str, error: int, subject: str, verdict: Verdict
 ) -> None:
     faults = Faults()
-    with faults.installed():
+    with faults.installed(), faults.on():
         faults.trouble = Trouble("jobs.base_path_check", call, error)
         findings = base_path_check.check(tmp_path)
     assert not_working(findings) == {subject: verdict}
@@ -86,7 +86,7 @@ def test_a_directory_that_is_there_is_another_device(tmp_path: Path, monkeypatch
 def test_what_may_pass_is_not_refused(tmp_path: Path, error: int) -> None:
     """A manager starts while its disk is full, and goes on when there is room."""
     faults = Faults()
-    with faults.installed():
+    with faults.installed(), faults.on():
         faults.trouble = Trouble("jobs.base_path_check", "write", error)
         findings = base_path_check.check(tmp_path)
     assert set(not_working(findings).values()) == {Verdict.UNKNOWN}
@@ -97,7 +97,7 @@ def test_what_may_pass_is_not_refused(tmp_path: Path, error: int) -> None:
 
 def test_where_nothing_works_it_is_not_known_what_does(tmp_path: Path) -> None:
     faults = Faults()
-    with faults.installed():
+    with faults.installed(), faults.on():
         faults.trouble = Trouble("jobs.base_path_check", "open", errno.EIO)
         findings = base_path_check.check(tmp_path)
     assert {found.verdict for found in findings} == {Verdict.UNKNOWN}

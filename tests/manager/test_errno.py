@@ -42,10 +42,10 @@ def calls() -> list[tuple[str, str, int]]:
             if rounds == 10:
                 stepped.kill_manager()
             if rounds == 15:
-                with stepped.faults.installed():
+                with stepped.faults.on():
                     inbox.add_tasks(stepped.store, "a", ["true"])
                     inbox.cancel(stepped.store, "b")
-            with stepped.faults.installed():
+            with stepped.faults.on():
                 read_all(stepped.store)
             stepped.clock.passed += 1.0
             stepped.go_round()
@@ -169,7 +169,7 @@ class Misfortune(RuleBasedStateMachine):
 
     @rule()
     def somebody_reads(self) -> None:
-        with self.stepped.faults.installed(), contextlib.suppress(OSError, AirExecutorError):
+        with self.stepped.faults.on(), contextlib.suppress(OSError, AirExecutorError):
             read_all(self.store)
 
     # -- what must be so in the end ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Its clock is moved on by hand, so that its pauses cost nothing.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -107,6 +108,8 @@ class SteppedManager:
         self.gate = self.directory / "gate"
         os.mkfifo(self.gate)
         self.faults = Faults()
+        self._installed = contextlib.ExitStack()
+        self._installed.enter_context(self.faults.installed())
         self.clock = Clock()
         self.lines = Lines()
         self.settings: dict[str, Any] = {}  # of the next managers, besides the usual ones
@@ -125,10 +128,11 @@ class SteppedManager:
         log = logging.getLogger("air_executor.manager")
         log.removeHandler(self.lines)
         log.propagate = True
-        self.kill_manager()
-        end_tasks_of(self.store)
-        store_module._HALF_WRITTEN_SECONDS = 0.5
-        shutil.rmtree(self.directory)
+        with self._installed:
+            self.kill_manager()
+            end_tasks_of(self.store)
+            store_module._HALF_WRITTEN_SECONDS = 0.5
+            shutil.rmtree(self.directory)
 
     def start_manager(self) -> bool:
         """Start one; False if it says that it cannot start now."""
@@ -136,7 +140,7 @@ class SteppedManager:
         settings_ = Settings(**usual | self.settings)
         children = Children()
         lock = ManagerLock(self.store)
-        with self.faults.installed():
+        with self.faults.on():
             try:
                 if not lock.acquire():
                     return False
@@ -169,7 +173,7 @@ class SteppedManager:
         if self.loop is None:
             self.start_manager()
             return
-        with self.faults.installed():
+        with self.faults.on():
             continues = self.loop.go_round()
         if not continues:
             self.kill_manager()

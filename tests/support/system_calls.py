@@ -73,10 +73,15 @@ class Trouble(NamedTuple):
 
 
 class Faults:
-    """Makes the calls of the package fail while there is trouble, inside of :meth:`installed`."""
+    """Makes the calls of the package fail while there is trouble, inside of :meth:`installed` and :meth:`on`.
+
+    These are two, since a thread may be in the midst of work when the calls may no longer fail. ``shutil.rmtree`` of
+    Python 3.13 and newer keeps ``os.lstat`` and ``os.rmdir``, and must find the same ones a moment later.
+    """
 
     def __init__(self) -> None:
         self.trouble: Trouble | None = None
+        self._is_on = False
         self.seen: set[tuple[str, str]] = set()  # the calls that were made: module and call
         self.failed = 0  # how many calls have failed
 
@@ -86,6 +91,8 @@ class Faults:
         :param is_write: whether it would change something.
         :raises OSError: if there is trouble with it.
         """
+        if not self._is_on:
+            return
         modules = _callers(sys._getframe(2))
         self.seen.update((module, call) for module in modules)
         trouble = self.trouble
@@ -99,8 +106,17 @@ class Faults:
         raise OSError(trouble.error, os.strerror(trouble.error))
 
     @contextlib.contextmanager
+    def on(self) -> Iterator[None]:
+        """Calls fail if there is trouble with them, and are seen."""
+        self._is_on = True
+        try:
+            yield
+        finally:
+            self._is_on = False
+
+    @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Stand between the package and the system."""
+        """Stand between the package and the system; calls are made as they are until :meth:`on`."""
         with contextlib.ExitStack() as stack:
             for call in CALLS:
                 where = _MODULES.get(call, os)
@@ -159,7 +175,7 @@ class Faults:
                 return super().write(data)
 
         def checked(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
-            if not _callers(sys._getframe(1)):
+            if not self._is_on or not _callers(sys._getframe(1)):
                 return real(file, mode, buffering, *args, **kwargs)
             if not isinstance(file, int):
                 self.check("open", is_write=mode[0] != "r" or "+" in mode)
