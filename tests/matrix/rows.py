@@ -259,6 +259,7 @@ def _python(version: str, system: str, note: str = "") -> Row:
         f"Python {version}, without Airflow",
         _WITHOUT_CLUSTERS,
         system=system,
+        packages=("openssh-server",),
         version='"$PYTHON" --version',
         note=note,
     )
