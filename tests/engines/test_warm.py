@@ -17,6 +17,7 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
+from tests.support.fork_servers import opened
 from airflow_provider_air_executor.system import processes
 from tests.support.jobs import ended, read_log, task
 from tests.support.managers import Managers
@@ -41,7 +42,9 @@ import heavy, json, os, sys
 print(json.dumps({
     "pid": os.getpid(), "parent": os.getppid(), "imported_by": heavy.IMPORTED_BY, "session": os.getsid(0),
     "args": sys.argv[1:], "cwd": os.getcwd(), "task": os.environ.get("AIR_EXECUTOR_TASK"),
-    "main": __name__, "input": sys.stdin.read(), "descriptors": sorted(map(int, os.listdir("/proc/self/fd"))),
+    "main": __name__, "input": sys.stdin.read(),
+    "open": [os.readlink(path) for path in map("/proc/self/fd/{}".format, os.listdir("/proc/self/fd"))
+             if os.path.lexists(path)],
 }))
 """,
     "ends": """\
@@ -188,7 +191,8 @@ def test_a_task_is_forked_from_a_process_that_has_imported_its_module(
     assert report["session"] == report["pid"] != server
     assert report["args"] == ["x", "y z"]
     assert (report["cwd"], report["task"], report["main"], report["input"]) == (str(tmp_path), "a", "__main__", "")
-    assert len(report["descriptors"]) <= 5  # standard streams, the record, the directory it looks at
+    paths = store.paths("one")
+    assert opened(report["open"]) == sorted(["/dev/null", *2 * [str(paths.log("a"))], str(paths.record("a", 1))])
     record = read_record(str(store.paths("one").record("a", 1)))
     assert record is not None
     assert (record.pid, record.exit_code) == (report["pid"], 0)

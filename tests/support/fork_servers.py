@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterable
+from pathlib import Path
 
 from tests.support.processes import command_line, parent, pids
 
@@ -27,6 +29,14 @@ def _output(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/fd/1")
     except OSError:
         return ""
+
+
+def opened(names: Iterable[str]) -> list[str]:
+    """What a process has opened itself, in order, by its links in ``/proc/self/fd``.
+
+    Not what libraries have: libffi 3.5, which ctypes loads, keeps its own file open.
+    """
+    return sorted(name.partition(":")[0] for name in names if ".so." not in Path(name).name)
 
 
 def is_fork_server(pid: int) -> bool:
