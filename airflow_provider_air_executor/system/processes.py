@@ -36,8 +36,11 @@ _LOOK_SECONDS = 0.03
 _QUIET_LOOKS = 2
 _MOST_DOUBTS = 3
 _QUIET_SECONDS = 5.0
-_LOOKS = 50  # for a caller that waits until it is over
-_FAMILY_LOOKS = 3  # where the manager waits
+_FEWEST_LOOKS = 3  # for a caller that waits until it is over, however long they take on a busy machine
+_PAUSE_SECONDS = 0.002  # between them: what was killed needs a processor for its end
+_KILL_SECONDS = 10.0
+_FAMILY_SECONDS = 2.0  # where the manager waits
+_HELD_UP_SECONDS = 0.2  # for what waits in the kernel, maybe for a server that does not answer
 _PR_SET_PDEATHSIG = 1
 # Of both kinds. A record may hold anything; text that is not a token must not match another process.
 _TOKEN = re.compile(r"[0-9a-f]{16}(?:\w+|\.\d+\.\w+)?|\d+\.\d+\.\w+(?:\.\d+)?", re.ASCII)
@@ -266,7 +269,7 @@ class Kill:
         self.untouchable: set[int] = set()  # what we may not kill
         self.is_over = False
         self.looks = 0  # how often it has been looked
-        self._has_found_some = False  # whether something was killed since all were inspected
+        self._killed: set[int] = set()  # by the last look that has killed some, since all were inspected
         self._had_found_nothing = False  # whether that was so at the last look
         self._doubts: Counter[int] = Counter()  # how often a process could not be classified
         self._seen: set[int] = set()  # processes that do not belong to it, or may not be killed
@@ -314,11 +317,11 @@ class Kill:
         has_found_nothing = quiet >= _QUIET_LOOKS and self._found_at < began
         if killed:
             self._doubts.clear()
-            self._has_found_some = True
-        elif has_found_nothing and self._has_found_some:
+            self._killed = killed
+        elif has_found_nothing and self._killed:
             self._doubts.clear()
             self._seen.clear()  # next time, all are inspected
-            self._has_found_some = False
+            self._killed = set()
         if killed and self._parent is not None:
             self._seen.clear()  # what was another one's child may be an orphan now
         self.is_over = has_found_nothing and self._had_found_nothing  # twice, with some time between
@@ -329,6 +332,25 @@ class Kill:
     def is_quiet(self) -> bool:
         """Whether nothing of it has been found for some seconds: where processes come and go, that has to do."""
         return self._inspected_at - self._found_at > _QUIET_SECONDS
+
+    def finish(self, seconds: float = _KILL_SECONDS) -> None:
+        """Look until it is over, but for so long at most: each process that ends may leave others to its parent.
+
+        What does not end because it waits for a disk or a server is waited for less long.
+        """
+        began = time.monotonic()
+        while not self.look():
+            limit = min(_HELD_UP_SECONDS, seconds) if self._is_held_up() else seconds
+            if self.looks >= _FEWEST_LOOKS and time.monotonic() - began >= limit:
+                return
+            time.sleep(_PAUSE_SECONDS)
+
+    def _is_held_up(self) -> bool:
+        """Whether all that the last look has killed is in the kernel, which does not let go of it yet."""
+        with contextlib.suppress(OSError):
+            found = [_status(pid) for pid in self._killed]
+            return bool(found) and all(status is not None and status.state == "D" for status in found)
+        return False
 
     def _kill(self, pid: int) -> bool:
         """Kill a process; False if we may not."""
@@ -394,10 +416,7 @@ def kill_family(pid: int) -> None:
     """
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
-    kill = Kill("", None, {pid}, pid)
-    for _ in range(_FAMILY_LOOKS):
-        if kill.look():
-            return
+    Kill("", None, {pid}, pid).finish(_FAMILY_SECONDS)
 
 
 def kill_what_else_was_started_by(token: str) -> None:
@@ -406,7 +425,4 @@ def kill_what_else_was_started_by(token: str) -> None:
     To be called by a process of the shim's own session (Linux only).
     """
     session = os.getsid(0)
-    kill = Kill(token, session, {session}, os.getpid())
-    for _ in range(_LOOKS):
-        if kill.look():
-            return
+    Kill(token, session, {session}, os.getpid()).finish()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -17,11 +16,11 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.attempt_record import read_record
 from airflow_provider_air_executor.jobs.models import Task
 from airflow_provider_air_executor.jobs.store import JobStore
-from tests.support.fork_servers import opened
 from airflow_provider_air_executor.system import processes
+from tests.support.fork_servers import opened
 from tests.support.jobs import ended, read_log, task
 from tests.support.managers import Managers
-from tests.support.processes import command_line, is_gone, parent, pids
+from tests.support.processes import command_line, descendants, is_gone, kill, parent, pids
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="warm runners need Linux")
@@ -75,7 +74,9 @@ time.sleep(600)
 import ctypes, signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
-subprocess.run(["sh", "-c", f"env -i setsid sh -c 'echo $$ >> {sys.argv[1]}; sleep 600; :' &"])
+depth = int(sys.argv[2])
+line = "( " * depth + f"echo >> {sys.argv[1]}; sleep 600" + "; :)" * depth
+subprocess.run(["sh", "-c", f"env -i setsid sh -c 'echo $$ > {sys.argv[1]}; {line}; :' &"])
 time.sleep(600)
 """,
     "pooled": """\
@@ -320,22 +321,24 @@ def test_cancelling_ends_the_whole_session(store: JobStore, managers: Managers, 
     wait_until(lambda: all(map(is_gone, pids)), what="all of them are gone")
 
 
-def test_cancelling_ends_what_is_known_by_its_parent_alone(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+@pytest.mark.parametrize("depth", [0, 12])
+def test_cancelling_ends_what_is_known_by_its_parent_alone(
+    store: JobStore, managers: Managers, tmp_path: Path, depth: int
+) -> None:
+    """The children of a process that is killed are those of the shim once it has ended, and so on."""
     managers.start()
     file = tmp_path / "pids"
-    store.submit("job", [warm("adopts", file)])
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), what="it runs")
+    store.submit("job", [warm("adopts", file, depth)])
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n\n"), what="all of them run")
     stray = int(file.read_text())
-    (child,) = wait_until(lambda: [pid for pid in pids() if parent(pid) == stray], what="it has a child")
+    wait_until(lambda: len(descendants([stray])) > depth, what="the last one, too")
+    strays = {stray, *descendants([stray])}
     inbox.cancel(store, "job")
     try:
         assert ended(store, "job").reason == "cancelled"
-        assert is_gone(stray)
-        assert is_gone(child)
+        assert [pid for pid in strays if not is_gone(pid)] == []
     finally:
-        for pid in (stray, child):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill(strays)
 
 
 def test_a_shim_that_is_killed_is_lost_and_takes_its_session_along(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from tests.support.changing import ChangingManagers, in_both_kinds
 from tests.support.jobs import ended, only_task, read_log, shim_pid, task
 from tests.support.managers import CLI, Managers
 from tests.support.processes import is_gone, with_environment
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE, wait_until
 
 JOB = f"j-{os.getpid()}"  # other tests have jobs of their own at the same time
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -181,6 +182,27 @@ def test_a_kill_is_over_when_nothing_is_left() -> None:
         one.wait()
         wait_until(kill.look, what="a look finds nothing more")
     assert is_gone(one.pid)
+
+
+def test_what_waits_in_the_kernel_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manager kills it, and does not stand still meanwhile: a server may never answer."""
+    token = secrets.token_hex(8)
+    status = processes._status
+    with subprocess.Popen(["sleep", "1000"], env={**os.environ, "AIR_EXECUTOR_RUN": token}) as one:
+        wait_until(lambda: token.encode() in Path(f"/proc/{one.pid}/environ").read_bytes(), what="it is there")
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "_status", lambda pid: _held_up(status(pid)) if pid == one.pid else status(pid))
+            kill = Kill(token, None)
+            patch.setattr(kill, "_kill", lambda pid: True)
+            kill.finish(PATIENCE)
+        assert one.poll() is None
+        assert not kill.is_over
+        kill.finish(PATIENCE)
+        one.wait()
+
+
+def _held_up(status: Any) -> Any:
+    return status and status._replace(state="D")
 
 
 def test_only_new_processes_are_inspected_until_none_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-from airflow_provider_air_executor.system.processes import Kill, die_with_parent, kill_family
+from airflow_provider_air_executor.system.processes import Kill, die_with_parent, has_children, kill_family
 
 IMPORT_SECONDS = 120.0  # that a fork server may take to import its modules
 _PR_SET_CHILD_SUBREAPER = 36
 _NICE = 10  # how much trials yield to tasks
-_LOOKS = 20  # at what a trial has started, until it is given up
 
 
 @dataclass
@@ -154,14 +153,8 @@ def begin_trial() -> None:
 
 def end_what_was_started() -> None:
     """Kill the processes that this one has started, in its session and as its children."""
-    kill = Kill("", os.getsid(0), {os.getpid()}, os.getpid())
-    for _ in range(_LOOKS):
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return
-        kill.look()
+    if has_children():
+        Kill("", os.getsid(0), {os.getpid()}, os.getpid()).finish()
 
 
 def private_memory() -> int:
