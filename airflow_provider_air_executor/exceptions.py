@@ -220,3 +220,8 @@ class ServerRunningError(ManagerError):
 
 class SshError(AirExecutorError):
     """Another machine cannot be reached by SSH like this, however often it is tried."""
+
+
+def why_unreadable(error: Exception) -> str:
+    """Why a text is not JSON or YAML that can be read; for one that is nested too deep, versions of Python differ."""
+    return "it is nested too deep" if isinstance(error, RecursionError) else str(error)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.exceptions import InvalidJobError, why_unreadable
 from airflow_provider_air_executor.jobs import spec
 from airflow_provider_air_executor.task_templates import has_template
 
@@ -145,7 +145,7 @@ def _yaml(name: str, text: str) -> Any:
     try:
         return _as_texts(yaml.safe_load(text))
     except (yaml.YAMLError, RecursionError) as error:
-        raise InvalidJobError(f"tasks: {name} is not YAML: {' '.join(str(error).split())}") from None
+        raise InvalidJobError(f"tasks: {name} is not YAML: {' '.join(why_unreadable(error).split())}") from None
 
 
 def _as_texts(value: Any) -> Any:

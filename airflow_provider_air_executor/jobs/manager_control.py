@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from airflow_provider_air_executor.exceptions import CorruptFileError, SettingsError
+from airflow_provider_air_executor.exceptions import CorruptFileError, SettingsError, why_unreadable
 from airflow_provider_air_executor.jobs import bell, changing, files
 
 if TYPE_CHECKING:  # the command line does not wait for what the store imports
@@ -106,7 +106,7 @@ def read(store: JobStore) -> Control:
     try:
         return _parse(data)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CorruptFileError(path, str(error)) from None
+        raise CorruptFileError(path, why_unreadable(error)) from None
 
 
 def _parse(data: bytes) -> Control:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_air_executor.exceptions import AirExecutorError
+from airflow_provider_air_executor.exceptions import AirExecutorError, why_unreadable
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.logs import LogChunk, TaskLog
 from airflow_provider_air_executor.jobs.paths import JobPaths
@@ -131,7 +131,9 @@ def load(paths: JobPaths) -> Mask:
         stamp = files.stamp(path)
         return Mask() if stamp is None else _load(path, stamp)
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise AirExecutorError(f"{path}, which says what must not be shown, cannot be read: {error}") from None
+        raise AirExecutorError(
+            f"{path}, which says what must not be shown, cannot be read: {why_unreadable(error)}"
+        ) from None
 
 
 @lru_cache(maxsize=1_000)

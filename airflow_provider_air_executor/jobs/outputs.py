@@ -14,7 +14,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from airflow_provider_air_executor.exceptions import OutputError
+from airflow_provider_air_executor.exceptions import OutputError, why_unreadable
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.masking import Mask, masked
 from airflow_provider_air_executor.jobs.models import Task, TaskStatus, check_task_id
@@ -111,7 +111,9 @@ def _read_output(paths: JobPaths, task: Task, reserved: Sequence[frozenset[str]]
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise OutputError(paths.name, task.id, f"{path} is not JSON that can be read: {error}") from None
+        raise OutputError(
+            paths.name, task.id, f"{path} is not JSON that can be read: {why_unreadable(error)}"
+        ) from None
     why = why_unfit({task.id: value}, reserved)
     if why is not None:
         raise OutputError(paths.name, task.id, f"{path} cannot be kept: {why}")

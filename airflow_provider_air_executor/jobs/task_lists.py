@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from airflow_provider_air_executor.exceptions import InvalidJobError
+from airflow_provider_air_executor.exceptions import InvalidJobError, why_unreadable
 from airflow_provider_air_executor.jobs.models import TASK_LIST, Task
 from airflow_provider_air_executor.jobs.pieces import Pieces
 from airflow_provider_air_executor.jobs.validation import describe_validation_error
@@ -52,7 +52,7 @@ def parsing(data: list[bytes]) -> Pieces[list[Task]]:
         tasks = yield from _parsing_tasks(text)
         text.end()
     except (ValueError, RecursionError) as error:
-        raise InvalidJobError(f"tasks: {error}") from None
+        raise InvalidJobError(f"tasks: {why_unreadable(error)}") from None
     return tasks
 
 
@@ -69,7 +69,7 @@ def parsing_object(data: list[bytes]) -> Pieces[dict[str, Any]]:
             found[name] = (yield from _parsing_tasks(text)) if name == "tasks" else text.value()
         text.end()
     except (ValueError, RecursionError) as error:
-        raise InvalidJobError(str(error)) from None
+        raise InvalidJobError(why_unreadable(error)) from None
     return found
 
 

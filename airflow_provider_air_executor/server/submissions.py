@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
-from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError, JobExistsError
+from airflow_provider_air_executor.exceptions import CorruptFileError, InvalidJobError, JobExistsError, why_unreadable
 from airflow_provider_air_executor.jobs import files, masking
 from airflow_provider_air_executor.jobs.file_jobs import FileJobs
 from airflow_provider_air_executor.jobs.models import Job
@@ -51,7 +51,7 @@ def origin_of(paths: JobPaths) -> Origin | None:
         found = json.loads(files.read(path, limit=_LONGEST)[0])
         return Origin(str(found["digest"]), str(found["token"]))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CorruptFileError(path, str(error)) from None
+        raise CorruptFileError(path, why_unreadable(error)) from None
     except OSError as error:
         if error.errno in files.ABSENT:
             return None

@@ -86,7 +86,7 @@ def test_a_list_that_is_spoiled_is_refused_or_read_as_it_is_at_once(data: bytes,
         ('[{"id": "a", "command": "x"} {}]', "']' is missing at character 29"),
         ('[{"id": "a", "command": 1}]', "tasks[0].command: must be a text"),
         ('[{"id": "a", "command": "x"}, {"command": "x"}]', "tasks[1].id: is missing"),
-        ("[" * 100_000, "recursion"),
+        ("[" * 100_000, "tasks: it is nested too deep"),
     ],
 )
 def test_the_place_is_named(monkeypatch: pytest.MonkeyPatch, text: str, why: str) -> None:

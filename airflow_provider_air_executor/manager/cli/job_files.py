@@ -55,7 +55,9 @@ def _load_yaml(file_name: str, data: bytes) -> list[Any]:
     try:
         return list(yaml.load_all(data, Loader))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise exceptions.InvalidJobError(f"{file_name} is neither JSON nor YAML: {error}") from None
+        raise exceptions.InvalidJobError(
+            f"{file_name} is neither JSON nor YAML: {exceptions.why_unreadable(error)}"
+        ) from None
 
 
 def _checked(content: Any, file_name: str) -> dict[str, Any]:
