@@ -88,8 +88,8 @@ exit $ae_code
 """
 # ae_find_peak PATTERN: the file that says how much memory at most the control group of this shell has had, in
 # ae_peak_file, if the path of the group is like the pattern, so that nothing else is in it. Where it has none of its
-# own, that of a group above it. Where groups are not mounted as usual, all mounts are read, which takes sh 5,000 system
-# calls. ae_read_peak: what is in that file.
+# own, that of a group above it. Where groups are not mounted as usual, all mounts are read. ae_read_peak: what is in
+# that file. Without `read`: in BusyBox 1.38, it does not return any more once a trap has caught a signal.
 _PEAK = """\
 ae_try_peak() {
 ae_group=$2
@@ -100,28 +100,43 @@ ae_peak_file=$1$ae_group/$3
 ae_group=${ae_group%/*}
 done
 }
-ae_find_peak() {
-ae_group_1= ae_group_2=
-[ ! -r /proc/self/cgroup ] || while IFS=: read -r ae_number ae_kinds ae_group; do
-case $ae_kinds in
-"") ae_group_2=$ae_group ;;
-memory | memory,* | *,memory | *,memory,*) ae_group_1=$ae_group ;;
+ae_try_mount() {
+ae_pattern=$1 ae_root=$5 ae_point=$6
+shift 6
+case "$ae_root $*" in
+"/ "*" - cgroup2 "*) ae_try_peak "$ae_point" "$ae_group_2" memory.peak "$ae_pattern" ;;
+"/ "*" - cgroup "*memory*) ae_try_peak "$ae_point" "$ae_group_1" memory.max_usage_in_bytes "$ae_pattern" ;;
+*) return 1 ;;
 esac
-done </proc/self/cgroup
-case "$ae_group_1 $ae_group_2" in *$1*) ;; *) ae_peak_file=; return ;; esac
+}
+ae_find_peak() {
+ae_group_1= ae_group_2= ae_peak_file=
+[ -r /proc/self/cgroup ] || return
+set -f; IFS='
+'
+for ae_line in $(command cat /proc/self/cgroup); do
+ae_line=${ae_line#*:}
+case ${ae_line%%:*} in
+"") ae_group_2=${ae_line#*:} ;;
+memory | memory,* | *,memory | *,memory,*) ae_group_1=${ae_line#*:} ;;
+esac
+done
+set +f; unset IFS
+case "$ae_group_1 $ae_group_2" in *$1*) ;; *) return ;; esac
 ae_try_peak /sys/fs/cgroup/memory "$ae_group_1" memory.max_usage_in_bytes "$1" && return
 ae_try_peak /sys/fs/cgroup "$ae_group_2" memory.peak "$1" && return
-while read -r ae_number ae_number ae_number ae_root ae_point ae_rest; do
-case "$ae_root $ae_rest" in
-"/ "*" - cgroup2 "*) ae_try_peak "$ae_point" "$ae_group_2" memory.peak "$1" && return ;;
-"/ "*" - cgroup "*memory*) ae_try_peak "$ae_point" "$ae_group_1" memory.max_usage_in_bytes "$1" && return ;;
-esac
-done </proc/self/mountinfo
+set -f; IFS='
+'
+for ae_line in $(command cat /proc/self/mountinfo); do
+unset IFS
+ae_try_mount "$1" $ae_line && { set +f; return; }
+done
+set +f; unset IFS
 ae_peak_file=
 }
 ae_read_peak() {
 ae_peak=
-[ -z "$ae_peak_file" ] || read -r ae_peak <"$ae_peak_file" || :
+[ -z "$ae_peak_file" ] || ae_peak=$(command cat "$ae_peak_file") || :
 }
 """
 _CANNOT_FORK = "no more processes could be started there (cannot fork)"

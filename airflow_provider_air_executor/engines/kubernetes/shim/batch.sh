@@ -20,8 +20,7 @@ exec "$ae_found" "$@"
 # memory. Those of an attempt are what there is more after it than before.
 ae_use() {
 ae_times=
-command times >"$ae_result.times" && { read -r ae_1 ae_2; read -r ae_3 ae_4; } <"$ae_result.times" &&
-ae_times="$ae_1 $ae_2 $ae_3 $ae_4"
+command times >"$ae_result.times" && ae_times=$(ae_words "$ae_result.times")
 ae_find_peak
 }
 leave() {

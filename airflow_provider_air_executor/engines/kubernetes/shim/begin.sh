@@ -54,10 +54,14 @@ if [ -s "$ae_result" ]; then ae_size=$(($(wc -c <"$ae_result"))); fi
 }
 ae_remove_result() { if [ -e "$ae_result" ]; then rm -f "$ae_result"; fi; }
 
+# The four words that `times` prints, and that are in a file: what the shell and its children have used. After a signal,
+# `read` would never return in BusyBox 1.38.
+ae_words() { echo $(cat "$1"); }
+
 # The most memory that the container has had, if it sees its own control group there, and not that of the whole machine.
 ae_find_peak() {
 ae_peak=
-if [ -r /sys/fs/cgroup/memory.peak ]; then read -r ae_peak </sys/fs/cgroup/memory.peak; fi
+if [ -r /sys/fs/cgroup/memory.peak ]; then ae_peak=$(cat /sys/fs/cgroup/memory.peak); fi
 if [ ! -r /sys/fs/cgroup/memory/memory.max_usage_in_bytes ] || [ -e /sys/fs/cgroup/memory/release_agent ]; then return; fi
-read -r ae_peak </sys/fs/cgroup/memory/memory.max_usage_in_bytes
+ae_peak=$(cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes)
 }

@@ -28,9 +28,9 @@ ae_child=$!
 ae_wait
 printf '\000air-executor %s\n' $AIR_EXECUTOR_RUN
 command times >$ae_say
-{ read -r ae_1 ae_2; read -r ae_3 ae_4; } <$ae_say
+ae_times=$(ae_words $ae_say)
 ae_find_peak
-echo "end $ae_size $ae_told $ae_1 $ae_2 $ae_3 $ae_4${ae_peak:+ $ae_peak}" >$ae_say
+echo "end $ae_size $ae_told $ae_times${ae_peak:+ $ae_peak}" >$ae_say
 if [ $ae_size -gt 0 ]; then cat "$ae_result"; fi
 if [ $ae_size -gt 0 ] && [ $ae_size -le $ae_short ]; then cat "$ae_result" >>$ae_say; fi
 ae_remove_result
