@@ -25,6 +25,7 @@ _ALWAYS = ("python3", "python3-venv", "procps", "iproute2", "util-linux-extra")
 _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pytest-xdist")  # of those for developers
 _WITH_AIRFLOW = ("fastapi", "httpx", "uvicorn")  # what it brings along
 _UV = str(Path(sys.executable).parent / "uv")
+_COMMAND = '#!/bin/sh\nexec "${0%/*}/python" -m airflow_provider_air_executor.manager.cli "$@"\n'
 _VENV = "/opt/air-executor"  # within the files of a release
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
 # Where there are loopback addresses alone, the resolver offers IPv6 too, whether or not the kernel has it, and Slurm
@@ -175,7 +176,7 @@ def _make_environment(place: Path, version: str, make: Sequence[str], checkout: 
     """
     packages = place / f"lib/python{version}/site-packages"
     constraints = max(CHECKOUT.glob("constraints/airflow-*.txt"))
-    wanted = f"{version} {checkout} {_digest(CHECKOUT / 'pyproject.toml', constraints)} {_needed()}"
+    wanted = f"{version} {checkout} {_digest(CHECKOUT / 'pyproject.toml', constraints)} {_needed()} {_COMMAND}"
     if (place / "ready").exists() and (place / "ready").read_text() == wanted:
         return
     _say(f"installing packages of Python {version} in {place}")
@@ -186,6 +187,9 @@ def _make_environment(place: Path, version: str, make: Sequence[str], checkout: 
     _check([*install, *into, "--no-deps", "--editable", str(CHECKOUT)])
     shutil.copy(CHECKOUT / "tests/support/in_tests.pth", packages)
     (packages / "checkout.pth").write_text(f"{checkout}\n")
+    command = place / "bin/air-executor"  # where uv puts it, it is in no PATH
+    command.write_text(_COMMAND)
+    command.chmod(0o755)
     (place / "ready").write_text(wanted)
 
 
