@@ -15,7 +15,9 @@ from airflow_provider_air_executor.jobs.attempt_record import read_record
 from tests.support.waiting import PATIENCE
 
 SHELLS = [
-    shell for shell in ("dash", "bash --posix", "busybox sh", "ksh93", "mksh", "yash") if shutil.which(shell.split()[0])
+    shell
+    for shell in ("dash", "bash --posix", "busybox sh", "ksh93", "mksh", "yash", "zsh --emulate sh")
+    if shutil.which(shell.split()[0])
 ]
 
 
