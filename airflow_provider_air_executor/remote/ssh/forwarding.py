@@ -129,8 +129,10 @@ class _LocalEnd(_End, asyncio.Protocol):
         super().connection_made(transport)
         self.descriptor = transport.get_extra_info("socket").fileno()
         self._all.add(self)
-        transport.pause_reading()  # until there is somewhere to send it to
-        self._task = asyncio.get_running_loop().create_task(self._connect())
+        loop = asyncio.get_running_loop()
+        # Until there is somewhere to send it to. Before 3.11.4, Python begins to read after this method in any case.
+        loop.call_soon(transport.pause_reading)
+        self._task = loop.create_task(self._connect())
 
     async def _connect(self) -> None:
         remote = _RemoteEnd()

@@ -10,8 +10,10 @@ import stat
 import subprocess
 import sys
 import threading
+from asyncio import selector_events
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -57,6 +59,19 @@ def test_it_reaches_the_server(machine: OtherMachine) -> None:
     assert len(get(tunnel, "/3000000")) == 3_000_000
     with httpx.Client(transport=httpx.HTTPTransport(uds=tunnel.socket())) as client:
         assert client.post("http://server/", content=b"y" * 5_000_000).text == "5000000"
+
+
+def test_nothing_is_lost_that_comes_before_the_other_end_is_open(
+    machine: OtherMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python before 3.11.4 begins to read a new connection although it was told to pause."""
+
+    def read(self: Any, descriptor: int, *callback: Any) -> None:
+        if not self._closing:
+            self._loop._add_reader(descriptor, *callback)
+
+    monkeypatch.setattr(selector_events._SelectorTransport, "_add_reader", read)  # type: ignore[attr-defined]
+    assert get(machine.tunnel()).isdecimal()
 
 
 def test_only_this_user_may_use_the_socket(machine: OtherMachine) -> None:
