@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ _TESTS = ("aiohttp", "asyncssh", "hypothesis", "pytest", "pytest-timeout", "pyte
 _WITH_AIRFLOW = ("fastapi", "httpx", "uvicorn")  # what it brings along
 _UV = str(Path(sys.executable).parent / "uv")
 _COMMAND = '#!/bin/sh\nexec "${0%/*}/python" -m airflow_provider_air_executor.manager.cli "$@"\n'
-_VENV = "/opt/air-executor"  # within the files of a release
+_VENVS = "opt"  # within the files of a release
+_KEPT_SECONDS = 7 * 86_400  # that an environment of Python is kept after its last use
 _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "--net")
 # Where there are loopback addresses alone, the resolver offers IPv6 too, whether or not the kernel has it, and Slurm
 # takes that. GlusterFS refuses loopback addresses.
@@ -78,11 +80,11 @@ class System:
 class Debian(System):
     """The files of a release of Debian."""
 
-    python = f"{_VENV}/bin/python"
-
     def __init__(self, release: str) -> None:
         self.release = release
         self.root = CACHE / release
+        self._venv = f"/{_VENVS}/{_environment_name('/checkout')}"
+        self.python = f"{self._venv}/bin/python"
 
     def prepare(self, packages: Sequence[str]) -> None:
         """Make it ready: install what is missing, once."""
@@ -128,8 +130,8 @@ class Debian(System):
     def _install_python(self) -> None:
         ask = 'import sys; print("%d.%d" % sys.version_info[:2])'
         version = _check(["chroot", str(self.root), "python3", "-c", ask]).strip()
-        make = ["chroot", str(self.root), "python3", "-m", "venv", "--without-pip", "--clear", _VENV]
-        _make_environment(self.root / _VENV[1:], version, make, "/checkout")
+        make = ["chroot", str(self.root), "python3", "-m", "venv", "--without-pip", "--clear", self._venv]
+        _make_environment(self.root / self._venv[1:], version, make, "/checkout")
 
 
 class Python(System):
@@ -137,7 +139,7 @@ class Python(System):
 
     def __init__(self, version: str) -> None:
         self._version = version
-        self._place = CACHE / f"python-{version}"
+        self._place = CACHE / f"python-{version}" / _environment_name(str(CHECKOUT))
         self.python = str(self._place / "bin/python")
 
     def prepare(self, packages: Sequence[str]) -> None:
@@ -175,22 +177,35 @@ def _make_environment(place: Path, version: str, make: Sequence[str], checkout: 
     :param checkout: where its Python finds the checkout.
     """
     packages = place / f"lib/python{version}/site-packages"
-    constraints = max(CHECKOUT.glob("constraints/airflow-*.txt"))
-    wanted = f"{version} {checkout} {_digest(CHECKOUT / 'pyproject.toml', constraints)} {_needed()} {_COMMAND}"
-    if (place / "ready").exists() and (place / "ready").read_text() == wanted:
+    ready = place / "ready"
+    if ready.exists() and ready.read_text() == version:
+        ready.touch()
         return
+    for other in place.parent.glob("air-executor*/ready"):
+        if time.time() - other.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(other.parent)
     _say(f"installing packages of Python {version} in {place}")
     _check(make)
     install = [_UV, "pip", "install", "--quiet", "--python", sys.executable]
     into = ["--target", str(packages), "--python-version", version]
-    _check([*install, *into, "--only-binary", ":all:", "--constraint", str(constraints), *_needed()])
+    _check([*install, *into, "--only-binary", ":all:", "--constraint", str(_constraints()), *_needed()])
     _check([*install, *into, "--no-deps", "--editable", str(CHECKOUT)])
     shutil.copy(CHECKOUT / "tests/support/in_tests.pth", packages)
     (packages / "checkout.pth").write_text(f"{checkout}\n")
     command = place / "bin/air-executor"  # where uv puts it, it is in no PATH
     command.write_text(_COMMAND)
     command.chmod(0o755)
-    (place / "ready").write_text(wanted)
+    ready.write_text(version)
+
+
+def _environment_name(checkout: str) -> str:
+    """The directory of an environment: that of other packages, or another checkout, may be in use at the same time."""
+    parts = (checkout, _digest(CHECKOUT / "pyproject.toml", _constraints()), str(_needed()), _COMMAND)
+    return f"air-executor-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+
+def _constraints() -> Path:
+    return max(CHECKOUT.glob("constraints/airflow-*.txt"))
 
 
 @contextlib.contextmanager
