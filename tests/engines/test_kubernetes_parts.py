@@ -1196,6 +1196,13 @@ def test_a_task_that_ends_by_127_after_a_signal_has_interrupted_the_wait(tmp_pat
 
 
 @pytest.mark.parametrize("shell", SHELLS)
+def test_it_does_without_read(tmp_path: Path, shell: str) -> None:
+    """Once a trap has run, that of busybox 1.38.0 does not return."""
+    code, message, _ = run_container(tmp_path, shell, "exit 3", before_wait="read() { kill -9 $$; }")
+    assert (code, without_usage(message)) == (3, "end 0 0\n")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_a_result_that_nothing_can_cut(tmp_path: Path, shell: str) -> None:
     """A short one is in the message, and after the output too."""
     code, message, output = run_container(tmp_path, shell, "echo text; echo '[1]' > $AIR_EXECUTOR_OUTPUT; exit 4")
