@@ -35,7 +35,7 @@ _UNSHARE = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagat
 _LOOPBACK = "ip link set lo up; ip address add 192.0.2.1/32 dev lo"
 # All mounts are in the namespace, and gone with it.
 _ENTER = f"""\
-root=$1 work=$2 checkout=$3; shift 3
+root=$1 work=$2 checkout=$3 cache=$4; shift 4
 {_LOOPBACK}
 mount --rbind "$root" "$root"  # what is no mount cannot be the root of another mount namespace
 mount -t proc proc "$root/proc"
@@ -44,12 +44,20 @@ mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=755 run "$root/run"
 mkdir -m 1777 "$work/tmp"
 mount --bind "$work/tmp" "$root/tmp"
+for built in "$cache"/air-executor/kubernetes-*; do  # programs that this machine has built, which need no library
+  [ -d "$built" ] || continue
+  place=$work/cache/air-executor/$(basename "$built")
+  mkdir -p "$place"
+  mount --bind -o ro "$built" "$place"
+done
 mkdir -p "$root/work" "$root/checkout"
-mount --bind "$work" "$root/work"
+mount --rbind "$work" "$root/work"
 mount --bind "$checkout" "$root/checkout"
 chroot "$root" sh -ec 'cd /checkout; "$@"' sh "$@"
 """  # without exec: a process 1 without handlers does not get signals that it sends itself
 _running: set[subprocess.Popen[bytes]] = set()
+# What some packages do when they are installed needs it.
+_WITH_PROC = 'mount -t proc proc "$0/proc"; exec chroot "$0" "$@"'
 _STAY = f'{_LOOPBACK}; mkdir -m 1777 "$WORK/tmp"; "$@"'
 _SHORT = "/mnt"  # a directory of each machine that nothing lives in
 _STAY_SHORT = f'{_LOOPBACK}; mkdir -m 1777 "$WORK/tmp"; mount --bind "$WORK/tmp" {_SHORT}; "$@"'
@@ -97,9 +105,10 @@ class Debian(System):
             self._install_python()
 
     def run(self, script: str, work: Path, environment: Mapping[str, str], log: Path) -> int:
-        words = ["sh", "-ec", _ENTER, "sh", str(self.root), str(work), str(CHECKOUT), "sh", "-ec", script]
+        places = [str(place) for place in (self.root, work, CHECKOUT, CACHE.parents[1])]
+        words = ["sh", "-ec", _ENTER, "sh", *places, "sh", "-ec", script]
         # Names are short: a socket's has at most 107 bytes.
-        own = {"WORK": "/work", "TMPDIR": "/tmp", "HOME": "/root"}
+        own = {"WORK": "/work", "TMPDIR": "/tmp", "HOME": "/root", "XDG_CACHE_HOME": "/work/cache"}
         return _run([*_UNSHARE, *words], work, {**own, **environment}, log)
 
     def _bootstrap(self) -> None:
@@ -125,7 +134,8 @@ class Debian(System):
         apt = "apt-get -o APT::Sandbox::User=root -o Acquire::Check-Valid-Until=false"  # a mirror may be old
         install = f"{apt} install --yes --quiet --no-install-recommends {' '.join(missing)}"
         line = f"{apt} update --quiet && {install} && apt-get clean"
-        _check(["chroot", str(self.root), "env", "DEBIAN_FRONTEND=noninteractive", "sh", "-ec", line])
+        own = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", _WITH_PROC, str(self.root)]
+        _check([*own, "env", "DEBIAN_FRONTEND=noninteractive", "sh", "-ec", line])
 
     def _install_python(self) -> None:
         ask = 'import sys; print("%d.%d" % sys.version_info[:2])'

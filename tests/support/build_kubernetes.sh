@@ -62,7 +62,8 @@ export PATH=/usr/lib/go-1.19/bin:$PATH
 # Two nodes of one machine have loopback addresses, which a kubelet refuses. It looks only every second for what has
 # happened, and tests would wait for that alone. When it looks more often, it also has to clear away what has ended more
 # often: it misses some of that at first, and a Pod that is deleted is there until then. And it would change settings of
-# the whole kernel.
+# the whole kernel. It asks containerd by v1alpha2 of the API of runtimes, which containerd 2 does not have any more. Both
+# that and the one of Debian 12 have v1, whose messages are the same as far as this kubelet uses them.
 python3 - <<'PATCH'
 import pathlib
 
@@ -80,6 +81,13 @@ replace("kubelet.go", "plegRelistPeriod = time.Second * 1", "plegRelistPeriod = 
 replace("kubelet.go", "ContainerGCPeriod = time.Minute", "ContainerGCPeriod = time.Second * 2")
 replace("status/status_manager.go", "const syncPeriod = 10 * time.Second", "const syncPeriod = time.Second")
 replace("cm/container_manager_linux.go", "b := KernelTunableModify", "b := KernelTunableWarn")
+
+runtimes = pathlib.Path("staging/src/k8s.io/cri-api/pkg/apis/runtime/v1alpha2/api.pb.go")
+calls = '.Invoke(ctx, "/runtime.{}.'
+source = runtimes.read_text()
+if source.count(calls.format("v1alpha2")) < 20:
+    raise SystemExit(f"{runtimes} looks different")
+runtimes.write_text(source.replace(calls.format("v1alpha2"), calls.format("v1")))
 PATCH
 
 echo "generating the description of the API"

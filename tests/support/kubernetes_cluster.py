@@ -262,6 +262,7 @@ class KubernetesCluster:
         }
         path = directory / "kubelet.json"
         path.write_text(json.dumps(config))
+        containerd = self._processes[f"containerd-{node}"].pid
         self._run(
             f"kubelet-{node}",
             f"--config={path}",
@@ -272,7 +273,7 @@ class KubernetesCluster:
             f"--container-runtime-endpoint=unix://{directory}/containerd.sock",
             f"--root-dir={directory}/kubelet",
             f"--cert-dir={directory}/certificates",
-            before=("nsenter", f"--target={self._processes[f'containerd-{node}'].pid}", "--mount", f"--wd={directory}"),
+            before=("nsenter", f"--target={containerd}", "--mount", "--root", f"--wd={directory}"),
         )
 
     def wait_for_nodes(self) -> None:
