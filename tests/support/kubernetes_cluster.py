@@ -393,7 +393,7 @@ class KubernetesCluster:
 
 
 def make_certificates(directory: Path) -> None:
-    """A certificate authority, and the certificate of the API server."""
+    """A certificate authority, and the certificate of the API server, by which a client may do everything."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -401,9 +401,12 @@ def make_certificates(directory: Path) -> None:
     now = dt.datetime.now(tz=dt.UTC)
 
     def sign(name: str, issuer: str, key: Any, signer: Any, *, is_authority: bool) -> bytes:
+        subject = [x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]
+        if not is_authority:
+            subject.append(x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "system:masters"))
         builder = (
             x509.CertificateBuilder()
-            .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+            .subject_name(x509.Name(subject))
             .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, issuer)]))
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())

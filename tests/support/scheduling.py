@@ -20,6 +20,7 @@ _GROUPS = {
             "kubernetes",
             r"acceptance/test_example_dags\.py.*\[(service|slurm|kubernetes)\]|/test_(executor_on_)?kubernetes(_attached)?\.py",
         ),
+        ("newer_api", r"engines/test_kubernetes_newer_api\.py"),
         ("remote", r"acceptance/test_remote\.py"),
         ("remote_examples", r"acceptance/test_example_dags\.py.*\[(https|ssh)\]"),
         ("operator_https", r"acceptance/test_operator\.py.*[\[-]https"),
