@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +26,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("air_executor.manager")
 
+_SILENT_SECONDS = 10.0  # of a file system, after which it is said that it does not answer
 
-@click.command()
+
+@contextlib.contextmanager
+def _saying_that_it_waits() -> Iterator[None]:
+    """Say so if the file system does not answer. It is waited for, as a service is started before its server."""
+    what = f"the file system of the base path has not answered for {_SILENT_SECONDS:g} s, and is waited for"
+    timer = threading.Timer(_SILENT_SECONDS, click.echo, [f"air-executor: {what}"], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Patient(click.Command):
+    """A command whose arguments are paths that may be on a file system which does not answer."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        """Read the arguments."""
+        with _saying_that_it_waits():
+            return super().make_context(*args, **more)
+
+
+@click.command(cls=_Patient)
 @here_option
 @click.option(
     "--config", type=click.Path(dir_okay=False, path_type=Path), help="Default: config.yaml in the base path."
@@ -62,17 +89,18 @@ def manager(config: Path | None, detach: bool, replace: bool, refresh: bool, emb
     from airflow_provider_air_executor.jobs.store import JobStore
     from airflow_provider_air_executor.manager.settings import EMBEDDED, load_settings
 
-    settings, warnings = load_settings(flags, config=config, defaults=EMBEDDED if embedded else {})
-    store = JobStore(settings.base_path)
-    click.get_current_context().find_root().obj = Opened(f"--base-path {store.base_path}", store)
-    if refresh:
-        _refresh(store)
-        return
-    if detach:
-        processes.leave_task()
-        for warning in warnings:  # the manager says them too, where few look
-            click.echo(f"air-executor: {warning}", err=True)
-    otherwise = "" if not replace and manager_status.is_running(store) else _check_base_path(store)
+    with _saying_that_it_waits():
+        settings, warnings = load_settings(flags, config=config, defaults=EMBEDDED if embedded else {})
+        store = JobStore(settings.base_path)
+        click.get_current_context().find_root().obj = Opened(f"--base-path {store.base_path}", store)
+        if refresh:
+            _refresh(store)
+            return
+        if detach:
+            processes.leave_task()
+            for warning in warnings:  # the manager says them too, where few look
+                click.echo(f"air-executor: {warning}", err=True)
+        otherwise = "" if not replace and manager_status.is_running(store) else _check_base_path(store)
     if replace:
         processes.stop(store)
     if detach and (pid := processes.detach(store)):

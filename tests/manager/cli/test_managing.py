@@ -21,6 +21,7 @@ from airflow_provider_air_executor.manager.settings import Settings
 from tests.support.jobs import ended, read_log, task
 from tests.support.managers import CLI, Managers
 from tests.support.mounts import bound, object_store
+from tests.support.processes import command_line, pids, program
 from tests.support.waiting import PATIENCE, wait_until
 
 
@@ -76,6 +77,30 @@ def test_what_is_done_otherwise_on_a_file_system_is_a_line_of_the_log(
         (line,) = said(JobStore(place / "base"))
     assert " INFO the file system of the base path (fuse" in line
     assert "; of what another machine, or another mount, writes there is no notification: the manager looks " in line
+
+
+def test_a_file_system_that_does_not_answer_is_waited_for(tmp_path: Path) -> None:
+    """As one on a server that starts later."""
+    (tmp_path / "source").mkdir()
+    with bound(tmp_path / "source", tmp_path / "mounted") as place:
+        (server,) = [pid for pid in pids() if program(pid) == "bindfs" and str(place) in command_line(pid)]
+        managers = Managers(JobStore(place / "base"))
+        managers.patch = (
+            "from airflow_provider_air_executor.manager.cli import managing; managing._SILENT_SECONDS = 0.2"
+        )
+        os.kill(server, signal.SIGSTOP)
+        try:
+            process = managers.launch()
+            assert process.stderr is not None
+            assert process.stderr.readline() == (
+                "air-executor: the file system of the base path has not answered for 0.2 s, and is waited for\n"
+            )
+        finally:
+            os.kill(server, signal.SIGCONT)
+        try:
+            wait_until(lambda: manager_status.pid(managers.store) == process.pid, what="it runs")
+        finally:
+            managers.close()
 
 
 @pytest.mark.parametrize("flags", [(), ("--detach",), ("--replace", "--detach")])
