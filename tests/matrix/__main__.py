@@ -77,7 +77,7 @@ def _try(row: Row, workers: int) -> bool:
 def _keep(row: Row, done: Run) -> bool:
     before = page.verdict(row, page.load().get(row.name))
     outcome = done.outcome
-    if not outcome.is_good and not outcome.unavailable:
+    if not outcome.is_good and not outcome.unavailable and before != "known not to":
         print(done.output, file=sys.stderr, flush=True)
     result = page.verdict(row, outcome) if done.complete else "could not be run"
     numbers = (outcome.passed, outcome.failed, outcome.skipped, outcome.seconds)

@@ -369,7 +369,8 @@ def _slurm(version: str, system: str, *, no_site: str = "") -> tuple[Row, ...]:
             munge,
             name=f"slurm-{version}-auth-slurm",
             what=f"Slurm {version} with auth/slurm, `EnforcePartLimits`, `PrologFlags` and `LaunchParameters`",
-            tests=(_SLURM, "-k", "not TestSite and not ordinary_user"),
+            # A second cluster of the machine would take the place of the socket that programs ask for their identity.
+            tests=(_SLURM, "-k", "not TestSite and not ordinary_user and not shell_is_bash"),
             environment=own,
         ),
     )
