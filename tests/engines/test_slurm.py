@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_air_executor.engines import children
-from airflow_provider_air_executor.engines.batch.dialect import Kept
+from airflow_provider_air_executor.engines.batch.dialect import Kept, Submission
 from airflow_provider_air_executor.engines.batch.handles import make_script
 from airflow_provider_air_executor.engines.children import NOT_RUN, Children, Commands, Result
 from airflow_provider_air_executor.engines.protocol import Attempt, Context, Ended, Running
@@ -968,6 +968,20 @@ def test_the_beginning_of_an_option_of_ours_is_refused_too(name: str) -> None:
     """The command sbatch takes any that is not ambiguous."""
     with pytest.raises(ValueError, match="given by air-executor itself"):
         commands.check_options({name: "x"})
+
+
+def test_a_second_batch_job_of_an_attempt_says_nothing(tmp_path: Path) -> None:
+    """The first one has removed the handle. There are two if the number of the first never came to be known."""
+    record = tmp_path / "t0.1"
+    handle = tmp_path / "t0.1.on-slurm"
+    submission = Submission("0123456789abcdef", "j/t0", str(handle), str(tmp_path / "log"), {}, None)
+    _, script = commands.submit([submission])
+    record.touch()
+    done = subprocess.run(["sh"], input=script, capture_output=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    handle.write_text("echo it runs; exit 3\n")
+    done = subprocess.run(["sh"], input=script, capture_output=True, check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"it runs\n", b"")
 
 
 def test_options_that_are_none_of_ours() -> None:

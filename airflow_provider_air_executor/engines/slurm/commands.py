@@ -182,6 +182,11 @@ _WAIT = """\
 ae_n=0
 while [ ! -r "$ae_handle" ] && [ ! -e "${ae_handle%.on-*}" ] && [ $ae_n -lt 30 ]; do ae_n=$((ae_n + 1)); sleep 1; done
 """
+# One that has a record but no handle has been run by another batch job of the same attempt. If there is neither, sh
+# says in the log that it cannot open the handle: probably the node does not see the job filesystem.
+_RUN = """\
+if [ -r "$ae_handle" ] || [ ! -e "${ae_handle%.on-*}" ]; then . "$ae_handle"; fi
+"""
 
 
 def submit(submissions: Sequence[Submission]) -> tuple[list[str], bytes]:
@@ -216,7 +221,7 @@ def submit(submissions: Sequence[Submission]) -> tuple[list[str], bytes]:
     ]
     paths = [shlex.quote(each.handle_path) for each in submissions]
     if len(submissions) == 1:
-        return words, os.fsencode(f'#!/bin/sh\nae_handle={paths[0]}\n{_WAIT}. "$ae_handle"\n')
+        return words, os.fsencode(f"#!/bin/sh\nae_handle={paths[0]}\n{_WAIT}{_RUN}")
     # A signal is meant for the one that runs, and the next ones have their turn all the same.
     text = f"#!/bin/sh\ntrap : TERM HUP INT QUIT USR1 USR2\nfor ae_handle in {' '.join(paths)}; do\n{_WAIT}"
     return words, os.fsencode(f'{text}if [ -r "$ae_handle" ]; then (. "$ae_handle"); fi\ndone\n')
