@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_air_executor.engines.kubernetes.output import CUT_OFF
 from airflow_provider_air_executor.jobs import manager_status
 from airflow_provider_air_executor.jobs.models import Job
 from airflow_provider_air_executor.jobs.store import JobStore
@@ -125,6 +126,16 @@ def outputs(airflow: Installation, job: Job) -> dict[str, str]:
     return {task.id: read_log(store, job.name, task.id).text.strip() for task in store.get_tasks(job.name)}
 
 
+def have_printed(airflow: Installation, job: Job, expected: dict[str, str]) -> None:
+    """Check what the tasks of a job have printed.
+
+    containerd 1.6 loses the end of an output now and then: then the log says so.
+    """
+    found = outputs(airflow, job)
+    lost = {name: expected[name] for name, text in found.items() if text == CUT_OFF.decode().strip()}
+    assert {**found, **lost} == expected
+
+
 def deferred_run(airflow: Installation, dag_id: str, task_id: str) -> str:
     """The id of a DAG run one task of which is deferred: the job that it waits for begins only then."""
     with airflow.paused():
@@ -150,7 +161,7 @@ def test_submit_sensor_and_result(airflow: Installation) -> None:
         "upload": "uploaded 1 file",
     }
     job = job_of(airflow, run_id)
-    assert outputs(airflow, job) == expected
+    have_printed(airflow, job, expected)
     assert airflow.xcom("example_submit_and_wait", run_id, "submit") == job.name
     assert airflow.xcom("example_submit_and_wait", run_id, "submit", "job_id") == job.id
     assert airflow.xcom("example_submit_and_wait", run_id, "result") == expected
@@ -165,7 +176,7 @@ def test_the_operator_alone(airflow: Installation) -> None:
     assert state == "success", airflow.explain("example_deferrable_operator", run_id)
     job = job_of(airflow, run_id)
     assert job.name.startswith("report_manual__")
-    assert outputs(airflow, job) == {"task-1": "one", "task-2": "two", "task-3": "three"}
+    have_printed(airflow, job, {"task-1": "one", "task-2": "two", "task-3": "three"})
     assert airflow.xcom("example_deferrable_operator", run_id, "run", "job_name") == job.name
     assert airflow.xcom("example_deferrable_operator", run_id, "run") == {}  # no task has written a result
 
@@ -174,7 +185,7 @@ def test_a_diamond_of_dependencies(airflow: Installation) -> None:
     run_id = airflow.trigger("example_diamond")
     assert airflow.follow("example_diamond", run_id)[0] == "success", airflow.explain("example_diamond", run_id)
     job = job_of(airflow, run_id)
-    assert outputs(airflow, job) == {"split": "", "odd": "50", "even": "50", "join": "joined"}
+    have_printed(airflow, job, {"split": "", "odd": "50", "even": "50", "join": "joined"})
     times = {task.id: task for task in store_of(airflow).get_tasks(job.name)}
     before = max(times["odd"].completed_at, times["even"].completed_at)  # type: ignore[type-var]
     if times["join"].runner or times["join"].where:  # an engine gives the time of a start in whole seconds

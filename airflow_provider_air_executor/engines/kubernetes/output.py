@@ -32,7 +32,7 @@ UNCERTAIN = (
     b"that goes on is not certain.\n"
 )
 THROWN_AWAY = b"\n[air-executor] Output is missing here: its node had thrown it away before it could be read.\n"
-_CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
+CUT_OFF = b"\n[air-executor] The end of the output is missing: the container runtime of its node has lost it.\n"
 _FRAME = re.compile(rb"\0air-executor ([0-9a-f]{16}) (begin|spawn|end|done|left)([^\n]*)\n")
 _FRAME_BEGINS = b"\0air-executor "
 _LONGEST_FRAME = 8192
@@ -91,7 +91,7 @@ class Splitter:
     def cut_off(self, attempt: BatchedAttempt) -> None:
         """Write into a log that the end of the output is missing."""
         if not attempt.is_cut_off:
-            _append(attempt.log_path, _CUT_OFF)
+            _append(attempt.log_path, CUT_OFF)
             attempt.is_cut_off = True
 
     def _write(self, *, is_last: bool = False) -> None:
