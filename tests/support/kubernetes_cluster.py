@@ -103,16 +103,7 @@ class KubernetesCluster:
         (self.directory / "tokens.csv").write_text(f"{self._token},admin,admin,system:masters\n")
         self.write_kubeconfig(self.kubeconfig, self._token)
         _make_images(self.directory)
-        peers = f"http://127.0.0.1:{free_port()}"
-        self._run(
-            "etcd",
-            f"--data-dir={self.directory}/etcd",
-            f"--listen-client-urls={self._etcd}",
-            f"--advertise-client-urls={self._etcd}",
-            f"--listen-peer-urls={peers}",
-            f"--initial-advertise-peer-urls={peers}",
-            f"--initial-cluster=default={peers}",
-        )
+        self._run("etcd", *etcd_flags(self.directory / "etcd", self._etcd))
         for node in NODES:
             self._start_containerd(node)
         wait_until(lambda: _answers(f"{self._etcd}/health"), what="etcd is up")
@@ -390,6 +381,23 @@ class KubernetesCluster:
                 # A kubelet asks whether it is on a machine of Amazon's, by the network.
                 env={**os.environ, "PATH": PATH, "AWS_EC2_METADATA_DISABLED": "true"},
             )
+
+
+def etcd_flags(directory: Path, address: str) -> list[str]:
+    """The flags of an etcd without others.
+
+    :param directory: for its data.
+    :param address: where it answers.
+    """
+    peers = f"http://127.0.0.1:{free_port()}"
+    return [
+        f"--data-dir={directory}",
+        f"--listen-client-urls={address}",
+        f"--advertise-client-urls={address}",
+        f"--listen-peer-urls={peers}",
+        f"--initial-advertise-peer-urls={peers}",
+        f"--initial-cluster=default={peers}",
+    ]
 
 
 def make_certificates(directory: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.kubernetes_cluster import make_certificates
+from tests.support.kubernetes_cluster import etcd_flags, make_certificates
 from tests.support.ports import free_port
 from tests.support.waiting import PATIENCE, wait_until
 
@@ -90,16 +90,7 @@ class NewerApiServer:
         self.kubeconfig.write_text(self._kubeconfig(f"https://127.0.0.1:{self._port}"))
         # The address of a whole API server, which would know users, their rights, and namespaces. There is none.
         (self.directory / "nowhere").write_text(self._kubeconfig("http://127.0.0.1:1"))
-        peers = f"http://127.0.0.1:{free_port()}"
-        self._run(
-            "etcd",
-            f"--data-dir={self.directory}/etcd",
-            f"--listen-client-urls={self._etcd}",
-            f"--advertise-client-urls={self._etcd}",
-            f"--listen-peer-urls={peers}",
-            f"--initial-advertise-peer-urls={peers}",
-            f"--initial-cluster=default={peers}",
-        )
+        self._run("etcd", *etcd_flags(self.directory / "etcd", self._etcd))
         self.start_api_server()
         self.ask("POST", _DEFINITIONS, _DEFINITION)
 
