@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 import subprocess
 import urllib.request
@@ -82,10 +83,11 @@ class RemoteManager:
     def serve(self, *, patch: str = "") -> None:
         """Start the server beside the manager, and wait until it answers.
 
-        :param patch: code that it runs before it begins.
+        :param patch: code that it runs before it begins. It may let the server kill itself, by the request of a client
+            that was faster than the look whether it answers.
         """
         self._launch("serve", *self._listening(), patch=patch)
-        self._wait_until_it_answers("serve")
+        self._wait_until_it_answers("serve", may_be_killed=bool(patch))
 
     def _launch(self, name: str, *arguments: str, patch: str = "") -> None:
         words = self._words(name, "--base-path", str(self.base_path), *arguments, patch=patch)
@@ -94,8 +96,13 @@ class RemoteManager:
                 words, env=self._environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
-    def _wait_until_it_answers(self, name: str) -> None:
-        wait_until(lambda: self._is_there(self._processes[name]), what="the server answers")
+    def _wait_until_it_answers(self, name: str, *, may_be_killed: bool = False) -> None:
+        process = self._processes[name]
+
+        def answers_or_is_killed() -> bool:
+            return (may_be_killed and process.poll() == -signal.SIGKILL) or self._is_there(process)
+
+        wait_until(answers_or_is_killed, what="the server answers")
 
     def _listening(self) -> list[str]:
         tls = ["--tls-cert", str(self._tls.certificate), "--tls-key", str(self._tls.key)]
