@@ -237,7 +237,7 @@ FILE_SYSTEMS = (
         "nfs",
         "File system of the base path",
         "NFS 4.2, and NFS 3 with `nolock`, two clients: a kernel's own, in a virtual machine",
-        ("tests/manager/test_nfs.py::test_in_a_virtual_machine",),
+        ("tests/manager/test_nfs.py::test_in_a_virtual_machine", "tests/matrix/test_base_path_on_nfs.py"),
         setup=f'[ -e {_VIRTUAL_KERNEL} ] || unavailable "its kernel is fetched by make virtual-machine"',
         version=f"grep -a -o -m 1 '[0-9.]*-[0-9]*-cloud-[a-z0-9]*' {_VIRTUAL_KERNEL} | sed 's/^/Linux /'",
         environment={"AIR_EXECUTOR_TEST_LONG": "1"},

@@ -1,7 +1,7 @@
 """What a user does with jobs, on any base path: on one file system, or on two mounts of the same one.
 
-By default the base path is a directory of this machine. The matrix sets :data:`PLACES` to directories of another file
-system. With two of them, clients use the first and the manager the second, as on two hosts that share it.
+By default the base path is a directory of this machine. The matrix sets :data:`BASE_PATHS` to directories of another
+file system. With two of them, clients use the first and the manager the second, as on two hosts that share it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from airflow_provider_air_executor.jobs import inbox
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, outcomes, read_log, task
 from tests.support.managers import CLI, Managers
+from tests.support.nfs import BASE_PATHS
 from tests.support.processes import is_gone
 from tests.support.waiting import until, wait_until
 
-PLACES = "AIR_EXECUTOR_TEST_BASE_PATHS"  # directories, separated by colons
 ROUNDS = int(os.environ.get("ROUNDS", "1"))  # of two managers; 200 before a release
 
 # A task may write to the list of its own job; it keeps what it does not know of.
@@ -42,7 +42,7 @@ os.rename(path + ".new", path)
 @pytest.fixture
 def sides(tmp_path: Path) -> Iterator[list[JobStore]]:
     """The base path as the client sees it, and as the manager does."""
-    places = [Path(place) for place in os.environ.get(PLACES, "").split(":") if place] or [tmp_path]
+    places = [Path(place) for place in os.environ.get(BASE_PATHS, "").split(":") if place] or [tmp_path]
     name = f"base-{secrets.token_hex(4)}"
     yield [JobStore(place / name) for place in (places[0], places[-1])]
     shutil.rmtree(places[0] / name, ignore_errors=True)

@@ -1,15 +1,21 @@
-"""NFS by the server and the client of this machine's kernel, for a virtual machine: it changes the whole machine."""
+"""NFS by the server and the client of this machine's kernel, for a virtual machine: it changes the whole machine.
+
+``python -m tests.support.nfs KIND COMMAND...`` runs a command there, with two mounts as its base paths.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 # Both clients are this kernel, which would show one mount twice.
 KINDS = {"4.2": "vers=4.2,nosharecache", "3-nolock": "vers=3,nolock,nosharecache"}
+BASE_PATHS = "AIR_EXECUTOR_TEST_BASE_PATHS"  # the variable with the directories of the tests, separated by colons
 
 
 def serve(path: Path) -> None:
@@ -54,3 +60,19 @@ def mounted(served: Path, kind: str, place: Path) -> Iterator[list[Path]]:
 def _run(*words: str) -> None:
     done = subprocess.run(words, check=False, capture_output=True, text=True)
     assert not done.returncode, (words, done.stderr)
+
+
+def main() -> int:
+    """Run a command on two mounts, and return its exit code."""
+    kind, *words = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        (base / "served").mkdir()
+        serve(base / "served")
+        with mounted(base / "served", kind, base) as places:
+            given = {**os.environ, BASE_PATHS: ":".join(map(str, places))}
+            return subprocess.run(words, check=False, env=given).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

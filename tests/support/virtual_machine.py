@@ -87,10 +87,11 @@ def _file_server() -> str | None:
     return next((path for path in _FILE_SERVERS if os.access(path, os.X_OK)), None)
 
 
-def run(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
+def run(words: Sequence[str], environment: Mapping[str, str], longest: float = LONGEST) -> Ended:
     """Run a command in a virtual machine, in the directory of the checkout, as root.
 
     :param environment: all of it.
+    :param longest: seconds after which the machine is ended.
     """
     with tempfile.TemporaryDirectory(prefix="vm-", dir="/tmp") as name:
         directory = Path(name)
@@ -107,7 +108,7 @@ def run(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    timeout=LONGEST,
+                    timeout=longest,
                     check=False,
                 )
         except subprocess.TimeoutExpired:
@@ -120,9 +121,13 @@ def run(words: Sequence[str], environment: Mapping[str, str]) -> Ended:
     return Ended(int(ended[1]) if ended else None, text)
 
 
-def run_tests(file: str) -> None:
-    """Run a file of tests there, with pytest; the test that asks for it is skipped where that cannot be had.
+def run_tests(*words: str, before: Sequence[str] = (), longest: float = LONGEST, **variables: str) -> None:
+    """Run tests there, with pytest; the test that asks for it is skipped where that cannot be had.
 
+    :param words: for pytest: a file of tests, and options.
+    :param before: a command that runs pytest, whose words are added to it.
+    :param longest: see :func:`run`.
+    :param variables: more of the environment.
     :raises AssertionError: if one of them fails, or none is run.
     """
     lacking = missing()
@@ -132,7 +137,8 @@ def run_tests(file: str) -> None:
         pytest.skip("takes long where the virtual machine is emulated; AIR_EXECUTOR_TEST_LONG=1")
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL") if name in os.environ}
     own = {"HOME": "/root", "TMPDIR": "/run", "PYTHONDONTWRITEBYTECODE": "1", INSIDE: "1"}
-    done = run([sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", file], {**kept, **own})
+    pytest_words = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *words]
+    done = run([*before, *pytest_words], {**kept, **own, **variables}, longest)
     assert done.exit_code == 0, done.output
     assert " passed" in done.output
 
