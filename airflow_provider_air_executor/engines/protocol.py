@@ -66,7 +66,7 @@ class NotStarted(NamedTuple):
     """An attempt whose command was never started, but may be started later."""
 
     attempt: Attempt
-    why: str
+    why: str  # what the machine is short of; empty if there is no reason to wait
 
 
 class Running(NamedTuple):

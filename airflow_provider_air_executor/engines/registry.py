@@ -27,6 +27,7 @@ from airflow_provider_air_executor.engines.protocol import (
     NotStarted,
     Running,
     SpawnError,
+    Started,
 )
 from airflow_provider_air_executor.exceptions import SettingsError
 from airflow_provider_air_executor.jobs import files
@@ -207,14 +208,35 @@ class Engines:
         except SettingsError as error:
             raise SpawnError(str(error)) from None
         has_own_files = getattr(engine, "has_own_files", False)
-        directory = task.cwd if has_own_files else self._directory(job, task)
-        given = task.evolve(runner=self.word_for(job, task), cwd=directory)
+        given = self._given(job, task, task.cwd if has_own_files else self._directory(job, task))
         if task.resources is not None and attempt.engine == LOCAL:
             waits = self._start_with_resources(attempt, given, started_at)
         else:
             waits = engine.start(attempt, given, started_at)
         self._mark_in_use(attempt)
         return bool(waits)
+
+    def _given(self, job: Job, task: Task, directory: str | None) -> Task:
+        """A task as its engine gets it."""
+        return task.evolve(runner=self.word_for(job, task), cwd=directory)
+
+    def short_one(self, job_name: str) -> Attempt | None:
+        """An attempt of a job that is probably over soon: :meth:`start_after` takes one that starts then."""
+        find = getattr(self._engines[LOCAL], "short_one", None)
+        found: Attempt | None = find(job_name) if callable(find) else None
+        return found
+
+    def start_after(self, before: Attempt, attempt: Attempt, job: Job, task: Task, started_at: datetime) -> bool:
+        """Have an attempt of this machine started as soon as another one has ended, if that is soon.
+
+        Until then it takes no room. An event :class:`Started` follows, or :class:`NotStarted` with no reason.
+
+        :param before: what :meth:`short_one` gave.
+        :return: whether that is possible.
+        """
+        local: Any = self._engines[LOCAL]
+        given = self._given(job, task, self._directory(job, task))
+        return bool(local.start_after(before, attempt, given, started_at))
 
     def _start_with_resources(self, attempt: Attempt, task: Task, started_at: datetime) -> bool | None:
         """Start an attempt on this machine, of which it holds something from then on."""
@@ -251,7 +273,9 @@ class Engines:
                 if self._failures.pop(name, None) is not None:
                     log.info("the engine %s can say again what has happened", name)
         for event in events:
-            if isinstance(event, Ended | NotStarted) and event.attempt in self._marked:
+            if isinstance(event, Started):
+                self._mark_in_use(event.attempt)
+            elif isinstance(event, Ended | NotStarted) and event.attempt in self._marked:
                 self._marked.discard(event.attempt)
                 self._in_use[event.attempt.engine] -= 1
                 self.holdings.capacity.release(event.attempt)

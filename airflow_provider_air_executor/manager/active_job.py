@@ -86,6 +86,7 @@ class ActiveJob:
         self.tasks: dict[str, Task] = {}
         self.graph = TaskGraph(self.tasks, is_in_order=(job.max_parallel_tasks or 1) == 1)
         self.running: dict[Attempt, Cause | None] = {}  # and why it is being killed, if it is
+        self.ahead: set[Attempt] = set()  # those of them that start when another one ends
         self.delayed: set[str] = set()  # tasks that are pending and must not start yet
         self.holds: set[Hold] = set()
         self.stopping: Cause | None = None  # why nothing more is started
@@ -93,10 +94,20 @@ class ActiveJob:
         self._unfinished = 0
 
     @property
+    def room(self) -> int:
+        """How many more of its tasks may run."""
+        return (self.job.max_parallel_tasks or 1) - len(self.running) + len(self.ahead)
+
+    @property
     def can_start(self) -> bool:
         """Whether one of its tasks may start now, as far as the job itself is concerned."""
-        has_room = len(self.running) < (self.job.max_parallel_tasks or 1) and not self.holds
+        has_room = self.room > 0 and not self.holds
         return self.graph.has_ready and has_room and (self.stopping is None or self._has_ended(self.stopping))
+
+    def release(self, attempt: Attempt) -> Cause | None:
+        """An attempt does not run any more; why it was being killed, if it was."""
+        self.ahead.discard(attempt)
+        return self.running.pop(attempt)
 
     def _has_ended(self, stopping: Cause) -> bool:
         """Whether what is killed for this has ended, and something else may start."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import time
 from datetime import datetime
 from functools import partial
 
@@ -22,6 +23,8 @@ from airflow_provider_air_executor.manager.timers import RETRY_SECONDS
 from airflow_provider_air_executor.manager.troubles import Step
 
 log = logging.getLogger("air_executor.manager")
+
+_SETTLE_SECONDS, _SETTLE_LOOKS = 0.005, 40  # between two looks at what was handed over ahead, before a manager ends
 
 
 class Attempts:
@@ -62,6 +65,7 @@ class Attempts:
         if not self._engines.has_room(engine):
             job.graph.add_ready(task.id)
             self._queue.block(entry, engine)
+            self._start_ahead(job)
             return
         needs = self._engines.needs(engine, task)
         if needs is None:
@@ -74,6 +78,33 @@ class Attempts:
             self._queue.lines.add(entry, job, needs)
             return
         self._queue.put_back(entry, job)
+        if not job.can_start:
+            self._start_ahead(job)
+
+    def _start_ahead(self, job: ActiveJob) -> None:
+        """Hand over the next task of a job for which there is no room: it starts when a short one of the job ends.
+
+        So the machine need not wait for the manager. Nobody else may wait for that room.
+        """
+        is_possible = job.stopping is None and not job.holds and self._queue.may_go_ahead(job.name)
+        before = self._engines.short_one(job.name) if is_possible and None in job.graph.needs else None
+        if before is None or job.running.get(before, CANCELLED) is not None or self._timers.now() < self._paused_until:
+            return
+        task = job.tasks[job.graph.take_ready(None)]
+        if task.status is not TaskStatus.PENDING:
+            return
+        attempt, started_at = Attempt.of(job.name, task.id, 1), utc_now()
+        is_plain = not task.attempt and task.resources is None and job.refusal(task) is None
+        is_taken = False
+        if is_plain and self._engines.name_for(job.job, task) == LOCAL:
+            with contextlib.suppress(OSError, protocol.SpawnError):  # it meets that again when there is room
+                is_taken = self._engines.start_after(before, attempt, job.job, task, started_at)
+        if not is_taken:
+            job.graph.add_ready(task.id)
+            return
+        job.running[attempt] = None
+        job.ahead.add(attempt)
+        job.begin(attempt, started_at)
 
     def _start_pledged(self) -> None:
         """Start first what an earlier manager was about to start when it was killed, and may have begun."""
@@ -137,6 +168,15 @@ class Attempts:
         if self._jobs.is_active(job):
             self._queue.add(job)
 
+    def settle(self) -> None:
+        """Wait a moment until it is known of all that was handed over ahead whether it starts; nothing more does."""
+        self._queue.is_paused = True
+        for _ in range(_SETTLE_LOOKS):
+            if not any(job.ahead for job in self._jobs.active.values()):
+                return
+            time.sleep(_SETTLE_SECONDS)
+            self.reap()
+
     def _pause(self) -> None:
         """Start nothing for a while, since the machine is short of something."""
         self._paused_until = self._timers.now() + RETRY_SECONDS
@@ -165,11 +205,13 @@ class Attempts:
         if isinstance(event, NotStarted):
             self._limits.release(attempt)
             if job is not None:
-                del job.running[attempt]
-                self._troubles.met(job.name, Step.BEGIN, protocol.ResourceExhaustedError(event.why))
+                job.release(attempt)
+                if event.why:
+                    self._troubles.met(job.name, Step.BEGIN, protocol.ResourceExhaustedError(event.why))
                 job.put_back(attempt)
                 self.make_ready(job, attempt.task_id)
-            self._pause()
+            if event.why:
+                self._pause()
         elif job is not None:
             self._jobs.touched.add(job.name)
             if isinstance(event, Started):
@@ -177,6 +219,10 @@ class Attempts:
                 job.begin(attempt, event.started_at)
                 self._limits.job_has_started(job, event.started_at)
                 self._limits.watch(job.tasks[attempt.task_id], attempt)
+                if attempt in job.ahead:
+                    self._jobs.counters["tasks_started"] += 1
+                    job.ahead.discard(attempt)
+                    self._start_ahead(job)
             elif isinstance(event, Located):
                 job.locate(attempt, event.where)
 
@@ -187,7 +233,7 @@ class Attempts:
         job = self._jobs.active.get(attempt.job_name)
         if job is None or attempt not in job.running:  # of a job that was removed, or is another one by now
             return
-        killed = job.running.pop(attempt)
+        killed = job.release(attempt)
         if job.tasks[attempt.task_id].cancel_requested_at is not None:
             killed = killed or CANCELLED  # it has ended in the moment in which it was to be killed
         self._troubles.over(job.name, Step.BEGIN)

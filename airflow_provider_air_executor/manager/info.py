@@ -53,7 +53,7 @@ class InfoPublisher:
             states[job.job.state] += 1
             if not job.can_start:
                 continue
-            queued += min(job.graph.number_ready, (job.job.max_parallel_tasks or 1) - len(job.running))
+            queued += min(job.graph.number_ready, job.room)
             since = job.job.updated_at or job.job.created_at
             if job.job.state is JobState.WAITING and since and (oldest is None or since < oldest.since):
                 oldest = OldestWaiting(job.name, since)

@@ -122,7 +122,7 @@ class Limits:
 
         :param is_removed: whether its directory is gone, so that records there belong to another job.
         """
-        for attempt, cause in job.running.items():
+        for attempt, cause in reversed(job.running.items()):  # the last one first, as in stop_job
             self.strays.add(attempt)
             self.log_times.release(attempt)  # what it still prints may be in the log of another job
             if is_removed:
@@ -131,6 +131,7 @@ class Limits:
                 with contextlib.suppress(Exception):  # SIGKILL follows, whatever this has raised
                     self._end(attempt)
         job.running.clear()
+        job.ahead.clear()
 
     def stop_job(self, job: ActiveJob, cause: Cause) -> None:
         """Start nothing more of a job, and kill what runs, unless the cause spares it."""

@@ -125,6 +125,8 @@ class Manager:
     def close(self, *, is_ours: bool = True) -> None:
         """Write the states of all jobs, unless another manager has taken over. Attempts go on."""
         shared, job_files = self.shared, self.shared.files
+        if is_ours:
+            self._attempts.settle()
         for job in list(shared.jobs.active.values()):
             shared.turns.drop(job.name)
             with contextlib.suppress(Exception):

@@ -82,6 +82,10 @@ class ReadyQueue:
             entry = entry._replace(position=job.graph.first_ready(entry.needs) or 0)
         heapq.heappush(self._entries, entry)
 
+    def may_go_ahead(self, name: str) -> bool:
+        """Whether a task of this job may take the next room that there is: no other job waits for its turn."""
+        return not self.is_paused and not self.lines and len(self._queued) == (name in self._queued)
+
     def block(self, entry: Entry, engine: str) -> None:
         """Put back an entry whose job waits until an engine has room."""
         heapq.heappush(self._blocked.setdefault(engine, []), entry)

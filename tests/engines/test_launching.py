@@ -110,10 +110,11 @@ def test_nothing_is_concluded_from_a_record_that_has_just_been_claimed(tmp_path:
 
 
 def test_a_request_is_read_as_it_was_sent() -> None:
-    request = Request(7, TOKEN, "record", "time", "log", "", "/bin/true", ["A=1", "B=\udcff=é"], ["", "x"])
+    request = Request(7, -1, TOKEN, "record", "time", "log", "", "/bin/true", ["A=1", "B=\udcff=é"], ["", "x"])
     received = Received.of(request.data)
     assert received == (
         7,
+        -1,
         *map(os.fsencode, (TOKEN, "record", "time", "log", "", "/bin/true")),
         [b"A=1", b"B=\xff=\xc3\xa9"],
         [b"", b"x"],
@@ -127,6 +128,7 @@ def test_messages_that_have_come_together_are_all_read() -> None:
     launcher.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     attempts = [Attempt.of("j", task_id, 1) for task_id in "ab"]
     launcher.attempts, launcher._begun = dict(enumerate(attempts)), set()
+    launcher._follower, launcher._short_in_a_row = None, 0
     launching._launchers[launcher.channel.fileno()] = launcher
     assert launching._epoll is not None
     launching._epoll.register(launcher.channel, select.EPOLLIN)

@@ -11,7 +11,7 @@ launching._UNDER_LOAD, launching._MOST = 0, 2
 
 def begin(self, *args, real=LocalEngine.__init__, **kwargs):
     real(self, *args, **kwargs)
-    launching = self._cold.launching
+    launching = self._starts.launching
     launching._environment = {**launching._environment, "PATH": "/usr/bin:/bin"}
     for _ in range(2):
         launching._next_launcher()

@@ -11,26 +11,32 @@ Such a process is known by its process id together with its token.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import partial
-from typing import NamedTuple
 
 from airflow_provider_air_executor.engines.children import Children
 from airflow_provider_air_executor.engines.local.adopted import Adopted, record_of_killed, refuse_unwritten
-from airflow_provider_air_executor.engines.local.attempt import Forking, LocalAttempt, TooMuchMemory, ended_by
+from airflow_provider_air_executor.engines.local.attempt import LocalAttempt, TooMuchMemory, ended_by
 from airflow_provider_air_executor.engines.local.elsewhere import HOST_SECONDS, Elsewhere
 from airflow_provider_air_executor.engines.local.endings import Endings, say_cold
 from airflow_provider_air_executor.engines.local.forked import NOT_CLAIMED
 from airflow_provider_air_executor.engines.local.holdings import Holdings, holdings_of
-from airflow_provider_air_executor.engines.local.launching import Begun, CommandEnded, Launching, NotLaunched
+from airflow_provider_air_executor.engines.local.launching import (
+    Begun,
+    CommandEnded,
+    Followed,
+    GivenBack,
+    Launching,
+    NotLaunched,
+)
 from airflow_provider_air_executor.engines.local.memory import MemoryLimits
 from airflow_provider_air_executor.engines.local.preloading import NO_PRELOAD, Preload
 from airflow_provider_air_executor.engines.local.serving import Exited, Forked, Refused
 from airflow_provider_air_executor.engines.local.shells import Shells
+from airflow_provider_air_executor.engines.local.starting import AttemptPaths, Starts
 from airflow_provider_air_executor.engines.local.unread import Unread
 from airflow_provider_air_executor.engines.local.warm import ForkServerClient
 from airflow_provider_air_executor.engines.protocol import (
@@ -41,12 +47,12 @@ from airflow_provider_air_executor.engines.protocol import (
     ResourceExhaustedError,
     Running,
     SpawnError,
+    Started,
 )
-from airflow_provider_air_executor.engines.shim import could_not_fork, modified_at, task_variables
+from airflow_provider_air_executor.engines.shim import could_not_fork, modified_at
 from airflow_provider_air_executor.jobs import files
 from airflow_provider_air_executor.jobs.attempt_record import Record, read_record
 from airflow_provider_air_executor.jobs.models import Task, utc_now
-from airflow_provider_air_executor.jobs.paths import WORK
 from airflow_provider_air_executor.jobs.store import JobStore
 from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.environment import inherited
@@ -58,37 +64,6 @@ from airflow_provider_air_executor.system.processes import (
 )
 
 _MAX_UNCLAIMED = 5
-
-
-class _Paths:
-    """The paths of the files of attempts, as text: joining paths would take as long as the rest of a start."""
-
-    def __init__(self, store: JobStore, holdings: Holdings) -> None:
-        self._store, self._holdings = store, holdings
-        self._last = ("", "")
-
-    def directory(self, job_name: str) -> str:
-        """The directory of a job."""
-        if self._last[0] != job_name:
-            self._last = job_name, str(self._store.paths(job_name).directory)
-        return self._last[1]
-
-    def record(self, attempt: Attempt) -> str:
-        """The record of an attempt."""
-        return f"{self.directory(attempt.job_name)}/runs/{attempt.task_id}.{attempt.number}"
-
-    def variables(self, attempt: Attempt) -> dict[str, str]:
-        """The environment variables that describe a task to itself."""
-        found = task_variables(attempt, self.directory(attempt.job_name), f"{self.record(attempt)}.output")
-        found.update(self._holdings.variables(attempt))
-        return found
-
-
-class _Cold(NamedTuple):
-    """What starts attempts that are not warm."""
-
-    shells: Shells
-    launching: Launching
 
 
 class _Unclaimed:
@@ -132,23 +107,30 @@ class LocalEngine:
         environment = {"PATH": os.defpath, **inherited(environment, str(store.base_path))}
         self._store = store
         self._warm = ForkServerClient(environment, children, preload, store.base_path)
-        self._cold = _Cold(Shells(environment, children), Launching(environment, children, self._warm.descriptor))
         self._attempts: dict[Attempt, LocalAttempt] = {}
         self._events: list[Event] = []
         elsewhere = Elsewhere(store, self._events.append, self._release, host_timeout)
         self._adopted = Adopted(elsewhere, self._release)  # those of them that are not our children
         self._unclaimed = _Unclaimed(store)
-        self._paths = _Paths(store, self.holdings)
         self._endings = Endings(store, self._events.append)
         self._unread = Unread(store, self._result, partial(self._release, has_just_ended=False))
         self._memory = MemoryLimits(store, self._kill_for_memory)
+        self._starts = Starts(
+            AttemptPaths(store, self.holdings),
+            self._warm,
+            Launching(environment, children, self._warm.descriptor),
+            Shells(environment, children),
+            self._memory,
+            self._attempts,
+            self._shell_ended,
+        )
         if preload.modules:
             self._warm.start()
 
     @property
     def descriptor(self) -> int | None:
         """A descriptor that becomes readable when there is something to :meth:`poll`, besides SIGCHLD; None: never."""
-        return self._cold.launching.descriptor
+        return self._starts.launching.descriptor
 
     # -- starting ------------------------------------------------------------------------------------------
 
@@ -158,35 +140,21 @@ class LocalEngine:
         :raises SpawnError: if the command is not there, or may not be run.
         :raises ResourceExhaustedError: if the machine is short of something.
         """
-        directory, record_path = self._paths.directory(attempt.job_name), self._paths.record(attempt)
-        _remove_output(f"{record_path}.output")
-        log_path = f"{directory}/logs/{attempt.task_id}.log"
-        words = [record_path, started_at.isoformat(), log_path, task.cwd or "", task.command, *task.args]
-        found, variables = LocalAttempt(attempt, record_path), self._paths.variables(attempt)
-        if task.runner == "warm":
-            why_cold = self._warm.why_cold(task)
-            if not why_cold:
-                with _starting():
-                    os.close(files.open_log(log_path))
-                found.forking = Forking(task, words)
-                self._attempts[attempt] = found
-                self._warm.fork(attempt, task, words, variables, self._memory.make_group(found, task, words[1]))
-                return
-            say_cold(self._store, attempt, why_cold)
-        own = f"{directory}/{WORK}"
-        if not self._memory.needs_shell(task) and self._cold.launching.start(attempt, task, words, variables, own):
-            found.forking = Forking(task, words)
-            self._attempts[attempt] = found
-        else:
-            self._start_shell(found, task, words)
+        self._starts.start(attempt, task, started_at)
 
-    def _start_shell(self, found: LocalAttempt, task: Task, words: list[str]) -> None:
-        with self._memory.in_group(found, task, words[1]) as entry, _starting():
-            os.close(files.open_log(words[2]))
-            variables, ended = self._paths.variables(found.attempt), partial(self._shell_ended, found)
-            found.pid, found.token = self._cold.shells.start(words, variables, task, ended, entry)
-        found.is_our_shell = True
-        self._attempts[found.attempt] = found
+    def short_one(self, job_name: str) -> Attempt | None:
+        """An attempt of a job that is probably over soon, after which another one may start; None: there is none."""
+        return self._starts.launching.short_one(job_name)
+
+    def start_after(self, before: Attempt, attempt: Attempt, task: Task, started_at: datetime) -> bool:
+        """Have an attempt started as soon as another one has ended, if that is soon.
+
+        An event :class:`Started` follows, or :class:`NotStarted` with no reason.
+
+        :param before: what :meth:`short_one` gave.
+        :return: whether that is possible.
+        """
+        return self._starts.start_after(before, attempt, task, started_at)
 
     def limit_memory(self, attempt: Attempt, limit: int) -> None:
         """Kill an attempt that runs when it uses more bytes of memory than this."""
@@ -195,7 +163,7 @@ class LocalEngine:
 
     def prepare(self) -> None:
         """Start a shell that waits for the next task, if there is none."""
-        self._cold.shells.prepare()
+        self._starts.shells.prepare()
 
     def refresh(self) -> None:
         """Have everything imported anew that is imported ahead of warm tasks."""
@@ -203,7 +171,7 @@ class LocalEngine:
 
     def close(self) -> None:
         """End the fork server, the launchers and the shell on standby. Attempts go on."""
-        for part in (self._cold.launching, self._warm, self._cold.shells):
+        for part in (self._starts.launching, self._warm, self._starts.shells):
             part.close()
 
     # -- what has become of them ---------------------------------------------------------------------------
@@ -246,16 +214,21 @@ class LocalEngine:
             self.cancel(found.attempt, kill=found.is_killed_early)
 
     def _poll_launched(self) -> None:
-        for event in self._cold.launching.poll():
+        for event in self._starts.launching.poll():
             found = self._attempts[event.attempt]
             if isinstance(event, Begun):
                 self._has_begun(found, event.pid, event.token)
             elif isinstance(event, CommandEnded):
                 exit_code = None if found.is_detached else event.exit_code
                 found.is_killed = found.is_killed or exit_code is None
-                self._release(found, Ended(event.attempt, exit_code, utc_now(), usage=event.usage))
-            elif isinstance(event, NotLaunched):
-                self._start_otherwise(found, "", is_final=True)
+                ended_at = event.ended_at or utc_now()
+                self._release(found, Ended(event.attempt, exit_code, ended_at, usage=event.usage))
+            elif isinstance(event, Followed):
+                self._events.append(Started(event.attempt, event.started_at or utc_now()))
+            elif isinstance(event, NotLaunched | GivenBack):
+                self._start_otherwise(found, "", is_final=isinstance(event, NotLaunched))
+                if isinstance(event, GivenBack) and event.attempt in self._attempts:  # its launcher was killed
+                    self._events.append(Started(event.attempt, utc_now()))
             else:
                 self._adopted.add(found)
                 self.cancel(event.attempt, kill=True)
@@ -283,7 +256,7 @@ class LocalEngine:
             if why:
                 say_cold(self._store, attempt, why)
             try:
-                self._start_shell(found, *forking)
+                self._starts.start_shell(found, *forking)
             except (SpawnError, ResourceExhaustedError, OSError) as error:
                 self._release(found, NotStarted(attempt, str(error)))
 
@@ -350,7 +323,7 @@ class LocalEngine:
 
     def adopt(self, attempt: Attempt) -> Ended | Running | None:
         """Adopt an attempt that an earlier manager may have started; None if it was never started."""
-        path = self._paths.record(attempt)
+        path = self._starts.paths.record(attempt)
         if files.stamp(path) is None:
             return None
         found, record = LocalAttempt(attempt, path), read_record(path)
@@ -382,6 +355,7 @@ class LocalEngine:
                 self._release(found, Ended(attempt, None, utc_now()))
             else:
                 found.is_killed_early = kill
+                self._starts.launching.withdraw(attempt)
             return
         found.is_killed = True
         # Its processes are out of reach, or gone, and its result does not matter.
@@ -403,7 +377,7 @@ class LocalEngine:
 
     def kill_orphan(self, attempt: Attempt) -> None:
         """Kill what an attempt has started according to its record, whether it runs or is over."""
-        record = read_record(self._paths.record(attempt))
+        record = read_record(self._starts.paths.record(attempt))
         if record is not None:
             kill_started_by(record.token, None if record.is_over else record.pid)
 
@@ -428,43 +402,6 @@ def _kill_group(pid: int) -> None:
     """
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-
-
-def _remove_output(path: str) -> None:
-    """Remove what an earlier run of a job that was reset by hand has left where this one may leave its result.
-
-    :raises SpawnError: if it is no file.
-    """
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        if error.errno in (*files.TRANSIENT, *files.FORBIDDEN):
-            raise
-        raise SpawnError(f"{path} is in the way of its result: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _starting() -> Iterator[None]:
-    """Start a process.
-
-    :raises ResourceExhaustedError: if that may be possible later.
-    :raises SpawnError: if it is not.
-    :raises OSError: if it is not possible for this job for the moment; the manager tries it again.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in files.SHORTAGE:
-            raise ResourceExhaustedError(error.strerror) from error
-        if error.errno in (*files.AWAY, *files.FORBIDDEN):
-            raise
-        if error.errno == errno.E2BIG:
-            raise SpawnError("the arguments or the environment are too long for this system") from error
-        raise SpawnError(f"the log or the shell cannot be opened: {error.strerror}") from error
-    except UnicodeEncodeError as error:
-        raise SpawnError(f"an argument cannot be encoded for this system: {error}") from error
 
 
 def _cannot_record(path: str) -> str:

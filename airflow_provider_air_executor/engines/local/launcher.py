@@ -4,7 +4,9 @@ The manager starts it under load, as ``python -m airflow_provider_air_executor.e
 talks to it through a socket, see :mod:`.launching`. It is the parent of the commands and has their records open. So
 when the manager is gone, it stays until the last of them has ended and its end is in its record.
 
-What it cannot start at once it refuses, and a shell starts it, or says why it cannot be.
+What it cannot start at once it refuses, and a shell starts it, or says why it cannot be. A command may follow another
+one: it is started as soon as that has ended, without a word from the manager. If that one is not over soon, its
+follower is given back. When the manager is gone, none is started.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NamedTuple, NoReturn
 
 from airflow_provider_air_executor.jobs import files
@@ -29,7 +32,8 @@ from airflow_provider_air_executor.system.processes import claimed_token, comman
 MAX_MESSAGE = 64_000  # bytes
 _MOST = 200  # commands at a time, each with an open record
 _IDLE_SECONDS = 60.0  # after which it ends
-_NEW_SECONDS = 0.01  # after which it reports that a command has begun, if that has not ended meanwhile
+# After which it reports that a command has begun, if that has not ended meanwhile, and gives back its follower.
+_NEW_SECONDS = 0.01
 _AGAIN_SECONDS = 0.05  # after which it sends again what the manager could not take
 _AT_A_TIME = 100  # events in a message
 _LINE = 100  # bytes of the first line of a record, which is written twice, in place: zeros stand before the number
@@ -40,6 +44,7 @@ class Request(NamedTuple):
     """What is to be started."""
 
     key: int  # of the attempt
+    after: int  # the key of the attempt that it follows; -1: it starts at once
     token: str
     record: str
     started_at: str
@@ -52,14 +57,15 @@ class Request(NamedTuple):
     @property
     def data(self) -> bytes:
         """The message that says so; no part of it may hold a NUL."""
-        key, *words, variables, args = self
-        return os.fsencode("\0".join((str(key), *words, str(len(variables)), *variables, *args)))
+        key, after, *words, variables, args = self
+        return os.fsencode("\0".join((str(key), str(after), *words, str(len(variables)), *variables, *args)))
 
 
 class Received(NamedTuple):
     """A request as it has come: the system wants bytes anyway."""
 
     key: int
+    after: int
     token: bytes
     record: bytes
     started_at: bytes
@@ -72,9 +78,9 @@ class Received(NamedTuple):
     @classmethod
     def of(cls, data: bytes) -> Received:
         """The request of a message."""
-        key, token, record, started_at, log, directory, path, number, *words = data.split(b"\0")
+        key, after, token, record, started_at, log, directory, path, number, *words = data.split(b"\0")
         last = int(number)
-        return cls(int(key), token, record, started_at, log, directory, path, words[:last], words[last:])
+        return cls(int(key), int(after), token, record, started_at, log, directory, path, words[:last], words[last:])
 
 
 def main() -> None:
@@ -127,6 +133,7 @@ class Launcher:
         self._is_alone = False  # whether the manager is gone
         self._running: dict[int, _Command] = {}  # by the process ids
         self._new: dict[int, float] = {}  # those that have just begun, and until when they count as such
+        self._followers: dict[int, Received] = {}  # what is to follow some of these
         self._events: list[str] = []  # that are to be reported, each as JSON
         self._pid = os.getpid()
         self._environment = {os.fsencode(name): os.fsencode(value) for name, value in as_given(os.environ).items()}
@@ -146,6 +153,7 @@ class Launcher:
         poll = select.poll()
         for source in (wakeup, self._channel.fileno()):
             poll.register(source, select.POLLIN)
+        is_watched = True
         self._events.append('["ready"]')
         self._report()
         while not (self._is_alone and not self._running):
@@ -156,8 +164,9 @@ class Launcher:
                 self._report()
             if self._channel.fileno() in ready:
                 self._answer()
-                if self._is_alone:
-                    poll.unregister(self._channel)
+            if self._is_alone and is_watched:
+                poll.unregister(self._channel)
+                is_watched = False
             if not ready and not self._running and not self._events:
                 break  # it was not needed for a while
             if self._new:
@@ -172,18 +181,45 @@ class Launcher:
             return max(0.0, until - time.monotonic())
         return _IDLE_SECONDS
 
-    def _answer(self) -> None:
-        """Carry out the next request; it is asked again at once whether there are more."""
+    def _answer(self) -> bool:
+        """Carry out the next request; whether there was one."""
         try:
             data = self._channel.recv(MAX_MESSAGE, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data = b""
         if not data:
             self._is_alone = True
-            return
-        request = Received.of(data)
+            self._followers.clear()
+            return False
+        if data.isdigit():
+            self._withdraw(int(data))
+        else:
+            self._carry_out(Received.of(data))
+        return True
+
+    def _carry_out(self, request: Received) -> None:
+        before = next((pid for pid in self._new if self._running[pid].key == request.after), None)
+        if before is not None and before not in self._followers:
+            self._followers[before] = request
+        elif any(command.key == request.after for command in self._running.values()):
+            self._give_back(request)
+        else:
+            self._begin(request if request.after < 0 else _starting_now(request))
+
+    def _withdraw(self, key: int) -> None:
+        """Give back what is to follow another command. If it has begun, that is reported now."""
+        for pid in self._new:
+            if self._running[pid].key == key:
+                self._new[pid] = 0.0
+            elif pid in self._followers and self._followers[pid].key == key:
+                self._give_back(self._followers.pop(pid))
+
+    def _give_back(self, request: Received) -> None:
+        self._events.append(f'["later",{request.key}]')
+
+    def _begin(self, request: Received) -> None:
         try:
             pid, command = self._start(request)
         except (OSError, ValueError):
@@ -246,28 +282,51 @@ class Launcher:
         for pid in [pid for pid, until in self._new.items() if until <= now]:
             del self._new[pid]
             command = self._running[pid]
-            self._has_begun(command, pid, command.identify(pid))
-
-    def _has_begun(self, command: _Command, pid: int, token: str) -> None:
-        self._events.append(f'["begun",{command.key},{pid},"{token}"]')
+            self._events.append(f'["begun",{command.key},{pid},"{command.identify(pid)}"]')
+            if pid in self._followers:
+                self._give_back(self._followers.pop(pid))
 
     def _reap(self) -> None:
-        """Record how commands have ended. They are reaped after that: what has not been reaped is not gone."""
+        """Record how commands have ended. They are reaped after that: what has not been reaped is not gone.
+
+        The manager is told before their followers are started, so that it works meanwhile.
+        """
+        following: list[Received] = []
         while self._running:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is None:
-                return
+                break
             pid = found.si_pid
             code = found.si_status if found.si_code == os.CLD_EXITED else 128 + found.si_status
             command = self._running.pop(pid, None)
             is_recorded = command is not None and command.end(code)
             used = os.wait4(pid, 0)[2]
             if command is not None:
-                if self._new.pop(pid, None) is not None:
-                    self._has_begun(command, pid, claimed_token(command.token))
-                seconds, memory = self._numbers(used)
-                exit_code = code if is_recorded else "null"
-                self._events.append(f'["ended",{command.key},{exit_code},{seconds!r},{memory or "null"}]')
+                self._say_end(command, pid, code if is_recorded else None, used, following)
+        self._report()
+        for request in () if self._is_alone else following:
+            self._begin(request)
+
+    def _say_end(
+        self, command: _Command, pid: int, code: int | None, used: resource.struct_rusage, following: list[Received]
+    ) -> None:
+        """Report the end of a command.
+
+        :param code: None: it could not be recorded.
+        :param following: gets what follows it.
+        """
+        seconds, memory = self._numbers(used)
+        said = f'"ended",{command.key},{"null" if code is None else code},{seconds!r},{memory or "null"}'
+        if self._new.pop(pid, None) is None:
+            self._events.append(f"[{said}]")
+            return
+        while pid in self._followers and self._answer():  # it may have been withdrawn, before this command was killed
+            pass
+        follower, started_at = self._followers.pop(pid, None), ""
+        if follower is not None:
+            following.append(_starting_now(follower))
+            started_at = following[-1].started_at.decode()
+        self._events.append(f'[{said},{pid},"{claimed_token(command.token)}","{started_at}"]')
 
     def _numbers(self, used: resource.struct_rusage) -> tuple[float, int | None]:
         """The seconds and the memory that a command has used; None if that may be the launcher's own memory.
@@ -291,6 +350,11 @@ class Launcher:
                 self._events.clear()
                 return
             del self._events[:_AT_A_TIME]
+
+
+def _starting_now(request: Received) -> Received:
+    """A request to start something at once that was not to start when it was sent."""
+    return request._replace(started_at=datetime.now(UTC).isoformat().encode())
 
 
 def _give_up(path: bytes, record: int) -> None:

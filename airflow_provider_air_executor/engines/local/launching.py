@@ -4,6 +4,9 @@ A shell costs as much as a short command. So under load commands are started wit
 shell: their environment is the manager's, they run where the manager does or in the directory of their job, and they
 are in a directory of programs of this machine. To look for them elsewhere could take for ever, if a file system is
 away, and all others would wait meanwhile.
+
+Between the end of a short command and the start of the next one the manager would have to be asked. So a launcher whose
+commands are short gets the next one ahead, which follows the one that it has.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -38,6 +42,7 @@ _MOST = min(8, os.cpu_count() or 1)  # launchers: each waits while a command of 
 _CHANNEL_BYTES = 4_000_000
 _LONGEST = MAX_MESSAGE // 2  # characters of a command line
 _PROGRAMS = ("/bin", "/usr/bin", "/usr/local/bin", "/sbin", "/usr/sbin", "/usr/local/sbin")
+_SHORT_IN_A_ROW = 3  # commands of a launcher, after which it gets one ahead
 _FOUND_SECONDS = 1.0  # after which it is looked again where a command is
 # It may outlive the manager, at whose output somebody may wait for the end of that.
 _NO_STREAMS = (
@@ -61,6 +66,20 @@ class CommandEnded(NamedTuple):
     attempt: Attempt
     exit_code: int | None  # None: it could not be recorded
     usage: Usage
+    ended_at: datetime | None = None  # None: just now
+
+
+class Followed(NamedTuple):
+    """The command before this one has ended; this one starts in its place."""
+
+    attempt: Attempt
+    started_at: datetime | None  # None: just now
+
+
+class GivenBack(NamedTuple):
+    """A command was not started, for the one before it is not short."""
+
+    attempt: Attempt
 
 
 class NotLaunched(NamedTuple):
@@ -75,7 +94,7 @@ class Lost(NamedTuple):
     attempt: Attempt
 
 
-Event = Begun | CommandEnded | NotLaunched | Lost
+Event = Begun | CommandEnded | Followed | GivenBack | NotLaunched | Lost
 
 
 class _Launcher:
@@ -88,7 +107,9 @@ class _Launcher:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.is_ready = False
         self.attempts: dict[int, Attempt] = {}  # that it has, by their serial numbers
-        self._begun: set[int] = set()  # those of them whose commands have been started
+        self._begun: set[int] = set()  # those of them of which it has said that they have been started
+        self._follower: tuple[int, int] | None = None  # which attempt it is to start after which one
+        self._short_in_a_row = 0  # commands that have ended before it said that they had been started
         try:
             with theirs:
                 for end in (self.channel, theirs):
@@ -108,14 +129,27 @@ class _Launcher:
             raise
         children.add(pid, lambda _pid, _status: None)
 
-    def launch(self, attempt: Attempt, data: bytes) -> bool:
+    def short_one(self) -> Attempt | None:
+        """The attempt that another one may follow: all that it has, and probably short. None: there is none."""
+        is_likely = self._short_in_a_row >= _SHORT_IN_A_ROW and len(self.attempts) == 1 and not self._begun
+        return next(iter(self.attempts.values())) if is_likely else None
+
+    def launch(self, attempt: Attempt, data: bytes, after: Attempt | None = None) -> bool:
         """Send it a request; whether that was possible."""
         try:
             self.channel.send(data, socket.MSG_DONTWAIT)
         except OSError:  # it is busy, or gone, which the next poll finds
             return False
         self.attempts[attempt.serial] = attempt
+        if after is not None:
+            self._follower = attempt.serial, after.serial
         return True
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Ask for an attempt back, or for its process if it has one."""
+        if attempt.serial not in self._begun:
+            with contextlib.suppress(OSError):  # then it says that itself soon
+                self.channel.send(str(attempt.serial).encode(), socket.MSG_DONTWAIT)
 
     def poll(self, events: list[Event]) -> bool:
         """Add what its next message says to the events; False if the launcher has ended."""
@@ -127,24 +161,49 @@ class _Launcher:
             data = b""
         if not data:
             for key, attempt in self.attempts.items():
-                events.append(Lost(attempt) if key in self._begun else NotLaunched(attempt))
+                events.append(Lost(attempt) if key in self._begun else self._not_started(attempt))
             return False
-        events += filter(None, (self._event(*event) for event in from_json(data)))
+        for what, *more in from_json(data):
+            events += self._said(what, *more)
         return True
 
-    def _event(self, what: str, key: int = 0, *more: Any) -> Event | None:
+    def _said(self, what: str, key: int = 0, *more: Any) -> Iterator[Event]:
         if what == "ready":
             self.is_ready = True
-            return None
-        if what == "begun":
+        elif what == "begun":
+            self._short_in_a_row = 0
             self._begun.add(key)
-            return Begun(self.attempts[key], *more)
+            yield Begun(self.attempts[key], *more)
+        elif what == "ended":
+            yield from self._ended(key, *more)
+        else:  # what a launcher cannot start a shell may start
+            attempt = self.attempts.pop(key)
+            yield GivenBack(attempt) if what == "later" else self._not_started(attempt)
+            if self._follower is not None and self._follower[0] == key:
+                self._follower = None
+
+    def _not_started(self, attempt: Attempt) -> Event:
+        """One that was to follow another one has no place of its own."""
+        is_follower = self._follower is not None and self._follower[0] == attempt.serial
+        return GivenBack(attempt) if is_follower else NotLaunched(attempt)
+
+    def _ended(self, key: int, exit_code: int | None, seconds: float, memory: int | None, *new: Any) -> Iterator[Event]:
+        """A command has ended.
+
+        :param new: if it has not been said that it was started: its process, its token, and when the follower starts.
+        """
+        attempt, started_at = self.attempts.pop(key), ""
         self._begun.discard(key)
-        attempt = self.attempts.pop(key)
-        if what != "ended":
-            return NotLaunched(attempt)
-        exit_code, *used = more
-        return CommandEnded(attempt, exit_code, usage(*used))
+        if new:
+            self._short_in_a_row += 1
+            pid, token, started_at = new
+            yield Begun(attempt, pid, token)
+        changed_at = datetime.fromisoformat(started_at) if started_at else None
+        yield CommandEnded(attempt, exit_code, usage(seconds, memory), changed_at)
+        if self._follower is not None and self._follower[1] == key:
+            follower = self.attempts[self._follower[0]]
+            self._follower = None
+            yield Followed(follower, changed_at)
 
 
 class Launching:
@@ -172,18 +231,32 @@ class Launching:
         """A descriptor that becomes readable when there is something to :meth:`poll`; None: there never is."""
         return None if self._epoll is None else self._epoll.fileno()
 
-    def start(self, attempt: Attempt, task: Task, words: list[str], variables: Mapping[str, str], own: str) -> bool:
+    def short_one(self, job_name: str) -> Attempt | None:
+        """An attempt of this job that another one may follow, see :meth:`start`; None: there is none."""
+        found = (launcher.short_one() for launcher in self._launchers.values())
+        return next((attempt for attempt in found if attempt is not None and attempt.job_name == job_name), None)
+
+    def start(
+        self,
+        attempt: Attempt,
+        task: Task,
+        words: list[str],
+        variables: Mapping[str, str],
+        own: str,
+        after: Attempt | None = None,
+    ) -> bool:
         """Have a command started, if it needs no shell and there is a launcher; :meth:`poll` says what became of it.
 
         :param words: the record, the time, the log, the directory to run in or nothing, the command, its arguments.
         :param variables: the environment variables that describe the task.
         :param own: the directory that belongs to the job.
+        :param after: one that this one follows, which was the :meth:`short_one`.
         :return: whether it was handed over; otherwise a shell must start it.
         """
         now = time.monotonic()
         self._in_a_row = self._in_a_row + 1 if now - self._last_start < _SOON else 0
         self._last_start = now
-        launcher = self._next_launcher()
+        launcher = self._next_launcher() if after is None else self._launcher_of(after)
         record, started_at, log_path, directory, command, *args = words
         if launcher is None or task.env or not task.append_env or directory not in ("", own):
             return False
@@ -194,12 +267,22 @@ class Launching:
         if directory:
             given.append(f"PWD={directory}")
         token = secrets.token_hex(8)
-        request = Request(attempt.serial, token, record, started_at, log_path, directory, path, given, args)
+        follows = -1 if after is None else after.serial
+        request = Request(attempt.serial, follows, token, record, started_at, log_path, directory, path, given, args)
         try:
             data = request.data
         except UnicodeEncodeError:
             return False
-        return len(data) <= MAX_MESSAGE and launcher.launch(attempt, data)
+        return len(data) <= MAX_MESSAGE and launcher.launch(attempt, data, after)
+
+    def withdraw(self, attempt: Attempt) -> None:
+        """Let an attempt not start that is to follow another one. An event says at once whether it has."""
+        launcher = self._launcher_of(attempt)
+        if launcher is not None:
+            launcher.withdraw(attempt)
+
+    def _launcher_of(self, attempt: Attempt) -> _Launcher | None:
+        return next((each for each in self._launchers.values() if attempt.serial in each.attempts), None)
 
     def _next_launcher(self) -> _Launcher | None:
         """The launcher that has least to do, if there is one. Under load there is one more if all have much to do."""
