@@ -10,7 +10,7 @@
 #   make check   ruff, mypy, import-linter, how large classes and functions are, and make docs
 #   make docs    the documentation as web pages, in docs/_build/html; make reference writes the pages made from the code
 #   make pyz     dist/air-executor.pyz: the manager, its server and its command line in one file, without Airflow
-#   make virtual-machine   a kernel and QEMU for the tests of control groups, once
+#   make virtual-machine   a kernel that runs as a process, for the tests of NFS and control groups, once
 #   make matrix   the tests on other shells, file systems, Pythons, Slurm: all rows, or ROW='sh-* xfs'; make matrix-list
 #   make kubernetes   builds a small Kubernetes cluster for the tests, once, and starts it, until Ctrl-C
 
@@ -106,7 +106,7 @@ bindfs:
 	@{ command -v bindfs && command -v rclone; } >/dev/null || { apt-get update -qq && \
 	  apt-get install -y -qq --no-install-recommends bindfs fuse3 rclone >/dev/null; }
 
-# The tests of control groups of version 2 run in a virtual machine, where this one has those of version 1.
+# The tests of NFS run in a virtual machine, and those of control groups of version 2, where this one has version 1.
 virtual-machine:
 	@tests/support/build_virtual_machine.sh
 

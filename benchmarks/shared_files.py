@@ -7,8 +7,8 @@ old jobs.
 
 Without `--mounts` two mounts of a temporary directory are made with bindfs, which needs root, or /dev/fuse. Two mounts
 of GlusterFS or another file system must show the same directory. `--nfs 4.2` and `--nfs 3-nolock` measure NFS in the
-virtual machine of the tests (`make virtual-machine`); where that is emulated, all that is computed takes ten times as
-long, and the figure for one mount says how much that is.
+virtual machine of the tests (`make virtual-machine`), which has one processor, and whose system calls take longer than
+those of this machine. The figure for one mount says how much that is.
 """
 
 from __future__ import annotations
