@@ -404,7 +404,8 @@ def _notice_end_of_task() -> None:
     """Let the supervisor see at once that its task has ended.
 
     A task that ends closes its pipes a moment before it can be waited for. A supervisor that looks in between waits
-    for a pipe next, when there is none any more, and so for 5 s; until then it would keep its slot.
+    for a pipe next, when there is none any more, and so for 5 s; until then it would keep its slot. A zygote says when
+    its task has ended; otherwise the supervisor looks again and again.
     """
     from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
@@ -416,8 +417,13 @@ def _notice_end_of_task() -> None:
     def serve_briefly(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
         _forward_once(self)
         _reap_orphans(self)
-        has_pipes = getattr(self, "_open_sockets", True)
-        return serve(self, max_wait_time if has_pipes else min(max_wait_time, _END_SECONDS), *args, **kwargs)
+        if getattr(self, "_open_sockets", True):
+            return serve(self, max_wait_time, *args, **kwargs)
+        if zygote.waits_for_end(self._process, max_wait_time):
+            code = self._check_subprocess_exit(*args, **kwargs)
+            if code is not None:
+                return code
+        return serve(self, min(max_wait_time, _END_SECONDS), *args, **kwargs)
 
     WatchedSubprocess._service_subprocess = serve_briefly  # type: ignore[method-assign]  # noqa: SLF001
 

@@ -207,6 +207,10 @@ class Zygote:
             time.sleep(_LOOK_SECONDS)
         return code
 
+    def waits_for_end(self, seconds: float) -> bool:
+        """Wait until it says that a task has ended, or is gone itself; False if it does neither in so many seconds."""
+        return bool(select.select([self._channel], [], [], seconds)[0])
+
     def _exit_code_of(self, pid: int) -> int | None:
         """How a task has ended; None: it runs. If its parent has ended it is our child."""
         try:
@@ -432,6 +436,16 @@ def _settle(message: Mapping[str, Any]) -> None:
 # -- what Airflow's supervisor has of it -------------------------------------------------------------------
 
 
+def waits_for_end(tracker: Any, seconds: float) -> bool:
+    """Wait for the end of a task, if a zygote has forked it.
+
+    :param tracker: through which Airflow's supervisor follows the task.
+    :return: whether there may be news of it.
+    """
+    its: Zygote | None = getattr(tracker, "zygote", None)
+    return its is not None and its.waits_for_end(seconds)
+
+
 def start_with(zygotes: Callable[[], Iterator[Zygote]]) -> None:
     """Let Airflow's supervisor have its tasks forked by a zygote.
 
@@ -448,7 +462,7 @@ def start_with(zygotes: Callable[[], Iterator[Zygote]]) -> None:
         TimeoutExpired = TimeoutError
 
         def __init__(self, pid: int, of: Zygote) -> None:
-            self._pid, self._zygote = pid, of
+            self._pid, self.zygote = pid, of
 
         @property
         def pid(self) -> int:
@@ -458,7 +472,7 @@ def start_with(zygotes: Callable[[], Iterator[Zygote]]) -> None:
             os.kill(self._pid, s)
 
         def wait(self, timeout: float | None) -> int:
-            code = self._zygote.wait(self._pid, timeout)
+            code = self.zygote.wait(self._pid, timeout)
             if code is None:
                 raise TimeoutError(f"process {self._pid} still runs")
             return _KilledBy(code) if code < 0 else code

@@ -115,6 +115,22 @@ def test_a_task_gets_the_process_that_has_had_one_of_its_file(
     assert run(store, "three", file="three")["pid"] in pids.values()
 
 
+def test_some_wait_longer_for_the_next_task_than_others(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    """Here one of them, and the others not at all."""
+    hasty = "import __main__\n__main__._IDLE_SECONDS, __main__._KEPT = 0.0, 1\n"
+    (tmp_path / "modules" / "hasty.py").write_text(hasty)
+    managers.start("--preload", "stays,hasty")
+    for name in ("one", "two"):
+        submit(store, name, "waits", tmp_path / "go")
+    pids = [said(store, name)["pid"] for name in ("one", "two")]
+    (tmp_path / "go").touch()
+    for name in ("one", "two"):
+        ended(store, name)
+    wait_until(lambda: any(map(is_gone, pids)), what="one of them is gone")
+    (left,) = (pid for pid in pids if not is_gone(pid))
+    assert run(store, "three")["pid"] == left
+
+
 @pytest.mark.parametrize("left", ["leaves", "thread", "fails", "refuses"])
 def test_a_process_of_which_something_is_left_ends(store: JobStore, managers: Managers, left: str) -> None:
     managers.start("--preload", "stays")

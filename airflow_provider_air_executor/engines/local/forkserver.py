@@ -61,7 +61,9 @@ from airflow_provider_air_executor.system.processes import (
     kill_started_by,
 )
 
-_IDLE_SECONDS = 60.0  # after which a shim that waits for another attempt ends
+_IDLE_SECONDS = 60.0  # after which a shim that waits for another attempt ends, unless it is one of the first:
+_KEPT_SECONDS = 330.0  # for these, so that what runs every five minutes finds them
+_KEPT = os.cpu_count() or 1  # that many
 _CHANNEL_BYTES = 4 * MAX_MESSAGE
 
 _preloaded: set[str] = set()  # modules that were imported for the tasks
@@ -360,8 +362,9 @@ class ForkServer:
 
     def _dismiss_idle(self) -> None:
         now = time.monotonic()
-        for pid, shim in self._shims.items():
-            if shim.idle_since is not None and now - shim.idle_since > _IDLE_SECONDS:
+        idle = {pid: now - shim.idle_since for pid, shim in self._shims.items() if shim.idle_since is not None}
+        for place, (pid, seconds) in enumerate(sorted(idle.items(), key=lambda each: each[1])):
+            if seconds > (_KEPT_SECONDS if place < _KEPT else _IDLE_SECONDS):
                 self._dismiss(pid)
 
     def _reap(self) -> None:
