@@ -221,7 +221,12 @@ class Engines:
         return task.evolve(runner=self.word_for(job, task), cwd=directory)
 
     def short_one(self, job_name: str) -> Attempt | None:
-        """An attempt of a job that is probably over soon: :meth:`start_after` takes one that starts then."""
+        """An attempt of a job that is probably over soon: :meth:`start_after` takes one that starts then.
+
+        None if there is none, or if there are more than may be by now.
+        """
+        if self._in_use[LOCAL] > self._limit(LOCAL):
+            return None
         find = getattr(self._engines[LOCAL], "short_one", None)
         found: Attempt | None = find(job_name) if callable(find) else None
         return found
@@ -273,7 +278,7 @@ class Engines:
                 if self._failures.pop(name, None) is not None:
                     log.info("the engine %s can say again what has happened", name)
         for event in events:
-            if isinstance(event, Started):
+            if isinstance(event, Started) and event.attempt.engine == LOCAL:  # it may have been handed over ahead
                 self._mark_in_use(event.attempt)
             elif isinstance(event, Ended | NotStarted) and event.attempt in self._marked:
                 self._marked.discard(event.attempt)

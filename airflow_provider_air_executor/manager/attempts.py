@@ -82,29 +82,35 @@ class Attempts:
             self._start_ahead(job)
 
     def _start_ahead(self, job: ActiveJob) -> None:
-        """Hand over the next task of a job for which there is no room: it starts when a short one of the job ends.
+        """Hand over the next tasks of a job for which there is no room: each starts when a short one of the job ends.
 
         So the machine need not wait for the manager. Nobody else may wait for that room.
         """
-        is_possible = job.stopping is None and not job.holds and self._queue.may_go_ahead(job.name)
+        while self._hand_over_ahead(job):
+            pass
+
+    def _hand_over_ahead(self, job: ActiveJob) -> bool:
+        is_possible = job.stopping is None and not job.holds and job.room >= 0 and self._queue.may_go_ahead(job.name)
         before = self._engines.short_one(job.name) if is_possible and None in job.graph.needs else None
         if before is None or job.running.get(before, CANCELLED) is not None or self._timers.now() < self._paused_until:
-            return
+            return False
         task = job.tasks[job.graph.take_ready(None)]
         if task.status is not TaskStatus.PENDING:
-            return
+            return False
         attempt, started_at = Attempt.of(job.name, task.id, 1), utc_now()
         is_plain = not task.attempt and task.resources is None and job.refusal(task) is None
+        is_plain = is_plain and job.graph.may_follow(task.id, before.task_id)
         is_taken = False
         if is_plain and self._engines.name_for(job.job, task) == LOCAL:
             with contextlib.suppress(OSError, protocol.SpawnError):  # it meets that again when there is room
                 is_taken = self._engines.start_after(before, attempt, job.job, task, started_at)
         if not is_taken:
             job.graph.add_ready(task.id)
-            return
+            return False
         job.running[attempt] = None
         job.ahead.add(attempt)
         job.begin(attempt, started_at)
+        return True
 
     def _start_pledged(self) -> None:
         """Start first what an earlier manager was about to start when it was killed, and may have begun."""

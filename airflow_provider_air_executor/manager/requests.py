@@ -164,6 +164,7 @@ class RequestHandler:
         now, found = utc_now(), {task_id for task_id in task_ids if task_id in job.tasks}
         for task_id in found:
             yield from job.cancel_task(task_id, now)
+        self._limits.cancel_tasks(job, found & {attempt.task_id for attempt in job.ahead})  # before they begin
         yield from self._files.snapshotting(job)
         job.holds.discard(Hold.CANCEL_TASKS)
         self._limits.cancel_tasks(job, found)

@@ -160,6 +160,11 @@ class TaskGraph:
         self._is_ready.discard(position)
         return self._ids[position]
 
+    def may_follow(self, task_id: str, before: str) -> bool:
+        """Whether a task may start as soon as another one has ended: if they run in order, none is overtaken."""
+        is_next = self._position[task_id] == self._position[before] + 1 and not self._tasks[before].retries
+        return is_next or not self._is_in_order
+
     def add_ready(self, task_id: str) -> None:
         """Put a task among those that can start, if it is not there."""
         position = self._position[task_id]

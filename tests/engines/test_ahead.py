@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from airflow_provider_air_executor.jobs import inbox, manager_info
+from airflow_provider_air_executor.engines.local.launcher import Request
+from airflow_provider_air_executor.jobs import inbox, manager_control, manager_info
 from airflow_provider_air_executor.jobs.store import JobStore
 from tests.support.jobs import ended, outcomes, remove, task
 from tests.support.launched import LAUNCHED
@@ -121,6 +127,8 @@ def test_a_task_is_cancelled(store: JobStore, managers: Managers, tmp_path: Path
     (tmp_path / "go").touch()
     assert ended(store, "j").state == "failed"
     assert outcomes(store, "j")["b"] == ("failed", "cancelled")
+    cancelled = store.get_tasks("j")[1]
+    assert (cancelled.attempt, cancelled.started_at) == (0, None)
     assert ran(tmp_path) == ["a", "done", "c"]
 
 
@@ -211,3 +219,110 @@ def test_no_more_run_at_a_time_than_may(store: JobStore, managers: Managers, tmp
         for change in ((each.started_at, 1), (each.completed_at, -1))
     )
     assert max(sum(step for _, step in changes[: number + 1]) for number in range(len(changes))) == 2
+
+
+@dataclass
+class Channel:
+    """A launcher, as the manager has it.
+
+    :param socket: to it.
+    :param process: its.
+    :param directory: of what it starts.
+    """
+
+    socket: socket.socket
+    process: subprocess.Popen[bytes]
+    directory: Path
+
+    def ask(self, key: int, line: str, *, after: int = -1, log: str = "log") -> None:
+        """Ask it to run a line of sh."""
+        where = [str(self.directory / name) for name in (f"record{key}", log)]
+        now = datetime.now(UTC).isoformat()
+        request = Request(key, after, f"{key:016x}", where[0], now, where[1], "", "/bin/sh", [], ["-c", line])
+        self.socket.send(request.data)
+
+    def events(self, number: int) -> list[list[object]]:
+        """What it says next: so many events, each with its name and its key."""
+        found: list[list[object]] = []
+        while len(found) < number:
+            found += [event[:2] for event in json.loads(self.socket.recv(100_000))]
+        return found
+
+
+@pytest.fixture
+def channel(tmp_path: Path) -> Iterator[Channel]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    words = [sys.executable, "-c", _LAUNCHER.format(path=tmp_path, seconds=3600), str(theirs.fileno())]
+    with ours, subprocess.Popen(words, pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        found = Channel(ours, process, tmp_path)
+        assert ours.recv(1000) == b'[["ready"]]'
+        yield found
+        ours.close()
+        process.wait()
+
+
+def test_what_was_to_follow_a_refused_one_is_given_back(channel: Channel) -> None:
+    """Its predecessor runs otherwise then, and one after the other."""
+    channel.ask(1, "true", log="no-such-directory/log")
+    channel.ask(2, "true", after=1)
+    channel.ask(3, "true", after=2)
+    assert channel.events(3) == [["refused", 1], ["later", 2], ["later", 3]]
+
+
+@pytest.mark.parametrize("withdrawn", [1, 2])
+def test_a_withdrawal_counts_that_came_before_the_end(channel: Channel, tmp_path: Path, withdrawn: int) -> None:
+    """Of the follower, or of the command that it follows, which is to be killed."""
+    channel.ask(1, f"echo $$ > {tmp_path}/pid; {until(tmp_path / 'go')}")
+    channel.ask(2, f"echo 2 >> {tmp_path}/ran", after=1)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), what="it runs")
+    channel.process.send_signal(signal.SIGSTOP)
+    channel.socket.send(str(withdrawn).encode())
+    (tmp_path / "go").touch()
+    path = Path("/proc", (tmp_path / "pid").read_text().strip(), "stat")
+    wait_until(lambda: path.read_text().rpartition(")")[2].split()[0] == "Z", what="it has ended")
+    channel.process.send_signal(signal.SIGCONT)
+    said = channel.events(2)
+    assert said[0] == ["later", 2]
+    assert said[1] in (["ended", 1], ["begun", 1])  # the former if it has seen the end first
+    assert said[1][0] == "ended" or channel.events(1) == [["ended", 1]]
+    assert not ran(tmp_path)
+
+
+@pytest.mark.parametrize("first", ["a dependent", "a retry"])
+def test_one_at_a_time_no_task_is_overtaken(store: JobStore, managers: Managers, tmp_path: Path, first: str) -> None:
+    managers.patch = ahead(tmp_path)
+    managers.start()
+    line = f"echo $0 >> {tmp_path}/ran"
+    tasks = [task("a", f"{line}; test $AIR_EXECUTOR_ATTEMPT = 2", retries=1), task("b", line)]
+    if first == "a dependent":
+        tasks = [task("a", line), task("x", line, after="a"), task("b", line)]
+    for each in tasks:
+        each["bash"] = each["bash"].replace("$0", each["id"])
+    store.submit("j", tasks, max_parallel_tasks=1)
+    assert ended(store, "j").state == "completed"
+    assert ran(tmp_path) == (["a", "x", "b"] if first == "a dependent" else ["a", "a", "b"])
+
+
+def test_there_are_fewer_slots_by_now(store: JobStore, managers: Managers, tmp_path: Path) -> None:
+    """Then a place that is free is not taken again."""
+    managers.patch = ahead(tmp_path)
+    managers.start("--max-concurrent-runners", "2")
+    first = [task(f"a{number}", f"{until(tmp_path / f'go{number}')}; echo a >> {tmp_path}/ran") for number in (1, 2)]
+    others = [task(f"b{number}", f"echo b{number} >> {tmp_path}/ran") for number in range(6)]
+    store.submit("j", [*first, *others], max_parallel_tasks=2)
+    statuses = ["running"] * 4 + ["pending"] * 4
+    wait_until(lambda: [each.status for each in store.get_tasks("j")] == statuses, what="two were handed over")
+    manager_control.set_slots(store, 1)
+
+    def is_known() -> bool:
+        info = manager_info.load(store)
+        return info is not None and info.slots["local"].limit == 1
+
+    wait_until(is_known, what="the manager knows")
+    (tmp_path / "go1").touch()
+    wait_until(lambda: "completed" in {each.status for each in store.get_tasks("j")[2:]}, what="a follower has ended")
+    (tmp_path / "go2").touch()
+    assert ended(store, "j").state == "completed"
+    found = ran(tmp_path)
+    assert [name[0] for name in found[:3]] == ["a", "b", "a"]

@@ -147,9 +147,7 @@ class LocalEngine:
         return self._starts.launching.short_one(job_name)
 
     def start_after(self, before: Attempt, attempt: Attempt, task: Task, started_at: datetime) -> bool:
-        """Have an attempt started as soon as another one has ended, if that is soon.
-
-        An event :class:`Started` follows, or :class:`NotStarted` with no reason.
+        """Have an attempt started as soon as another one has ended, if that is soon; :meth:`poll` says whether it was.
 
         :param before: what :meth:`short_one` gave.
         :return: whether that is possible.
@@ -225,9 +223,11 @@ class LocalEngine:
                 self._release(found, Ended(event.attempt, exit_code, ended_at, usage=event.usage))
             elif isinstance(event, Followed):
                 self._events.append(Started(event.attempt, event.started_at or utc_now()))
+            elif isinstance(event, GivenBack) and event.is_certain:
+                self._release(found, NotStarted(event.attempt, ""))
             elif isinstance(event, NotLaunched | GivenBack):
                 self._start_otherwise(found, "", is_final=isinstance(event, NotLaunched))
-                if isinstance(event, GivenBack) and event.attempt in self._attempts:  # its launcher was killed
+                if isinstance(event, GivenBack) and event.attempt in self._attempts:  # its launcher has started it
                     self._events.append(Started(event.attempt, utc_now()))
             else:
                 self._adopted.add(found)

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple, NoReturn
@@ -133,7 +134,8 @@ class Launcher:
         self._is_alone = False  # whether the manager is gone
         self._running: dict[int, _Command] = {}  # by the process ids
         self._new: dict[int, float] = {}  # those that have just begun, and until when they count as such
-        self._followers: dict[int, Received] = {}  # what is to follow some of these
+        self._followers: dict[int, Received] = {}  # what is to follow some of these, by the keys of those
+        self._not_begun: deque[int] = deque(maxlen=_MOST)  # keys of what was refused or given back
         self._events: list[str] = []  # that are to be reported, each as JSON
         self._pid = os.getpid()
         self._environment = {os.fsencode(name): os.fsencode(value) for name, value in as_given(os.environ).items()}
@@ -200,29 +202,32 @@ class Launcher:
         return True
 
     def _carry_out(self, request: Received) -> None:
-        before = next((pid for pid in self._new if self._running[pid].key == request.after), None)
-        if before is not None and before not in self._followers:
-            self._followers[before] = request
-        elif any(command.key == request.after for command in self._running.values()):
+        after = request.after
+        if after not in self._followers and any(self._running[pid].key == after for pid in self._new):
+            self._followers[after] = request
+        elif after in self._not_begun or any(command.key == after for command in self._running.values()):
             self._give_back(request)
         else:
             self._begin(request if request.after < 0 else _starting_now(request))
 
     def _withdraw(self, key: int) -> None:
-        """Give back what is to follow another command. If it has begun, that is reported now."""
+        """Give back what is to follow another command, or what follows this one, whose process is reported now."""
+        for before, request in list(self._followers.items()):
+            if key in (before, request.key):
+                self._give_back(self._followers.pop(before))
         for pid in self._new:
             if self._running[pid].key == key:
                 self._new[pid] = 0.0
-            elif pid in self._followers and self._followers[pid].key == key:
-                self._give_back(self._followers.pop(pid))
 
     def _give_back(self, request: Received) -> None:
+        self._not_begun.append(request.key)
         self._events.append(f'["later",{request.key}]')
 
     def _begin(self, request: Received) -> None:
         try:
             pid, command = self._start(request)
         except (OSError, ValueError):
+            self._not_begun.append(request.key)
             self._events.append(f'["refused",{request.key}]')
         else:
             self._running[pid] = command
@@ -283,8 +288,8 @@ class Launcher:
             del self._new[pid]
             command = self._running[pid]
             self._events.append(f'["begun",{command.key},{pid},"{command.identify(pid)}"]')
-            if pid in self._followers:
-                self._give_back(self._followers.pop(pid))
+            if command.key in self._followers:
+                self._give_back(self._followers.pop(command.key))
 
     def _reap(self) -> None:
         """Record how commands have ended. They are reaped after that: what has not been reaped is not gone.
@@ -320,10 +325,12 @@ class Launcher:
         if self._new.pop(pid, None) is None:
             self._events.append(f"[{said}]")
             return
-        while pid in self._followers and self._answer():  # it may have been withdrawn, before this command was killed
-            pass
-        follower, started_at = self._followers.pop(pid, None), ""
-        if follower is not None:
+        while command.key in self._followers and self._answer():
+            pass  # it may have been withdrawn before this command was killed
+        follower, started_at = self._followers.pop(command.key, None), ""
+        if follower is not None and code is None:  # who has no end is killed once more, with what it has left
+            self._give_back(follower)
+        elif follower is not None:
             following.append(_starting_now(follower))
             started_at = following[-1].started_at.decode()
         self._events.append(f'[{said},{pid},"{claimed_token(command.token)}","{started_at}"]')

@@ -77,9 +77,10 @@ class Followed(NamedTuple):
 
 
 class GivenBack(NamedTuple):
-    """A command was not started, for the one before it is not short."""
+    """A command was not started, for the one before it is not short, or is killed."""
 
     attempt: Attempt
+    is_certain: bool = True  # False: its launcher is gone, and may have started it
 
 
 class NotLaunched(NamedTuple):
@@ -131,7 +132,8 @@ class _Launcher:
 
     def short_one(self) -> Attempt | None:
         """The attempt that another one may follow: all that it has, and probably short. None: there is none."""
-        is_likely = self._short_in_a_row >= _SHORT_IN_A_ROW and len(self.attempts) == 1 and not self._begun
+        is_likely = self._short_in_a_row >= _SHORT_IN_A_ROW and not self._begun and self._follower is None
+        is_likely = is_likely and len(self.attempts) == 1
         return next(iter(self.attempts.values())) if is_likely else None
 
     def launch(self, attempt: Attempt, data: bytes, after: Attempt | None = None) -> bool:
@@ -161,7 +163,7 @@ class _Launcher:
             data = b""
         if not data:
             for key, attempt in self.attempts.items():
-                events.append(Lost(attempt) if key in self._begun else self._not_started(attempt))
+                events.append(Lost(attempt) if key in self._begun else self._not_started(attempt, is_certain=False))
             return False
         for what, *more in from_json(data):
             events += self._said(what, *more)
@@ -182,10 +184,10 @@ class _Launcher:
             if self._follower is not None and self._follower[0] == key:
                 self._follower = None
 
-    def _not_started(self, attempt: Attempt) -> Event:
+    def _not_started(self, attempt: Attempt, *, is_certain: bool = True) -> Event:
         """One that was to follow another one has no place of its own."""
         is_follower = self._follower is not None and self._follower[0] == attempt.serial
-        return GivenBack(attempt) if is_follower else NotLaunched(attempt)
+        return GivenBack(attempt, is_certain) if is_follower else NotLaunched(attempt)
 
     def _ended(self, key: int, exit_code: int | None, seconds: float, memory: int | None, *new: Any) -> Iterator[Event]:
         """A command has ended.
