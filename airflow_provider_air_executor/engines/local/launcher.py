@@ -137,7 +137,6 @@ class Launcher:
         self._followers: dict[int, Received] = {}  # what is to follow some of these, by the keys of those
         self._not_begun: deque[int] = deque(maxlen=_MOST)  # keys of what was refused or given back
         self._events: list[str] = []  # that are to be reported, each as JSON
-        self._pid = os.getpid()
         self._environment = {os.fsencode(name): os.fsencode(value) for name, value in as_given(os.environ).items()}
         self._default_signals = default_signals()
         self._own_maxrss = 0  # the most memory that this process had, at least
@@ -251,7 +250,7 @@ class Launcher:
         try:
             os.set_blocking(log, True)  # as it is for any other program
             token, started_at = request.token.decode(), request.started_at.decode()
-            record = claim_with(request.record, _line(self._pid, started_at, claimed_token(token)))
+            record = claim_with(request.record, _line(os.getpid(), started_at, claimed_token(token)))
             try:
                 pid = self._spawn(request, log)
             except BaseException:
