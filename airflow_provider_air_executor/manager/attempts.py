@@ -228,7 +228,6 @@ class Attempts:
                 if attempt in job.ahead:
                     self._jobs.counters["tasks_started"] += 1
                     job.ahead.discard(attempt)
-                    self._start_ahead(job)
             elif isinstance(event, Located):
                 job.locate(attempt, event.where)
 
@@ -263,6 +262,8 @@ class Attempts:
             else:
                 self._turns.do(job.name, rest)
         self._queue.add(job)
+        if not job.can_start:
+            self._start_ahead(job)
         self._jobs.touched.add(job.name)
 
     def _count_seconds(self, task: Task, ended_at: datetime) -> None:

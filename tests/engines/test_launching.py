@@ -138,8 +138,10 @@ def test_messages_that_have_come_together_are_all_read() -> None:
     events = []
     while select.select([launching.descriptor], [], [], 0)[0]:
         events += launching.poll()
-    ended = CommandEnded(attempts[0], 0, usage(0.25, None))
-    assert events == [Begun(attempts[0], 77, "token"), ended, NotLaunched(attempts[1])]
+    begun, ended, refused = events
+    assert begun == Begun(attempts[0], 77, "token")
+    assert ended == CommandEnded(attempts[0], 0, usage(0.25, None), ended.ended_at)
+    assert refused == NotLaunched(attempts[1])
     assert not launching._launchers
     launching.close()
 

@@ -219,10 +219,9 @@ class LocalEngine:
             elif isinstance(event, CommandEnded):
                 exit_code = None if found.is_detached else event.exit_code
                 found.is_killed = found.is_killed or exit_code is None
-                ended_at = event.ended_at or utc_now()
-                self._release(found, Ended(event.attempt, exit_code, ended_at, usage=event.usage))
+                self._release(found, Ended(event.attempt, exit_code, event.ended_at, usage=event.usage))
             elif isinstance(event, Followed):
-                self._events.append(Started(event.attempt, event.started_at or utc_now()))
+                self._events.append(Started(event.attempt, event.started_at))
             elif isinstance(event, GivenBack) and event.is_certain:
                 self._release(found, NotStarted(event.attempt, ""))
             elif isinstance(event, NotLaunched | GivenBack):

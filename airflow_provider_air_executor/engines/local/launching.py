@@ -28,7 +28,7 @@ from pydantic_core import from_json
 from airflow_provider_air_executor.engines.children import Children, usage
 from airflow_provider_air_executor.engines.local.launcher import MAX_MESSAGE, Request
 from airflow_provider_air_executor.engines.protocol import Attempt
-from airflow_provider_air_executor.jobs.models import Task
+from airflow_provider_air_executor.jobs.models import Task, utc_now
 from airflow_provider_air_executor.jobs.usage import Usage
 from airflow_provider_air_executor.system.environment import default_signals
 from airflow_provider_air_executor.system.python import module_command
@@ -66,14 +66,14 @@ class CommandEnded(NamedTuple):
     attempt: Attempt
     exit_code: int | None  # None: it could not be recorded
     usage: Usage
-    ended_at: datetime | None = None  # None: just now
+    ended_at: datetime
 
 
 class Followed(NamedTuple):
-    """The command before this one has ended; this one starts in its place."""
+    """The command before this one has ended, as the next event says; this one starts in its place."""
 
     attempt: Attempt
-    started_at: datetime | None  # None: just now
+    started_at: datetime
 
 
 class GivenBack(NamedTuple):
@@ -200,12 +200,14 @@ class _Launcher:
             self._short_in_a_row += 1
             pid, token, started_at = new
             yield Begun(attempt, pid, token)
-        changed_at = datetime.fromisoformat(started_at) if started_at else None
-        yield CommandEnded(attempt, exit_code, usage(seconds, memory), changed_at)
-        if self._follower is not None and self._follower[1] == key:
+        ended_at = datetime.fromisoformat(started_at) if started_at else utc_now()
+        if (
+            self._follower is not None and self._follower[1] == key
+        ):  # before the end, so that nobody else gets its place
             follower = self.attempts[self._follower[0]]
             self._follower = None
-            yield Followed(follower, changed_at)
+            yield Followed(follower, ended_at)
+        yield CommandEnded(attempt, exit_code, usage(seconds, memory), ended_at)
 
 
 class Launching:
