@@ -85,9 +85,7 @@ class Starts:
         :raises SpawnError: if the command is not there, or may not be run.
         :raises ResourceExhaustedError: if the machine is short of something.
         """
-        found = LocalAttempt(attempt, self.paths.record(attempt))
-        words, variables = self.paths.words(attempt, task, started_at), self.paths.variables(attempt)
-        _remove_output(f"{found.record_path}.output")
+        found, words, variables = self._prepare(attempt, task, started_at)
         if task.runner == _WARM:
             why_cold = self._warm.why_cold(task)
             if not why_cold:
@@ -103,10 +101,16 @@ class Starts:
 
     def start_after(self, before: Attempt, attempt: Attempt, task: Task, started_at: datetime) -> bool:
         """Have an attempt started when another one has ended, see :meth:`.LocalEngine.start_after`."""
-        found = LocalAttempt(attempt, self.paths.record(attempt))
-        words, variables = self.paths.words(attempt, task, started_at), self.paths.variables(attempt)
-        _remove_output(f"{found.record_path}.output")
+        found, words, variables = self._prepare(attempt, task, started_at)
         return task.runner != _WARM and self._launch(found, task, words, variables, before)
+
+    def _prepare(
+        self, attempt: Attempt, task: Task, started_at: datetime
+    ) -> tuple[LocalAttempt, list[str], Mapping[str, str]]:
+        """An attempt, and the words and the variables for who starts it; its result has a free place."""
+        found = LocalAttempt(attempt, self.paths.record(attempt))
+        _remove_output(f"{found.record_path}.output")
+        return found, self.paths.words(attempt, task, started_at), self.paths.variables(attempt)
 
     def _launch(
         self,
